@@ -1,0 +1,87 @@
+# Every target explains itself: make help
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3.11
+DISTRIBUTIONS := proto/python pkg runtime sdk cli $(addprefix services/,gateway scheduler node-agent profiler registry)
+SOURCES := pkg runtime sdk cli services tests benchmarks examples proto/generate.py
+STAMP := $(VENV)/.tessera-setup
+PYTEST := $(BIN)/python -m pytest -q
+SAY := printf '\033[2m%s\033[0m\n'
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+
+.PHONY: help setup proto proto-check fmt lint types contracts unit conformance check integration test test-protobuf7 demo bench clean
+
+help: ## list every target
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  \033[1m%-15s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make .venv with everything pinned (seconds when it is there already)
+
+$(STAMP): constraints.txt requirements-dev.txt $(addsuffix /pyproject.toml,$(DISTRIBUTIONS))
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not on PATH; set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(SAY) "setup 1/4: virtual environment in $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(SAY) "setup 2/4: torch (CPU build; the largest download)"
+	@$(BIN)/pip install -q $$(grep -E '^torch==' constraints.txt) 2> >(grep -v -E '^WARNING' >&2)
+	@$(SAY) "setup 3/4: libraries pinned in constraints.txt"
+	@$(BIN)/pip install -q -c constraints.txt -r requirements-dev.txt 2> >(grep -v -E '^WARNING' >&2)
+	@$(SAY) "setup 4/4: Tessera's own distributions (editable)"
+	@$(BIN)/pip install -q --no-build-isolation -c constraints.txt $(addprefix -e ,$(DISTRIBUTIONS)) 2> >(grep -v -E '^WARNING' >&2)
+	@touch $@
+
+proto: setup ## generate proto/python from proto/
+	@PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python proto/generate.py
+
+proto-check: setup ## fail when the generated stubs are stale
+	@PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python proto/generate.py --check
+
+fmt: setup ## format the code
+	@$(BIN)/ruff format -q $(SOURCES) && $(BIN)/ruff check -q --fix-only --select I $(SOURCES)
+
+lint: setup ## ruff: format and rules (the banned calls too)
+	@$(BIN)/ruff format -q --check $(SOURCES) || { echo "run 'make fmt'" >&2; exit 1; }
+	@$(BIN)/ruff check -q $(SOURCES)
+
+types: setup ## mypy, strict
+	@$(BIN)/mypy pkg/src runtime/src sdk/src cli/src $(addsuffix /src,$(addprefix services/,gateway scheduler node-agent profiler registry)) | tail -n 40; exit $${PIPESTATUS[0]}
+
+contracts: setup ## import contracts (.importlinter)
+	@$(BIN)/lint-imports --no-logo 2>&1 | tail -n 25; exit $${PIPESTATUS[0]}
+
+unit: setup ## unit tests: values, fakes, virtual time
+	@$(PYTEST) tests/unit
+
+conformance: setup ## one suite per interface, over every implementation
+	@$(PYTEST) tests/conformance
+
+check: ## the quick half: format, lint, types, contracts, stubs, unit, conformance
+	@start=$$SECONDS; for part in proto-check lint types contracts unit conformance; do \
+	  $(SAY) "check: $$part"; $(MAKE) -s $$part || exit 1; done; \
+	  echo "check: all passed in $$((SECONDS - start)) s"
+
+integration: setup ## real etcd, real processes, real models, faults
+	@$(PYTEST) tests/integration tests/e2e
+
+test: ## everything: check, then integration and end-to-end tests
+	@$(MAKE) -s check
+	@$(MAKE) -s integration
+
+test-protobuf7: ## the protocol tests beside the newer protobuf (constraints-protobuf7.txt), in an environment of their own
+	@test -x .venv-protobuf7/bin/python || $(PYTHON) -m venv .venv-protobuf7
+	@.venv-protobuf7/bin/pip install -q 'setuptools>=77' -c constraints-protobuf7.txt 2> >(grep -v -E '^WARNING' >&2)
+	@.venv-protobuf7/bin/pip install -q --no-build-isolation -c constraints-protobuf7.txt -e proto/python -e pkg -e sdk -e services/gateway -e services/scheduler \
+	  pytest pytest-asyncio pytest-timeout hypothesis 2> >(grep -v -E '^WARNING' >&2)
+	@.venv-protobuf7/bin/python -m pytest -q tests/unit/rpc tests/unit/wire tests/unit/frames
+
+demo: setup ## the main job on real models: bring up, register, profile, infer, explain, take down
+	@$(BIN)/python -m examples.demo
+
+bench: setup ## one benchmark: make bench NAME=start|memory|gateway
+	@test -n "$(NAME)" || { echo "NAME is missing: make bench NAME=start|memory|gateway" >&2; exit 2; }
+	@$(BIN)/python -m benchmarks.$(NAME)
+
+clean: ## remove .venv, the demo's state and caches
+	@rm -rf $(VENV) .venv-protobuf7 .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache benchmarks/results
+	@find . -name __pycache__ -prune -exec rm -rf {} + -o -name '*.egg-info' -prune -exec rm -rf {} +

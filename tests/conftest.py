@@ -1,0 +1,55 @@
+"""What every test shares: tests that need more than Python and make are run where that is there.
+
+A marker per need (see pyproject.toml). Where the need is not met the test is left out and counted in one last line with the
+reason; `TESSERA_REQUIRE_<NEED>=1` makes leaving it out a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+
+def _missing_root() -> str | None:
+    return None if os.geteuid() == 0 else "not root"
+
+
+def _missing_etcd() -> str | None:
+    """Kill tests need an etcd without the consistency fault of 3.5.0-3.5.5 (etcd issue 13766): one on PATH, not the wheel's."""
+    path = shutil.which("etcd")
+    if path is None:
+        return "no etcd >= 3.4.22 on PATH"
+    words = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout.split()
+    version = tuple(int(part) for part in words[2].split("."))
+    if version < (3, 4, 22) or (3, 5, 0) <= version <= (3, 5, 5):
+        return f"etcd {words[2]} may lose data when killed"
+    return None
+
+
+NEEDS: dict[str, Callable[[], str | None]] = {"root": _missing_root, "etcd": _missing_etcd}
+_left_out: Counter[str] = Counter()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for need, missing in NEEDS.items():
+        wanted = [item for item in items if item.get_closest_marker(need)]
+        reason = missing() if wanted else None
+        if reason is None:
+            continue
+        if os.environ.get(f"TESSERA_REQUIRE_{need.upper()}") == "1":
+            raise pytest.UsageError(f"TESSERA_REQUIRE_{need.upper()}=1, but {len(wanted)} tests cannot run: {reason}")
+        for item in wanted:
+            items.remove(item)
+            _left_out[f"{need} ({reason})"] += 1
+        config.hook.pytest_deselected(items=wanted)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _left_out:
+        what = ", ".join(f"{count} that need {need}" for need, count in sorted(_left_out.items()))
+        terminalreporter.write_line(f"left out here: {what}")

@@ -144,6 +144,7 @@ class Instance(_message.Message):
     SERVED_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     ARTIFACT_DIGEST_FIELD_NUMBER: _builtins.int
+    MAX_BATCH_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     generation: _builtins.int
     runtime_id: _builtins.str
@@ -160,6 +161,7 @@ class Instance(_message.Message):
     served: _builtins.int
     error: _builtins.str
     artifact_digest: _builtins.str
+    max_batch: _builtins.int
     @_builtins.property
     def variant(self) -> _common_pb2.VariantKey: ...
     @_builtins.property
@@ -185,10 +187,11 @@ class Instance(_message.Message):
         served: _builtins.int = ...,
         error: _builtins.str = ...,
         artifact_digest: _builtins.str = ...,
+        max_batch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "variant", b"variant"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "endpoint", b"endpoint", "error", b"error", "fetched", b"fetched", "generation", b"generation", "idle_s", b"idle_s", "instance_id", b"instance_id", "pid", b"pid", "private_bytes", b"private_bytes", "runtime_id", b"runtime_id", "served", b"served", "shared_bytes", b"shared_bytes", "stages", b"stages", "start_path", b"start_path", "state", b"state", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "endpoint", b"endpoint", "error", b"error", "fetched", b"fetched", "generation", b"generation", "idle_s", b"idle_s", "instance_id", b"instance_id", "max_batch", b"max_batch", "pid", b"pid", "private_bytes", b"private_bytes", "runtime_id", b"runtime_id", "served", b"served", "shared_bytes", b"shared_bytes", "stages", b"stages", "start_path", b"start_path", "state", b"state", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

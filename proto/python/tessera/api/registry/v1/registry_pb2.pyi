@@ -362,6 +362,8 @@ class VariantInfo(_message.Message):
     TENSOR_COUNT_FIELD_NUMBER: _builtins.int
     ARTIFACT_DIGEST_FIELD_NUMBER: _builtins.int
     GRAPH_DIGEST_FIELD_NUMBER: _builtins.int
+    FLAVOUR_FIELD_NUMBER: _builtins.int
+    MAX_BATCH_FIELD_NUMBER: _builtins.int
     backend: _builtins.str
     precision: _builtins.str
     state: _builtins.str
@@ -374,6 +376,8 @@ class VariantInfo(_message.Message):
     tensor_count: _builtins.int
     artifact_digest: _builtins.str
     graph_digest: _builtins.str
+    flavour: _builtins.str
+    max_batch: _builtins.int
     @_builtins.property
     def key(self) -> _common_pb2.VariantKey: ...
     def __init__(
@@ -390,10 +394,12 @@ class VariantInfo(_message.Message):
         tensor_count: _builtins.int = ...,
         artifact_digest: _builtins.str = ...,
         graph_digest: _builtins.str = ...,
+        flavour: _builtins.str = ...,
+        max_batch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "backend", b"backend", "build_class", b"build_class", "graph_digest", b"graph_digest", "key", b"key", "precision", b"precision", "reason", b"reason", "state", b"state", "tensor_bytes", b"tensor_bytes", "tensor_bytes_shared", b"tensor_bytes_shared", "tensor_count", b"tensor_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "backend", b"backend", "build_class", b"build_class", "flavour", b"flavour", "graph_digest", b"graph_digest", "key", b"key", "max_batch", b"max_batch", "precision", b"precision", "reason", b"reason", "state", b"state", "tensor_bytes", b"tensor_bytes", "tensor_bytes_shared", b"tensor_bytes_shared", "tensor_count", b"tensor_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,5 @@
+"""Decisions as pure functions: `start` (node and start path), `placement` (bytes already there), `scaling` (idle keep-alive), `variant`.
+
+Each family is a folder: `base.py` holds the interface and its values, one file holds one policy, `registry.py` maps names to
+factories. A policy proposes and never acts; it knows only `tessera.domain`, and time reaches it as an argument.
+"""

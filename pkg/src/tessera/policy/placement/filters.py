@@ -1,0 +1,128 @@
+"""Which nodes may hold a variant at all. Every refusal explains itself and is counted.
+
+Filters are a mechanism, not a policy: they hold whatever the policies propose. Cheap ones come first; the first that refuses
+speaks for the node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from tessera.domain.ids import NodeId
+from tessera.policy.placement.base import Placement
+from tessera.policy.view import Candidate, NodeCondition, NodeView
+
+
+class RefusalKind(StrEnum):
+    DOMAIN = "domain"
+    SUSPECT = "suspect"
+    SILENT = "silent"
+    BUILD_CLASS = "build_class"
+    FLAVOUR = "flavour"
+    STORE = "store"
+    FAILED = "failed"
+
+    @property
+    def passes_by_itself(self) -> bool:
+        """Whether waiting may help: a lease comes back, an agent reports."""
+        return self in (RefusalKind.SUSPECT, RefusalKind.SILENT)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a node was not taken. `short_bytes` is what its store lacks, for the kind `store`."""
+
+    node_id: NodeId
+    kind: RefusalKind
+    reason: str
+    short_bytes: int = 0
+
+
+Filter = Callable[[Candidate, NodeView, Placement], Refusal | None]
+
+
+def same_domain(candidate: Candidate, node: NodeView, placement: Placement) -> Refusal | None:
+    if node.trust_domain == candidate.key.trust_domain:
+        return None
+    return Refusal(node.node_id, RefusalKind.DOMAIN, f"serves trust domain {node.trust_domain}, not {candidate.key.trust_domain}")
+
+
+def answering(candidate: Candidate, node: NodeView, placement: Placement) -> Refusal | None:
+    if node.condition is NodeCondition.SUSPECT:
+        return Refusal(node.node_id, RefusalKind.SUSPECT, "is suspect: its lease is lost")
+    if node.condition is NodeCondition.SILENT:
+        return Refusal(node.node_id, RefusalKind.SILENT, "does not report: its agent has no status stream to this leader")
+    return None
+
+
+def same_build_class(candidate: Candidate, node: NodeView, placement: Placement) -> Refusal | None:
+    wanted = candidate.record.build_class
+    if wanted is None or wanted == node.build_class:
+        return None
+    return Refusal(node.node_id, RefusalKind.BUILD_CLASS, f"is of build class {node.build_class}; the variant was built for {wanted}")
+
+
+def has_flavour(candidate: Candidate, node: NodeView, placement: Placement) -> Refusal | None:
+    if candidate.record.flavour in node.flavours:
+        return None
+    return Refusal(
+        node.node_id, RefusalKind.FLAVOUR, f"has no {candidate.record.flavour} runtimes; it has {', '.join(node.flavours) or 'none'}"
+    )
+
+
+def has_room(candidate: Candidate, node: NodeView, placement: Placement) -> Refusal | None:
+    short = placement.bytes_to_fetch - node.room_bytes
+    if short <= 0:
+        return None
+    needed, room = size_words(placement.bytes_to_fetch), size_words(node.room_bytes)
+    reason = f"is short of {size_words(short)} in its store: {needed} to fetch, {room} free or reclaimable"
+    return Refusal(node.node_id, RefusalKind.STORE, reason, short)
+
+
+FILTERS: tuple[Filter, ...] = (same_domain, answering, same_build_class, has_flavour, has_room)
+
+
+def refusal(candidate: Candidate, node: NodeView, placement: Placement, filters: Sequence[Filter] = FILTERS) -> Refusal | None:
+    """The first refusal, or None where the node may hold the candidate."""
+    return next((found for check in filters if (found := check(candidate, node, placement)) is not None), None)
+
+
+_WORDS = {
+    RefusalKind.DOMAIN: ("serves another trust domain", "serve other trust domains"),
+    RefusalKind.SUSPECT: ("is suspect (its lease is lost)", "are suspect (their leases are lost)"),
+    RefusalKind.SILENT: ("does not report", "do not report"),
+    RefusalKind.BUILD_CLASS: ("is of another build class", "are of another build class"),
+    RefusalKind.FLAVOUR: ("has no runtime of the flavour", "have no runtime of the flavour"),
+    RefusalKind.FAILED: ("failed at this start", "failed at this start"),
+}
+
+
+def explain(refusals: Sequence[Refusal], nodes: int) -> str:
+    """Counts refusals into one sentence, e.g. "0 of 3 nodes: 2 are of another build class, 1 is short of 2.1 GiB in its store"."""
+    if nodes == 0:
+        return "0 of 0 nodes: no node is registered"
+    by_kind = {kind: [item for item in refusals if item.kind is kind] for kind in RefusalKind}
+    parts = [_part(kind, found) for kind, found in sorted(by_kind.items(), key=lambda entry: -len(entry[1])) if found]
+    refused = len({item.node_id for item in refusals})
+    return f"{nodes - refused} of {nodes} nodes: {', '.join(parts)}" if parts else f"{nodes} of {nodes} nodes"
+
+
+def _part(kind: RefusalKind, found: Sequence[Refusal]) -> str:
+    one = len(found) == 1
+    if kind is RefusalKind.STORE:
+        least, most = min(item.short_bytes for item in found), max(item.short_bytes for item in found)
+        amount = size_words(least) if size_words(least) == size_words(most) else f"{size_words(least)} to {size_words(most)}"
+        return f"{len(found)} {'is' if one else 'are'} short of {amount} in {'its store' if one else 'their stores'}"
+    return f"{len(found)} {_WORDS[kind][0 if one else 1]}"
+
+
+def size_words(size_bytes: int) -> str:
+    """Bytes for people: "2.1 GiB", "512 B"."""
+    size = float(size_bytes)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"

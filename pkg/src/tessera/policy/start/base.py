@@ -1,0 +1,76 @@
+"""The interface of start policies, the question they get and the decision they return."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from tessera.domain.ids import NodeId, ProfileClass, VariantKey
+from tessera.domain.instance import StartPath
+from tessera.domain.records import ProfileRecord
+from tessera.policy.placement.filters import Refusal
+from tessera.policy.view import Candidate, InstanceView, NodeView
+
+OptionKey = tuple[VariantKey, NodeId, StartPath]
+"""What can be tried and can fail: one candidate on one node by one path."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartQuestion:
+    """Candidates in the gateway's order, nodes at one moment, and what is known about costs.
+
+    `failed` maps options that were tried for this request to the words of their failure; they are not chosen again.
+    """
+
+    candidates: tuple[Candidate, ...]
+    nodes: tuple[NodeView, ...]
+    profiles: Mapping[tuple[VariantKey, ProfileClass], ProfileRecord] = field(default_factory=dict)
+    failed: Mapping[OptionKey, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StartOption:
+    """One way to answer. `measured` says whether its path cost comes from a profile; refused options have no expected time.
+
+    `rank` is the candidate's place in the gateway's order (0 = its choice).
+    """
+
+    variant: VariantKey
+    rank: int
+    node_id: NodeId
+    start_path: StartPath
+    expected_ms: float
+    bytes_to_fetch: int
+    measured: bool
+    reason: str
+    refused: bool = False
+    instance: InstanceView | None = None
+
+    @property
+    def key(self) -> OptionKey:
+        return (self.variant, self.node_id, self.start_path)
+
+
+@dataclass(frozen=True, slots=True)
+class StartDecision:
+    """The choice (None when every node refused), all others with their numbers and reasons, and the refusals in one sentence.
+
+    `may_pass` says whether some refusal goes away by itself, so that asking again soon makes sense.
+    """
+
+    chosen: StartOption | None
+    losers: tuple[StartOption, ...]
+    refusals: tuple[Refusal, ...]
+    explanation: str
+    policy: str
+    may_pass: bool = False
+
+
+class StartPolicy(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    def decide(self, question: StartQuestion) -> StartDecision:
+        """Never chooses a refused or a failed option; the decision does not depend on the order of the nodes."""
+        ...

@@ -1,0 +1,126 @@
+"""The start that is ready soonest, unless that means a variant which the gateway likes less for little gain.
+
+An instance serves long after its start, so the gateway's order (by objective and profile) is worth `order_ms` per place: the
+second candidate wins only when it is ready that much sooner. Among equals the node with more of the bytes, then the less loaded,
+then the first id wins (that is the placement policy's order).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from tessera.domain.instance import InstanceState, StartPath
+from tessera.policy.placement.base import Placement, PlacementPolicy
+from tessera.policy.placement.bytes_present import BytesPresentPlacement
+from tessera.policy.placement.filters import Refusal, RefusalKind, explain, refusal, size_words
+from tessera.policy.start.base import StartDecision, StartOption, StartQuestion
+from tessera.policy.start.costs import CostModel
+from tessera.policy.view import Candidate, InstanceView, NodeCondition, NodeView
+
+DEFAULT_ORDER_MS = 1000.0
+"""How much sooner a candidate must be ready to be taken before the one that the gateway put one place ahead of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheapestStart:
+    placement: PlacementPolicy = field(default_factory=BytesPresentPlacement)
+    costs: CostModel = field(default_factory=CostModel)
+    order_ms: float = DEFAULT_ORDER_MS
+
+    @property
+    def name(self) -> str:
+        return f"cheapest({self.placement.name})"
+
+    def decide(self, question: StartQuestion) -> StartDecision:
+        options: list[tuple[StartOption, int]] = []
+        refusals: list[Refusal] = []
+        sentences: list[str] = []
+        for rank, candidate in enumerate(question.candidates):
+            nodes = {node.node_id: node for node in question.nodes}
+            refused: list[Refusal] = []
+            for place, placement in enumerate(self.placement.rank(candidate, question.nodes)):
+                node = nodes[placement.node_id]
+                found = list(self._options(question, candidate, rank, node, placement, refused))
+                options.extend((option, place) for option in found)
+            refusals.extend(refused)
+            sentences.append(f"{candidate.key}: {explain(refused, len(question.nodes))}")
+        open_options = [(option, place) for option, place in options if not option.refused]
+        best = min(open_options, key=lambda entry: (self._worth(entry[0]), entry[0].rank, entry[1], entry[0].start_path), default=None)
+        chosen = best[0] if best is not None else None
+        losers = [_lost(option, chosen) for option, _ in options if option is not chosen]
+        losers.sort(key=lambda option: (option.refused, self._worth(option), option.node_id, option.start_path))
+        may_pass = any(item.kind.passes_by_itself for item in refusals) or not question.nodes
+        return StartDecision(chosen, tuple(losers), tuple(refusals), "; ".join(sentences), self.name, may_pass)
+
+    def _worth(self, option: StartOption) -> float:
+        return option.expected_ms + option.rank * self.order_ms
+
+    def _options(
+        self, question: StartQuestion, candidate: Candidate, rank: int, node: NodeView, placement: Placement, refused: list[Refusal]
+    ) -> Iterator[StartOption]:
+        ready = _ready_instance(candidate, node)
+        if ready is not None and (candidate.key, node.node_id, StartPath.WARM) not in question.failed:
+            yield StartOption(candidate.key, rank, node.node_id, StartPath.WARM, 0.0, 0, True, "an instance is ready", instance=ready)
+        no = refusal(candidate, node, placement)
+        if no is not None:
+            refused.append(no)
+            path = StartPath.BIND if _bindable(candidate, node) else StartPath.FORK
+            yield StartOption(
+                candidate.key, rank, node.node_id, path, 0.0, placement.bytes_to_fetch, False, f"refused: {node.node_id} {no.reason}", True
+            )
+            return
+        paths = [StartPath.BIND, StartPath.FORK] if _bindable(candidate, node) else [StartPath.FORK]
+        failures = []
+        for path in paths:
+            option = self._cost(question, candidate, rank, node, placement, path)
+            words = question.failed.get(option.key)
+            if words is not None:
+                failures.append(words)
+                option = replace(option, refused=True, reason=f"refused: failed before: {words}")
+            yield option
+        if len(failures) == len(paths):
+            refused.append(Refusal(node.node_id, RefusalKind.FAILED, f"failed: {failures[-1]}"))
+
+    def _cost(
+        self, question: StartQuestion, candidate: Candidate, rank: int, node: NodeView, placement: Placement, path: StartPath
+    ) -> StartOption:
+        profile = question.profiles.get((candidate.key, node.profile_class))
+        path_ms, measured = self.costs.path(path, candidate.record.backend, profile)
+        fetch_ms = self.costs.fetch_ms(placement.bytes_to_fetch)
+        reason = f"{path_ms:.1f} ms {'measured' if measured else 'assumed'}"
+        if placement.bytes_to_fetch:
+            estimated = "" if placement.exact else " (estimated)"
+            reason += f" + {fetch_ms:.1f} ms for {size_words(placement.bytes_to_fetch)} to fetch{estimated}"
+        return StartOption(candidate.key, rank, node.node_id, path, path_ms + fetch_ms, placement.bytes_to_fetch, measured, reason)
+
+
+def _ready_instance(candidate: Candidate, node: NodeView) -> InstanceView | None:
+    """A ready instance whose agent answers; a silent node's report is history, and its instance may be gone."""
+    if node.condition is NodeCondition.SILENT or node.trust_domain != candidate.key.trust_domain:
+        return None
+    ready = [item for item in node.instances if item.variant == candidate.key and item.state is InstanceState.READY]
+    return min(ready, key=lambda item: item.instance_id, default=None)
+
+
+def _bindable(candidate: Candidate, node: NodeView) -> bool:
+    """Whether a warm runtime of the flavour is there, of the same trust domain or holding nothing yet."""
+    return any(
+        runtime.flavour == candidate.record.flavour and runtime.trust_domain in ("", candidate.key.trust_domain)
+        for runtime in node.runtimes
+    )
+
+
+def _lost(option: StartOption, chosen: StartOption | None) -> StartOption:
+    if option.refused or chosen is None:
+        return option
+    difference = option.expected_ms - chosen.expected_ms
+    if option.rank > chosen.rank and difference <= 0:
+        words = f"ready {-difference:.1f} ms sooner, but the gateway prefers {chosen.variant}"
+    elif difference > 0:
+        words = f"{difference:.1f} ms more than {chosen.start_path} on {chosen.node_id}"
+    elif option.rank < chosen.rank:
+        words = f"less than {chosen.start_path} on {chosen.node_id}"
+    else:
+        words = f"as fast as {chosen.node_id}, which has more of the bytes, less load or the lower id"
+    return replace(option, reason=f"{option.reason}; {words}")

@@ -1,0 +1,84 @@
+"""What a policy sees of the cluster: frozen values made from etcd's records and the agents' reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from tessera.domain.artifact import Blob
+from tessera.domain.ids import BuildClass, Digest, Generation, InstanceId, NodeId, ProfileClass, RuntimeId, TrustDomain, VariantKey
+from tessera.domain.instance import InstanceState
+from tessera.domain.records import VariantRecord
+
+
+class NodeCondition(StrEnum):
+    """usable: lease held and status stream answering. suspect: its lease is lost. silent: its agent reports nothing (yet)."""
+
+    USABLE = "usable"
+    SUSPECT = "suspect"
+    SILENT = "silent"
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeView:
+    """A warm runtime. `trust_domain` is empty while it holds nothing."""
+
+    runtime_id: RuntimeId
+    flavour: str
+    trust_domain: str
+    instances: int
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceView:
+    """An instance as its agent reports it. `idle_s` is seconds since its last request ended, 0 while one executes."""
+
+    instance_id: InstanceId
+    variant: VariantKey
+    generation: Generation
+    state: InstanceState
+    idle_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """A node at the moment of a snapshot.
+
+    `store_held_bytes` are the bytes of the store that nothing can reclaim now (pinned, or unlinked and still mapped);
+    `starting` counts the starts that were sent to it and have not answered.
+    """
+
+    node_id: NodeId
+    build_class: BuildClass
+    profile_class: ProfileClass
+    trust_domain: TrustDomain
+    flavours: tuple[str, ...] = ()
+    digests: frozenset[Digest] = frozenset()
+    store_budget_bytes: int = 0
+    store_held_bytes: int = 0
+    runtimes: tuple[RuntimeView, ...] = ()
+    instances: tuple[InstanceView, ...] = ()
+    starting: int = 0
+    condition: NodeCondition = NodeCondition.USABLE
+
+    @property
+    def load(self) -> int:
+        """Instances that it holds or is starting: the measure that breaks ties."""
+        return len(self.instances) + self.starting
+
+    @property
+    def room_bytes(self) -> int:
+        """Bytes that its store can take at most, after it has reclaimed all that nobody holds."""
+        return max(0, self.store_budget_bytes - self.store_held_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A variant that may answer. `blobs` is every blob it needs on a node, or None where the list is not known yet."""
+
+    record: VariantRecord
+    blobs: tuple[Blob, ...] | None = None
+
+    @property
+    def key(self) -> VariantKey:
+        return self.record.key

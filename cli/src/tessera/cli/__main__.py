@@ -1,0 +1,24 @@
+"""The `tessera` command: python -m tessera.cli, or the script `tessera`."""
+
+from __future__ import annotations
+
+import typer
+
+from tessera.cli.commands import infer, inspect, models, platform, profiles
+
+app = typer.Typer(
+    name="tessera",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Serve any registered model within milliseconds. Exit codes: 0 ok, 1 failed, 2 usage, 3 timed out.",
+)
+for group in (platform, models, profiles, infer, inspect):
+    group.register(app)
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

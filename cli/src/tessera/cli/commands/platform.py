@@ -1,0 +1,127 @@
+"""`tessera up | down | doctor | config show`: the embedded platform."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tessera.cli.embedded import control
+from tessera.cli.embedded import state as platform
+from tessera.cli.embedded.doctor import examine
+from tessera.cli.embedded.layout import DEFAULT_PORT_BASE, Layout, default_state_folder
+from tessera.cli.output import EXIT_FAILED, Format, OutputOption, exit_codes, note, show
+from tessera.clock import SystemClock
+from tessera.domain.errors import InvalidInput
+
+StateOption = Annotated[
+    Path | None, typer.Option("--state", help="the platform's folder (default: TESSERA_STATE, else the user's state home)")
+]
+
+config = typer.Typer(no_args_is_help=True, help="The configuration that the embedded platform runs with.")
+
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def _bytes(text: str) -> int:
+    number, unit = (text[:-1], text[-1].upper()) if text[-1:].upper() in _UNITS else (text, "")
+    try:
+        value = int(float(number) * _UNITS.get(unit, 1))
+    except ValueError:
+        raise InvalidInput("--store", text, "must be a number of bytes, or one with K, M or G") from None
+    if value < 64 << 20:
+        raise InvalidInput("--store", text, "must be at least 64M")
+    return value
+
+
+def _layout(state: Path | None, port_base: int, nodes: int, store: str, sharing: bool, otlp_endpoint: str) -> Layout:
+    folder = state.expanduser().resolve() if state is not None else default_state_folder()
+    return Layout(folder, port_base, nodes, _bytes(store), sharing, otlp_endpoint)
+
+
+def _known_layout(state: Path | None) -> Layout:
+    folder = state.expanduser().resolve() if state is not None else default_state_folder()
+    recorded = platform.load(folder) if folder.is_dir() else None
+    return Layout(folder, recorded.port_base, recorded.nodes) if recorded is not None else Layout(folder)
+
+
+def _say_running(found: platform.PlatformState, state: Path) -> None:
+    note(f"gRPC (Open Inference) on {found.endpoint}, metrics on {found.metrics_address}, admin on {found.admin_endpoint}")
+    here = "" if state == default_state_folder() else f" --state {state}"
+    note(f"state in {state}; come back down with: tessera down{here}")
+
+
+def up(
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="return when it runs; it goes on in the background")] = False,
+    state: StateOption = None,
+    port_base: Annotated[
+        int, typer.Option("--port-base", help="8001 gRPC, 8002 metrics, 8003 admin, and so on from here")
+    ] = DEFAULT_PORT_BASE,
+    nodes: Annotated[int, typer.Option("--nodes", help="node agents on this machine")] = 1,
+    store: Annotated[str, typer.Option("--store", help="budget of each node's tensor store")] = "4G",
+    sharing: Annotated[
+        bool, typer.Option("--sharing/--no-sharing", help="share weights between instances (off: for fair baselines)")
+    ] = True,
+    otlp_endpoint: Annotated[str, typer.Option("--otlp-endpoint", help="send traces there (host:port, OTLP over gRPC)")] = "",
+) -> None:
+    """Bring a whole platform up on this machine: etcd, the five services, runtimes as processes."""
+    with exit_codes():
+        layout = _layout(state, port_base, nodes, store, sharing, otlp_endpoint)
+        running = platform.running(layout.state) if layout.state.is_dir() else None
+        if running is not None:
+            note(f"a platform runs here already ({running.status}, pid {running.supervisor.pid})")
+            _say_running(running, layout.state)
+            return
+        if detach:
+            found = asyncio.run(control.up_detached(layout, SystemClock()))
+            _say_running(found, layout.state)
+            return
+        platform.prepare(layout)
+        control.check_can_start(layout)
+        note(f"starting; Ctrl-C takes it down (gRPC will be on {layout.endpoint}, logs in {layout.logs})")
+    command = control.supervisor_command(layout)
+    os.execv(command[0], command)
+
+
+def down(state: StateOption = None) -> None:
+    """Take the platform down and say what is left of it (nothing, if all is well)."""
+    with exit_codes():
+        layout = _known_layout(state)
+        left = asyncio.run(control.down(layout, SystemClock()))
+        for line in left:
+            note(f"left behind: {line}")
+        if left:
+            raise typer.Exit(EXIT_FAILED)
+        note("down; no process, socket, lease or tmpfs file is left")
+
+
+def doctor(state: StateOption = None, output: OutputOption = Format.TABLE) -> None:
+    """Examine this machine: what Tessera can use here, and what to mend."""
+    with exit_codes():
+        findings = examine(_known_layout(state))
+        show([asdict(finding) for finding in findings], output, columns=("check", "status", "detail"), name=lambda item: item["check"])
+        if any(finding.status == "fail" for finding in findings):
+            raise typer.Exit(EXIT_FAILED)
+
+
+@config.command("show")
+def config_show(state: StateOption = None, output: OutputOption = Format.YAML) -> None:
+    """The settings of every process of the platform in the state folder."""
+    with exit_codes():
+        layout = _known_layout(state)
+        data = {name: settings for name, (_, settings) in layout.services().items()}
+        rows = [
+            {"process": name, "setting": key, "value": str(value)} for name, settings in data.items() for key, value in settings.items()
+        ]
+        show(data, output, rows=rows, columns=("process", "setting", "value"))
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(up)
+    app.command()(down)
+    app.command()(doctor)
+    app.add_typer(config, name="config")

@@ -1,0 +1,143 @@
+"""Where everything of an embedded platform lies, and the configuration of each of its processes. Values only."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tessera.domain.errors import InvalidInput
+
+HOST = "127.0.0.1"
+DEFAULT_PORT_BASE = 8000
+MAX_NODES = 16
+MAX_PORT_BASE = 65535 - 100
+
+Settings = dict[str, Any]
+
+
+def default_state_folder() -> Path:
+    """`TESSERA_STATE`, else `tessera` in the user's state home."""
+    given = os.environ.get("TESSERA_STATE")
+    if given:
+        return Path(given).expanduser().resolve()
+    home = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return (Path(home).expanduser() / "tessera").resolve()
+
+
+def run_folder_of(state: Path) -> Path:
+    """A short folder for sockets (AF_UNIX paths end at 108 bytes), the same one for the same state folder."""
+    base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
+    name = hashlib.sha256(os.fsencode(state)).hexdigest()[:10]
+    folder = base / f"tessera-{name}"
+    return folder if len(os.fsencode(folder)) <= 48 else Path("/tmp") / f"tessera-{name}"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One platform. `store_bytes` is each node's budget for its tensor store."""
+
+    state: Path
+    port_base: int = DEFAULT_PORT_BASE
+    nodes: int = 1
+    store_bytes: int = 4 << 30
+    sharing: bool = True
+    otlp_endpoint: str = ""
+
+    def __post_init__(self) -> None:
+        if not 1024 <= self.port_base <= MAX_PORT_BASE:
+            raise InvalidInput("--port-base", self.port_base, f"must be from 1024 to {MAX_PORT_BASE}")
+        if not 1 <= self.nodes <= MAX_NODES:
+            raise InvalidInput("--nodes", self.nodes, f"must be from 1 to {MAX_NODES}")
+
+    @property
+    def run(self) -> Path:
+        return run_folder_of(self.state)
+
+    @property
+    def token_file(self) -> Path:
+        return self.state / "token"
+
+    @property
+    def logs(self) -> Path:
+        return self.state / "logs"
+
+    @property
+    def repository_url(self) -> str:
+        return f"file://{self.state / 'repository'}"
+
+    def address(self, offset: int) -> str:
+        return f"{HOST}:{self.port_base + offset}"
+
+    @property
+    def endpoint(self) -> str:
+        return self.address(1)
+
+    @property
+    def metrics_address(self) -> str:
+        return self.address(2)
+
+    @property
+    def admin_endpoint(self) -> str:
+        return self.address(3)
+
+    @property
+    def etcd_client_port(self) -> int:
+        return self.port_base + 90
+
+    @property
+    def etcd_peer_port(self) -> int:
+        return self.port_base + 91
+
+    @property
+    def etcd_address(self) -> str:
+        return f"{HOST}:{self.etcd_client_port}"
+
+    def node_run(self, index: int) -> Path:
+        return self.run / f"n{index}"
+
+    def ports(self) -> dict[int, str]:
+        """Every port that will be opened, and by whom."""
+        taken = {1: "gateway (gRPC)", 2: "gateway (metrics)", 3: "gateway (admin)", 10: "registry", 11: "scheduler", 12: "profiler"}
+        taken |= {13: "scheduler (standby)", 90: "etcd", 91: "etcd (peers)"}
+        for index in range(self.nodes):
+            taken |= {20 + 2 * index: f"node agent {index}", 21 + 2 * index: f"relay {index}"}
+        return {self.port_base + offset: name for offset, name in taken.items()}
+
+    def services(self) -> dict[str, tuple[str, Settings]]:
+        """Process name -> (module, settings), in the order of starting."""
+        common: Settings = {"etcd_endpoints": [self.etcd_address]}
+        if self.otlp_endpoint:
+            common["otlp_endpoint"] = self.otlp_endpoint
+        found: dict[str, tuple[str, Settings]] = {
+            "registry": ("tessera.registry", {
+                **common, "address": self.address(10), "repository_url": self.repository_url, "state_folder": str(self.state / "registry"),
+            }),
+            "scheduler": ("tessera.scheduler", {**common, "address": self.address(11), "repository_url": self.repository_url}),
+            "scheduler-standby": ("tessera.scheduler", {**common, "address": self.address(13), "repository_url": self.repository_url}),
+            "profiler": ("tessera.profiler", {**common, "address": self.address(12)}),
+        }  # fmt: skip
+        for index in range(self.nodes):
+            found[f"node-agent-{index}"] = ("tessera.node_agent", {
+                **common,
+                "node_id": f"node-{index}",
+                "address": self.address(20 + 2 * index),
+                "relay_address": self.address(21 + 2 * index),
+                "state_folder": str(self.state / f"node-{index}"),
+                "run_folder": str(self.node_run(index)),
+                "repository_url": self.repository_url,
+                "store_budget_bytes": self.store_bytes,
+                "sharing": self.sharing,
+            })  # fmt: skip
+        found["gateway"] = ("tessera.gateway", {
+            **common, "address": self.endpoint, "metrics_address": self.metrics_address, "admin_address": self.admin_endpoint,
+            "token_file": str(self.token_file),
+        })  # fmt: skip
+        return found
+
+    def command(self, name: str, module: str) -> list[str]:
+        return [sys.executable, "-m", module, "--config", str(self.state / "config" / f"{name}.yaml")]

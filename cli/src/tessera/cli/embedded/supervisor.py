@@ -1,0 +1,247 @@
+"""Keeps the platform's processes running: starts them in order, restarts with back-off what ends, takes all down in reverse.
+
+Runs as a process of its own (`python -m tessera.cli.embedded.supervisor`), in the foreground for `tessera up`, detached for
+`tessera up --detach`. It does not look into the services: ready means that gRPC health says SERVING.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import yaml
+from tessera.coord.binary import etcd_command, find_etcd
+
+from tessera.cli.embedded import state as platform
+from tessera.cli.embedded.health import serving
+from tessera.cli.embedded.layout import Layout
+from tessera.cli.embedded.leftovers import leases_left
+from tessera.clock import Clock, SystemClock
+from tessera.domain.errors import FailedPrecondition, TesseraError, Unavailable
+from tessera.program import Stop, run
+
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 20.0
+BACK_OFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+STEADY_S = 30.0
+"""A process that ran this long starts again with the shortest back-off."""
+
+
+@dataclass
+class Child:
+    """One process; `gone` ends its keeper."""
+
+    name: str
+    command: list[str]
+    log: Path
+    process: asyncio.subprocess.Process | None = None
+    started_unix_s: float = 0.0
+    restarts: int = 0
+
+    async def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                *self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        try:
+            self.started_unix_s = psutil.Process(self.process.pid).create_time()
+        except psutil.NoSuchProcess:
+            self.started_unix_s = 0.0
+
+    def last_words(self) -> str:
+        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        return "\n".join(lines[-5:])
+
+    async def stop(self, timeout_s: float) -> None:
+        if self.process is None or self.process.returncode is not None:
+            return
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.process.wait()
+        except TimeoutError:
+            self.process.kill()
+            await self.process.wait()
+
+
+class Supervisor:
+    """Owns the children of one platform. `layout` is checked; `clock` is for waits and back-off."""
+
+    def __init__(self, layout: Layout, clock: Clock) -> None:
+        self._layout = layout
+        self._clock = clock
+        self._children: list[Child] = []
+        self._status = "starting"
+        self._detail = ""
+        me = psutil.Process()
+        self._me = platform.ProcessState("supervisor", me.pid, me.create_time())
+
+    def _record(self, status: str | None = None, detail: str = "") -> None:
+        if status is not None:
+            self._status, self._detail = status, detail
+        layout = self._layout
+        platform.PlatformState(
+            status=self._status,
+            detail=self._detail,
+            endpoint=layout.endpoint,
+            admin_endpoint=layout.admin_endpoint,
+            metrics_address=layout.metrics_address,
+            token_file=str(layout.token_file),
+            run_folder=str(layout.run),
+            port_base=layout.port_base,
+            nodes=layout.nodes,
+            supervisor=self._me,
+            processes=[
+                platform.ProcessState(child.name, child.process.pid, child.started_unix_s, child.restarts)
+                for child in self._children
+                if child.process is not None
+            ],
+        ).save(layout.state)
+
+    def _etcd(self) -> Child:
+        layout = self._layout
+        command = etcd_command(find_etcd(), layout.state / "etcd", layout.etcd_client_port, layout.etcd_peer_port)
+        return Child("etcd", command, layout.logs / "etcd.log")
+
+    def _services(self) -> list[Child]:
+        layout = self._layout
+        children = []
+        for name, (module, settings) in layout.services().items():
+            (layout.state / "config" / f"{name}.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+            children.append(Child(name, layout.command(name, module), layout.logs / f"{name}.log"))
+        return children
+
+    async def _start(self, child: Child, address: str, *, health: bool = True) -> None:
+        """Starts one and waits until it answers.
+
+        Raises:
+            Unavailable: with the process's last words when it ends or stays silent.
+        """
+        await child.start()
+        self._children.append(child)
+        self._record()
+        deadline = self._clock.monotonic_s() + START_TIMEOUT_S
+        while not await serving(address, health=health):
+            assert child.process is not None
+            if child.process.returncode is not None:
+                raise Unavailable(f"{child.name} ended with {child.process.returncode}:\n{child.last_words()}")
+            if self._clock.monotonic_s() > deadline:
+                raise Unavailable(f"{child.name} does not answer on {address} after {START_TIMEOUT_S:.0f} s:\n{child.last_words()}")
+            await self._clock.sleep(0.05)
+
+    async def start(self) -> None:
+        """Everything up, in order: etcd, then the services side by side, the gateway last."""
+        layout = self._layout
+        await self._start(self._etcd(), layout.etcd_address, health=False)
+        services = self._services()
+        addresses = {name: str(settings["address"]) for name, (_, settings) in layout.services().items()}
+        async with asyncio.TaskGroup() as group:
+            for child in services[:-1]:
+                group.create_task(self._start(child, addresses[child.name]))
+        await self._start(services[-1], addresses[services[-1].name])
+        self._record("running")
+
+    async def _keep(self, child: Child) -> None:
+        while True:
+            assert child.process is not None
+            begun = self._clock.monotonic_s()
+            code = await child.process.wait()
+            if self._status != "running":
+                return
+            steady = self._clock.monotonic_s() - begun > STEADY_S
+            wait_s = BACK_OFF_S[0] if steady else BACK_OFF_S[min(child.restarts, len(BACK_OFF_S) - 1)]
+            print(f"{child.name} ended with {code}; starting it again in {wait_s} s", flush=True)
+            await self._clock.sleep(wait_s)
+            child.restarts += 1
+            await child.start()
+            self._record()
+
+    async def keep(self, stop: Stop) -> None:
+        """Restarts what ends until `stop` is asked for."""
+        async with asyncio.TaskGroup() as group:
+            keepers = [group.create_task(self._keep(child)) for child in self._children]
+            await stop.wait()
+            self._record("stopping")
+            for keeper in keepers:
+                keeper.cancel()
+
+    async def stop(self) -> None:
+        """Takes everything down: the gateway first (it drains), etcd last; notes which leases were still there before etcd went."""
+        self._status = "stopping"
+        by_name = {child.name: child for child in self._children}
+        etcd = by_name.pop("etcd", None)
+        gateway = by_name.pop("gateway", None)
+        if gateway is not None:
+            await gateway.stop(STOP_TIMEOUT_S)
+        agents = [child for name, child in by_name.items() if name.startswith("node-agent")]
+        others = [child for child in by_name.values() if child not in agents]
+        for group_of in (agents, others):
+            async with asyncio.TaskGroup() as group:
+                for child in group_of:
+                    group.create_task(child.stop(STOP_TIMEOUT_S))
+        detail = ""
+        if etcd is not None and etcd.process is not None and etcd.process.returncode is None:
+            left = await leases_left(self._layout.etcd_address)
+            detail = f"keys under leases left: {', '.join(left)}" if left else ""
+            await etcd.stop(STOP_TIMEOUT_S)
+        self._children.clear()
+        for folder in sorted(self._layout.run.rglob("*"), reverse=True):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        if self._layout.run.is_dir() and not any(self._layout.run.iterdir()):
+            self._layout.run.rmdir()
+        self._record("stopped", detail)
+
+
+async def supervise(layout: Layout, stop: Stop) -> None:
+    """One platform from up to down.
+
+    Raises:
+        FailedPrecondition, Unavailable: when it does not come up; everything that did start is stopped before.
+    """
+    platform.prepare(layout)
+    with platform.locked(layout):
+        supervisor = Supervisor(layout, SystemClock())
+        try:
+            await supervisor.start()
+            await supervisor.keep(stop)
+        except* TesseraError as group:
+            first = group.exceptions[0]
+            while isinstance(first, BaseExceptionGroup):
+                first = first.exceptions[0]
+            supervisor._record("failed", str(first))
+            raise FailedPrecondition(str(first)) from first
+        finally:
+            failed = supervisor._status == "failed"
+            detail = supervisor._detail
+            await supervisor.stop()
+            if failed:
+                supervisor._record("failed", detail)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--state", type=Path, required=True)
+    parser.add_argument("--port-base", type=int, required=True)
+    parser.add_argument("--nodes", type=int, required=True)
+    parser.add_argument("--store-bytes", type=int, required=True)
+    parser.add_argument("--no-sharing", action="store_true")
+    parser.add_argument("--otlp-endpoint", default="")
+    given = parser.parse_args()
+    os.umask(0o077)
+    layout = Layout(given.state, given.port_base, given.nodes, given.store_bytes, not given.no_sharing, given.otlp_endpoint)
+
+    async def body(stop: Stop) -> None:
+        await supervise(layout, stop)
+
+    run(body)
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import signal
 import socket
@@ -63,15 +64,15 @@ async def up_detached(layout: Layout, clock: Clock) -> platform.PlatformState:
     (layout.state / platform.FILE).unlink(missing_ok=True)
     log = layout.logs / "supervisor.log"
     with log.open("ab") as file:
-        process = subprocess.Popen(
-            supervisor_command(layout), stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True, cwd="/"
+        process = await asyncio.create_subprocess_exec(
+            *supervisor_command(layout), stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True, cwd="/"
         )
     deadline = clock.monotonic_s() + UP_TIMEOUT_S
     while clock.monotonic_s() < deadline:
         found = platform.load(layout.state)
         if found is not None and found.status == "running":
             return found
-        if process.poll() is not None:
+        if process.returncode is not None:
             detail = found.detail if found is not None and found.detail else log.read_text(errors="replace")[-800:]
             raise FailedPrecondition(f"the platform did not come up: {detail}")
         await clock.sleep(0.1)
@@ -117,6 +118,10 @@ async def _sweep(layout: Layout, clock: Clock) -> None:
             if clock.monotonic_s() > deadline:
                 break
             await clock.sleep(0.05)
+    await asyncio.to_thread(_clear_files, layout)
+
+
+def _clear_files(layout: Layout) -> None:
     for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
         target = line.split()[1]
         if target.startswith(str(layout.run)):

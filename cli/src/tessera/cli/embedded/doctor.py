@@ -112,7 +112,6 @@ def _ports(layout: Layout) -> Finding:
 
 def examine(layout: Layout) -> list[Finding]:
     """All findings, the most basic first."""
-    return [
-        _python(), _cores(), _etcd(), _library("torch", "flavour aten"), _library("onnxruntime", "flavour ort"), _shared_memory(), _mounting(),
-        _huge_pages(), _files(), _state(layout), _ports(layout),
-    ]  # fmt: skip
+    backends = [_library("torch", "flavour aten"), _library("onnxruntime", "flavour ort")]
+    memory = [_shared_memory(), _mounting(), _huge_pages()]
+    return [_python(), _cores(), _etcd(), *backends, *memory, _files(), _state(layout), _ports(layout)]

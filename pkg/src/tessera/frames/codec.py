@@ -1,0 +1,316 @@
+"""Bytes to frames and back. Pure: no sockets, no clocks.
+
+A frame is u32 LE payload length, u8 type, u8 flags, u16 zero, u32 LE stream id, payload. All integers are little-endian.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
+
+from tessera.domain.errors import TesseraError, WrongGeneration, error_of
+
+MAGIC = b"TSRA"
+VERSION = 1
+MAX_CHUNK_BYTES = 256 * 1024
+HEADER_BYTES = 12
+MAX_PAYLOAD_BYTES = MAX_CHUNK_BYTES + 64
+"""A chunk and the longest message header before it."""
+FLAG_LAST = 1
+MAX_TARGET_BYTES = 255
+MAX_REASON_BYTES = 1024
+DEFAULT_WINDOW_BYTES = 8 * 1024 * 1024
+DEFAULT_MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+
+Buffer = bytes | bytearray | memoryview
+
+_HEADER = struct.Struct("<IBBHI")
+_HELLO = struct.Struct("<4sHHIIH")
+_REQUEST = struct.Struct("<QQ16s8sB3xI")
+_RESPONSE = struct.Struct("<HHIII")
+_CREDIT = struct.Struct("<I")
+
+REQUEST_HEADER_BYTES = _REQUEST.size
+RESPONSE_HEADER_BYTES = _RESPONSE.size
+_U32 = 0xFFFFFFFF
+_U64 = 0xFFFFFFFFFFFFFFFF
+
+
+class FrameType(IntEnum):
+    HELLO = 0
+    REQUEST = 1
+    RESPONSE = 2
+    CANCEL = 3
+    CREDIT = 4
+    GOAWAY = 5
+
+
+HELLO, REQUEST, RESPONSE, CANCEL, CREDIT, GOAWAY = (int(kind) for kind in FrameType)
+
+
+class Status(IntEnum):
+    OK = 0
+    ERROR = 1
+    WRONG_GENERATION = 2
+
+
+class FrameError(Exception):
+    """The peer sent something that is not a frame, or not one that may come now; the connection ends with the message as reason."""
+
+
+class Frame(NamedTuple):
+    type: int
+    flags: int
+    stream: int
+    payload: Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """What each side sends first. `window_bytes`: how many chunk bytes the other may send before the first CREDIT."""
+
+    target: str
+    window_bytes: int = DEFAULT_WINDOW_BYTES
+    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
+    version: int = VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHeader:
+    """`budget_us` is the time that remains when the frame is sent; trace id 16 bytes, span id 8 bytes, flags the W3C trace flags."""
+
+    generation: int
+    budget_us: int
+    trace_id: bytes = bytes(16)
+    span_id: bytes = bytes(8)
+    flags: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FrameResponse:
+    """`body`: a ModelInferResponse, or for an error what `encode_error` wrote. Times in microseconds."""
+
+    status: int
+    batch_size: int = 0
+    queue_us: int = 0
+    run_us: int = 0
+    body: Buffer = b""
+
+    def error(self) -> TesseraError | None:
+        """The domain error that the body holds, None where the status is ok."""
+        if self.status == Status.OK:
+            return None
+        if self.status == Status.WRONG_GENERATION and not self.body:
+            return WrongGeneration("the instance has another generation")
+        return decode_error(self.body)
+
+    @staticmethod
+    def of_error(error: TesseraError) -> FrameResponse:
+        status = Status.WRONG_GENERATION if isinstance(error, WrongGeneration) else Status.ERROR
+        return FrameResponse(int(status), body=encode_error(error))
+
+
+def encode_frame(kind: int, stream: int, payload: Buffer = b"", flags: int = 0) -> bytes:
+    return _HEADER.pack(len(payload), kind, flags, 0, stream) + payload
+
+
+def encode_hello(hello: Hello) -> bytes:
+    """Raises FrameError when the target is too long."""
+    target = hello.target.encode()
+    if len(target) > MAX_TARGET_BYTES:
+        raise FrameError(f"target of {len(target)} bytes: at most {MAX_TARGET_BYTES}")
+    payload = _HELLO.pack(MAGIC, hello.version, 0, hello.window_bytes & _U32, hello.max_message_bytes & _U32, len(target)) + target
+    return encode_frame(HELLO, 0, payload)
+
+
+def decode_hello(payload: Buffer) -> Hello:
+    """Raises FrameError: bad magic, another version, a length that does not fit."""
+    if len(payload) < _HELLO.size:
+        raise FrameError(f"hello of {len(payload)} bytes: at least {_HELLO.size}")
+    magic, version, _, window, max_message, target_length = _HELLO.unpack_from(payload)
+    if magic != MAGIC:
+        raise FrameError(f"hello starts with {magic!r}: must be {MAGIC!r}")
+    if version != VERSION:
+        raise FrameError(f"frames version {version}: this side speaks version {VERSION}")
+    if len(payload) != _HELLO.size + target_length or target_length > MAX_TARGET_BYTES:
+        raise FrameError(f"hello target of {target_length} bytes in a payload of {len(payload)}")
+    return Hello(_text(payload[_HELLO.size :], "hello target"), window, max_message, version)
+
+
+def peek_hello(data: Buffer) -> tuple[Hello, int] | None:
+    """The hello at the start of a byte stream and how many bytes it takes, or None while it is incomplete; for relays.
+
+    Raises:
+        FrameError: the stream does not start with a hello of this version.
+    """
+    if len(data) < HEADER_BYTES:
+        return None
+    length, kind, _, _, _ = _HEADER.unpack_from(data)
+    if kind != HELLO:
+        raise FrameError(f"first frame has type {kind}: must be HELLO")
+    if length > _HELLO.size + MAX_TARGET_BYTES:
+        raise FrameError(f"hello of {length} bytes: at most {_HELLO.size + MAX_TARGET_BYTES}")
+    end = HEADER_BYTES + length
+    return (decode_hello(data[HEADER_BYTES:end]), end) if len(data) >= end else None
+
+
+def encode_credit(bytes_more: int) -> bytes:
+    return _HEADER.pack(4, CREDIT, 0, 0, 0) + _CREDIT.pack(bytes_more)
+
+
+def decode_credit(payload: Buffer) -> int:
+    if len(payload) != _CREDIT.size:
+        raise FrameError(f"credit of {len(payload)} bytes: must be {_CREDIT.size}")
+    return int(_CREDIT.unpack(payload)[0])
+
+
+def encode_goaway(reason: str) -> bytes:
+    return encode_frame(GOAWAY, 0, reason.encode()[:MAX_REASON_BYTES])
+
+
+def decode_goaway(payload: Buffer) -> str:
+    return bytes(payload[:MAX_REASON_BYTES]).decode(errors="replace")
+
+
+def encode_cancel(stream: int) -> bytes:
+    return _HEADER.pack(0, CANCEL, 0, 0, stream)
+
+
+def request_frame_head(stream: int, header: RequestHeader, body_bytes: int, chunk_bytes: int) -> bytes:
+    """Frame header and request header of a stream's first frame; the chunk of `chunk_bytes` follows it."""
+    flags = FLAG_LAST if chunk_bytes == body_bytes else 0
+    return _HEADER.pack(_REQUEST.size + chunk_bytes, REQUEST, flags, 0, stream) + _REQUEST.pack(
+        header.generation, min(max(header.budget_us, 0), _U64), header.trace_id, header.span_id, header.flags, body_bytes
+    )
+
+
+def response_frame_head(stream: int, response: FrameResponse, chunk_bytes: int) -> bytes:
+    """Frame header and response header of the first frame of an answer; the chunk of `chunk_bytes` follows it."""
+    body_bytes = len(response.body)
+    flags = FLAG_LAST if chunk_bytes == body_bytes else 0
+    return _HEADER.pack(_RESPONSE.size + chunk_bytes, RESPONSE, flags, 0, stream) + _RESPONSE.pack(
+        response.status, response.batch_size, min(response.queue_us, _U32), min(response.run_us, _U32), body_bytes
+    )
+
+
+def chunk_frame_head(kind: int, stream: int, chunk_bytes: int, last: bool) -> bytes:
+    """Frame header of a further chunk."""
+    return _HEADER.pack(chunk_bytes, kind, FLAG_LAST if last else 0, 0, stream)
+
+
+def decode_request(payload: Buffer) -> tuple[RequestHeader, int, Buffer]:
+    """Header, body length in bytes, first chunk (a view of `payload`)."""
+    if len(payload) < _REQUEST.size:
+        raise FrameError(f"request header of {len(payload)} bytes: must be {_REQUEST.size}")
+    generation, budget, trace_id, span_id, flags, body_bytes = _REQUEST.unpack_from(payload)
+    return RequestHeader(generation, budget, trace_id, span_id, flags), body_bytes, payload[_REQUEST.size :]
+
+
+def decode_response(payload: Buffer) -> tuple[FrameResponse, int, Buffer]:
+    """Response without its body, body length in bytes, first chunk (a view of `payload`)."""
+    if len(payload) < _RESPONSE.size:
+        raise FrameError(f"response header of {len(payload)} bytes: must be {_RESPONSE.size}")
+    status, batch, queue_us, run_us, body_bytes = _RESPONSE.unpack_from(payload)
+    return FrameResponse(status, batch, queue_us, run_us), body_bytes, payload[_RESPONSE.size :]
+
+
+def encode_error(error: TesseraError) -> bytes:
+    """u8 length and kind, then the message."""
+    kind = error.kind.encode()
+    return bytes((len(kind),)) + kind + str(error).encode()
+
+
+def decode_error(body: Buffer) -> TesseraError:
+    """The domain error of an error body; a malformed body gives `Internal`."""
+    data = bytes(body)
+    end = 1 + data[0] if data else 0
+    if not data or end > len(data):
+        return error_of("internal", "error without a kind")
+    return error_of(data[1:end].decode(errors="replace"), data[end:].decode(errors="replace"))
+
+
+class FrameDecoder:
+    """Turns a byte stream into frames. Payloads that came in one piece are views of the bytes fed, not copies.
+
+    Raises (from `feed`): FrameError for a payload beyond `max_payload`, an unknown type, a non-zero reserved field. After that the
+    stream has no meaning any more.
+    """
+
+    def __init__(self, max_payload: int = MAX_PAYLOAD_BYTES) -> None:
+        self._max = max_payload
+        self._head = b""
+        self._partial: bytearray | None = None
+        self._filled = 0
+        self._pending: tuple[int, int, int] = (0, 0, 0)
+
+    def feed(self, data: Buffer) -> Iterator[Frame]:
+        """Frames that `data` completes, in order. Consume it fully before feeding again; `data` must not change afterwards."""
+        view = memoryview(data)
+        at = 0
+        if self._partial is not None:
+            at = self._fill(view, 0)
+            if self._filled < len(self._partial):
+                return
+            yield self._take_partial()
+        elif self._head:
+            need = HEADER_BYTES - len(self._head)
+            self._head += bytes(view[:need])
+            if len(self._head) < HEADER_BYTES:
+                return
+            head, self._head = self._head, b""
+            length = self._open(head, 0)
+            at = need
+            if len(view) - at < length:
+                self._start_partial(length, view, at)
+                return
+            yield Frame(*self._pending, view[at : at + length])
+            at += length
+        end = len(view)
+        while end - at >= HEADER_BYTES:
+            length = self._open(view, at)
+            at += HEADER_BYTES
+            if end - at < length:
+                self._start_partial(length, view, at)
+                return
+            yield Frame(*self._pending, view[at : at + length])
+            at += length
+        if at < end:
+            self._head = bytes(view[at:])
+
+    def _open(self, data: Buffer, at: int) -> int:
+        length, kind, flags, zero, stream = _HEADER.unpack_from(data, at)
+        if kind > GOAWAY:
+            raise FrameError(f"frame type {kind}: must be 0 to {GOAWAY}")
+        if zero or flags > FLAG_LAST:
+            raise FrameError(f"frame flags {flags:#x} and reserved {zero:#x}: unknown bits are set")
+        if length > self._max:
+            raise FrameError(f"frame payload of {length} bytes: at most {self._max}")
+        self._pending = (kind, flags, stream)
+        return int(length)
+
+    def _start_partial(self, length: int, view: memoryview, at: int) -> None:
+        self._partial = bytearray(length)
+        self._filled = 0
+        self._fill(view, at)
+
+    def _fill(self, view: memoryview, at: int) -> int:
+        assert self._partial is not None
+        take = min(len(self._partial) - self._filled, len(view) - at)
+        self._partial[self._filled : self._filled + take] = view[at : at + take]
+        self._filled += take
+        return at + take
+
+    def _take_partial(self) -> Frame:
+        assert self._partial is not None
+        payload, self._partial = memoryview(self._partial), None
+        return Frame(*self._pending, payload)
+
+
+def _text(data: Buffer, what: str) -> str:
+    try:
+        return bytes(data).decode()
+    except UnicodeDecodeError as error:
+        raise FrameError(f"{what} is not utf-8") from error

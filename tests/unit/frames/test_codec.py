@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tessera.domain.errors import InvalidInput, WrongGeneration
+from tessera.frames import codec
+from tessera.frames.codec import FrameDecoder, FrameError, FrameResponse, Hello, RequestHeader
+
+FRAME = st.tuples(st.integers(0, 5), st.integers(0, 1), st.integers(0, 2**32 - 1), st.binary(max_size=300))
+
+
+@given(st.lists(FRAME, max_size=8), st.data())
+def test_frames_survive_any_cut_of_the_stream(frames, data):
+    stream = b"".join(codec.encode_frame(kind, number, payload, flags) for kind, flags, number, payload in frames)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=12)))
+    decoder, found = FrameDecoder(), []
+    for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
+        found += [(frame.type, frame.flags, frame.stream, bytes(frame.payload)) for frame in decoder.feed(stream[start:end])]
+    assert found == frames
+
+
+def test_payload_that_came_whole_is_a_view_of_what_was_fed():
+    data = codec.encode_frame(codec.REQUEST, 1, b"x" * 100)
+    (frame,) = FrameDecoder().feed(data)
+    assert frame.payload.obj is data
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        (struct.pack("<IBBHI", codec.MAX_PAYLOAD_BYTES + 1, 1, 0, 0, 1), f"at most {codec.MAX_PAYLOAD_BYTES}"),
+        (struct.pack("<IBBHI", 0, 6, 0, 0, 1), "frame type 6"),
+        (struct.pack("<IBBHI", 0, 1, 2, 0, 1), "flags"),
+        (struct.pack("<IBBHI", 0, 1, 0, 7, 1), "reserved"),
+    ],
+)
+def test_malformed_header_is_refused_with_the_limit(header, words):
+    with pytest.raises(FrameError, match=words):
+        list(FrameDecoder().feed(header))
+
+
+@given(st.binary(max_size=64))
+def test_decoder_never_fails_otherwise(data):
+    try:
+        list(FrameDecoder().feed(data))
+    except FrameError:
+        pass
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), st.binary(min_size=16, max_size=16), st.binary(min_size=8, max_size=8))
+def test_request_header_round_trip(generation, budget, trace_id, span_id):
+    header = RequestHeader(generation, budget, trace_id, span_id, 1)
+    head = codec.request_frame_head(7, header, 5, 5)
+    (frame,) = FrameDecoder().feed(head + b"hello")
+    assert (frame.stream, frame.flags) == (7, codec.FLAG_LAST)
+    got, body_bytes, chunk = codec.decode_request(frame.payload)
+    assert (got, body_bytes, bytes(chunk)) == (header, 5, b"hello")
+
+
+def test_response_header_round_trip():
+    response = FrameResponse(0, 4, 10, 20, b"body")
+    (frame,) = FrameDecoder().feed(codec.response_frame_head(3, response, 2) + b"bo")
+    assert frame.flags == 0
+    got, body_bytes, chunk = codec.decode_response(frame.payload)
+    assert (got.status, got.batch_size, got.queue_us, got.run_us, body_bytes, bytes(chunk)) == (0, 4, 10, 20, 4, b"bo")
+
+
+def test_layout_is_the_one_that_the_contract_names():
+    assert codec.REQUEST_HEADER_BYTES == 8 + 8 + 16 + 8 + 1 + 3 + 4
+    assert codec.RESPONSE_HEADER_BYTES == 2 + 2 + 4 + 4 + 4
+    assert codec.encode_hello(Hello("r1", 7, 9))[12:] == b"TSRA" + struct.pack("<HHIIH", 1, 0, 7, 9, 2) + b"r1"
+
+
+def test_hello_of_another_version_is_refused_by_name():
+    payload = b"TSRA" + struct.pack("<HHIIH", 2, 0, 1, 1, 0)
+    with pytest.raises(FrameError, match=r"version 2.*speaks version 1"):
+        codec.decode_hello(payload)
+
+
+def test_peek_hello_waits_and_says_where_the_rest_begins():
+    data = codec.encode_hello(Hello("runtime-7"))
+    assert all(codec.peek_hello(data[:cut]) is None for cut in range(len(data)))
+    found = codec.peek_hello(data + b"more")
+    assert found is not None
+    assert (found[0].target, found[1]) == ("runtime-7", len(data))
+    with pytest.raises(FrameError, match="must be HELLO"):
+        codec.peek_hello(codec.encode_credit(1))
+
+
+def test_errors_come_back_as_their_class():
+    error = FrameResponse.of_error(InvalidInput("inputs.shape", [1], "rank 4")).error()
+    assert isinstance(error, InvalidInput)
+    assert str(error) == "inputs.shape [1]: rank 4"
+    wrong = FrameResponse.of_error(WrongGeneration("gone"))
+    assert wrong.status == codec.Status.WRONG_GENERATION
+    assert isinstance(wrong.error(), WrongGeneration)
+    assert FrameResponse(0).error() is None
+    assert codec.decode_error(b"").kind == "internal"
+    assert codec.decode_error(b"\xff1").kind == "internal"

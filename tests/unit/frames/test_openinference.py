@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import struct
+
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from tessera.api.open_inference.inference_pb2 import InferParameter, ModelInferRequest, ModelInferResponse
+from tessera.domain.errors import InvalidInput
+from tessera.frames import openinference as oi
+
+NAMES = st.text(max_size=12)
+INT64 = st.integers(-(2**63), 2**63 - 1)
+FLOATS = st.floats(allow_nan=False, width=64)
+FLOATS32 = st.floats(allow_nan=False, width=32)
+PARAMETER = st.one_of(st.booleans(), INT64, NAMES, FLOATS, st.integers(2**63, 2**64 - 1))
+PARAMETERS = st.dictionaries(NAMES, PARAMETER, max_size=4)
+CONTENTS = st.fixed_dictionaries(
+    {},
+    optional={
+        "bool_contents": st.lists(st.booleans(), min_size=1, max_size=5),
+        "int_contents": st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=5),
+        "int64_contents": st.lists(INT64, min_size=1, max_size=5),
+        "uint_contents": st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=5),
+        "uint64_contents": st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=5),
+        "fp32_contents": st.lists(FLOATS32, min_size=1, max_size=5),
+        "fp64_contents": st.lists(FLOATS, min_size=1, max_size=5),
+        "bytes_contents": st.lists(st.binary(max_size=9), min_size=1, max_size=5),
+    },
+)
+INPUT = st.tuples(NAMES, NAMES, st.lists(INT64, max_size=4), PARAMETERS, st.none() | CONTENTS)
+
+
+def choice(value) -> InferParameter:
+    if isinstance(value, bool):
+        return InferParameter(bool_param=value)
+    if isinstance(value, int):
+        return InferParameter(int64_param=value) if value < 2**63 else InferParameter(uint64_param=value)
+    return InferParameter(string_param=value) if isinstance(value, str) else InferParameter(double_param=value)
+
+
+def chosen(parameter: InferParameter):
+    name = parameter.WhichOneof("parameter_choice")
+    return getattr(parameter, name) if name else None
+
+
+def plain_contents(contents) -> dict[str, list]:
+    """Ours as protobuf would list it."""
+    plain = {}
+    for name, values in contents.items():
+        if name in ("fp32_contents", "fp64_contents"):
+            code = "f" if name == "fp32_contents" else "d"
+            values = list(struct.unpack(f"<{len(values) // struct.calcsize(code)}{code}", values))
+        plain[name] = [bytes(value) for value in values] if name == "bytes_contents" else list(values)
+    return plain
+
+
+def same(request: oi.InferRequest, message: ModelInferRequest) -> None:
+    assert (request.model_name, request.model_version, request.id) == (message.model_name, message.model_version, message.id)
+    assert repr(request.parameters) == repr({key: chosen(message.parameters[key]) for key in request.parameters})
+    assert set(request.parameters) == set(message.parameters)
+    assert [bytes(raw) for raw in request.raw_input_contents] == list(message.raw_input_contents)
+    assert [output.name for output in request.outputs] == [output.name for output in message.outputs]
+    assert len(request.inputs) == len(message.inputs)
+    for ours, theirs in zip(request.inputs, message.inputs, strict=True):
+        assert (ours.name, ours.datatype, ours.shape) == (theirs.name, theirs.datatype, list(theirs.shape))
+        assert set(ours.parameters) == set(theirs.parameters)
+        assert (ours.contents is not None) == theirs.HasField("contents")
+        if ours.contents is not None:
+            listed = {field.name: list(values) for field, values in theirs.contents.ListFields()}
+            assert repr(plain_contents(ours.contents)) == repr(listed) or plain_contents(ours.contents) == listed
+
+
+@given(NAMES, NAMES, NAMES, PARAMETERS, st.lists(INPUT, max_size=3), st.lists(NAMES, max_size=3), st.lists(st.binary(max_size=40), max_size=3))
+def test_reads_what_protobuf_wrote(name, version, request_id, parameters, inputs, outputs, raw):
+    message = ModelInferRequest(model_name=name, model_version=version, id=request_id, raw_input_contents=raw)
+    for key, value in parameters.items():
+        message.parameters[key].CopyFrom(choice(value))
+    for input_name, datatype, shape, input_parameters, contents in inputs:
+        tensor = message.inputs.add(name=input_name, datatype=datatype, shape=shape)
+        for key, value in input_parameters.items():
+            tensor.parameters[key].CopyFrom(choice(value))
+        if contents is not None:
+            tensor.contents.SetInParent()
+            for field, values in contents.items():
+                getattr(tensor.contents, field).extend(values)
+    for output in outputs:
+        message.outputs.add(name=output)
+    data = message.SerializeToString()
+    same(oi.parse_request(data), message)
+    head = oi.parse_head(data)
+    assert (head.model_name, head.model_version, head.id, set(head.parameters)) == (name, version, request_id, set(parameters))
+
+
+def agrees_on(data: bytes) -> None:
+    try:
+        message = ModelInferRequest.FromString(data)
+    except DecodeError:
+        message = None
+    try:
+        request = oi.parse_request(data)
+    except InvalidInput:
+        assert message is None, "we refuse what protobuf takes"
+        return
+    assert message is not None, "we take what protobuf refuses"
+    same(request, message)
+
+
+@settings(max_examples=400)
+@given(st.binary(max_size=60))
+@example(b"\x0b\x0c")
+@example(b"\x2a\x04\x18\x01\x18\x02")
+@example(b"\x22\x00")
+def test_agrees_with_protobuf_on_any_bytes(data):
+    agrees_on(data)
+
+
+@settings(max_examples=400)
+@given(st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), min_size=1, max_size=4))
+def test_agrees_with_protobuf_on_damaged_messages(changes):
+    message = ModelInferRequest(model_name="resnet", id="7", raw_input_contents=[b"\x00" * 16])
+    message.parameters["timeout"].int64_param = 5
+    tensor = message.inputs.add(name="INPUT0", datatype="FP32", shape=[-1, 300])
+    tensor.contents.fp32_contents.extend([1.0, 2.0])
+    tensor.contents.int_contents.extend([-1, 700])
+    tensor.contents.bytes_contents.append(b"abc")
+    message.outputs.add(name="OUTPUT0")
+    data = bytearray(message.SerializeToString())
+    for at, value in changes:
+        data[at % len(data)] = value
+    agrees_on(bytes(data))
+
+
+def test_unpacked_numbers_and_repeated_messages_merge():
+    contents = b"\x35" + struct.pack("<f", 1.5) + b"\x32\x04" + struct.pack("<f", 2.5) + b"\x10\x05\x12\x02\x06\x07"
+    tensor = b"\x2a" + bytes((len(contents),)) + contents + b"\x2a\x02\x10\x09"
+    agrees_on(b"\x2a" + bytes((len(tensor),)) + tensor)
+    (read,) = oi.parse_request(b"\x2a" + bytes((len(tensor),)) + tensor).inputs
+    assert plain_contents(read.contents) == {"fp32_contents": [1.5, 2.5], "int_contents": [5, 6, 7, 9]}
+
+
+def test_raw_contents_are_views_of_the_request():
+    data = ModelInferRequest(raw_input_contents=[b"x" * 1000]).SerializeToString()
+    assert oi.parse_request(data).raw_input_contents[0].obj is data
+
+
+@pytest.mark.parametrize("data", [b"\x0a\x05ab", b"\x0a\x01\xff", b"\x00", b"\x0f", b"\xff" * 11, b"\x0b\x08\x01"])
+def test_malformed_messages_name_what_is_wrong(data):
+    with pytest.raises(InvalidInput) as caught:
+        oi.parse_request(data)
+    assert len(str(caught.value)) > 10
+
+
+@given(PARAMETERS)
+def test_parameters_are_what_protobuf_reads_behind_any_message(parameters):
+    encoded = oi.encode_parameters(parameters)
+    for kind in (ModelInferRequest, ModelInferResponse):
+        message = kind.FromString(kind(model_name="m").SerializeToString() + encoded)
+        assert message.model_name == "m"
+        assert repr({key: chosen(message.parameters[key]) for key in parameters}) == repr(parameters)
+        assert len(message.parameters) == len(parameters)
+
+
+def test_parameter_beyond_64_bits_is_refused():
+    with pytest.raises(InvalidInput, match="64 bits"):
+        oi.encode_parameters({"n": 1 << 64})
+
+
+@given(NAMES, NAMES, NAMES, PARAMETERS, st.lists(st.tuples(NAMES, NAMES, st.lists(INT64, max_size=4), PARAMETERS, st.binary(max_size=50)), max_size=3))
+def test_raw_response_is_what_protobuf_reads(name, version, request_id, parameters, outputs):
+    data = oi.encode_response(name, version, request_id, [oi.OutputTensor(n, d, s, raw, p) for n, d, s, p, raw in outputs], parameters)
+    message = ModelInferResponse.FromString(data)
+    assert (message.model_name, message.model_version, message.id) == (name, version, request_id)
+    assert list(message.raw_output_contents) == [raw for *_, raw in outputs]
+    assert [(o.name, o.datatype, list(o.shape), set(o.parameters)) for o in message.outputs] == [(n, d, s, set(p)) for n, d, s, p, _ in outputs]
+
+
+@given(st.sampled_from(["bool", "int", "int64", "uint", "uint64", "fp32", "fp64", "bytes"]), st.data())
+def test_typed_response_is_what_protobuf_reads(kind, data):
+    field = f"{kind}_contents"
+    values = data.draw(CONTENTS.map(lambda contents: contents.get(field)).filter(bool))
+    ours = values
+    if kind in ("fp32", "fp64"):
+        ours = struct.pack(f"<{len(values)}{'f' if kind == 'fp32' else 'd'}", *values)
+    message = ModelInferResponse.FromString(oi.encode_response("m", "1", "", [oi.OutputTensor("o", "X", [len(values)], (field, ours))]))
+    assert list(getattr(message.outputs[0].contents, field)) == values
+    assert not message.raw_output_contents

@@ -73,7 +73,9 @@ def same(request: oi.InferRequest, message: ModelInferRequest) -> None:
             assert repr(plain_contents(ours.contents)) == repr(listed) or plain_contents(ours.contents) == listed
 
 
-@given(NAMES, NAMES, NAMES, PARAMETERS, st.lists(INPUT, max_size=3), st.lists(NAMES, max_size=3), st.lists(st.binary(max_size=40), max_size=3))
+@given(
+    NAMES, NAMES, NAMES, PARAMETERS, st.lists(INPUT, max_size=3), st.lists(NAMES, max_size=3), st.lists(st.binary(max_size=40), max_size=3)
+)
 def test_reads_what_protobuf_wrote(name, version, request_id, parameters, inputs, outputs, raw):
     message = ModelInferRequest(model_name=name, model_version=version, id=request_id, raw_input_contents=raw)
     for key, value in parameters.items():
@@ -168,13 +170,21 @@ def test_parameter_beyond_64_bits_is_refused():
         oi.encode_parameters({"n": 1 << 64})
 
 
-@given(NAMES, NAMES, NAMES, PARAMETERS, st.lists(st.tuples(NAMES, NAMES, st.lists(INT64, max_size=4), PARAMETERS, st.binary(max_size=50)), max_size=3))
+@given(
+    NAMES,
+    NAMES,
+    NAMES,
+    PARAMETERS,
+    st.lists(st.tuples(NAMES, NAMES, st.lists(INT64, max_size=4), PARAMETERS, st.binary(max_size=50)), max_size=3),
+)
 def test_raw_response_is_what_protobuf_reads(name, version, request_id, parameters, outputs):
     data = oi.encode_response(name, version, request_id, [oi.OutputTensor(n, d, s, raw, p) for n, d, s, p, raw in outputs], parameters)
     message = ModelInferResponse.FromString(data)
     assert (message.model_name, message.model_version, message.id) == (name, version, request_id)
     assert list(message.raw_output_contents) == [raw for *_, raw in outputs]
-    assert [(o.name, o.datatype, list(o.shape), set(o.parameters)) for o in message.outputs] == [(n, d, s, set(p)) for n, d, s, p, _ in outputs]
+    assert [(o.name, o.datatype, list(o.shape), set(o.parameters)) for o in message.outputs] == [
+        (n, d, s, set(p)) for n, d, s, p, _ in outputs
+    ]
 
 
 @given(st.sampled_from(["bool", "int", "int64", "uint", "uint64", "fp32", "fp64", "bytes"]), st.data())

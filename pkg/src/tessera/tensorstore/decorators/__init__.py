@@ -1,0 +1,1 @@
+"""Adjectives of a tensor store: each wraps one and is one."""

@@ -1,0 +1,167 @@
+"""The contract of a tensor store, cut by role: who reads, who brings blobs in, who holds them, who keeps it in order.
+
+A blob is visible under its digest complete and read-only, or not at all. A blob that somebody holds is never reclaimed. Reclaiming
+unlinks and never truncates, so whoever maps a file keeps valid bytes. The conformance suite is
+`tessera.testing.conformance_tensorstore`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+from tessera.domain.ids import Digest
+
+BytesLike = bytes | bytearray | memoryview
+"""Contiguous memory of any item type and shape."""
+
+
+def flat(data: BytesLike) -> memoryview:
+    """The memory of `data` as bytes in one dimension, without a copy (`cast` alone refuses views of no length)."""
+    view = memoryview(data)
+    return view.cast("B") if view.nbytes else memoryview(b"")
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStatus:
+    """What the store holds now.
+
+    `used_bytes` = visible blobs + space reserved by writers + quarantined files + `unlinked_bytes`. `pinned_bytes` counts each held
+    blob once; `unlinked_bytes` are files that were reclaimed but are still mapped by a process. `ingested_bytes` count since opening.
+    """
+
+    budget_bytes: int
+    used_bytes: int
+    pinned_bytes: int
+    incoming_bytes: int
+    unlinked_bytes: int
+    quarantined_bytes: int
+    files: int
+    quarantined: int
+    ingested_bytes: int
+    huge_pages: bool
+    sharing: bool
+
+
+class Writer(Protocol):
+    """Brings one blob in. Used by one thread, as a context manager: leaving it without `commit` discards what was written."""
+
+    @property
+    def digest(self) -> Digest: ...
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    def write(self, chunk: BytesLike) -> None:
+        """Appends and hashes.
+
+        Raises:
+            DataCorrupted: more than `size_bytes` arrived; nothing is kept.
+            ResourceExhausted: the file system under the store is full; nothing is kept.
+        """
+        ...
+
+    def commit(self) -> bool:
+        """Makes the blob visible. False: another writer was first, which is as good.
+
+        Raises:
+            DataCorrupted: size or digest differ; nothing is kept.
+        """
+        ...
+
+    def abort(self) -> None:
+        """Discards what was written; nothing after `commit`. May be called again."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+
+class TensorReader(Protocol):
+    def has(self, digest: Digest) -> bool: ...
+
+    def path(self, digest: Digest) -> Path:
+        """The blob's file: complete, mode 0444.
+
+        Raises:
+            NotFound: it is not in the store.
+        """
+        ...
+
+    def digests(self) -> dict[Digest, int]:
+        """Every visible blob and its size in bytes."""
+        ...
+
+
+class TensorIngester(Protocol):
+    def ingest(self, digest: Digest, size_bytes: int, holder: str | None = None) -> Writer:
+        """Reserves room and opens a writer. With `holder` the blob is held by it from the instant it is visible.
+
+        Raises:
+            InvalidInput: `digest` is none, or `size_bytes` is negative.
+            ResourceExhausted: see `make_room`.
+        """
+        ...
+
+    def make_room(self, size_bytes: int) -> list[Digest]:
+        """Reclaims blobs that nobody holds, in the policy's order, until `size_bytes` fit. Returns what went.
+
+        Raises:
+            ResourceExhausted: says what was needed, the budget, what is used, and who holds how much. Nothing is reclaimed when it
+                could not help.
+        """
+        ...
+
+
+class TensorHolder(Protocol):
+    def pin(self, holder: str, digests: Iterable[Digest]) -> None:
+        """Adds to what `holder` (a runtime id) holds; all of them or, on an error, none.
+
+        Raises:
+            NotFound: names those that are not in the store.
+        """
+        ...
+
+    def unpin(self, holder: str, digests: Iterable[Digest] | None) -> None:
+        """Drops these holds, or with None all of the holder's. What is not held is passed over."""
+        ...
+
+    def holders(self) -> Mapping[str, frozenset[Digest]]: ...
+
+
+class TensorKeeper(Protocol):
+    def verify(self, digest: Digest) -> bool:
+        """Whether the file's bytes still have this digest (reads all of it).
+
+        Raises:
+            NotFound: it is not in the store.
+        """
+        ...
+
+    def quarantine(self, digest: Digest) -> None:
+        """Takes a corrupted blob out of sight and drops all holds on it; it can be ingested again at once.
+
+        Raises:
+            NotFound: it is not in the store.
+        """
+        ...
+
+    def status(self) -> StoreStatus: ...
+
+    def check(self, *, deep: bool = False) -> list[str]:
+        """Compares memory with disk; with `deep` every blob is hashed. Findings in words, [] when all is sound."""
+        ...
+
+    def sweep(self) -> None:
+        """Removes temporary files that no live writer owns."""
+        ...
+
+
+class TensorStore(TensorReader, TensorIngester, TensorHolder, TensorKeeper, Protocol):
+    def close(self) -> None:
+        """Aborts open writers and gives up the lock. Blobs stay."""
+        ...

@@ -1,0 +1,185 @@
+"""The folder that a store lives in: a tmpfs of its own where mounting is allowed, else a folder in /dev/shm.
+
+A tmpfs of its own gives huge pages below the length of each file (`huge=within_size`: first touch then costs almost nothing), a hard
+limit, and one unmount at the end. What an earlier run left behind is taken over, so that a restarted agent keeps its blobs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from tessera.domain.errors import FailedPrecondition
+from tessera.tensorstore.local.layout import Layout, WriterLock
+from tessera.tensorstore.mountinfo import has_huge_pages, mount_of
+
+MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 2, 4, 8, 32
+MNT_DETACH = 2
+
+_MAY_NOT_MOUNT = (errno.EPERM, errno.EACCES, errno.ENOSYS)
+SOURCE = "tessera"
+"""What our mounts are mounted from, so that no other tmpfs is ever taken for one of ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFolder:
+    """`own_mount`: a tmpfs of its own at `path`. `adopted`: it was there already, perhaps with blobs."""
+
+    path: Path
+    own_mount: bool
+    huge_pages: bool
+    adopted: bool
+
+
+def shm_folder_for(mount_point: Path) -> Path:
+    """The folder that stands in where mounting is not allowed; the same for the same mount point and user."""
+    name = f"{os.path.realpath(mount_point)}:{os.geteuid()}"
+    # FNV-1a: only a short, stable name, nothing is secured by it
+    value = 0xCBF29CE484222325
+    for byte in name.encode():
+        value = (value ^ byte) * 0x100000001B3 % (1 << 64)
+    return Path("/dev/shm") / f"tessera-{value:016x}"
+
+
+def prepare_store_folder(mount_point: Path, budget_bytes: int, shm_folder: Path | None = None, *, may_mount: bool = True) -> StoreFolder:
+    """Finds or makes the folder of a store with `budget_bytes`.
+
+    In this order: the tmpfs that an earlier run mounted at `mount_point`; the folder that an earlier run made in /dev/shm
+    (`shm_folder`); a new tmpfs; a new folder in /dev/shm.
+
+    Raises:
+        FailedPrecondition: memory or tmpfs are too small for the budget (says by how much), or the folder belongs to another user.
+    """
+    folder = shm_folder or shm_folder_for(mount_point)
+    if _is_own_mount(mount_point):
+        _resize(mount_point, budget_bytes)
+        _check_room(mount_point, budget_bytes)
+        return StoreFolder(mount_point, own_mount=True, huge_pages=has_huge_pages(mount_point), adopted=True)
+    adopted = folder.is_dir() and not folder.is_symlink() and (folder / "lock").exists()
+    if not adopted and may_mount and _mount_new(mount_point, budget_bytes):
+        return StoreFolder(mount_point, own_mount=True, huge_pages=has_huge_pages(mount_point), adopted=False)
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    _check_owner(folder)
+    _check_room(folder, budget_bytes)
+    return StoreFolder(folder, own_mount=False, huge_pages=has_huge_pages(folder), adopted=adopted)
+
+
+def remove_store_folder(mount_point: Path, shm_folder: Path | None = None) -> list[Path]:
+    """Takes away what `prepare_store_folder` made, in this run or an earlier one; returns what went. Readers keep what they map.
+
+    Raises:
+        FailedPrecondition: a live process is the writer of the store; names it.
+    """
+    gone = []
+    while _is_own_mount(mount_point):  # mounted twice over is unmounted twice
+        _check_no_writer(mount_point)
+        _call("umount2", os.fsencode(os.path.realpath(mount_point)), MNT_DETACH)
+        gone.append(mount_point)
+    if gone:
+        mount_point.rmdir()
+    folder = shm_folder or shm_folder_for(mount_point)
+    if folder.is_dir() and not folder.is_symlink():
+        _check_owner(folder)
+        _check_no_writer(folder)
+        foreign = sorted(set(os.listdir(folder)) - {"lock", "blobs", "incoming", "quarantine"})
+        if foreign:
+            raise FailedPrecondition(f"{folder} holds {', '.join(foreign[:4])}, which no tensor store made; it is left alone")
+        shutil.rmtree(folder)
+        gone.append(folder)
+    return gone
+
+
+def _is_own_mount(mount_point: Path) -> bool:
+    if not mount_point.is_dir():
+        return False
+    mount = mount_of(mount_point)
+    return mount.kind == "tmpfs" and mount.source == SOURCE and str(mount.point) == os.path.realpath(mount_point)
+
+
+def _size_with_slack(budget_bytes: int) -> int:
+    """Files end on whole pages and folders take some, which the budget does not count."""
+    return budget_bytes + budget_bytes // 16 + (16 << 20)
+
+
+def _mount_new(mount_point: Path, budget_bytes: int) -> bool:
+    """True when a tmpfs was mounted, False when this process may not."""
+    _check_memory(budget_bytes)
+    made = not mount_point.exists()
+    mount_point.mkdir(mode=0o755, parents=True, exist_ok=True)
+    for huge in ("huge=within_size,", ""):  # kernels without huge pages in tmpfs refuse the option
+        try:
+            _mount(mount_point, 0, f"{huge}size={_size_with_slack(budget_bytes)},mode=0755")
+            return True
+        except OSError as error:
+            if error.errno == errno.EINVAL and huge:
+                continue
+            if made:
+                mount_point.rmdir()
+            if error.errno in _MAY_NOT_MOUNT:
+                return False
+            raise
+    return False
+
+
+def _resize(mount_point: Path, budget_bytes: int) -> None:
+    """Fits the size of an adopted tmpfs to the budget; where that is not allowed or too much lies in it, it stays."""
+    try:
+        _mount(mount_point, MS_REMOUNT, f"size={_size_with_slack(budget_bytes)}")
+    except OSError as error:
+        if error.errno not in (*_MAY_NOT_MOUNT, errno.EINVAL):
+            raise
+
+
+def _mount(mount_point: Path, flags: int, options: str) -> None:
+    point = os.fsencode(os.path.realpath(mount_point))
+    _call("mount", SOURCE.encode(), point, b"tmpfs", flags | MS_NOSUID | MS_NODEV | MS_NOEXEC, options.encode())
+
+
+def _call(name: str, *arguments: bytes | int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    wrapped = [ctypes.c_ulong(value) if isinstance(value, int) else ctypes.c_char_p(value) for value in arguments]
+    if getattr(libc, name)(*wrapped) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{name}: {os.strerror(code)}")
+
+
+def _check_memory(budget_bytes: int) -> None:
+    """A tmpfs may be larger than the machine, which ends in the out-of-memory killer: refuse that."""
+    words = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal:")).split()
+    total = int(words[1]) * 1024
+    if budget_bytes > total:
+        raise FailedPrecondition(
+            f"the tensor store's budget of {budget_bytes} bytes is {budget_bytes - total} more than this machine's memory of {total}"
+        )
+
+
+def _check_room(folder: Path, budget_bytes: int) -> None:
+    """What is free plus what the store itself has must reach the budget."""
+    seen = os.statvfs(folder)
+    free = seen.f_bavail * seen.f_frsize
+    own = sum(found.lstat().st_blocks * 512 for found in folder.rglob("*") if found.is_file())
+    if free + own < budget_bytes:
+        raise FailedPrecondition(
+            f"the tmpfs of {folder} is {budget_bytes - free - own} bytes too small for the tensor store's budget of {budget_bytes}: "
+            f"{free} are free and {own} are the store's; lower the budget or enlarge the tmpfs"
+        )
+    _check_memory(budget_bytes)
+
+
+def _check_owner(folder: Path) -> None:
+    """/dev/shm is open to everyone: a folder that somebody else put there first is not ours to trust."""
+    seen = folder.lstat()
+    if folder.is_symlink() or seen.st_uid != os.geteuid():
+        raise FailedPrecondition(
+            f"{folder} is a link or belongs to user {seen.st_uid}; it cannot be the tensor store of user {os.geteuid()}"
+        )
+
+
+def _check_no_writer(root: Path) -> None:
+    lock = Layout(root).lock
+    if lock.exists():
+        WriterLock(lock).release()

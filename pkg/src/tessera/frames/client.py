@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 from functools import partial
+from typing import cast
 
 from tessera.domain.errors import FailedPrecondition, TesseraError, TooLarge, Unavailable
 from tessera.frames import codec
@@ -38,8 +39,7 @@ class _ClientProtocol(asyncio.Protocol):
         self._next_stream = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
         self.sender = MessageSender(transport, codec.REQUEST)
         self.credit = CreditGiver(transport, self.hello.window_bytes, None)
         transport.write(codec.encode_hello(self.hello))

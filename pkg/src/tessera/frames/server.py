@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import cast
 
 from tessera.domain.errors import Cancelled, Internal, ResourceExhausted, TesseraError, TooLarge
 from tessera.frames import codec
@@ -41,8 +42,7 @@ class _ServerProtocol(asyncio.Protocol):
         self.streams: dict[int, _Stream] = {}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
         self.sender = MessageSender(transport, codec.RESPONSE)
         limit = self._server.hello.max_message_bytes
         self.credit = CreditGiver(

@@ -12,7 +12,7 @@ SAY := printf '\033[2m%s\033[0m\n'
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: help setup proto proto-check fmt lint types contracts unit conformance check integration test test-protobuf7 demo bench clean
+.PHONY: help setup proto proto-check fmt lint types contracts unit golden conformance check integration test test-protobuf7 demo bench clean
 
 help: ## list every target
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  \033[1m%-15s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,7 +51,10 @@ contracts: setup ## import contracts (.importlinter)
 	@$(BIN)/lint-imports --no-logo 2>&1 | tail -n 25; exit $${PIPESTATUS[0]}
 
 unit: setup ## unit tests: values, fakes, virtual time
-	@$(PYTEST) tests/unit
+	@$(PYTEST) tests/unit tests/golden
+
+golden: setup ## re-write the golden files; review the difference
+	@TESSERA_WRITE_GOLDEN=1 $(PYTEST) tests/golden && git diff --stat tests/golden
 
 conformance: setup ## one suite per interface, over every implementation
 	@$(PYTEST) tests/conformance

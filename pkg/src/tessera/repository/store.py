@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -38,6 +39,7 @@ class Repository:
         self._fs, root = fsspec.core.url_to_fs(url)
         self._root: str = root.rstrip("/")
         self._local = "file" in ((self._fs.protocol,) if isinstance(self._fs.protocol, str) else self._fs.protocol)
+        self._moving = threading.Lock()  # so that of several threads one hears that its blob was new; a local folder needs none
         self.url = url
         self._fs.makedirs(f"{self._root}/blobs", exist_ok=True)
 
@@ -112,8 +114,9 @@ class Repository:
             with self._fs.open(unfinished, "wb") as file:
                 for chunk in _verified(digest, chunks):
                     file.write(chunk)
-            new = not self._fs.exists(target)
-            self._fs.mv(unfinished, target)
+            with self._moving:
+                new = not self._fs.exists(target)
+                self._fs.mv(unfinished, target)
         except BaseException:
             if self._fs.exists(unfinished):
                 self._fs.rm_file(unfinished)

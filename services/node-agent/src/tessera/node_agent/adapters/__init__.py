@@ -1,0 +1,1 @@
+"""What the node agent touches: processes, control channels, etcd, the scheduler, the repository, /proc."""

@@ -1,0 +1,41 @@
+"""What an artifact means for this node: which flavour of runtime loads it, and which bytes that runtime maps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tessera.domain.artifact import Artifact
+from tessera.domain.errors import FailedPrecondition, Unsupported
+from tessera.domain.ids import BuildClass, Digest
+
+FLAVOURS = {"aten": "aten", "ort": "ort", "identity": "ort"}
+"""Backend -> flavour of the runtime that serves it (docs/seams.md)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What loading an artifact takes. `blobs` maps digest to size in bytes, the artifact's own blob included."""
+
+    artifact: Digest
+    flavour: str
+    blobs: dict[Digest, int]
+    max_batch: int
+
+
+def load_of(digest: Digest, size_bytes: int, artifact: Artifact, build_class: BuildClass) -> Load:
+    """What this node has to do for `artifact`, stored as `size_bytes` bytes under `digest`.
+
+    Raises:
+        Unsupported: no runtime serves its backend.
+        FailedPrecondition: it was built for another build class.
+    """
+    flavour = FLAVOURS.get(artifact.backend)
+    if flavour is None:
+        raise Unsupported(
+            f"artifact {digest[:12]}: no runtime serves backend {artifact.backend!r}; known are {', '.join(sorted(FLAVOURS))}"
+        )
+    if artifact.build_class is not None and artifact.build_class != build_class:
+        raise FailedPrecondition(f"artifact {digest[:12]} was built for {artifact.build_class}; this node is {build_class}")
+    blobs = {blob.digest: blob.size_bytes for blob in artifact.blobs()}
+    blobs[digest] = size_bytes
+    return Load(digest, flavour, blobs, artifact.max_batch)

@@ -1,0 +1,148 @@
+"""Which runtime gets an instance, and how many warm ones wait.
+
+Packed, not spread: instances of a trust domain share a process until it would come near its limit of mappings or of instances
+(design section 5.4). A variant that crashed a runtime gets one of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from tessera.domain.ids import Digest, RuntimeId, TrustDomain
+from tessera.domain.instance import StartPath
+
+
+class Purpose(StrEnum):
+    """What a runtime is for. It stands at the head of its id, so that a restarted agent knows it again."""
+
+    SHARED = "rt"
+    ISOLATED = "own"
+    MEASURE = "measure"
+
+
+def purpose_of(runtime_id: RuntimeId) -> Purpose:
+    head = runtime_id.partition("-")[0]
+    return next((purpose for purpose in Purpose if purpose.value == head), Purpose.SHARED)
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeView:
+    """One live runtime as the choice sees it. `mappings` counts its memory mappings (an estimate between two samples)."""
+
+    runtime_id: RuntimeId
+    flavour: str
+    trust_domain: TrustDomain
+    threads: int
+    instances: int
+    mappings: int
+    holds: frozenset[Digest] = frozenset()
+    purpose: Purpose = Purpose.SHARED
+    tainted: bool = False
+    """It mapped bytes that turned out to be corrupted; nothing new goes into it."""
+    idle_since_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeLimits:
+    """`max_mappings` is half of vm.max_map_count: beyond it a runtime takes no further instance."""
+
+    max_instances: int
+    max_mappings: int
+    warm: int
+    surplus_idle_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    flavour: str
+    trust_domain: TrustDomain
+    threads: int
+    blobs: Mapping[Digest, int]
+    """Digest -> size in bytes of what it will map."""
+    start_path: StartPath
+    isolated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeChoice:
+    """`runtime_id` None: fork a new one for `purpose`. `reason` names the losers."""
+
+    runtime_id: RuntimeId | None
+    start_path: StartPath
+    purpose: Purpose
+    reason: str
+
+
+def choose_runtime(wanted: Wanted, runtimes: Iterable[RuntimeView], limits: RuntimeLimits) -> RuntimeChoice:
+    """Picks the fullest runtime that may take it, most of its bytes mapped already first; a new one where none may.
+
+    An isolated one may have an empty warm runtime only by fork: a warm one would no longer be counted as pool.
+    """
+    if wanted.isolated:
+        return RuntimeChoice(None, StartPath.FORK, Purpose.ISOLATED, "its variant crashed a runtime before: one of its own")
+    if wanted.start_path is StartPath.FORK:
+        return RuntimeChoice(None, StartPath.FORK, Purpose.SHARED, "the plan says fork")
+    refused: dict[str, int] = {}
+    fitting: list[RuntimeView] = []
+    for view in runtimes:
+        reason = _refusal(view, wanted, limits)
+        if reason:
+            refused[reason] = refused.get(reason, 0) + 1
+        else:
+            fitting.append(view)
+    losers = ", ".join(f"{count} {reason}" for reason, count in sorted(refused.items()))
+    if not fitting:
+        return RuntimeChoice(None, StartPath.FORK, Purpose.SHARED, f"no runtime to bind into{': ' + losers if losers else ''}")
+    best = min(fitting, key=lambda view: (-_mapped_bytes(view, wanted), -view.instances, view.runtime_id))
+    why = f"best of {len(fitting)}, {best.instances} instances in it, {_mapped_bytes(best, wanted)} bytes mapped already"
+    return RuntimeChoice(best.runtime_id, StartPath.BIND, Purpose.SHARED, f"{why}{'; not ' + losers if losers else ''}")
+
+
+def _refusal(view: RuntimeView, wanted: Wanted, limits: RuntimeLimits) -> str:
+    if view.purpose is not Purpose.SHARED:
+        return f"kept for {view.purpose.name.lower()} use"
+    if view.tainted:
+        return "mapped corrupted bytes"
+    if view.flavour != wanted.flavour:
+        return f"of flavour {view.flavour}"
+    if view.trust_domain != wanted.trust_domain:
+        return "of another trust domain"
+    if view.threads != wanted.threads:
+        return f"with {view.threads} threads"
+    if view.instances >= limits.max_instances:
+        return f"full ({limits.max_instances} instances)"
+    added = sum(1 for digest in wanted.blobs if digest not in view.holds)
+    if view.mappings + added > limits.max_mappings:
+        return f"near its limit of {limits.max_mappings} mappings"
+    return ""
+
+
+def _mapped_bytes(view: RuntimeView, wanted: Wanted) -> int:
+    return sum(size for digest, size in wanted.blobs.items() if digest in view.holds)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPlan:
+    """`fork`: flavours to fork a warm runtime of, one entry each. `retire`: runtimes that nothing needs."""
+
+    fork: tuple[str, ...]
+    retire: tuple[RuntimeId, ...]
+
+
+def plan_pool(
+    runtimes: Iterable[RuntimeView], forking: Mapping[str, int], flavours: Iterable[str], limits: RuntimeLimits, now_s: float
+) -> PoolPlan:
+    """Keeps `warm` empty shared runtimes of each flavour. An empty one beyond that goes after `surplus_idle_s`; one that is tainted or
+    had a purpose of its own goes as soon as it is empty."""
+    views = sorted(runtimes, key=lambda view: (view.idle_since_s, view.runtime_id))
+    empty = [view for view in views if view.instances == 0 and view.purpose is not Purpose.MEASURE]
+    retire = [view.runtime_id for view in empty if view.tainted or view.purpose is Purpose.ISOLATED]
+    fork: list[str] = []
+    for flavour in flavours:
+        pool = [view for view in empty if view.flavour == flavour and view.purpose is Purpose.SHARED and not view.tainted]
+        fork += [flavour] * max(0, limits.warm - len(pool) - forking.get(flavour, 0))
+        surplus = pool[: max(0, len(pool) - limits.warm)]
+        retire += [view.runtime_id for view in surplus if now_s - view.idle_since_s >= limits.surplus_idle_s]
+    return PoolPlan(tuple(fork), tuple(retire))

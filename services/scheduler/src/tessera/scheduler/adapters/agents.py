@@ -1,0 +1,50 @@
+"""Node agents over gRPC, one channel per address."""
+
+from __future__ import annotations
+
+import grpc
+
+from tessera.api.node.v1 import node_pb2, node_pb2_grpc
+from tessera.domain.ids import InstanceId, Term
+from tessera.rpc import connect
+from tessera.scheduler.adapters.wire import instance_of
+from tessera.scheduler.core.observed import ObservedInstance
+from tessera.scheduler.ports import StartOrder
+from tessera.wire import term_to_proto, variant_key_to_proto
+
+
+class GrpcAgents:
+    """Channels are kept and come back by themselves when an agent restarts; the deadline of a call is its budget."""
+
+    def __init__(self) -> None:
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    async def start(self, address: str, order: StartOrder) -> ObservedInstance:
+        request = node_pb2.StartInstanceRequest(
+            term=term_to_proto(order.term),
+            instance_id=order.instance_id,
+            generation=order.generation,
+            variant=variant_key_to_proto(order.variant),
+            artifact_digest=order.artifact or "",
+            start_path=order.start_path,
+            expires_after_ms=int(order.expires_after_s * 1e3),
+            budget_us=int(order.budget_s * 1e6),
+            request_id=order.request_id,
+        )
+        response = await self._stub(address).StartInstance(request, timeout=order.budget_s)
+        return instance_of(response.instance, order.node_id)
+
+    async def stop(self, address: str, term: Term, instance_id: InstanceId, budget_s: float) -> None:
+        request = node_pb2.StopInstanceRequest(term=term_to_proto(term), instance_id=instance_id)
+        await self._stub(address).StopInstance(request, timeout=budget_s)
+
+    async def close(self) -> None:
+        for channel in self._channels.values():
+            await channel.close()
+        self._channels.clear()
+
+    def _stub(self, address: str) -> node_pb2_grpc.NodeAgentAsyncStub:
+        channel = self._channels.get(address)
+        if channel is None:
+            channel = self._channels[address] = connect(address)
+        return node_pb2_grpc.NodeAgentStub(channel)  # type: ignore[return-value,arg-type]

@@ -1,0 +1,114 @@
+"""Node agents' messages as values of the scheduler's core, and its answers as messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tessera.api.common.v1 import common_pb2
+from tessera.api.node.v1 import node_pb2
+from tessera.api.scheduler.v1 import scheduler_pb2
+from tessera.domain.errors import InvalidInput
+from tessera.domain.ids import BuildClass, Digest, Generation, InstanceId, NodeId, ProfileClass, RuntimeId, TrustDomain, checked_name
+from tessera.domain.instance import InstanceState, StartPath
+from tessera.policy.start.base import StartOption
+from tessera.policy.view import RuntimeView
+from tessera.scheduler.core.explanations import Explanation
+from tessera.scheduler.core.observed import NodeReport, ObservedInstance
+from tessera.scheduler.loops.starting import StartAnswer
+from tessera.wire import stages_from_proto, stages_to_proto, variant_key_from_proto, variant_key_to_proto
+
+DIGEST_BYTES = 32
+
+
+def instance_of(message: node_pb2.Instance, node_id: NodeId) -> ObservedInstance:
+    """Raises: InvalidInput when a word or a number is not one of ours."""
+    try:
+        state, path = InstanceState(message.state), StartPath(message.start_path or StartPath.BIND)
+    except ValueError as error:
+        raise InvalidInput(f"instance {message.instance_id}", f"{message.state} / {message.start_path}", str(error)) from None
+    endpoint = message.endpoint
+    return ObservedInstance(
+        instance_id=InstanceId(message.instance_id),
+        node_id=node_id,
+        variant=variant_key_from_proto(message.variant),
+        generation=Generation(message.generation),
+        runtime_id=RuntimeId(endpoint.runtime_id or message.runtime_id),
+        state=state,
+        start_path=path,
+        fetched=message.fetched,
+        stages=stages_from_proto(message.stages),
+        host_id=endpoint.host_id,
+        unix_path=endpoint.unix_path,
+        relay_address=endpoint.relay_address,
+        idle_s=message.idle_s,
+        artifact=Digest(message.artifact_digest) if message.artifact_digest else None,
+    )
+
+
+def report_of(message: node_pb2.NodeStatus) -> NodeReport:
+    """Raises: InvalidInput names the field that is not valid."""
+    node_id = NodeId(checked_name("node_id", message.node_id))
+    store = message.store
+    return NodeReport(
+        node_id=node_id,
+        build_class=BuildClass(message.build_class),
+        profile_class=ProfileClass(message.profile_class),
+        trust_domain=TrustDomain(checked_name("trust_domain", message.trust_domain)),
+        agent_address=message.agent_address,
+        flavours=tuple(message.flavours),
+        cpu_count=message.cpu_count,
+        instances=tuple(instance_of(item, node_id) for item in message.instances),
+        runtimes=tuple(
+            RuntimeView(RuntimeId(item.runtime_id), item.flavour, item.trust_domain, item.instances) for item in message.runtimes
+        ),
+        store_budget_bytes=store.budget_bytes,
+        store_held_bytes=min(store.used_bytes, store.pinned_bytes + store.unlinked_bytes),
+        full=message.full,
+        added=_digests("digests_added", message.digests_added),
+        removed=_digests("digests_removed", message.digests_removed),
+    )
+
+
+def _digests(field: str, raw: Iterable[bytes]) -> frozenset[Digest]:
+    found = []
+    for digest in raw:
+        if len(digest) != DIGEST_BYTES:
+            raise InvalidInput(field, f"{len(digest)} bytes", f"a digest has {DIGEST_BYTES} bytes")
+        found.append(Digest(digest.hex()))
+    return frozenset(found)
+
+
+def start_response(answer: StartAnswer) -> scheduler_pb2.StartInstanceResponse:
+    instance = answer.instance
+    return scheduler_pb2.StartInstanceResponse(
+        instance_id=instance.instance_id,
+        generation=instance.generation,
+        variant=variant_key_to_proto(instance.variant),
+        node_id=instance.node_id,
+        endpoint=common_pb2.InstanceEndpoint(
+            host_id=instance.host_id, unix_path=instance.unix_path, relay_address=instance.relay_address, runtime_id=instance.runtime_id
+        ),
+        start_path=instance.start_path,
+        fetched=instance.fetched,
+        stages=stages_to_proto(answer.stages),
+    )
+
+
+def explanation_response(found: Explanation) -> scheduler_pb2.ExplainStartResponse:
+    decision = found.decision
+    options = [] if decision.chosen is None else [_option(decision.chosen, True)]
+    return scheduler_pb2.ExplainStartResponse(
+        options=[*options, *(_option(loser, False) for loser in decision.losers)], actual_ms=found.actual_ms, policy=decision.policy
+    )
+
+
+def _option(option: StartOption, chosen: bool) -> scheduler_pb2.StartOption:
+    return scheduler_pb2.StartOption(
+        variant=variant_key_to_proto(option.variant),
+        node_id=option.node_id,
+        start_path=option.start_path,
+        expected_ms=option.expected_ms,
+        bytes_to_fetch=option.bytes_to_fetch,
+        chosen=chosen,
+        reason=option.reason,
+    )

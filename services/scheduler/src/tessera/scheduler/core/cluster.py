@@ -1,0 +1,83 @@
+"""The leader's memory: what agents report, what it wants, what is in flight. Every change is one synchronous step.
+
+A standby keeps the reports of nobody (agents stream to the leader alone); a new leader's memory fills within one report of each node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from tessera.domain.ids import InstanceId, NodeId
+from tessera.domain.records import AssignmentRecord, NodeRecord
+from tessera.policy.view import NodeView
+from tessera.scheduler.core import observed as seen
+from tessera.scheduler.core.assignments import Assignment, Desired, Phase, plan
+from tessera.scheduler.core.observed import NodeReport, ObservedInstance, ObservedNode
+from tessera.scheduler.core.snapshot import node_views
+
+
+class Cluster:
+    def __init__(self) -> None:
+        self.observed: dict[NodeId, ObservedNode] = {}
+        self.desired = Desired()
+
+    def reset(self) -> None:
+        """Forgets everything: another leads, and what it does is not known here."""
+        self.observed.clear()
+        self.desired = Desired()
+
+    def report(self, report: NodeReport, stream: int, now_s: float) -> None:
+        """Raises: FailedPrecondition when a stream does not begin with a full status."""
+        self.observed[report.node_id] = seen.fold(self.observed.get(report.node_id), report, stream, now_s)
+
+    def stream_ended(self, node_id: NodeId, stream: int) -> None:
+        node = self.observed.get(node_id)
+        if node is not None:
+            self.observed[node_id] = seen.ended(node, stream)
+
+    def planned(self, record: AssignmentRecord, now_s: float) -> None:
+        """A start is about to be told to an agent. An assignment that is there already stays as it is (a start taken up again)."""
+        if record.instance_id not in self.desired.assignments:
+            self._put(plan(record, now_s))
+
+    def answered(self, instance: ObservedInstance, now_s: float) -> None:
+        """The agent says that the instance is ready."""
+        assignment = self.desired.assignments.get(instance.instance_id)
+        if assignment is not None and assignment.phase is Phase.PLANNED:
+            self._put(replace(assignment.step(Phase.ACTIVE, now_s), seen=True))
+        node = self.observed.get(instance.node_id)
+        if node is not None:
+            self.observed[instance.node_id] = seen.answered(node, instance, now_s)
+
+    def failed(self, instance_id: InstanceId) -> None:
+        """The start came to nothing, as far as is known; should the instance appear in a report, it is adopted or surplus."""
+        assignment = self.desired.assignments.get(instance_id)
+        if assignment is not None and assignment.phase is Phase.PLANNED:
+            rest = {key: item for key, item in self.desired.assignments.items() if key != instance_id}
+            self.desired = replace(self.desired, assignments=rest)
+
+    def stop(self, record: AssignmentRecord, reason: str, now_s: float) -> None:
+        """Somebody or a policy wants the instance gone. What is stopping or gone already stays so."""
+        assignment = self.desired.assignments.get(record.instance_id) or Assignment(record, Phase.ACTIVE, now_s)
+        if assignment.phase in (Phase.PLANNED, Phase.ACTIVE):
+            self._put(assignment.step(Phase.STOPPING, now_s, reason))
+
+    def find(self, instance_id: InstanceId) -> ObservedInstance | None:
+        """The instance as reports show it, on a node that answers."""
+        shown = (item for node in self.observed.values() if node.live for item in node.instances)
+        return next((item for item in shown if item.instance_id == instance_id), None)
+
+    def views(self, records: Mapping[NodeId, NodeRecord], starting: Mapping[NodeId, int]) -> tuple[NodeView, ...]:
+        return node_views(records, self.observed, starting, self.desired.stopping())
+
+    def address(self, node_id: NodeId, records: Mapping[NodeId, NodeRecord]) -> str | None:
+        """Where the node's agent answers: as it reports, else as its record says."""
+        node, record = self.observed.get(node_id), records.get(node_id)
+        if node is not None and node.report.agent_address:
+            return node.report.agent_address
+        return record.agent_address if record is not None else None
+
+    def _put(self, assignment: Assignment) -> None:
+        assignments = {**self.desired.assignments, assignment.record.instance_id: assignment}
+        self.desired = replace(self.desired, assignments=assignments)

@@ -1,0 +1,132 @@
+"""What the agents' status streams say, folded into one frozen value per node.
+
+Level, not edge: only the digest lists are changes; everything else in a report replaces what was known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from tessera.domain.errors import FailedPrecondition
+from tessera.domain.ids import BuildClass, Digest, Generation, InstanceId, NodeId, ProfileClass, RuntimeId, TrustDomain, VariantKey
+from tessera.domain.instance import InstanceState, StageTime, StartPath
+from tessera.policy.view import InstanceView, RuntimeView
+
+STARTING = frozenset({InstanceState.ACCEPTED, InstanceState.FETCHING, InstanceState.MAPPED, InstanceState.LOADING})
+LIVE = STARTING | {InstanceState.READY}
+"""States of an instance that serves or will serve."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedInstance:
+    """An instance as its agent reports it, with all that a gateway needs to reach it."""
+
+    instance_id: InstanceId
+    node_id: NodeId
+    variant: VariantKey
+    generation: Generation
+    runtime_id: RuntimeId
+    state: InstanceState
+    start_path: StartPath
+    fetched: bool
+    stages: tuple[StageTime, ...]
+    host_id: str
+    unix_path: str
+    relay_address: str
+    idle_s: float = 0.0
+    artifact: Digest | None = None
+
+    def view(self) -> InstanceView:
+        return InstanceView(self.instance_id, self.variant, self.generation, self.state, self.idle_s)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReport:
+    """One message of a status stream. Where `full`, `added` is the whole store."""
+
+    node_id: NodeId
+    build_class: BuildClass
+    profile_class: ProfileClass
+    trust_domain: TrustDomain
+    agent_address: str
+    flavours: tuple[str, ...]
+    cpu_count: int
+    instances: tuple[ObservedInstance, ...]
+    runtimes: tuple[RuntimeView, ...]
+    store_budget_bytes: int
+    store_held_bytes: int
+    full: bool
+    added: frozenset[Digest]
+    removed: frozenset[Digest] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedNode:
+    """The sum of a node's reports. `stream` is the token of the stream they came by, None once that stream has ended."""
+
+    report: NodeReport
+    digests: frozenset[Digest]
+    stream: int | None
+    reported_at_s: float
+    answered: tuple[tuple[ObservedInstance, float], ...] = ()
+    """Instances that the agent answered as ready, with the moment, until its reports say so too."""
+
+    @property
+    def live(self) -> bool:
+        return self.stream is not None
+
+    @property
+    def instances(self) -> tuple[ObservedInstance, ...]:
+        """Reported instances, and those answered as ready that no report shows as ready or ended yet."""
+        ahead = {item.instance_id: item for item, _ in self.answered}
+        rest = tuple(item for item in self.report.instances if item.instance_id not in ahead)
+        return rest + tuple(ahead.values())
+
+
+ANSWER_AHEAD_S = 5.0
+"""How long an agent's answer 'ready' counts before its status stream must have said so as well."""
+
+
+def fold(previous: ObservedNode | None, report: NodeReport, stream: int, now_s: float) -> ObservedNode:
+    """Adds a report.
+
+    Raises:
+        FailedPrecondition: when a stream does not begin with a full status.
+    """
+    if report.full:
+        digests = report.added
+    elif previous is None or previous.stream != stream:
+        raise FailedPrecondition(f"status of node {report.node_id}: the first message of a stream must be full")
+    else:
+        digests = (previous.digests | report.added) - report.removed if report.added or report.removed else previous.digests
+    shown = {item.instance_id: item.state for item in report.instances}
+    answered = tuple(
+        (item, at_s)
+        for item, at_s in (previous.answered if previous is not None else ())
+        if now_s - at_s < ANSWER_AHEAD_S and (item.instance_id not in shown or shown[item.instance_id] in STARTING)
+    )
+    return ObservedNode(replace(report, added=frozenset(), removed=frozenset()), digests, stream, now_s, answered)
+
+
+def answered(node: ObservedNode, instance: ObservedInstance, now_s: float) -> ObservedNode:
+    """Notes that the agent answered a start, ahead of its next report."""
+    kept = tuple(entry for entry in node.answered if entry[0].instance_id != instance.instance_id)
+    return replace(node, answered=(*kept, (instance, now_s)))
+
+
+def ended(node: ObservedNode, stream: int) -> ObservedNode:
+    """The stream is over; a newer one of the same node is not touched."""
+    return replace(node, stream=None, answered=()) if node.stream == stream else node
+
+
+def begun(nodes: Iterable[ObservedNode], variant: VariantKey, build_class: BuildClass) -> ObservedInstance | None:
+    """An instance of the variant that an agent is starting already (for a leader before this one), on a node of the class."""
+    found = [
+        item
+        for node in nodes
+        if node.live and node.report.build_class == build_class
+        for item in node.instances
+        if item.variant == variant and item.state in STARTING
+    ]
+    return min(found, key=lambda item: item.instance_id, default=None)

@@ -1,0 +1,211 @@
+"""Brings etcd and the agents to what the leader wants, again and again; proposes the end of what is idle.
+
+Records are written behind the starts. While etcd is away nothing is lost: what is wanted stays in memory and is written when etcd
+answers again. An instance is never stopped for idleness while its record cannot be deleted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from tessera.clock import Clock
+from tessera.coord import keys
+from tessera.coord.interface import Coordinator, Delete, Leadership, ModRevisionIs, Put
+from tessera.coord.records import encode
+from tessera.domain.errors import Conflict, NotFound, StaleTerm, TesseraError, Unavailable
+from tessera.domain.ids import Digest, InstanceId, NodeId
+from tessera.domain.records import AssignmentRecord
+from tessera.policy.scaling.base import KeepAlivePolicy
+from tessera.scheduler.core.assignments import (
+    Adopted,
+    DeleteRecord,
+    Instruction,
+    Limits,
+    StopInstance,
+    World,
+    WriteRecord,
+    reconcile,
+    vet_stop,
+)
+from tessera.scheduler.core.cluster import Cluster
+from tessera.scheduler.core.observed import ObservedInstance
+from tessera.scheduler.loops.leading import Leading
+from tessera.scheduler.loops.starting import Starter
+from tessera.scheduler.ports import Agents, Meter, Records
+from tessera.telemetry import log
+
+WRITE_TIMEOUT_S = 2.0
+STOP_BUDGET_S = 5.0
+VIEW_LAG_S = 5.0
+"""How long an own write counts although the watch has not shown it yet."""
+
+
+class Reconciler:
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        coordinator: Coordinator,
+        leading: Leading,
+        cluster: Cluster,
+        records: Records,
+        agents: Agents,
+        starter: Starter,
+        keep_alive: KeepAlivePolicy,
+        wake: asyncio.Event,
+        meter: Meter,
+        limits: Limits,
+        period_s: float = 1.0,
+    ) -> None:
+        self._clock = clock
+        self._coordinator = coordinator
+        self._leading = leading
+        self._cluster = cluster
+        self._records = records
+        self._agents = agents
+        self._starter = starter
+        self._keep_alive = keep_alive
+        self._wake = wake
+        self._meter = meter
+        self._limits = limits
+        self._period_s = period_s
+        self._etcd_away = False
+        self._ahead: dict[InstanceId, tuple[AssignmentRecord | None, float]] = {}
+
+    async def run(self) -> None:
+        while True:
+            self._wake.clear()
+            leadership = self._leading.leadership
+            self._meter.leading(leadership is not None)
+            if leadership is not None:
+                await self.once(leadership)
+            try:
+                async with asyncio.timeout(self._period_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    async def once(self, leadership: Leadership) -> None:
+        """One pass: propose, compare, act."""
+        now_s = self._clock.monotonic_s()
+        recorded = self._recorded(now_s)
+        if not self._etcd_away:
+            self._propose(now_s)
+        world = World(recorded, self._cluster.observed, self._records.nodes().keys(), leadership.term, self._leading.since_s)
+        self._cluster.desired, instructions = reconcile(self._cluster.desired, world, now_s, self._limits)
+        await self._act(leadership, instructions)
+
+    async def stop(self, node_id: NodeId, instance_id: InstanceId) -> None:
+        """Ends an instance because somebody asked: the agent at once, the record behind it.
+
+        Raises:
+            Unavailable: another leads, or the agent does not answer.
+            NotFound: neither a record nor a report has the instance on that node.
+        """
+        leadership = self._leading.require()
+        record = self._find(node_id, instance_id)
+        self._cluster.stop(record, "it was asked to stop", self._clock.monotonic_s())
+        self._wake.set()
+        address = self._cluster.address(node_id, self._records.nodes())
+        if address is None:
+            raise Unavailable(f"node {node_id} does not answer; instance {instance_id} is stopped when it does")
+        try:
+            await self._agents.stop(address, leadership.term, instance_id, STOP_BUDGET_S)
+        except NotFound:
+            # Its record is deleted all the same.
+            return
+        finally:
+            self._wake.set()
+
+    def _find(self, node_id: NodeId, instance_id: InstanceId) -> AssignmentRecord:
+        assignment = self._cluster.desired.assignments.get(instance_id)
+        record = assignment.record if assignment is not None else self._records.assignments().get(instance_id)
+        shown = self._cluster.find(instance_id)
+        if record is None and shown is not None:
+            record = _adopting(shown, self._leading.require())
+        if record is None or record.node_id != node_id:
+            raise NotFound(f"instance {instance_id} on node {node_id}: neither assigned nor reported")
+        return record
+
+    def _recorded(self, now_s: float) -> Mapping[InstanceId, AssignmentRecord]:
+        """What etcd holds: what the watch shows, corrected by own writes that it has not shown yet."""
+        shown = dict(self._records.assignments())
+        for instance_id, (record, at_s) in list(self._ahead.items()):
+            if now_s - at_s > VIEW_LAG_S or (instance_id in shown) == (record is not None):
+                del self._ahead[instance_id]
+            elif record is not None:
+                shown[instance_id] = record
+            else:
+                shown.pop(instance_id, None)
+        return shown
+
+    def _propose(self, now_s: float) -> None:
+        """Lets the policy propose stops, and vets each one."""
+        views = self._cluster.views(self._records.nodes(), {})
+        for proposal in self._keep_alive.propose(views):
+            shown = self._cluster.find(proposal.instance_id)
+            assignment = self._cluster.desired.assignments.get(proposal.instance_id)
+            refusal = vet_stop(shown, assignment, self._starter.waited_for, shown is not None)
+            if refusal is None and assignment is not None:
+                log.info("instance ends", instance=proposal.instance_id, node=proposal.node_id, reason=proposal.reason)
+                self._cluster.stop(assignment.record, proposal.reason, now_s)
+                self._meter.stopped(self._keep_alive.name)
+
+    async def _act(self, leadership: Leadership, instructions: Sequence[Instruction]) -> None:
+        """etcd's part in order, then the agents' side by side. etcd away: the rest of its part waits for the next pass."""
+        self._etcd_away = False
+        stops: list[StopInstance] = []
+        for instruction in instructions:
+            if isinstance(instruction, StopInstance):
+                stops.append(instruction)
+            elif isinstance(instruction, Adopted):
+                record = instruction.record
+                log.info("instance adopted", instance=record.instance_id, node=record.node_id, reason=instruction.reason)
+            elif not self._etcd_away:
+                self._etcd_away = not await self._write(leadership, instruction)
+        async with asyncio.TaskGroup() as group:
+            for stop in stops:
+                group.create_task(self._stop(leadership, stop))
+
+    async def _write(self, leadership: Leadership, instruction: WriteRecord | DeleteRecord) -> bool:
+        """One guarded transaction; whether etcd answered. Losing the guard means that another leads: the elector looks."""
+        try:
+            async with asyncio.timeout(WRITE_TIMEOUT_S):
+                if isinstance(instruction, WriteRecord):
+                    record = replace(instruction.record, term=leadership.term)
+                    key = keys.assignment(record.variant.trust_domain, record.node_id, record.instance_id)
+                    await self._coordinator.transact([leadership.guard, ModRevisionIs(key, 0)], [Put(key, encode(record))])
+                    self._ahead[record.instance_id] = (record, self._clock.monotonic_s())
+                else:
+                    key = keys.assignment(instruction.variant.trust_domain, instruction.node_id, instruction.instance_id)
+                    await self._coordinator.transact([leadership.guard], [Delete(key)])
+                    self._ahead[instruction.instance_id] = (None, self._clock.monotonic_s())
+                    log.info("assignment deleted", instance=instruction.instance_id, node=instruction.node_id, reason=instruction.reason)
+        except Conflict as error:
+            log.info("write refused", reason=error.message)
+            self._leading.doubt.set()
+        except (TesseraError, TimeoutError) as error:
+            log.info("etcd is away; written later", reason=str(error))
+            return False
+        return True
+
+    async def _stop(self, leadership: Leadership, stop: StopInstance) -> None:
+        address = self._cluster.address(stop.node_id, self._records.nodes())
+        if address is None:
+            return
+        try:
+            async with asyncio.timeout(STOP_BUDGET_S + 1.0):
+                await self._agents.stop(address, leadership.term, stop.instance_id, STOP_BUDGET_S)
+        except StaleTerm:
+            self._leading.doubt.set()
+        except NotFound:
+            return
+        except (TesseraError, TimeoutError) as error:
+            log.info("stop not answered; tried again", instance=stop.instance_id, node=stop.node_id, reason=str(error))
+
+
+def _adopting(item: ObservedInstance, leadership: Leadership) -> AssignmentRecord:
+    artifact = item.artifact or Digest("")
+    return AssignmentRecord(item.instance_id, item.node_id, item.variant, artifact, item.generation, item.start_path, leadership.term)

@@ -1,0 +1,90 @@
+"""What the scheduler needs from outside, as Protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from tessera.domain.artifact import Blob
+from tessera.domain.ids import Digest, Generation, InstanceId, NodeId, ProfileClass, RequestId, Term, VariantKey
+from tessera.domain.instance import StartPath
+from tessera.domain.records import AssignmentRecord, NodeRecord, ProfileRecord, VariantRecord
+from tessera.scheduler.core.observed import ObservedInstance
+
+RandomBytes = Callable[[int], bytes]
+"""n -> n random bytes; instance ids and generations are drawn from it."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartOrder:
+    """A provisional assignment, as it is told to an agent."""
+
+    term: Term
+    node_id: NodeId
+    instance_id: InstanceId
+    generation: Generation
+    variant: VariantKey
+    artifact: Digest | None
+    start_path: StartPath
+    expires_after_s: float
+    budget_s: float
+    request_id: RequestId
+
+
+class Agents(Protocol):
+    """The node agents, by address."""
+
+    async def start(self, address: str, order: StartOrder) -> ObservedInstance:
+        """Answers when the instance is ready.
+
+        Raises:
+            StaleTerm: the agent has seen a newer leader.
+            Unavailable, DeadlineExceeded: no answer; the instance may exist all the same.
+            TesseraError: the agent's own reason.
+        """
+        ...
+
+    async def stop(self, address: str, term: Term, instance_id: InstanceId, budget_s: float) -> None:
+        """Drains and ends an instance. Raises: as `start`; NotFound when the agent does not know it."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class ArtifactBlobs(Protocol):
+    """The blob list of artifacts, as far as it is known: never waits."""
+
+    def blobs(self, artifact: Digest) -> tuple[Blob, ...] | None: ...
+
+    def want(self, artifact: Digest) -> None:
+        """Asks for the list to be fetched in the background."""
+        ...
+
+
+class Records(Protocol):
+    """etcd's records as far as they are known; while etcd is away, as they last were."""
+
+    def variant(self, key: VariantKey) -> VariantRecord | None: ...
+
+    def profiles(self) -> Mapping[tuple[VariantKey, ProfileClass], ProfileRecord]: ...
+
+    def nodes(self) -> Mapping[NodeId, NodeRecord]: ...
+
+    def assignments(self) -> Mapping[InstanceId, AssignmentRecord]: ...
+
+
+class Meter(Protocol):
+    """What is counted; times in seconds."""
+
+    def started(self, path: StartPath, seconds: float) -> None: ...
+
+    def refused(self, kind: str) -> None: ...
+
+    def decided(self, seconds: float) -> None: ...
+
+    def merged(self) -> None: ...
+
+    def stopped(self, reason: str) -> None: ...
+
+    def leading(self, yes: bool) -> None: ...

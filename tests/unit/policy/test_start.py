@@ -1,0 +1,241 @@
+"""The start policy: the soonest ready, the gateway's order, the reasons of the losers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tessera.domain.artifact import Blob
+from tessera.domain.errors import InvalidInput
+from tessera.domain.ids import (
+    BuildClass,
+    Digest,
+    Generation,
+    InstanceId,
+    ModelName,
+    NodeId,
+    ProfileClass,
+    RuntimeId,
+    TrustDomain,
+    VariantKey,
+    VariantName,
+    VersionNumber,
+)
+from tessera.domain.instance import InstanceState, Stage, StageTime, StartPath
+from tessera.domain.records import LoadCost, ProfileRecord, VariantRecord, VariantState
+from tessera.policy.placement.bytes_present import BytesPresentPlacement
+from tessera.policy.start import registry
+from tessera.policy.start.base import StartDecision, StartQuestion
+from tessera.policy.start.cheapest import CheapestStart
+from tessera.policy.start.costs import CostModel
+from tessera.policy.view import Candidate, InstanceView, NodeCondition, NodeView, RuntimeView
+
+DOMAIN = TrustDomain("default")
+POLICY = CheapestStart()
+
+
+def key(variant: str = "ort-fp32") -> VariantKey:
+    return VariantKey(DOMAIN, ModelName("m"), VersionNumber(1), VariantName(variant))
+
+
+def candidate(variant: str = "ort-fp32", size_bytes: int = 0, *, backend: str = "ort", build_class: str | None = "a") -> Candidate:
+    record = VariantRecord(
+        key(variant), backend, backend, "fp32", VariantState.READY, 8, BuildClass(build_class) if build_class else None, Digest("f" * 64)
+    )
+    return Candidate(record, (Blob(Digest("1" * 64), size_bytes),) if size_bytes else ())
+
+
+def runtime(flavour: str = "ort", domain: str = "") -> RuntimeView:
+    return RuntimeView(RuntimeId(f"r-{flavour}"), flavour, domain, 0)
+
+
+def instance(variant: str = "ort-fp32", state: InstanceState = InstanceState.READY) -> InstanceView:
+    return InstanceView(InstanceId("i-1"), key(variant), Generation(1), state, 3.0)
+
+
+def node(name: str = "n1", **changes: object) -> NodeView:
+    values: dict[str, object] = {"flavours": ("ort", "aten"), "store_budget_bytes": 1 << 40, "runtimes": (runtime(),), **changes}
+    build_class = BuildClass(str(values.pop("build_class", "a")))
+    return NodeView(NodeId(name), build_class, ProfileClass("p"), DOMAIN, **values)  # type: ignore[arg-type]
+
+
+def decide(candidates: list[Candidate], nodes: list[NodeView], **more: object) -> StartDecision:
+    return POLICY.decide(StartQuestion(tuple(candidates), tuple(nodes), **more))  # type: ignore[arg-type]
+
+
+def profile(path: StartPath, ms: float, fetch_ms: float = 0.0, variant: str = "ort-fp32") -> ProfileRecord:
+    stages = (StageTime(Stage.FETCH, fetch_ms), StageTime(Stage.LOAD, ms))
+    return ProfileRecord(key(variant), ProfileClass("p"), (LoadCost(path, stages),), (), 0.0)
+
+
+def test_a_ready_instance_is_the_answer() -> None:
+    decision = decide([candidate()], [node("n1"), node("n2", instances=(instance(),))])
+    assert decision.chosen is not None
+    assert (decision.chosen.start_path, decision.chosen.node_id, decision.chosen.expected_ms) == (StartPath.WARM, "n2", 0.0)
+    assert decision.chosen.instance is not None
+    assert decision.chosen.instance.instance_id == "i-1"
+
+
+@pytest.mark.parametrize("state", [state for state in InstanceState if state is not InstanceState.READY])
+def test_an_instance_that_is_not_ready_is_not_warm(state: InstanceState) -> None:
+    decision = decide([candidate()], [node(instances=(instance(state=state),))])
+    assert decision.chosen is not None
+    assert decision.chosen.start_path is StartPath.BIND
+
+
+def test_a_silent_nodes_instance_is_history() -> None:
+    decision = decide([candidate()], [node(instances=(instance(),), condition=NodeCondition.SILENT)])
+    assert decision.chosen is None
+    assert decision.may_pass
+    assert decision.explanation == "m@1/ort-fp32: 0 of 1 nodes: 1 does not report"
+
+
+def test_a_suspect_nodes_instance_serves_but_nothing_new_starts_there() -> None:
+    warm = decide([candidate()], [node(instances=(instance(),), condition=NodeCondition.SUSPECT)])
+    assert warm.chosen is not None
+    assert warm.chosen.start_path is StartPath.WARM
+    cold = decide([candidate()], [node(condition=NodeCondition.SUSPECT)])
+    assert cold.chosen is None
+    assert cold.may_pass
+
+
+def test_bind_where_a_runtime_is_warm_else_fork() -> None:
+    bind = decide([candidate()], [node()])
+    assert bind.chosen is not None
+    assert bind.chosen.start_path is StartPath.BIND
+    assert [loser.start_path for loser in bind.losers] == [StartPath.FORK]
+    for runtimes in [(), (runtime("aten"),), (runtime("ort", "somebody-else"),)]:
+        fork = decide([candidate()], [node(runtimes=runtimes)])
+        assert fork.chosen is not None
+        assert fork.chosen.start_path is StartPath.FORK
+        assert not fork.losers
+
+
+def test_measured_costs_beat_assumed_ones() -> None:
+    """A profile that says that forking is faster here is believed."""
+    measured = {(key(), ProfileClass("p")): profile(StartPath.FORK, 1.5)}
+    decision = decide([candidate()], [node()], profiles=measured)
+    assert decision.chosen is not None
+    assert (decision.chosen.start_path, decision.chosen.expected_ms, decision.chosen.measured) == (StartPath.FORK, 1.5, True)
+    assert decision.losers[0].reason == "4.0 ms assumed; 2.5 ms more than fork on n1"
+
+
+def test_fetching_is_priced_by_what_is_missing_here_not_by_the_profiles_fetch() -> None:
+    measured = {(key(), ProfileClass("p")): profile(StartPath.BIND, 3.0, fetch_ms=900.0)}
+    far, near = node("n1"), node("n2", digests=frozenset({Digest("1" * 64)}))
+    decision = decide([candidate(size_bytes=100_000_000)], [far, near], profiles=measured)
+    assert decision.chosen is not None
+    assert (decision.chosen.node_id, decision.chosen.expected_ms, decision.chosen.bytes_to_fetch) == ("n2", 3.0, 0)
+    lost = next(loser for loser in decision.losers if loser.node_id == "n1" and loser.start_path is StartPath.BIND)
+    assert (lost.expected_ms, lost.bytes_to_fetch) == (203.0, 100_000_000)
+    assert lost.reason == "3.0 ms measured + 200.0 ms for 95.4 MiB to fetch; 200.0 ms more than bind on n2"
+
+
+def test_the_gateways_order_holds_for_a_small_difference_and_yields_to_a_large_one() -> None:
+    first, second = candidate("ort-fp32", 100_000_000), candidate("aten-fp32", backend="aten", build_class=None)
+    nodes = [node(runtimes=(runtime(), runtime("aten")))]
+    near = decide([first, second], nodes)
+    assert near.chosen is not None
+    assert near.chosen.variant == key("ort-fp32")
+    assert (
+        "sooner, but the gateway prefers m@1/ort-fp32" in next(item for item in near.losers if item.variant.variant == "aten-fp32").reason
+    )
+    far = decide([candidate("ort-fp32", 10_000_000_000), second], nodes)
+    assert far.chosen is not None
+    assert far.chosen.variant == key("aten-fp32")
+
+
+def test_the_second_candidate_starts_where_every_node_refuses_the_first() -> None:
+    decision = decide([candidate(build_class="zen"), candidate("aten-fp32", backend="aten", build_class=None)], [node()])
+    assert decision.chosen is not None
+    assert decision.chosen.variant == key("aten-fp32")
+    assert decision.explanation.startswith("m@1/ort-fp32: 0 of 1 nodes: 1 is of another build class; ")
+    assert any(loser.refused and "is of build class a; the variant was built for zen" in loser.reason for loser in decision.losers)
+
+
+def test_what_failed_is_not_tried_again() -> None:
+    failed = {(key(), NodeId("n1"), StartPath.BIND): "it crashed"}
+    decision = decide([candidate()], [node()], failed=failed)
+    assert decision.chosen is not None
+    assert decision.chosen.start_path is StartPath.FORK
+    failed[(key(), NodeId("n1"), StartPath.FORK)] = "it crashed again"
+    over = decide([candidate()], [node()], failed=failed)
+    assert over.chosen is None
+    assert not over.may_pass
+    assert over.explanation == "m@1/ort-fp32: 0 of 1 nodes: 1 failed at this start"
+
+
+def test_no_nodes_may_pass() -> None:
+    decision = decide([candidate()], [])
+    assert decision.chosen is None
+    assert decision.may_pass
+    assert decision.explanation == "m@1/ort-fp32: 0 of 0 nodes: no node is registered"
+
+
+def test_a_backend_without_a_default_is_priced_pessimistically() -> None:
+    assert CostModel().path(StartPath.BIND, "openvino", None) == (20.0, False)
+    assert CostModel().path(StartPath.FORK, "openvino", None) == (200.0, False)
+    assert CostModel().path(StartPath.WARM, "openvino", None) == (0.0, True)
+
+
+nodes_strategy = st.lists(
+    st.builds(
+        lambda number, condition, build_class, runtimes, ready, budget, load: node(
+            f"n{number}",
+            condition=condition,
+            build_class=build_class,
+            runtimes=runtimes,
+            instances=(replace(instance(), instance_id=InstanceId(f"i-{number}")),) if ready else (),
+            store_budget_bytes=budget,
+            starting=load,
+        ),
+        st.integers(0, 20),
+        st.sampled_from(NodeCondition),
+        st.sampled_from(["a", "b"]),
+        st.sampled_from([(), (runtime(),), (runtime("aten"),), (runtime("ort", "x"),)]),
+        st.booleans(),
+        st.sampled_from([0, 50, 1 << 40]),
+        st.integers(0, 3),
+    ),
+    max_size=6,
+    unique_by=lambda item: item.node_id,
+)
+
+
+@given(nodes_strategy, st.integers(0, 100), st.randoms(), st.data())
+def test_safety_of_every_decision(nodes, size, random, data) -> None:  # type: ignore[no-untyped-def]
+    """Never a refused or failed option, never a worse one than stands among the losers, and no dependence on the nodes' order."""
+    candidates = [candidate(size_bytes=size), candidate("aten-fp32", backend="aten", build_class=None)]
+    every = [(c.key, n.node_id, path) for c in candidates for n in nodes for path in (StartPath.BIND, StartPath.FORK)]
+    failed = dict.fromkeys(data.draw(st.sets(st.sampled_from(every)) if every else st.just(set())), "broken")
+    decision = decide(candidates, nodes, failed=failed)
+    chosen = decision.chosen
+    if chosen is not None:
+        by_id = {item.node_id: item for item in nodes}
+        target = by_id[chosen.node_id]
+        assert chosen.key not in failed
+        assert not chosen.refused
+        assert target.condition is not NodeCondition.SILENT
+        if chosen.start_path is not StartPath.WARM:
+            assert target.condition is NodeCondition.USABLE
+            assert chosen.bytes_to_fetch <= target.room_bytes
+            assert chosen.variant.variant == "aten-fp32" or target.build_class == "a"
+        for loser in decision.losers:
+            if not loser.refused and loser.rank >= chosen.rank:
+                assert chosen.expected_ms + 1000 * chosen.rank <= loser.expected_ms + 1000 * loser.rank
+    else:
+        assert all(loser.refused for loser in decision.losers)
+        assert len({(item.variant, item.node_id) for item in decision.losers}) == 2 * len(nodes)
+    assert all(loser.reason for loser in decision.losers)
+    shuffled = list(nodes)
+    random.shuffle(shuffled)
+    assert decide(candidates, shuffled, failed=failed) == decision
+
+
+def test_an_unknown_policy_is_refused_by_name() -> None:
+    assert registry.make("cheapest", BytesPresentPlacement(), CostModel()).name == "cheapest(bytes-present)"
+    with pytest.raises(InvalidInput, match="start policy 'fastest': one of cheapest"):
+        registry.make("fastest", BytesPresentPlacement(), CostModel())

@@ -11,7 +11,12 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from tessera.domain.errors import Conflict
 from tessera.domain.ids import Term
+
+
+class LeaseLost(Conflict):
+    """A write named a lease that is gone. Nothing was written; the caller needs a new session first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +98,15 @@ class Session(Protocol):
     def lease_id(self) -> int: ...
 
     @property
-    def lost(self) -> asyncio.Event: ...
+    def lost(self) -> asyncio.Event:
+        """Set when etcd said that the lease is gone, or when it was not renewed for its whole time on this machine's clock.
+
+        Not set by `close`. In the second case the keys may still be there; `close` takes them away.
+        """
+        ...
 
     async def close(self) -> None:
-        """Revokes the lease: its keys vanish at once."""
+        """Revokes the lease: its keys vanish at once. Where etcd is away it gives up in bounded time; the lease then runs out."""
         ...
 
 
@@ -122,7 +132,10 @@ class Coordinator(Protocol):
     async def transact(self, compares: Sequence[Compare], writes: Sequence[Write]) -> int:
         """Writes all when every compare holds; returns the revision. At least one compare is required.
 
-        Raises: Conflict when a compare does not hold; Unavailable.
+        A transaction is sent once: after Unavailable it may have been applied, so the caller reads before it decides anew.
+
+        Raises: Conflict when a compare does not hold (LeaseLost when a lease it names is gone); Unavailable; InvalidInput without a
+        compare, or when a key is written twice.
         """
         ...
 
@@ -131,11 +144,17 @@ class Coordinator(Protocol):
         ...
 
     async def session(self, ttl_s: float) -> Session:
-        """Grants a lease and keeps it alive until it is closed."""
+        """Grants a lease and keeps it alive until it is closed. `ttl_s` is rounded up to whole seconds, at least 2.
+
+        Raises: Unavailable.
+        """
         ...
 
     async def campaign(self, election: str, session: Session, value: bytes) -> Leadership:
-        """Waits until the election below the prefix `election` is won; `value` is what observers read."""
+        """Waits until the election below the prefix `election` is won; `value` is what observers read.
+
+        Raises: Unavailable when the session is lost while waiting. Cancelled or failed, it takes the candidate's key back.
+        """
         ...
 
     async def leader(self, election: str) -> KeyValue | None:

@@ -1,0 +1,70 @@
+"""Each thing that can be wrong with a store's folder is found and named."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+
+from tessera.domain.ids import Digest
+from tessera.tensorstore.local import LocalTensorStore
+from tessera.testing.conformance_tensorstore import ABSENT, blob_of, put
+
+
+def _write(store: LocalTensorStore, digest: Digest, data: bytes) -> None:
+    path = store.path(digest)
+    path.chmod(0o644)
+    path.write_bytes(data)
+    path.chmod(0o444)
+
+
+def _replace_lock(store: LocalTensorStore, digest: Digest) -> None:
+    (store.root / "lock").unlink()
+    (store.root / "lock").touch()
+
+
+SPOILED: dict[str, tuple[Callable[[LocalTensorStore, Digest], object], str]] = {
+    "foreign name": (lambda store, _: (store.root / "blobs/readme").touch(), "blobs/readme is not named by a digest"),
+    "folder": (lambda store, _: (store.root / "blobs" / ABSENT).mkdir(), "is not a regular file"),
+    "link": (lambda store, digest: (store.root / "blobs" / ABSENT).symlink_to(digest), "is not a regular file"),
+    "unknown": (lambda store, _: (store.root / "blobs" / ABSENT).touch(0o444), "memory does not know it"),
+    "gone": (lambda store, digest: store.path(digest).unlink(), "is in memory, not on disk"),
+    "writable": (lambda store, digest: store.path(digest).chmod(0o644), "has mode 0644, should be 0444"),
+    "shorter": (lambda store, digest: _write(store, digest, b"x"), "has 1 bytes, memory says 100"),
+    "leftover": (lambda store, _: (store.root / "incoming/left").touch(), "incoming/left has no live writer"),
+    "quarantine": (lambda store, _: (store.root / "quarantine" / ABSENT).touch(), "quarantine/ has"),
+    "lock": (_replace_lock, "the lock file is not the one"),
+}
+
+
+@pytest.mark.parametrize("what", SPOILED)
+def test_what_is_spoiled_is_found(store: LocalTensorStore, what: str) -> None:
+    digest = put(store, blob_of(1, 100))
+    assert store.check(deep=True) == []
+    spoil, finding = SPOILED[what]
+    spoil(store, digest)
+    findings = store.check()
+    assert len(findings) == 1
+    assert finding in findings[0]
+
+
+def test_a_changed_byte_is_found_by_the_deep_check_alone(store: LocalTensorStore) -> None:
+    digest = put(store, blob_of(1, 100))
+    _write(store, digest, bytes(100))
+    assert store.check() == []
+    [finding] = store.check(deep=True)
+    assert finding.startswith(f"blobs/{digest} has bytes of digest")
+
+
+def test_a_temporary_file_that_went_is_found(store: LocalTensorStore) -> None:
+    with store.ingest(ABSENT, 10) as writer:
+        os.unlink(writer.path)
+        [finding] = store.check()
+        assert finding.endswith("went while its writer lives")
+
+
+def test_a_held_blob_that_somebody_removed_is_found(store: LocalTensorStore) -> None:
+    digest = put(store, blob_of(1, 100), "runtime-1")
+    store.path(digest).unlink()
+    assert store.check() == [f"blobs/{digest} is in memory, not on disk"]

@@ -70,6 +70,11 @@ class Layout:
     def repository_url(self) -> str:
         return f"file://{self.state / 'repository'}"
 
+    @property
+    def runtime_threads(self) -> int:
+        """Intra-op threads of each runtime: the node's share of the cores, four at most."""
+        return max(1, min(4, len(os.sched_getaffinity(0)) // self.nodes))
+
     def address(self, offset: int) -> str:
         return f"{HOST}:{self.port_base + offset}"
 

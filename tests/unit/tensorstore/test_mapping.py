@@ -137,7 +137,9 @@ def test_what_was_packed_is_seen_again(tensors: list[tuple[str, list[int]]]) -> 
 
 def test_a_pack_is_opened_once_for_all_its_tensors(store: LocalTensorStore) -> None:
     small, large = np.arange(5, dtype="<f4"), bytes(5000)
-    refs, pack = build_pack([("a", "FP32", (5,), small.tobytes()), ("big", "UINT8", (5000,), large), ("b", "FP32", (), small[:1].tobytes())])
+    refs, pack = build_pack(
+        [("a", "FP32", (5,), small.tobytes()), ("big", "UINT8", (5000,), large), ("b", "FP32", (), small[:1].tobytes())]
+    )
     assert pack is not None
     path = store.path(put(store, pack))
     maps = BlobMap()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass, field
 
 from tessera.domain.artifact import Artifact, Blob
@@ -127,13 +128,13 @@ class Fetcher:
             mine.set_result(None)
 
     def _copy(self, blob: Blob, call: _Call) -> None:
-        chunks = self._repository.open_reader(blob.digest, verify=False)  # the writer hashes what arrives
-        counted = 0
-        with self._store.ingest(blob.digest, blob.size_bytes, call.holder) as writer:
+        with (
+            closing(self._repository.open_reader(blob.digest, verify=False)) as chunks,  # the writer hashes what arrives
+            self._store.ingest(blob.digest, blob.size_bytes, call.holder) as writer,
+        ):
             for chunk in chunks:
                 call.raise_if_cancelled()
                 writer.write(chunk)
-                counted += len(chunk)
                 call.count.add(len(chunk))
             try:
                 writer.commit()

@@ -5,7 +5,7 @@ Bytes are found through `locate` alone, so that where they lie may change (packe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,9 +31,9 @@ class RepositoryReader(Protocol):
         """
         ...
 
-    def open_reader(self, digest: Digest, *, verify: bool = True) -> Iterator[bytes]:
+    def open_reader(self, digest: Digest, *, verify: bool = True) -> Generator[bytes, None, None]:
         """The blob in chunks of at most 1 MiB. With `verify` it ends in `DataCorrupted` when what was read has another digest;
-        a caller that hashes anyway switches it off.
+        a caller that hashes anyway switches it off. Who stops early closes it.
 
         Raises:
             NotFound: it is not in the repository (raised by the call, not by the first chunk).

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import fsspec
@@ -51,10 +51,10 @@ class Repository:
             raise NotFound(f"blob {digest} is not in repository {self.url}") from error
         return [Piece(name, 0, size)]
 
-    def open_reader(self, digest: Digest, *, verify: bool = True) -> Iterator[bytes]:
+    def open_reader(self, digest: Digest, *, verify: bool = True) -> Generator[bytes, None, None]:
         return self._chunks(digest, self.locate(digest), verify)
 
-    def _chunks(self, digest: Digest, pieces: list[Piece], verify: bool) -> Iterator[bytes]:
+    def _chunks(self, digest: Digest, pieces: list[Piece], verify: bool) -> Generator[bytes, None, None]:
         hasher = blake3()
         for piece in pieces:
             try:

@@ -15,7 +15,7 @@ from tessera.domain.signature import DATATYPES
 
 ARTIFACT_FORMAT = 1
 
-_ENCODER = msgspec.json.Encoder(order="deterministic")
+_ENCODER = msgspec.json.Encoder(order="sorted")
 _DECODER = msgspec.json.Decoder(Artifact)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 

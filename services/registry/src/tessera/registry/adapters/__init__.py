@@ -1,0 +1,1 @@
+"""The registry's outside: etcd, the repository, the sandbox, node agents, the disk."""

@@ -1,0 +1,116 @@
+"""One import from start to end: look, load, export, compare, store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tessera.domain.artifact import Artifact
+from tessera.domain.errors import InvalidInput
+from tessera.registry.importer import layout
+from tessera.registry.importer.blobs import BlobFolder, store_tensors
+from tessera.registry.importer.task import Made, Task
+from tessera.repository.artifacts import encode
+
+if TYPE_CHECKING:
+    from tessera.registry.importer.export import Exported
+    from tessera.registry.importer.loaded import Loaded
+
+Say = Callable[[str, float], None]
+
+
+def run(task: Task, say: Say) -> Made:
+    """Imports the source of `task`. `say(message, fraction)` reports progress.
+
+    Raises:
+        TesseraError: names what is wrong with the source, or what is not supported and what would work.
+    """
+    source, out = Path(task.source), Path(task.out)
+    layout.refuse_links(source)
+    kind = "builder" if task.builder is not None else layout.source_kind(source)
+    config = layout.check_hugging_face(source) if kind == "directory" else {}
+    if task.builder is not None and task.builder.reference not in task.allowed_builders:
+        raise InvalidInput("builder", task.builder.reference, f"must be one of {', '.join(task.allowed_builders)}")
+    say("loading", 0.05)
+    loaded = _load(task, kind, source, config)
+    scratch = out / "scratch"
+    scratch.mkdir(parents=True, exist_ok=True)
+    say("exporting", 0.2)
+
+    from tessera.registry.importer.agreement import cases, check, flat_runner
+    from tessera.registry.importer.export import export
+
+    def agree(made: Exported) -> None:
+        names = [spec.name for spec in made.signature.outputs]
+        check("the flat program", flat_runner(made, scratch), cases(made.loaded), names)
+
+    made = export(loaded, agree)
+    say("storing tensors", 0.5)
+    folder = BlobFolder(out / "blobs")
+    aten = _store_flat(made, folder, task.max_batch)
+    onnx, reason = "", "not asked for"
+    if task.make_onnx:
+        say("exporting ONNX", 0.6)
+        onnx, reason = _store_onnx(made, folder, scratch, task.max_batch)
+    say("made", 1.0)
+    return Made(kind, aten, onnx, reason, folder.listing(), tuple(made.loaded.notes))
+
+
+def _load(task: Task, kind: str, source: Path, config: dict[str, object]) -> Loaded:
+    if task.builder is not None:
+        from tessera.registry.importer import builder
+
+        return builder.load(task.builder, task.allowed_builders, sorted(p for p in source.rglob("*") if p.is_file()))
+    if kind == "pt2":
+        from tessera.registry.importer import pt2
+
+        path = next(source.rglob("*.pt2"))
+        return pt2.load(path, path.relative_to(source).as_posix())
+    from tessera.registry.importer import hugging_face
+
+    return hugging_face.load(source, config)
+
+
+def _store_flat(made: Exported, folder: BlobFolder, max_batch: int) -> str:
+    from tessera.registry.importer.dtypes import datatype_of, raw_bytes
+
+    tensors, pack = store_tensors(
+        folder, ((name, datatype_of(t.dtype, name), tuple(t.shape), raw_bytes(t)) for name, t in made.flat.tensors)
+    )
+    graph = folder.put(made.flat.graph)
+    batch = max_batch if made.signature.batched else 1
+    return folder.put(encode(Artifact("aten", "fp32", "aten", graph, pack, tensors, made.signature, None, batch))).digest
+
+
+def _store_onnx(made: Exported, folder: BlobFolder, scratch: Path, max_batch: int) -> tuple[str, str]:
+    """The digest of the export, or "" and why there is none: the version is served by `aten` alone then."""
+    try:
+        from tessera.registry.importer.agreement import cases, check
+        from tessera.registry.importer.onnx_export import export_onnx, onnx_runner
+
+        graph = export_onnx(made.program, made.signature, made.loaded)
+        names = [spec.name for spec in made.signature.outputs]
+        check("the ONNX export", onnx_runner(graph, made.signature, scratch), cases(made.loaded), names)
+    except MemoryError:
+        raise
+    except Exception as error:  # torch.onnx, onnxscript and ONNX Runtime raise classes of their own; each costs only this variant
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return "", f"ONNX export failed: {type(error).__name__}: {lines[0][:400] if lines else ''}"
+    datatypes = {"float32": "FP32", "float64": "FP64", "float16": "FP16"}
+    tensors, pack = store_tensors(
+        folder, ((name, datatypes[array.dtype.name], array.shape, memoryview(array.reshape(-1)).cast("B")) for name, array in graph.tensors)
+    )
+    blob = folder.put(graph.model)
+    batch = max_batch if made.signature.batched else 1
+    return folder.put(encode(Artifact("onnx", "fp32", "onnx", blob, pack, tensors, made.signature, None, batch))).digest, ""
+
+
+def read_task(path: Path) -> Task:
+    from tessera.registry.importer.task import decode_task
+
+    try:
+        return decode_task(path.read_bytes())
+    except (ValueError, json.JSONDecodeError) as error:
+        raise InvalidInput("task", str(path), str(error)) from None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import grpc
 from aetcd import rpc
@@ -18,12 +18,15 @@ from tessera.clock import Clock
 from tessera.coord.interface import LeaseLost
 from tessera.domain.errors import FailedPrecondition, Internal, InvalidInput, ResourceExhausted, TesseraError, Unavailable
 
+T = TypeVar("T")
+
 Endpoint = tuple[str, int]
 
 HAS_LEADER: Final = (("hasleader", "true"),)
 """Asks a member to end a stream when it loses its leader, instead of staying silent in a minority."""
 
 _ROUND_PAUSE_S = 0.1
+_CLOSED = "this coordinator is closed"
 _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.use_local_subchannel_pool", 1),  # the back-off of one coordinator does not hold up another
@@ -103,7 +106,7 @@ class Client:
             remaining_s = deadline_s - self.clock.monotonic_s()
             attempt_s = remaining_s if len(self._endpoints) == 1 else min(remaining_s, budget_s / 2)
             try:
-                return await call(connection, max(attempt_s, 0.001))
+                return await self.unless_closed(call(connection, max(attempt_s, 0.001)))
             except grpc.aio.AioRpcError as error:
                 translated = translate(error)
                 if not isinstance(translated, Unavailable):
@@ -123,7 +126,7 @@ class Client:
         deadline_s = self.clock.monotonic_s() + self.timeout_s
         connection = await self.connection(deadline_s)
         try:
-            return await call(connection, max(deadline_s - self.clock.monotonic_s(), 0.001))
+            return await self.unless_closed(call(connection, max(deadline_s - self.clock.monotonic_s(), 0.001)))
         except grpc.aio.AioRpcError as error:
             translated = translate(error)
             if isinstance(translated, Unavailable):
@@ -140,7 +143,7 @@ class Client:
         while True:
             for _ in self._endpoints:
                 if self.closed:
-                    raise Unavailable("this coordinator is closed")
+                    raise Unavailable(_CLOSED)
                 connection = self._at(self._current)
                 remaining_s = deadline_s - self.clock.monotonic_s()
                 if remaining_s <= 0:
@@ -151,6 +154,21 @@ class Client:
             if self.clock.monotonic_s() + _ROUND_PAUSE_S >= deadline_s:
                 raise self._nobody("not connected in time")
             await self.clock.sleep(_ROUND_PAUSE_S)
+
+    async def unless_closed(self, answer: Awaitable[T]) -> T:
+        """Awaits a call's answer; a closed channel cancels its calls, which must not look as if the caller had been cancelled.
+
+        Raises:
+            Unavailable: this client was closed meanwhile.
+        """
+        task = asyncio.current_task()
+        cancels = task.cancelling() if task else 0
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            if self.closed and task is not None and task.cancelling() == cancels:
+                raise Unavailable(_CLOSED) from None
+            raise
 
     def failed(self, connection: Connection) -> None:
         """Moves on to the next endpoint, unless another call has done so already."""

@@ -51,7 +51,7 @@ class KeptSession:
         self._lost = asyncio.Event()
         self._closed = False
         self._task = asyncio.create_task(  # noqa: TID251 - owned by this session, ended and awaited by close() and stop()
-            self._keep(), name=f"session {lease_id:x}"
+            self._run(), name=f"session {lease_id:x}"
         )
 
     @property
@@ -77,6 +77,14 @@ class KeptSession:
         self._forget(self)
         self._task.cancel()
         await asyncio.wait({self._task})
+
+    async def _run(self) -> None:
+        try:
+            await self._keep()
+        except Exception:
+            # A fault of ours. Nobody renews any more, so whoever relies on the lease has to know.
+            _log.exception("renewals ended", lease=f"{self._lease_id:x}")
+            self._lost.set()
 
     async def _keep(self) -> None:
         interval_s = self._ttl_s / _RENEWALS_PER_TTL

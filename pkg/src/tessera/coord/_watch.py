@@ -38,7 +38,7 @@ async def watch(
         try:
             listing = await listing_of()
             yield Reset(listing)
-            async for event in _stream(client, prefix, range_end, listing.revision + 1, progress_s):
+            async for event in _stream(client, prefix, range_end, listing.revision, progress_s):
                 backoff_s = _FIRST_BACKOFF_S
                 if event is not None:
                     yield event
@@ -54,8 +54,9 @@ async def watch(
 
 
 async def _stream(client: Client, prefix: bytes, range_end: bytes, revision: int, progress_s: float) -> AsyncIterator[WatchEvent | None]:
-    """Events from `revision` on; None is proof of life. Raises: _Compacted; TesseraError on every other end."""
+    """Events after `revision`; None is proof of life. Raises: _Compacted; TesseraError on every other end."""
     connection = await client.connection(client.clock.monotonic_s() + client.timeout_s)
+    # From `revision` itself, whose events are dropped below: were the next one compacted, etcd would start there and leave out its deletes.
     create = rpc.WatchRequest(create_request=rpc.WatchCreateRequest(key=prefix, range_end=range_end, start_revision=revision))
     stop = asyncio.Event()
     call = connection.watch.Watch(_requests(create, stop, progress_s), metadata=HAS_LEADER)
@@ -64,7 +65,7 @@ async def _stream(client: Client, prefix: bytes, range_end: bytes, revision: int
         while True:
             try:
                 async with asyncio.timeout(silence_s):
-                    response = await call.read()
+                    response = await client.unless_closed(call.read())
             except TimeoutError:
                 raise Unavailable(f"etcd {connection.address} was silent for {silence_s:g} s") from None
             if response is grpc.aio.EOF:
@@ -76,7 +77,8 @@ async def _stream(client: Client, prefix: bytes, range_end: bytes, revision: int
             if not response.events:
                 yield None
             for event in response.events:
-                yield _event(event)
+                if event.kv.mod_revision > revision:
+                    yield _event(event)
     except grpc.aio.AioRpcError as error:
         client.failed(connection)
         raise translate(error) from error

@@ -151,5 +151,5 @@ class StoreMachine(RuleBasedStateMachine):
             assert self.store.path(digest).read_bytes() == BLOBS[DIGESTS.index(digest)]
 
 
-StoreMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+StoreMachine.TestCase.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
 TestStoreMachine = StoreMachine.TestCase

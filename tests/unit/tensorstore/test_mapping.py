@@ -158,6 +158,7 @@ def test_a_pack_is_opened_once_for_all_its_tensors(store: LocalTensorStore) -> N
         ("FP32", (2, 4), 32, None),
         ("FP32", (4,), 16, 64),  # beyond the end
         ("FP32", (4,), 16, -64),
+        ("FP32", (-2, -2), 16, None),
     ],
 )
 def test_a_reference_that_does_not_fit_its_blob_is_refused(

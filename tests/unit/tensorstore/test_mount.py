@@ -119,7 +119,7 @@ def test_what_the_store_has_already_counts_as_room(point: Path, monkeypatch: pyt
     with LocalTensorStore(folder, BUDGET, StepClock()) as store:
         put(store, blob_of(1, 4 << 20))
     small = os.statvfs_result((4096, 4096, 2048, 1024, 1024, 0, 0, 0, 0, 255))  # 4 MiB free
-    monkeypatch.setattr(mount.os, "statvfs", lambda path: small)
+    monkeypatch.setattr("tessera.tensorstore.mount.os.statvfs", lambda path: small)
     assert prepare_store_folder(point, BUDGET, may_mount=False).adopted
     # the page that the lock takes is the store's too
     with pytest.raises(FailedPrecondition, match=rf"is {(1 << 20) - 4096} bytes too small"):

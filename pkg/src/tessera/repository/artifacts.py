@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -33,10 +34,8 @@ class PackWriter:
         InvalidInput: dtype and shape do not make the length of `data`; names the slot.
         """
         view = flat(data)
-        expected = DATATYPES.get(dtype, 0)
-        for dimension in shape:
-            expected *= dimension
-        if not DATATYPES.get(dtype) or expected != len(view):
+        item_bytes = DATATYPES.get(dtype)
+        if not item_bytes or min(shape, default=0) < 0 or math.prod(shape) * item_bytes != len(view):
             raise InvalidInput(f"tensor {slot}", f"{dtype} {list(shape)}", f"does not make the {len(view)} bytes given")
         offset = None
         if len(view) < PACK_THRESHOLD_BYTES:

@@ -6,6 +6,7 @@ the last memoryview or array of it is gone. Raw pointers (ONNX Runtime keeps suc
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import threading
@@ -50,10 +51,8 @@ def tensor_view(view: memoryview, ref: TensorRef) -> npt.NDArray[Any]:
     """
     dtype = numpy_dtype(ref.dtype)
     offset = ref.pack_offset or 0
-    count = 1
-    for dimension in ref.shape:
-        count *= dimension
-    if count * dtype.itemsize != ref.size_bytes:
+    count = math.prod(ref.shape)
+    if min(ref.shape, default=0) < 0 or count * dtype.itemsize != ref.size_bytes:
         raise DataCorrupted(f"tensor {ref.slot}: {ref.dtype} of shape {list(ref.shape)} is not {ref.size_bytes} bytes long")
     if offset < 0 or offset + ref.size_bytes > len(view) or (ref.pack_offset is None and ref.size_bytes != len(view)):
         raise DataCorrupted(f"tensor {ref.slot}: bytes {offset} to {offset + ref.size_bytes} of a blob of {len(view)}")

@@ -16,7 +16,7 @@ import structlog
 from tessera.program._stop import Stop
 from tessera.program._tasks import log_failure
 
-_log = structlog.get_logger(logger="tessera.program")
+_log = structlog.get_logger(_logger="tessera.program")
 
 Routine = Callable[[Stop], Awaitable[None]]
 """Runs until its work is done or the given stop is set, then cleans up and returns."""

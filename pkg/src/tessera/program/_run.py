@@ -13,7 +13,7 @@ import uvloop
 from tessera.program._stop import Stop
 from tessera.program._tasks import log_failure
 
-_log = structlog.get_logger(logger="tessera.program")
+_log = structlog.get_logger(_logger="tessera.program")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 

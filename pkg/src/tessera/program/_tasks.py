@@ -12,7 +12,7 @@ import structlog
 from tessera.domain.errors import TesseraError
 from tessera.program._stop import Stop
 
-_log = structlog.get_logger(logger="tessera.program")
+_log = structlog.get_logger(_logger="tessera.program")
 
 
 class Tasks:

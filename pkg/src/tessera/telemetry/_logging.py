@@ -36,7 +36,8 @@ class _StderrLogger:
 
 def get_logger(name: str) -> Logger:
     """A logger whose lines carry `logger=name`, the level, the time, and the trace id of the current span."""
-    return cast(Logger, structlog.get_logger(logger=name))
+    # "_logger", because structlog takes an argument "logger" for itself; `_rename` puts it right.
+    return cast(Logger, structlog.get_logger(_logger=name))
 
 
 def configure_logging(
@@ -56,6 +57,7 @@ def configure_logging(
 
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        _rename,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
         add_service,
@@ -103,6 +105,12 @@ class _CurrentStderrHandler(logging.StreamHandler[Any]):
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
         super().emit(record)
+
+
+def _rename(_logger: object, _method: str, event: EventDict) -> EventDict:
+    if "_logger" in event:
+        event["logger"] = event.pop("_logger")
+    return event
 
 
 def _name_of_logger(_logger: object, _method: str, event: EventDict) -> EventDict:

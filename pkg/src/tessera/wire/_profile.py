@@ -1,0 +1,89 @@
+"""Load costs, latency rows and whole profiles."""
+
+from __future__ import annotations
+
+import math
+
+from tessera.api.node.v1 import node_pb2
+from tessera.api.profiler.v1 import profiler_pb2
+from tessera.domain.errors import InvalidInput
+from tessera.domain.ids import ProfileClass
+from tessera.domain.records import LatencyRow, LoadCost, ProfileRecord
+from tessera.wire._common import (
+    decode_stage_times,
+    decode_start_path,
+    decode_variant_key,
+    duration_ms,
+    encode_stage_times,
+    encode_variant_key,
+)
+
+
+def encode_load_cost(cost: LoadCost) -> node_pb2.LoadCost:
+    return node_pb2.LoadCost(
+        start_path=cost.start_path.value, stages=encode_stage_times(cost.stages), peak_private_bytes=cost.peak_private_bytes
+    )
+
+
+def decode_load_cost(message: node_pb2.LoadCost, field: str = "load") -> LoadCost:
+    """Raises: InvalidInput for an unknown start path or a bad stage."""
+    return LoadCost(
+        decode_start_path(message.start_path, f"{field}.start_path"),
+        decode_stage_times(message.stages, f"{field}.stages"),
+        message.peak_private_bytes,
+    )
+
+
+def encode_latency_row(row: LatencyRow) -> node_pb2.LatencyRow:
+    return node_pb2.LatencyRow(
+        batch=row.batch,
+        threads=row.threads,
+        repeats=row.repeats,
+        p50_ms=row.p50_ms,
+        p99_ms=row.p99_ms,
+        mean_ms=row.mean_ms,
+        peak_private_bytes=row.peak_private_bytes,
+    )
+
+
+def decode_latency_row(message: node_pb2.LatencyRow, field: str = "row") -> LatencyRow:
+    """Raises: InvalidInput when batch, threads or repeats are 0, or a time is not a finite number of at least 0."""
+    for name, value in (("batch", message.batch), ("threads", message.threads), ("repeats", message.repeats)):
+        if value < 1:
+            raise InvalidInput(f"{field}.{name}", value, "must be at least 1")
+    return LatencyRow(
+        batch=message.batch,
+        threads=message.threads,
+        repeats=message.repeats,
+        p50_ms=duration_ms(f"{field}.p50_ms", message.p50_ms),
+        p99_ms=duration_ms(f"{field}.p99_ms", message.p99_ms),
+        mean_ms=duration_ms(f"{field}.mean_ms", message.mean_ms),
+        peak_private_bytes=message.peak_private_bytes,
+    )
+
+
+def encode_profile(profile: ProfileRecord) -> profiler_pb2.Profile:
+    return profiler_pb2.Profile(
+        variant=encode_variant_key(profile.variant),
+        profile_class=profile.profile_class,
+        load=[encode_load_cost(cost) for cost in profile.load],
+        rows=[encode_latency_row(row) for row in profile.rows],
+        measured_unix_s=profile.measured_unix_s,
+        quick=profile.quick,
+    )
+
+
+def decode_profile(message: profiler_pb2.Profile, field: str = "profile") -> ProfileRecord:
+    """Raises: InvalidInput for a missing class, a bad time, or what its rows and costs refuse."""
+    if not message.profile_class:
+        raise InvalidInput(f"{field}.profile_class", "", "is required")
+    if not (math.isfinite(message.measured_unix_s) and message.measured_unix_s >= 0):
+        raise InvalidInput(f"{field}.measured_unix_s", message.measured_unix_s, "must be a finite number of seconds, at least 0")
+    return ProfileRecord(
+        variant=decode_variant_key(message.variant, f"{field}.variant"),
+        profile_class=ProfileClass(message.profile_class),
+        load=tuple(decode_load_cost(cost, f"{field}.load[{position}]") for position, cost in enumerate(message.load)),
+        rows=tuple(decode_latency_row(row, f"{field}.rows[{position}]") for position, row in enumerate(message.rows)),
+        measured_unix_s=message.measured_unix_s,
+        quick=message.quick,
+    )

@@ -19,7 +19,7 @@ from tessera.scheduler.loops.leading import Leading
 from tessera.scheduler.loops.pulse import Pulse
 from tessera.scheduler.loops.reconciling import Reconciler
 from tessera.scheduler.loops.starting import Starter, StartRequest
-from tessera.wire import term_to_proto, variant_key_from_proto
+from tessera.wire import decode_variant_key, encode_term
 
 MAX_CANDIDATES = 64
 LOOK_AGAIN_S = 30.0
@@ -53,7 +53,7 @@ class SchedulerServer(scheduler_pb2_grpc.SchedulerServicer):
     async def StartInstance(self, request: scheduler_pb2.StartInstanceRequest, context: Any) -> scheduler_pb2.StartInstanceResponse:
         if len(request.candidates) > MAX_CANDIDATES:
             raise InvalidInput("candidates", len(request.candidates), f"at most {MAX_CANDIDATES}")
-        candidates = tuple(variant_key_from_proto(item) for item in request.candidates)
+        candidates = tuple(decode_variant_key(item, f"candidates[{index}]") for index, item in enumerate(request.candidates))
         if any(item.trust_domain != request.trust_domain for item in candidates):
             raise InvalidInput("trust_domain", request.trust_domain, "must be that of every candidate")
         answer = await self._starter.start(StartRequest(RequestId(request.request_id), candidates, request.budget_us / 1e6))
@@ -67,14 +67,14 @@ class SchedulerServer(scheduler_pb2_grpc.SchedulerServicer):
         """Takes reports in until the agent ends the stream, or until another scheduler leads; says the term at once and when it changes."""
         self._leading.require()
         reader = _Reader(self, request_iterator, next(self._streams))
-        reading = self._tasks.spawn(reader.read(), name="status stream")
+        reading = self._tasks.start("status stream", reader.read())
         term = None
         try:
             while not reader.done:
                 now = self._leading.require().term
                 if now != term:
                     term = now
-                    yield scheduler_pb2.ReportStatusResponse(term=term_to_proto(term))
+                    yield scheduler_pb2.ReportStatusResponse(term=encode_term(term))
                     continue
                 await self._leading.changed.wait(LOOK_AGAIN_S)
         finally:
@@ -108,7 +108,7 @@ class SchedulerServer(scheduler_pb2_grpc.SchedulerServicer):
         if known is None:
             return scheduler_pb2.GetLeaderResponse(is_self=False)
         is_self = self._leading.leadership is not None
-        return scheduler_pb2.GetLeaderResponse(term=term_to_proto(known.term), address=known.address, is_self=is_self)
+        return scheduler_pb2.GetLeaderResponse(term=encode_term(known.term), address=known.address, is_self=is_self)
 
 
 class _Reader:

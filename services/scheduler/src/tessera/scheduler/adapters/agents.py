@@ -7,10 +7,10 @@ import grpc
 from tessera.api.node.v1 import node_pb2, node_pb2_grpc
 from tessera.domain.ids import InstanceId, Term
 from tessera.rpc import connect
-from tessera.scheduler.adapters.wire import instance_of
+from tessera.scheduler.adapters.wire import started_instance_of
 from tessera.scheduler.core.observed import ObservedInstance
 from tessera.scheduler.ports import StartOrder
-from tessera.wire import term_to_proto, variant_key_to_proto
+from tessera.wire import encode_term, encode_variant_key
 
 
 class GrpcAgents:
@@ -21,10 +21,10 @@ class GrpcAgents:
 
     async def start(self, address: str, order: StartOrder) -> ObservedInstance:
         request = node_pb2.StartInstanceRequest(
-            term=term_to_proto(order.term),
+            term=encode_term(order.term),
             instance_id=order.instance_id,
             generation=order.generation,
-            variant=variant_key_to_proto(order.variant),
+            variant=encode_variant_key(order.variant),
             artifact_digest=order.artifact or "",
             start_path=order.start_path,
             expires_after_ms=int(order.expires_after_s * 1e3),
@@ -32,10 +32,10 @@ class GrpcAgents:
             request_id=order.request_id,
         )
         response = await self._stub(address).StartInstance(request, timeout=order.budget_s)
-        return instance_of(response.instance, order.node_id)
+        return started_instance_of(response.instance, order.node_id)
 
     async def stop(self, address: str, term: Term, instance_id: InstanceId, budget_s: float) -> None:
-        request = node_pb2.StopInstanceRequest(term=term_to_proto(term), instance_id=instance_id)
+        request = node_pb2.StopInstanceRequest(term=encode_term(term), instance_id=instance_id)
         await self._stub(address).StopInstance(request, timeout=budget_s)
 
     async def close(self) -> None:
@@ -47,4 +47,4 @@ class GrpcAgents:
         channel = self._channels.get(address)
         if channel is None:
             channel = self._channels[address] = connect(address)
-        return node_pb2_grpc.NodeAgentStub(channel)  # type: ignore[return-value,arg-type]
+        return node_pb2_grpc.NodeAgentStub(channel)

@@ -14,7 +14,9 @@ from tessera.domain.errors import TesseraError
 from tessera.domain.ids import Digest
 from tessera.repository import Repository
 from tessera.repository.artifacts import decode
-from tessera.telemetry import log
+from tessera.telemetry import get_logger
+
+log = get_logger("tessera.scheduler")
 
 QUEUE_LENGTH = 1024
 

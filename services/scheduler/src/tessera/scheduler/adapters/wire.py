@@ -4,45 +4,66 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tessera.api.common.v1 import common_pb2
 from tessera.api.node.v1 import node_pb2
 from tessera.api.scheduler.v1 import scheduler_pb2
-from tessera.domain.errors import InvalidInput
-from tessera.domain.ids import BuildClass, Digest, Generation, InstanceId, NodeId, ProfileClass, RuntimeId, TrustDomain, checked_name
-from tessera.domain.instance import InstanceState, StartPath
+from tessera.domain.errors import Internal, InvalidInput
+from tessera.domain.ids import BuildClass, Digest, InstanceId, NodeId, ProfileClass, RuntimeId, TrustDomain, checked_name
+from tessera.domain.instance import InstanceState
 from tessera.policy.start.base import StartOption
 from tessera.policy.view import RuntimeView
 from tessera.scheduler.core.explanations import Explanation
 from tessera.scheduler.core.observed import NodeReport, ObservedInstance
 from tessera.scheduler.loops.starting import StartAnswer
-from tessera.wire import stages_from_proto, stages_to_proto, variant_key_from_proto, variant_key_to_proto
+from tessera.wire import (
+    Endpoint,
+    decode_endpoint,
+    decode_generation,
+    decode_stage_times,
+    decode_start_path,
+    decode_variant_key,
+    encode_endpoint,
+    encode_stage_times,
+    encode_variant_key,
+)
 
 DIGEST_BYTES = 32
 
 
-def instance_of(message: node_pb2.Instance, node_id: NodeId) -> ObservedInstance:
-    """Raises: InvalidInput when a word or a number is not one of ours."""
+def instance_of(message: node_pb2.Instance, node_id: NodeId, field: str = "instance") -> ObservedInstance:
+    """An instance in any state; before it has a runtime its endpoint is empty. Raises: InvalidInput names the field."""
     try:
-        state, path = InstanceState(message.state), StartPath(message.start_path or StartPath.BIND)
-    except ValueError as error:
-        raise InvalidInput(f"instance {message.instance_id}", f"{message.state} / {message.start_path}", str(error)) from None
+        state = InstanceState(message.state)
+    except ValueError:
+        raise InvalidInput(f"{field}.state", message.state[:80], f"must be one of {', '.join(InstanceState)}") from None
     endpoint = message.endpoint
     return ObservedInstance(
         instance_id=InstanceId(message.instance_id),
         node_id=node_id,
-        variant=variant_key_from_proto(message.variant),
-        generation=Generation(message.generation),
+        variant=decode_variant_key(message.variant, f"{field}.variant"),
+        generation=decode_generation(message.generation, f"{field}.generation"),
         runtime_id=RuntimeId(endpoint.runtime_id or message.runtime_id),
         state=state,
-        start_path=path,
+        start_path=decode_start_path(message.start_path, f"{field}.start_path"),
         fetched=message.fetched,
-        stages=stages_from_proto(message.stages),
+        stages=decode_stage_times(message.stages, f"{field}.stages"),
         host_id=endpoint.host_id,
         unix_path=endpoint.unix_path,
         relay_address=endpoint.relay_address,
         idle_s=message.idle_s,
         artifact=Digest(message.artifact_digest) if message.artifact_digest else None,
     )
+
+
+def started_instance_of(message: node_pb2.Instance, node_id: NodeId) -> ObservedInstance:
+    """The answer to a start: ready, and reachable. Raises: Internal when the agent answered with anything else."""
+    try:
+        decode_endpoint(message.endpoint, "instance.endpoint")
+        instance = instance_of(message, node_id)
+    except InvalidInput as error:
+        raise Internal(f"node {node_id} answered a start with {error}") from None
+    if instance.state is not InstanceState.READY:
+        raise Internal(f"node {node_id} answered a start with an instance that is {instance.state}: {message.error or 'no reason given'}")
+    return instance
 
 
 def report_of(message: node_pb2.NodeStatus) -> NodeReport:
@@ -57,7 +78,7 @@ def report_of(message: node_pb2.NodeStatus) -> NodeReport:
         agent_address=message.agent_address,
         flavours=tuple(message.flavours),
         cpu_count=message.cpu_count,
-        instances=tuple(instance_of(item, node_id) for item in message.instances),
+        instances=tuple(instance_of(item, node_id, f"instances[{index}]") for index, item in enumerate(message.instances)),
         runtimes=tuple(
             RuntimeView(RuntimeId(item.runtime_id), item.flavour, item.trust_domain, item.instances) for item in message.runtimes
         ),
@@ -83,14 +104,12 @@ def start_response(answer: StartAnswer) -> scheduler_pb2.StartInstanceResponse:
     return scheduler_pb2.StartInstanceResponse(
         instance_id=instance.instance_id,
         generation=instance.generation,
-        variant=variant_key_to_proto(instance.variant),
+        variant=encode_variant_key(instance.variant),
         node_id=instance.node_id,
-        endpoint=common_pb2.InstanceEndpoint(
-            host_id=instance.host_id, unix_path=instance.unix_path, relay_address=instance.relay_address, runtime_id=instance.runtime_id
-        ),
+        endpoint=encode_endpoint(Endpoint(instance.host_id, instance.unix_path, instance.relay_address, instance.runtime_id)),
         start_path=instance.start_path,
         fetched=instance.fetched,
-        stages=stages_to_proto(answer.stages),
+        stages=encode_stage_times(answer.stages),
     )
 
 
@@ -104,7 +123,7 @@ def explanation_response(found: Explanation) -> scheduler_pb2.ExplainStartRespon
 
 def _option(option: StartOption, chosen: bool) -> scheduler_pb2.StartOption:
     return scheduler_pb2.StartOption(
-        variant=variant_key_to_proto(option.variant),
+        variant=encode_variant_key(option.variant),
         node_id=option.node_id,
         start_path=option.start_path,
         expected_ms=option.expected_ms,

@@ -18,7 +18,9 @@ from tessera.coord.interface import Changed, Coordinator, KeyValue, Leadership, 
 from tessera.domain.errors import TesseraError, Unavailable
 from tessera.domain.ids import Term
 from tessera.scheduler.loops.pulse import Pulse
-from tessera.telemetry import log
+from tessera.telemetry import get_logger
+
+log = get_logger("tessera.scheduler")
 
 
 @dataclass(frozen=True, slots=True)

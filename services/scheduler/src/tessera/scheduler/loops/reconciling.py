@@ -34,7 +34,9 @@ from tessera.scheduler.core.observed import ObservedInstance
 from tessera.scheduler.loops.leading import Leading
 from tessera.scheduler.loops.starting import Starter
 from tessera.scheduler.ports import Agents, Meter, Records
-from tessera.telemetry import log
+from tessera.telemetry import get_logger
+
+log = get_logger("tessera.scheduler")
 
 WRITE_TIMEOUT_S = 2.0
 STOP_BUDGET_S = 5.0

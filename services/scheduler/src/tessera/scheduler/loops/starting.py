@@ -26,7 +26,9 @@ from tessera.scheduler.core.refusing import refused
 from tessera.scheduler.loops.leading import Leading
 from tessera.scheduler.loops.pulse import Pulse
 from tessera.scheduler.ports import Agents, ArtifactBlobs, Meter, RandomBytes, Records, StartOrder
-from tessera.telemetry import log, span
+from tessera.telemetry import get_logger, span
+
+log = get_logger("tessera.scheduler")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,23 +151,20 @@ class Starter:
         """
         began_s = self._clock.monotonic_s()
         _check(request)
-        with span("tessera.scheduler.start_instance", request_id=request.request_id, variant=str(request.candidates[0])) as found:
-            try:
-                async with asyncio.timeout(request.budget_s):
-                    answer = await self._start(request, began_s)
-            except TimeoutError:
-                self._meter.refused(DeadlineExceeded.kind)
-                words = f"budget of {request.budget_s * 1e3:.0f} ms used up while {request.candidates[0]} was starting"
-                raise DeadlineExceeded(words) from None
-            except TesseraError as error:
-                self._meter.refused(error.kind)
-                raise
-            elapsed_s = self._clock.monotonic_s() - began_s
-            self._explanations.ended(request.request_id, elapsed_s * 1e3)
-            self._meter.started(answer.instance.start_path, elapsed_s)
-            found.set_attribute("start_path", answer.instance.start_path.value)
-            found.set_attribute("node", answer.instance.node_id)
-            return answer
+        try:
+            async with asyncio.timeout(request.budget_s):
+                answer = await self._start(request, began_s)
+        except TimeoutError:
+            self._meter.refused(DeadlineExceeded.kind)
+            words = f"budget of {request.budget_s * 1e3:.0f} ms used up while {request.candidates[0]} was starting"
+            raise DeadlineExceeded(words) from None
+        except TesseraError as error:
+            self._meter.refused(error.kind)
+            raise
+        elapsed_s = self._clock.monotonic_s() - began_s
+        self._explanations.ended(request.request_id, elapsed_s * 1e3)
+        self._meter.started(answer.instance.start_path, elapsed_s)
+        return answer
 
     async def _start(self, request: StartRequest, began_s: float) -> StartAnswer:
         self._leading.require()
@@ -199,16 +198,17 @@ class Starter:
         return bool(records) and all(node_id in observed and observed[node_id].live for node_id in records)
 
     def _decide(self, request: StartRequest, tried: _Attempts) -> StartDecision:
-        candidates, unusable = self._candidates(request.candidates)
-        question = StartQuestion(
-            candidates, self._cluster.views(self._records.nodes(), self._flights.starting()), self._records.profiles(), tried.words()
-        )
         began_s = self._clock.monotonic_s()
-        decision = self._policy.decide(question)
+        with span("tessera.scheduler.decide", request_id=request.request_id) as found:
+            candidates, unusable = self._candidates(request.candidates)
+            nodes = self._cluster.views(self._records.nodes(), self._flights.starting())
+            decision = self._policy.decide(StartQuestion(candidates, nodes, self._records.profiles(), tried.words()))
+            if unusable:
+                text = "; ".join(part for part in (decision.explanation, *unusable) if part)
+                decision = replace(decision, explanation=text, may_pass=True)
+            for name, value in _words(decision).items():
+                found.set_attribute(name, value)
         self._meter.decided(self._clock.monotonic_s() - began_s)
-        if unusable:
-            text = "; ".join(part for part in (decision.explanation, *unusable) if part)
-            decision = replace(decision, explanation=text, may_pass=True)
         self._explanations.decided(request.request_id, decision)
         log.info("start decided", request_id=request.request_id, **_words(decision))
         return decision
@@ -261,7 +261,7 @@ class Starter:
         flight = Flight(option, asyncio.get_running_loop().create_future())
         self._flights.open(key, order.node_id, flight)
         self._cluster.planned(_record(order), self._clock.monotonic_s())
-        self._tasks.spawn(self._fly(key, flight, address, order), name=f"start {order.instance_id}")
+        self._tasks.start(f"start {order.instance_id}", self._fly(key, flight, address, order))
         return flight
 
     def _order(self, request: StartRequest, option: StartOption, build_class: BuildClass) -> StartOrder:
@@ -334,7 +334,7 @@ def _record(order: StartOrder) -> AssignmentRecord:
     return AssignmentRecord(order.instance_id, order.node_id, order.variant, artifact, order.generation, order.start_path, order.term)
 
 
-def _words(decision: StartDecision) -> Mapping[str, object]:
+def _words(decision: StartDecision) -> Mapping[str, str | float]:
     option = decision.chosen
     if option is None:
         return {"refused": decision.explanation}

@@ -1,0 +1,59 @@
+"""Measurements into the record of a variant on a class: rows replace rows of the same cell, the rest stays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tessera.domain.ids import ProfileClass, VariantKey
+from tessera.domain.instance import Stage, StartPath
+from tessera.domain.records import LatencyRow, LoadCost, ProfileRecord
+from tessera.profiler.core.grid import Cell, covers
+
+
+def merge(
+    record: ProfileRecord | None,
+    variant: VariantKey,
+    profile_class: ProfileClass,
+    rows: Iterable[LatencyRow],
+    loads: Iterable[LoadCost],
+    now_unix_s: float,
+    full: tuple[Cell, ...],
+    *,
+    replace_loads: bool,
+) -> ProfileRecord:
+    """The record with what this run has measured so far. It stays `quick` until it covers the `full` grid.
+
+    Per start path the cheaper load counts (the first in a process pays for what later ones find warm); with `replace_loads` those of
+    this run alone.
+    """
+    by_cell = {(row.batch, row.threads): row for row in (record.rows if record is not None else ())}
+    by_cell.update({(row.batch, row.threads): row for row in rows})
+    run_loads = cheapest(loads)
+    kept = record.load if record is not None else ()
+    merged_loads = cheapest([*kept, *run_loads.values()])
+    if replace_loads:
+        merged_loads |= run_loads
+    merged = ProfileRecord(
+        variant=variant,
+        profile_class=profile_class,
+        load=tuple(merged_loads[path] for path in sorted(merged_loads)),
+        rows=tuple(by_cell[cell] for cell in sorted(by_cell, key=lambda cell: (cell[1], cell[0]))),
+        measured_unix_s=now_unix_s,
+    )
+    if covers(merged, full):
+        return merged
+    return ProfileRecord(merged.variant, merged.profile_class, merged.load, merged.rows, merged.measured_unix_s, quick=True)
+
+
+def cheapest(loads: Iterable[LoadCost]) -> dict[StartPath, LoadCost]:
+    """Per start path the load with the least time; fetching is left out, it depends on what the node had."""
+    found: dict[StartPath, LoadCost] = {}
+    for load in loads:
+        known = found.get(load.start_path)
+        if known is None or _own_ms(load) < _own_ms(known):
+            found[load.start_path] = load
+    return found
+
+
+def _own_ms(load: LoadCost) -> float:
+    return sum(stage.ms for stage in load.stages if stage.stage is not Stage.FETCH)

@@ -1,0 +1,57 @@
+"""What the profiler needs from outside, as Protocols."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from tessera.domain.ids import Digest, NodeId, TrustDomain, VariantKey, VersionKey
+from tessera.domain.records import LatencyRow, LoadCost, NodeRecord, ProfileRecord, VariantRecord
+from tessera.profiler.core.grid import RowGroup
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureOrder:
+    """One group of rows of one variant. `artifact` is None for a variant without blobs (identity)."""
+
+    node_id: NodeId
+    variant: VariantKey
+    artifact: Digest | None
+    group: RowGroup
+    seconds_per_row: float
+    min_repeats: int
+
+
+Measured = LoadCost | LatencyRow | str
+"""A load's cost, a row, or words of progress."""
+
+
+class Agents(Protocol):
+    """The node agents, by address."""
+
+    def measure(self, address: str, order: MeasureOrder, budget_s: float) -> AsyncIterator[Measured]:
+        """Ends when every row was measured; closing it early ends the measuring. Raises: TesseraError, the agent's own reason."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Records(Protocol):
+    """etcd's records, read when they are asked for. Every method raises Unavailable when etcd does not answer."""
+
+    async def resolve(self, trust_domain: TrustDomain, name: str, version: int) -> VersionKey:
+        """A model or an alias; version 0 is the alias's own, or the newest. Raises: ModelNotFound, VersionNotFound."""
+        ...
+
+    async def variants(self, version: VersionKey) -> list[VariantRecord]: ...
+
+    async def nodes(self, trust_domain: TrustDomain) -> list[NodeRecord]: ...
+
+    async def profile(self, variant: VariantKey, profile_class: str) -> ProfileRecord | None: ...
+
+    async def profiles(self, version: VersionKey) -> list[ProfileRecord]: ...
+
+    async def store(self, profile: ProfileRecord, based_on: ProfileRecord | None) -> None:
+        """Writes when the record is still `based_on`. Raises: Conflict; NotFound when the variant is gone."""
+        ...

@@ -1,0 +1,82 @@
+"""etcd's records as indexes in memory: read without waiting, kept as they were while etcd is away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from tessera.coord import keys
+from tessera.coord.interface import Coordinator
+from tessera.coord.view import View
+from tessera.domain.ids import InstanceId, NodeId, ProfileClass, TrustDomain, VariantKey
+from tessera.domain.records import AssignmentRecord, NodeRecord, ProfileRecord, VariantRecord, VariantState
+
+Nothing = Callable[[], None]
+
+
+class EtcdRecords:
+    """Views of every trust domain, joined. `on_change` is called after each difference, `on_ready` for each variant that is ready."""
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        trust_domains: Sequence[TrustDomain],
+        on_change: Callable[[], None],
+        on_ready: Callable[[VariantRecord], None],
+    ) -> None:
+        self._variants: dict[VariantKey, VariantRecord] = {}
+        self._profiles: dict[tuple[VariantKey, ProfileClass], ProfileRecord] = {}
+        self._nodes: dict[NodeId, NodeRecord] = {}
+        self._assignments: dict[InstanceId, AssignmentRecord] = {}
+        self._on_change = on_change
+        self._on_ready = on_ready
+        self.views: list[View[VariantRecord] | View[ProfileRecord] | View[NodeRecord] | View[AssignmentRecord]] = []
+        for domain in trust_domains:
+            variants = View(coordinator, keys.variants(domain), VariantRecord)
+            variants.on_change(self._variant)
+            profiles = View(coordinator, keys.profiles(domain), ProfileRecord)
+            profiles.on_change(self._profile)
+            nodes = View(coordinator, keys.nodes(domain), NodeRecord)
+            nodes.on_change(self._node)
+            assignments = View(coordinator, keys.assignments(domain), AssignmentRecord)
+            assignments.on_change(self._assignment)
+            self.views += [variants, profiles, nodes, assignments]
+
+    def variant(self, key: VariantKey) -> VariantRecord | None:
+        return self._variants.get(key)
+
+    def profiles(self) -> Mapping[tuple[VariantKey, ProfileClass], ProfileRecord]:
+        return self._profiles
+
+    def nodes(self) -> Mapping[NodeId, NodeRecord]:
+        return self._nodes
+
+    def assignments(self) -> Mapping[InstanceId, AssignmentRecord]:
+        return self._assignments
+
+    def _variant(self, _key: str, old: VariantRecord | None, new: VariantRecord | None) -> None:
+        if old is not None:
+            self._variants.pop(old.key, None)
+        if new is not None:
+            self._variants[new.key] = new
+            if new.state is VariantState.READY:
+                self._on_ready(new)
+        self._on_change()
+
+    def _profile(self, _key: str, old: ProfileRecord | None, new: ProfileRecord | None) -> None:
+        if old is not None:
+            self._profiles.pop((old.variant, old.profile_class), None)
+        if new is not None:
+            self._profiles[(new.variant, new.profile_class)] = new
+
+    def _node(self, _key: str, old: NodeRecord | None, new: NodeRecord | None) -> None:
+        if old is not None:
+            self._nodes.pop(old.node_id, None)
+        if new is not None:
+            self._nodes[new.node_id] = new
+        self._on_change()
+
+    def _assignment(self, _key: str, old: AssignmentRecord | None, new: AssignmentRecord | None) -> None:
+        if old is not None:
+            self._assignments.pop(old.instance_id, None)
+        if new is not None:
+            self._assignments[new.instance_id] = new

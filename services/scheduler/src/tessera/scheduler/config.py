@@ -1,0 +1,48 @@
+"""The scheduler's settings: a YAML file, every field also by environment. Checked in full before anything starts."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from tessera.config import ServiceConfig
+
+DomainName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,127}$")]
+
+
+class SchedulerConfig(ServiceConfig):
+    """Addresses are HOST:PORT. `_s` seconds, `_ms` milliseconds."""
+
+    address: str = "127.0.0.1:8011"
+    """Where it listens, and what gateways and agents read as the leader's address."""
+    etcd_endpoints: list[str] = Field(default_factory=lambda: ["127.0.0.1:8090"], min_length=1)
+    trust_domains: list[DomainName] = Field(default_factory=lambda: ["default"], min_length=1)
+    repository_url: str = ""
+    """Read for artifacts' blob lists, so that placement counts exact bytes; empty: records' sizes are used."""
+    metrics_address: str = ""
+    """Prometheus metrics over HTTP; empty: none."""
+
+    lease_ttl_s: float = Field(5.0, ge=1.0)
+    """A leader that was killed is replaced within this time."""
+    instance_keep_alive_s: float = Field(600.0, gt=0.0)
+    provisional_s: float = Field(30.0, ge=1.0)
+    """How long an agent keeps an instance whose record is not in etcd."""
+    node_lost_s: float = Field(30.0, gt=0.0)
+    """After this long without lease and status stream a node's assignments are dropped."""
+    settle_s: float = Field(2.0, ge=0.0)
+    """How long a new leader waits for the nodes' reports before it starts anything."""
+    reconcile_s: float = Field(1.0, gt=0.0)
+    start_attempts: int = Field(4, ge=1)
+    least_start_budget_s: float = Field(10.0, gt=0.0)
+    """What an agent gets at least: an instance that is late for one request is there for the next."""
+
+    start_policy: str = "cheapest"
+    placement_policy: str = "bytes-present"
+    keep_alive_policy: str = "idle-keep-alive"
+    fetch_ms_per_mib: float = Field(2.1, ge=0.0)
+    explanations: int = Field(4096, ge=1)
+    """Start requests that `ExplainStart` can still answer for."""
+    artifact_cache: int = Field(4096, ge=1)
+    """Artifacts whose blob lists are kept."""
+    stop_grace_s: float = Field(5.0, ge=0.0)

@@ -130,6 +130,10 @@ class _ServerProtocol(asyncio.Protocol):
         except TesseraError as error:
             self._answer(number, stream, FrameResponse.of_error(error))
             return
+        except Exception as error:
+            _log.exception("handler failed")
+            self._answer(number, stream, FrameResponse.of_error(Internal(f"{type(error).__name__}: {error}")))
+            return
         if isinstance(awaitable, asyncio.Future):
             stream.future = awaitable
         else:

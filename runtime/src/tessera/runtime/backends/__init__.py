@@ -1,0 +1,44 @@
+"""The table of backends: name -> flavour and where it lives. Modules are imported when first wanted, so that a process of one flavour
+never loads the libraries of another."""
+
+from __future__ import annotations
+
+import importlib
+from typing import cast
+
+from tessera.domain.errors import Unsupported
+from tessera.runtime.backends.interface import Backend, BackendConfig
+
+FLAVOURS: dict[str, tuple[str, ...]] = {"ort": ("identity", "ort"), "aten": ("aten",)}
+"""Flavour -> names of its backends."""
+
+_MODULES = {
+    "identity": "tessera.runtime.backends.identity.backend",
+    "ort": "tessera.runtime.backends.ort.backend",
+    "aten": "tessera.runtime.backends.aten.backend",
+}
+
+
+def preload(flavour: str) -> None:
+    """Imports the backends of a flavour and runs nothing; what a zygote does before it forks.
+
+    Raises:
+        Unsupported: there is no such flavour, or its libraries are not installed.
+    """
+    for name in names(flavour):
+        try:
+            importlib.import_module(_MODULES[name])
+        except ImportError as error:
+            raise Unsupported(f"flavour {flavour} cannot run here: {error}; install tessera-runtime[{flavour}]") from error
+
+
+def names(flavour: str) -> tuple[str, ...]:
+    """Raises Unsupported when there is no such flavour."""
+    if flavour not in FLAVOURS:
+        raise Unsupported(f"flavour {flavour!r}: there are {', '.join(FLAVOURS)}")
+    return FLAVOURS[flavour]
+
+
+def create(name: str, config: BackendConfig) -> Backend:
+    """The backend `name` in this process."""
+    return cast(Backend, importlib.import_module(_MODULES[name]).create(config))

@@ -1,0 +1,37 @@
+"""`INPUT0` comes back as `OUTPUT0`: for probing the way through the platform without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tessera.domain.artifact import Artifact
+from tessera.domain.ids import Digest
+from tessera.runtime.backends.interface import BackendConfig, BlobSource, Tensor
+
+
+class _Identity:
+    inline = True
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"OUTPUT0": inputs["INPUT0"]}
+
+    def close(self) -> None:
+        """Holds nothing."""
+
+
+class IdentityBackend:
+    name = "identity"
+    flavour = "ort"
+
+    def warm(self) -> None:
+        """Nothing to warm."""
+
+    def load(self, artifact: Artifact, digest: Digest, blobs: BlobSource) -> _Identity:
+        return _Identity()
+
+    def release(self) -> None:
+        """Keeps nothing."""
+
+
+def create(config: BackendConfig) -> IdentityBackend:
+    return IdentityBackend()

@@ -1,0 +1,84 @@
+"""What a backend is. One folder each; adding one touches nothing else but the table in `tessera.runtime.backends`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy.typing as npt
+
+from tessera.domain.artifact import Artifact
+from tessera.domain.ids import Digest
+
+
+class Tensor(NamedTuple):
+    """Values between the wire and a backend.
+
+    `datatype` is an Open Inference name. `array` is C-contiguous with numpy's dtype for it; BF16 comes as its bits in uint16, BYTES
+    as an object array of `bytes`. Input arrays may be read-only views of the request.
+    """
+
+    datatype: str
+    array: npt.NDArray[Any]
+
+
+class BlobSource(Protocol):
+    """Where a backend gets the bytes of an artifact. Everything it gives lives until the instance is unloaded."""
+
+    def graph(self) -> bytes:
+        """The artifact's graph."""
+        ...
+
+    def tensors(self) -> Mapping[str, npt.NDArray[Any]]:
+        """Slot -> read-only array over mapped memory (a private copy where sharing is off), for every `TensorRef` of the artifact."""
+        ...
+
+
+class BackendConfig(NamedTuple):
+    """What a runtime tells its backends once, after the fork. `folder` is the runtime's own run folder."""
+
+    threads: int
+    folder: Path
+
+
+class Loaded(Protocol):
+    """A loaded artifact. `run` is called by one thread at a time; different instances may run at the same time."""
+
+    inline: bool
+    """True: `run` takes microseconds and may be called on the event loop."""
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All outputs of the signature for inputs that were validated against it.
+
+        Raises:
+            InvalidInput: shapes that the signature allows and the model does not.
+            Internal: the backend failed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Lets go of everything that points into the tensors. After it, mappings may end. Idempotent."""
+        ...
+
+
+class Backend(Protocol):
+    """One way to execute artifacts. Constructed in the runtime, after the fork."""
+
+    name: str
+    flavour: str
+
+    def warm(self) -> None:
+        """Runs something tiny, so that the first request finds threads, arenas and kernels there."""
+        ...
+
+    def load(self, artifact: Artifact, digest: Digest, blobs: BlobSource) -> Loaded:
+        """Raises:
+        DataCorrupted: the graph does not fit the tensors; names the first that differs.
+        Unsupported: the graph needs what this backend does not do; names it.
+        """
+        ...
+
+    def release(self) -> None:
+        """Called after an unload: gives memory that is kept for reuse back to the system."""
+        ...

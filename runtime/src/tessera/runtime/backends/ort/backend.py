@@ -1,0 +1,172 @@
+"""ONNX Runtime over mapped tensors: sessions that open in milliseconds and hold nothing private (docs/adr/0003-graph-formats.md).
+
+The graph was optimised when it was baked, so it is opened with optimisation and prepacking off; every float initializer is handed
+over as an OrtValue on mapped memory. All sessions of a process share one arena and one thread pool.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from typing import Any
+
+import numpy.typing as npt
+import onnxruntime as ort
+
+from tessera.domain.artifact import Artifact
+from tessera.domain.errors import DataCorrupted, Internal, InvalidInput, Unsupported
+from tessera.domain.ids import Digest
+from tessera.runtime.backends.interface import BackendConfig, BlobSource, Tensor
+from tessera.runtime.backends.ort.graph import ELEMENT_TYPES, Initializer, external_initializers, warm_graph
+
+EXTERNAL_NAME = "tessera"
+_ERROR_LEVEL = 3
+_SHRINK = "memory.enable_memory_arena_shrinkage"
+
+
+class OrtLoaded:
+    """A session and what its pointers lead to. ONNX Runtime keeps bare pointers: session first, then values, then (outside) mappings."""
+
+    inline = False
+
+    def __init__(self, session: Any, values: list[Any], arrays: list[npt.NDArray[Any]], datatypes: dict[str, str]) -> None:
+        self._session = session
+        self._values = values
+        self._arrays = arrays
+        self._datatypes = datatypes
+        self._names = [output.name for output in session.get_outputs()]
+        self._half = {name for name, datatype in datatypes.items() if datatype == "BF16"}
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        session = self._session
+        if session is None:
+            raise Internal("the session is closed")
+        try:
+            if self._half or any(tensor.datatype == "BF16" for tensor in inputs.values()):
+                arrays = self._run_values(session, inputs)
+            else:
+                arrays = session.run(self._names, {name: tensor.array for name, tensor in inputs.items()})
+        except Exception as error:
+            if type(error).__name__ == "InvalidArgument":
+                raise InvalidInput("inputs", None, _first_line(error)) from error
+            raise Internal(f"ONNX Runtime: {_first_line(error)}") from error
+        return {name: Tensor(self._datatypes[name], array) for name, array in zip(self._names, arrays, strict=True)}
+
+    def _run_values(self, session: Any, inputs: Mapping[str, Tensor]) -> list[npt.NDArray[Any]]:
+        """The way for bfloat16, which numpy does not have: its bits travel as uint16."""
+        values = {name: _value(tensor.array, tensor.datatype) for name, tensor in inputs.items()}
+        return [value.numpy() for value in session.run_with_ort_values(self._names, values)]
+
+    def close(self) -> None:
+        self._session = None
+        self._values.clear()
+        self._arrays.clear()
+
+
+class OrtBackend:
+    name = "ort"
+    flavour = "ort"
+
+    def __init__(self, config: BackendConfig) -> None:
+        self._config = config
+        ort.set_default_logger_severity(_ERROR_LEVEL)
+        ort.set_global_thread_pool_sizes(config.threads, 1)
+        info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+        ort.create_and_register_allocator(info, None)
+        (config.folder / EXTERNAL_NAME).touch()  # it must exist; nothing is read from it
+        self._warm_session: Any = None
+
+    def warm(self) -> None:
+        graph, inputs, weights = warm_graph()
+        session, self._warm_values = self._session(graph, weights)
+        session.run(None, inputs)
+        self._warm_session, self._warm_inputs = session, inputs
+
+    def load(self, artifact: Artifact, digest: Digest, blobs: BlobSource) -> OrtLoaded:
+        graph, arrays = blobs.graph(), blobs.tensors()
+        _check_initializers(artifact, external_initializers(graph))
+        datatypes = {spec.name: spec.datatype for spec in artifact.signature.outputs}
+        weights = {ref.slot: (arrays[ref.slot], ref.dtype) for ref in artifact.tensors}
+        try:
+            session, values = self._session(graph, weights)
+        except Exception as error:
+            raise Unsupported(
+                f"ONNX Runtime cannot open graph {artifact.graph.digest if artifact.graph else ''}: {_first_line(error)}"
+            ) from error
+        _check_signature(artifact, session)
+        return OrtLoaded(session, values, [array for array, _ in weights.values()], datatypes)
+
+    def release(self) -> None:
+        """The shared arena gives its free regions back after a run that asks for it."""
+        if self._warm_session is not None:
+            options = ort.RunOptions()
+            options.add_run_config_entry(_SHRINK, "cpu:0")
+            self._warm_session.run(None, self._warm_inputs, options)
+        gc.collect(0)
+
+    def _session(self, graph: bytes, weights: Mapping[str, tuple[npt.NDArray[Any], str]]) -> tuple[Any, list[Any]]:
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.use_per_session_threads = False
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        options.log_severity_level = _ERROR_LEVEL
+        for key, value in (
+            ("session.use_env_allocators", "1"),
+            ("session.disable_prepacking", "1"),
+            ("session.model_external_initializers_file_folder_path", str(self._config.folder)),
+        ):
+            options.add_session_config_entry(key, value)
+        values = []
+        for name, (array, datatype) in weights.items():
+            value = _value(array, datatype)
+            options.add_initializer(name, value)
+            values.append(value)
+        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"]), values
+
+
+def create(config: BackendConfig) -> OrtBackend:
+    return OrtBackend(config)
+
+
+def _value(array: npt.NDArray[Any], datatype: str) -> Any:
+    """An OrtValue on the array's own memory, which must outlive it."""
+    if datatype == "BF16":
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, ELEMENT_TYPES["BF16"])
+    return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def _check_initializers(artifact: Artifact, wanted: Mapping[str, Initializer]) -> None:
+    """ONNX Runtime takes any shape for an initializer that it is given; a wrong one would be a wrong answer.
+
+    Raises:
+        DataCorrupted: names the first initializer whose tensor is missing, too many, or of another dtype or shape.
+    """
+    given = set()
+    for ref in artifact.tensors:
+        initializer = wanted.get(ref.slot)
+        if initializer is None:
+            raise DataCorrupted(f"tensor {ref.slot}: the graph has no external initializer of that name")
+        if initializer.element_type != ELEMENT_TYPES.get(ref.dtype) or initializer.shape != ref.shape:
+            raise DataCorrupted(
+                f"tensor {ref.slot}: the artifact has {ref.dtype} {list(ref.shape)}, "
+                f"the graph wants element type {initializer.element_type} {list(initializer.shape)}"
+            )
+        given.add(ref.slot)
+    for name in wanted:
+        if name not in given:
+            raise DataCorrupted(f"initializer {name}: the artifact has no tensor for it")
+
+
+def _check_signature(artifact: Artifact, session: Any) -> None:
+    for kind, specs, found in (
+        ("input", artifact.signature.inputs, session.get_inputs()),
+        ("output", artifact.signature.outputs, session.get_outputs()),
+    ):
+        names = {item.name for item in found}
+        missing = [spec.name for spec in specs if spec.name not in names]
+        if missing or len(names) != len(specs):
+            raise DataCorrupted(f"{kind}s of the graph are {sorted(names)}, the signature says {[spec.name for spec in specs]}")
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:500]

@@ -1,0 +1,105 @@
+"""The bytes of one artifact, from the store: mapped, or copied where sharing is off."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tessera.domain.artifact import Artifact
+from tessera.domain.errors import DataCorrupted, NotFound
+from tessera.domain.ids import Digest
+from tessera.tensorstore import artifact as artifacts
+from tessera.tensorstore.mapping import BlobMap, tensor_view
+
+
+def read_blob(store: Path, digest: Digest) -> bytes:
+    """A small blob (artifact, graph), verified.
+
+    Raises:
+        NotFound: the store does not have it.
+        DataCorrupted: its bytes have another digest; names it.
+    """
+    try:
+        data = blob_path(store, digest).read_bytes()
+    except FileNotFoundError:
+        raise NotFound(f"blob {digest} is not in the store") from None
+    _check(data, digest)
+    return data
+
+
+def blob_path(store: Path, digest: Digest) -> Path:
+    return store / "blobs" / digest
+
+
+def _check(data: bytes | memoryview, digest: Digest) -> None:
+    found = artifacts.digest_of(data)
+    if found != digest:
+        raise DataCorrupted(f"blob {digest} has the bytes of {found}")
+
+
+class ArtifactBlobs:
+    """A `BlobSource` (see `backends.interface`). `close` ends the mappings; only after nothing points into them any more."""
+
+    def __init__(self, store: Path, artifact: Artifact, mapped: BlobMap, private: bool, verify: bool) -> None:
+        """Maps every blob of the artifact but the graph, which is read.
+
+        Raises:
+            NotFound: a blob is not in the store.
+            DataCorrupted: a blob has other bytes (with `verify`) or another length than the artifact says; names the digest.
+        """
+        self._artifact = artifact
+        self._mapped = mapped
+        self._open: list[Digest] = []
+        self._arrays: dict[str, npt.NDArray[Any]] = {}
+        self.mapped_bytes = 0
+        self._graph = read_blob(store, artifact.graph.digest) if artifact.graph else b""
+        try:
+            self._map(store, private, verify)
+        except BaseException:
+            self.close()
+            raise
+
+    def _map(self, store: Path, private: bool, verify: bool) -> None:
+        views: dict[Digest, memoryview] = {}
+        graph = self._artifact.graph.digest if self._artifact.graph else None
+        for blob in self._artifact.blobs():
+            if blob.digest == graph:
+                continue
+            try:
+                view = self._mapped.open(blob_path(store, blob.digest))
+            except NotFound:
+                raise NotFound(f"blob {blob.digest} is not in the store") from None
+            self._open.append(blob.digest)
+            views[blob.digest] = view
+            if len(view) != blob.size_bytes:
+                raise DataCorrupted(f"blob {blob.digest} is {len(view)} bytes long: the artifact says {blob.size_bytes}")
+            if verify:
+                _check(view, blob.digest)
+            self.mapped_bytes += blob.size_bytes
+        pack = self._artifact.pack.digest if self._artifact.pack else None
+        for ref in self._artifact.tensors:
+            view = views[pack if ref.pack_offset is not None and pack is not None else ref.digest]
+            array = tensor_view(view, ref)
+            self._arrays[ref.slot] = np.array(array) if private else array
+        if private:
+            views.clear()
+            self._end_mappings()
+            self.mapped_bytes = 0
+
+    def graph(self) -> bytes:
+        return self._graph
+
+    def tensors(self) -> Mapping[str, npt.NDArray[Any]]:
+        return self._arrays
+
+    def close(self) -> None:
+        self._arrays.clear()
+        self._end_mappings()
+
+    def _end_mappings(self) -> None:
+        while self._open:
+            self._mapped.close(self._open.pop())

@@ -1,0 +1,341 @@
+"""One loaded artifact that serves: its queue, its batches, its end.
+
+Everything here runs on the event loop's thread, which is the lock that loading and unloading take as well; only `Loaded.run` goes to
+a worker thread. At most one batch of an instance runs at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import partial
+
+from tessera.clock import Clock
+from tessera.domain.artifact import Artifact
+from tessera.domain.errors import DeadlineExceeded, FailedPrecondition, Internal, ResourceExhausted, TesseraError, WrongGeneration
+from tessera.domain.ids import Digest, Generation, InstanceId
+from tessera.frames.codec import FrameResponse, RequestHeader
+from tessera.frames.openinference import InferRequest, encode_response
+from tessera.runtime.backends.interface import Loaded, Tensor
+from tessera.runtime.tensors import CheckedRequest, check_request, join, joinable_key, output_tensors, split
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_MAX_QUEUE = 1024
+
+Submit = Callable[[Callable[[], dict[str, Tensor]]], "asyncio.Future[dict[str, Tensor]]"]
+"""Runs a call on a worker thread."""
+
+
+class InstancePhase(StrEnum):
+    """docs/states/runtime.md; forward only."""
+
+    SERVING = "serving"
+    DRAINING = "draining"
+    GONE = "gone"
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    request: CheckedRequest
+    key: object
+    model_name: str
+    request_id: str
+    generation: int
+    arrived_s: float
+    deadline_s: float
+    future: asyncio.Future[FrameResponse]
+    alone: bool = False
+    """Set after a joined batch failed: whose fault it was shows when each runs by itself."""
+
+
+@dataclass(slots=True)
+class BatchLimits:
+    """`max_delay_us`: how long the first of a batch may wait for company; 0 takes what is there when the worker gets free."""
+
+    max_batch: int
+    max_delay_us: int = 0
+    max_queue: int = DEFAULT_MAX_QUEUE
+
+
+@dataclass(slots=True)
+class InstanceStatus:
+    queue: int = 0
+    executing: int = 0
+    served: int = 0
+    idle_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceIdentity:
+    """`version` is what answers say as model_version."""
+
+    instance_id: InstanceId
+    generation: Generation
+    variant: str
+    version: str
+    artifact_digest: Digest
+
+
+@dataclass(slots=True)
+class _Running:
+    items: list[_Waiting] = field(default_factory=list)
+    started_s: float = 0.0
+
+
+class Instance:
+    """Raises from `submit`: what `check_request` raises, ResourceExhausted, WrongGeneration."""
+
+    def __init__(
+        self, identity: InstanceIdentity, artifact: Artifact, loaded: Loaded, limits: BatchLimits, clock: Clock, submit: Submit
+    ) -> None:
+        self.identity = identity
+        self.artifact = artifact
+        self.loaded = loaded
+        self.limits = limits
+        self.phase = InstancePhase.SERVING
+        self._clock = clock
+        self._submit = submit
+        self._loop = asyncio.get_running_loop()
+        self._queue: deque[_Waiting] = deque()
+        self._running: _Running | None = None
+        self._exclusive = False
+        self._joinable = artifact.signature.batched
+        self._quiet: list[asyncio.Future[None]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._served = 0
+        self._last_s = clock.monotonic_s()
+
+    def status(self) -> InstanceStatus:
+        executing = len(self._running.items) if self._running else 0
+        idle_s = 0.0 if executing or self._queue else self._clock.monotonic_s() - self._last_s
+        return InstanceStatus(len(self._queue), executing, self._served, idle_s)
+
+    def submit(self, header: RequestHeader, request: InferRequest) -> asyncio.Future[FrameResponse]:
+        """Checks a request and queues it. Cancelling the future takes it out of the queue."""
+        if self.phase is not InstancePhase.SERVING:
+            raise self._wrong_generation()
+        checked = check_request(request, self.artifact.signature, self.limits.max_batch)
+        if len(self._queue) >= self.limits.max_queue:
+            raise ResourceExhausted(
+                f"the queue of {self.identity.variant} holds {len(self._queue)} requests: at most {self.limits.max_queue}"
+            )
+        now = self._clock.monotonic_s()
+        budget_us = header.budget_us if checked.timeout_us is None else min(header.budget_us, checked.timeout_us)
+        item = _Waiting(
+            checked,
+            joinable_key(checked.tensors) if self._joinable else None,
+            request.model_name,
+            request.id,
+            header.generation,
+            now,
+            now + budget_us / 1e6,
+            self._loop.create_future(),
+        )
+        self._queue.append(item)
+        if self._running is None and not self._exclusive:
+            self._dispatch()
+        if not item.future.done():
+            item.future.add_done_callback(partial(self._left, item))
+        return item.future
+
+    def _left(self, item: _Waiting, future: asyncio.Future[FrameResponse]) -> None:
+        """A cancelled request frees its place in the queue at once."""
+        if future.cancelled() and item in self._queue:
+            self._queue.remove(item)
+            self._wake_quiet()
+
+    def _dispatch(self) -> None:
+        """Forms the next batch and starts it; the generation is checked here again."""
+        while self._running is None and not self._exclusive and self._queue:
+            items = self._form()
+            if items is None:
+                return
+            if not items:
+                continue
+            running = self._running = _Running(items, self._clock.monotonic_s())
+            call = partial(_run, self.loaded, [item.request.tensors for item in items])
+            if self.loaded.inline:
+                self._finish_inline(running, call)
+            else:
+                self._submit(call).add_done_callback(partial(self._finished, running))
+        self._wake_quiet()
+
+    def _form(self) -> list[_Waiting] | None:
+        """The next batch in order of arrival; empty when all that was looked at had expired; None while the first waits for company."""
+        now = self._clock.monotonic_s()
+        first: _Waiting | None = None
+        taken: list[_Waiting] = []
+        passed: list[_Waiting] = []
+        rows = 0
+        while self._queue:
+            item = self._queue.popleft()
+            if item.future.done():
+                continue
+            if item.generation != self.identity.generation:
+                item.future.set_exception(self._wrong_generation())
+            elif item.deadline_s <= now:
+                waited_ms = (now - item.arrived_s) * 1e3
+                item.future.set_exception(
+                    DeadlineExceeded(f"the budget ended after {waited_ms:.1f} ms in the queue of {self.identity.variant}")
+                )
+            elif first is None or self._joins(first, item, rows):
+                first = first or item
+                taken.append(item)
+                rows += item.request.rows
+                if rows >= self.limits.max_batch or not self._may_join(first):
+                    break
+            else:
+                passed.append(item)
+        self._queue.extendleft(reversed(passed))
+        if first is not None and not passed and self._worth_waiting(first, rows, now):
+            self._queue.extendleft(reversed(taken))
+            return None
+        return taken
+
+    def _may_join(self, item: _Waiting) -> bool:
+        return item.key is not None and not item.alone and self._joinable
+
+    def _joins(self, first: _Waiting, item: _Waiting, rows: int) -> bool:
+        return (
+            self._may_join(first) and self._may_join(item) and item.key == first.key and rows + item.request.rows <= self.limits.max_batch
+        )
+
+    def _worth_waiting(self, first: _Waiting, rows: int, now: float) -> bool:
+        """Sets a timer and says yes while the first may still wait for others."""
+        if (
+            not self.limits.max_delay_us
+            or rows >= self.limits.max_batch
+            or not self._may_join(first)
+            or self.phase is not InstancePhase.SERVING
+        ):
+            return False
+        until = min(first.arrived_s + self.limits.max_delay_us / 1e6, first.deadline_s)
+        if until <= now:
+            return False
+        if self._timer is None:
+            self._timer = self._loop.call_later(until - now, self._timer_fired)
+        return True
+
+    def _timer_fired(self) -> None:
+        self._timer = None
+        self._dispatch()
+
+    def _finish_inline(self, running: _Running, call: Callable[[], dict[str, Tensor]]) -> None:
+        done: asyncio.Future[dict[str, Tensor]] = self._loop.create_future()
+        try:
+            done.set_result(call())
+        except Exception as error:
+            done.set_exception(error)
+        self._finished(running, done, dispatch=False)
+
+    def _finished(self, running: _Running, done: asyncio.Future[dict[str, Tensor]], dispatch: bool = True) -> None:
+        now = self._clock.monotonic_s()
+        self._running = None
+        self._last_s = now
+        error = Internal("the worker was stopped") if done.cancelled() else done.exception()
+        if error is None:
+            self._answer(running, done.result(), now)
+        elif len(running.items) > 1 and not isinstance(error, MemoryError):
+            _log.warning("a batch of %d requests to %s failed and is run one by one: %s", len(running.items), self.identity.variant, error)
+            self._run_alone(running.items)
+        else:
+            known = error if isinstance(error, TesseraError) else Internal(f"{self.identity.variant}: {type(error).__name__}: {error}")
+            for item in running.items:
+                if not item.future.done():
+                    item.future.set_exception(known)
+        if dispatch:
+            self._dispatch()
+
+    def _run_alone(self, items: list[_Waiting]) -> None:
+        for item in reversed(items):
+            item.alone = True
+            self._queue.appendleft(item)
+
+    def _answer(self, running: _Running, answers: Mapping[str, Tensor], now: float) -> None:
+        items = running.items
+        try:
+            parts = split(answers, [item.request.rows for item in items])
+        except TesseraError as error:
+            _log.warning("%s serves one request at a time from now on: %s", self.identity.variant, error)
+            self._joinable = False
+            self._run_alone(items)
+            return
+        rows = sum(item.request.rows for item in items)
+        run_us = int((now - running.started_s) * 1e6)
+        self._served += len(items)
+        for item, part in zip(items, parts, strict=True):
+            if item.future.done():
+                continue
+            try:
+                outputs = output_tensors(part, item.request.outputs, item.request.raw)
+                body = encode_response(item.model_name, self.identity.version, item.request_id, outputs)
+            except Exception as error:
+                item.future.set_exception(Internal(f"{self.identity.variant}: the answer cannot be written: {error!r}"))
+                continue
+            queue_us = int((running.started_s - item.arrived_s) * 1e6)
+            item.future.set_result(FrameResponse(0, min(rows, 0xFFFF), queue_us, run_us, body))
+
+    async def exclusively(self) -> None:
+        """Waits until nothing runs and keeps batches from starting until `release`.
+
+        Raises:
+            FailedPrecondition: somebody has it already.
+        """
+        if self._exclusive:
+            raise FailedPrecondition(f"instance {self.identity.instance_id} is being measured already")
+        self._exclusive = True
+        try:
+            while self._running is not None:
+                await self._until_quiet()
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        self._exclusive = False
+        self._dispatch()
+
+    async def drain(self, drain_s: float) -> None:
+        """Takes nothing new, gives what waits `drain_s` seconds, then answers the rest with WrongGeneration; returns when nothing runs."""
+        self.phase = InstancePhase.DRAINING
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self._dispatch()
+        try:
+            async with asyncio.timeout(drain_s):
+                while self._queue or self._running is not None:
+                    await self._until_quiet()
+        except TimeoutError:
+            pass
+        while self._queue:
+            item = self._queue.popleft()
+            if not item.future.done():
+                item.future.set_exception(self._wrong_generation())
+        while self._running is not None or self._exclusive:
+            await self._until_quiet()
+        self.phase = InstancePhase.GONE
+
+    async def _until_quiet(self) -> None:
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._quiet.append(future)
+        await future
+
+    def _wake_quiet(self) -> None:
+        if self._running is None:
+            waiting, self._quiet = self._quiet, []
+            for future in waiting:
+                if not future.done():
+                    future.set_result(None)
+
+    def _wrong_generation(self) -> WrongGeneration:
+        return WrongGeneration(f"instance {self.identity.instance_id} of {self.identity.variant} is gone")
+
+
+def _run(loaded: Loaded, parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return loaded.run(join(parts))

@@ -1,0 +1,272 @@
+"""The instances of a runtime: loading, serving, measuring, unloading. Lives on the event loop; two kinds of threads work for it.
+
+The loader (one thread) maps, opens and closes, so that a start never waits behind a running batch. Workers run batches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from tessera.clock import Clock
+from tessera.domain.artifact import Artifact
+from tessera.domain.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    Internal,
+    InvalidInput,
+    NotFound,
+    TesseraError,
+    Unsupported,
+    WrongGeneration,
+)
+from tessera.domain.ids import Digest, Generation, InstanceId, parse_reference
+from tessera.frames.codec import Buffer, FrameResponse, RequestHeader
+from tessera.frames.openinference import parse_request
+from tessera.runtime import backends, classes, memory
+from tessera.runtime.backends.interface import Backend, BackendConfig, Loaded
+from tessera.runtime.blobs import ArtifactBlobs, read_blob
+from tessera.runtime.holds import Holds
+from tessera.runtime.instance import BatchLimits, Instance, InstanceIdentity, InstancePhase
+from tessera.runtime.measure import Measurement, measure
+from tessera.tensorstore import artifact as artifacts
+from tessera.tensorstore.mapping import BlobMap
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeConfig:
+    """One runtime. `private`: sharing off, tensors are copied. `workers`: batches that may run at a time, of different instances."""
+
+    runtime_id: str
+    flavour: str
+    trust_domain: str
+    store: Path
+    run_folder: Path
+    threads: int = 1
+    workers: int = 1
+    private: bool = False
+    orphan_s: float = 600.0
+
+    @property
+    def folder(self) -> Path:
+        return self.run_folder / self.runtime_id
+
+
+@dataclass(frozen=True, slots=True)
+class LoadRequest:
+    instance_id: InstanceId
+    generation: Generation
+    variant: str
+    artifact: Digest
+    max_batch: int | None = None
+    max_delay_us: int = 0
+    verify: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LoadAnswer:
+    map_ms: float
+    load_ms: float
+    mapped_bytes: int
+    private_bytes: int
+
+
+@dataclass(slots=True)
+class _Held:
+    instance: Instance
+    backend: Backend
+    blobs: ArtifactBlobs
+
+
+@dataclass(slots=True)
+class _Opened:
+    artifact: Artifact
+    backend: Backend
+    loaded: Loaded
+    blobs: ArtifactBlobs
+    answer: LoadAnswer
+
+
+class InstanceManager:
+    """Make it inside a running loop, after the fork; then `start`."""
+
+    def __init__(self, config: RuntimeConfig, clock: Clock) -> None:
+        self.config = config
+        self.holds = Holds()
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._workers = ThreadPoolExecutor(config.workers, thread_name_prefix="worker")
+        self._maps = BlobMap()
+        self._backends: dict[str, Backend] = {}
+        self._held: dict[InstanceId, _Held] = {}
+        self._loading: set[InstanceId] = set()
+        self._by_generation: dict[int, Instance] = {}
+        self._build_class = classes.build_class()
+        self.on_released: Callable[[list[Digest]], None] | None = None
+
+    def start(self) -> Awaitable[None]:
+        """Makes the backends and runs something tiny on each, on the loader thread: loads that come meanwhile wait for it."""
+        return self._loop.run_in_executor(self._loader, self._make_backends)
+
+    def _make_backends(self) -> None:
+        config = BackendConfig(self.config.threads, self.config.folder)
+        for name in backends.names(self.config.flavour):
+            backend = self._backends[name] = backends.create(name, config)
+            backend.warm()
+
+    @property
+    def backend_names(self) -> tuple[str, ...]:
+        return backends.names(self.config.flavour)
+
+    @property
+    def instances(self) -> list[Instance]:
+        return [held.instance for held in self._held.values()]
+
+    def infer(self, header: RequestHeader, body: Buffer) -> asyncio.Future[FrameResponse]:
+        """The handler of the data socket.
+
+        Raises:
+            WrongGeneration: no instance of that generation is here.
+            InvalidInput, ResourceExhausted: see `Instance.submit`.
+        """
+        instance = self._by_generation.get(header.generation)
+        if instance is None:
+            raise WrongGeneration(f"runtime {self.config.runtime_id} has no instance of generation {header.generation:016x}")
+        return instance.submit(header, parse_request(body))
+
+    async def load(self, request: LoadRequest) -> LoadAnswer:
+        """Makes an instance. Its blobs must have been declared (`holds.declare`).
+
+        Raises:
+            AlreadyExists: the instance id or generation is taken.
+            FailedPrecondition: blobs are not held, or the artifact was baked for another build class.
+            NotFound, DataCorrupted: a blob is not there, or is not what its digest says.
+            Unsupported: another flavour's artifact, or a graph that the backend cannot do.
+        """
+        if request.instance_id in self._held or request.instance_id in self._loading:
+            raise AlreadyExists(f"instance {request.instance_id} is here already")
+        if request.generation in self._by_generation:
+            raise AlreadyExists(f"generation {request.generation:016x} is here already")
+        version = parse_reference(request.variant).version
+        self._loading.add(request.instance_id)
+        try:
+            opened = await self._loop.run_in_executor(self._loader, self._open, request)
+        except BaseException as error:
+            self._note_released(self.holds.end(request.instance_id))
+            if isinstance(error, TesseraError) or not isinstance(error, Exception):
+                raise
+            raise Internal(f"artifact {request.artifact} cannot be loaded: {type(error).__name__}: {error}") from error
+        finally:
+            self._loading.discard(request.instance_id)
+        limits = BatchLimits(min(request.max_batch or opened.artifact.max_batch, opened.artifact.max_batch), request.max_delay_us)
+        identity = InstanceIdentity(request.instance_id, request.generation, request.variant, str(version or ""), request.artifact)
+        submit = partial(self._loop.run_in_executor, self._workers)
+        instance = Instance(identity, opened.artifact, opened.loaded, limits, self._clock, submit)
+        self._held[request.instance_id] = _Held(instance, opened.backend, opened.blobs)
+        self._by_generation[request.generation] = instance
+        return opened.answer
+
+    def _open(self, request: LoadRequest) -> _Opened:
+        """On the loader thread."""
+        started = self._clock.monotonic_s()
+        private_before = memory.anonymous_bytes()
+        store = self.config.store
+        artifact = artifacts.decode(read_blob(store, request.artifact))
+        backend = self._backend_for(artifact)
+        digests = [blob.digest for blob in artifact.blobs()]
+        missing = self.holds.missing(digests)
+        if missing:
+            raise FailedPrecondition(
+                f"{len(missing)} blobs of the artifact are not held by this runtime, first {missing[0]}: send `hold` first"
+            )
+        self.holds.use(request.instance_id, digests)
+        blobs = ArtifactBlobs(store, artifact, self._maps, self.config.private, request.verify)
+        mapped = self._clock.monotonic_s()
+        try:
+            loaded = backend.load(artifact, request.artifact, blobs)
+        except BaseException:
+            blobs.close()
+            raise
+        done = self._clock.monotonic_s()
+        grown = max(0, memory.anonymous_bytes() - private_before)
+        answer = LoadAnswer((mapped - started) * 1e3, (done - mapped) * 1e3, blobs.mapped_bytes, grown)
+        return _Opened(artifact, backend, loaded, blobs, answer)
+
+    def _backend_for(self, artifact: Artifact) -> Backend:
+        backend = self._backends.get(artifact.backend)
+        if backend is None:
+            has = ", ".join(self.backend_names)
+            raise Unsupported(f"backend {artifact.backend!r}: a runtime of flavour {self.config.flavour} has {has}")
+        if artifact.build_class is not None and artifact.build_class != self._build_class:
+            raise FailedPrecondition(f"the artifact was baked for build class {artifact.build_class}; this machine is {self._build_class}")
+        return backend
+
+    async def unload(self, instance_id: InstanceId, drain_s: float) -> list[Digest]:
+        """Ends an instance and gives its memory back. Returns the digests that this runtime no longer holds.
+
+        Raises:
+            NotFound: there is no such instance, or its end has begun.
+        """
+        held = self._held.get(instance_id)
+        if held is None or held.instance.phase is not InstancePhase.SERVING:
+            raise NotFound(f"instance {instance_id} is not loaded in runtime {self.config.runtime_id}")
+        await held.instance.drain(drain_s)
+        del self._by_generation[held.instance.identity.generation]
+        try:
+            await self._loop.run_in_executor(self._loader, _end, held)
+        finally:
+            del self._held[instance_id]
+        released = self.holds.end(instance_id)
+        self._note_released(released)
+        return released
+
+    async def measure(self, instance_id: InstanceId, batch: int, seconds: float, min_repeats: int) -> Measurement:
+        """Runs an instance by itself with made-up inputs; requests to it wait meanwhile.
+
+        Raises:
+            NotFound: there is no such instance.
+            InvalidInput: the batch is beyond the instance's limit.
+            FailedPrecondition: it is being measured already.
+        """
+        held = self._held.get(instance_id)
+        if held is None or held.instance.phase is not InstancePhase.SERVING:
+            raise NotFound(f"instance {instance_id} is not loaded in runtime {self.config.runtime_id}")
+        instance = held.instance
+        limit = instance.limits.max_batch if instance.artifact.signature.batched else 1
+        if not 1 <= batch <= limit:
+            raise InvalidInput("batch", batch, f"must be 1 to {limit}")
+        await instance.exclusively()
+        try:
+            call = partial(measure, instance.loaded, instance.artifact.signature, batch, seconds, min_repeats, self._clock)
+            return await self._loop.run_in_executor(self._workers, call)
+        finally:
+            instance.release()
+
+    async def close(self, drain_s: float) -> None:
+        """Ends every instance, then the threads."""
+        serving = [held.instance.identity.instance_id for held in self._held.values() if held.instance.phase is InstancePhase.SERVING]
+        async with asyncio.TaskGroup() as tasks:
+            for instance_id in serving:
+                tasks.create_task(self.unload(instance_id, drain_s))
+        self._workers.shutdown(wait=False)
+        self._loader.shutdown(wait=False)
+
+    def _note_released(self, digests: list[Digest]) -> None:
+        if digests and self.on_released is not None:
+            self.on_released(digests)
+
+
+def _end(held: _Held) -> None:
+    """On the loader thread: first what points into the mappings, then the mappings, then what was kept for reuse."""
+    held.instance.loaded.close()
+    held.blobs.close()
+    held.backend.release()
+    memory.trim()

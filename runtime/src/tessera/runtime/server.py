@@ -1,0 +1,177 @@
+"""The control socket of a runtime: messages in, manager calls, answers out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from tessera.domain.errors import Internal, TesseraError, Unsupported
+from tessera.domain.ids import Digest, InstanceId, checked_digest
+from tessera.runtime import control, memory
+from tessera.runtime.control import ControlDecoder, Message
+from tessera.runtime.manager import InstanceManager, LoadRequest
+
+_log = logging.getLogger(__name__)
+
+_READ_BYTES = 64 * 1024
+
+
+class ControlServer:
+    """Several agents may be connected at a time. `on_connections` hears how many there are; `stop` is called by `shutdown`."""
+
+    def __init__(self, manager: InstanceManager, on_connections: Callable[[int], None], stop: Callable[[float], None]) -> None:
+        self._manager = manager
+        self._on_connections = on_connections
+        self._stop = stop
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._server: asyncio.Server | None = None
+        self._operations: dict[str, Callable[[Message], Awaitable[Message]]] = {
+            "hello": self._hello,
+            "hold": self._hold,
+            "release": self._release,
+            "load": self._load,
+            "unload": self._unload,
+            "measure": self._measure,
+            "status": self._status,
+            "shutdown": self._shutdown,
+        }
+        manager.on_released = self._tell_released
+
+    async def start(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        self._server = await asyncio.start_unix_server(self._serve, path)
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for writer in list(self._writers):
+            writer.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        self._on_connections(len(self._writers))
+        decoder = ControlDecoder()
+        try:
+            async with asyncio.TaskGroup() as tasks:  # what an agent began goes on when it disconnects
+                while data := await reader.read(_READ_BYTES):
+                    for message in decoder.feed(data):
+                        tasks.create_task(self._answer(message, writer))
+        except* TesseraError as errors:
+            _write(writer, control.refusal(None, errors.exceptions[0]))  # type: ignore[arg-type]
+        except* ConnectionError:
+            pass
+        finally:
+            self._writers.discard(writer)
+            writer.close()
+            self._on_connections(len(self._writers))
+
+    async def _answer(self, message: Message, writer: asyncio.StreamWriter) -> None:
+        request_id = message.get("id")
+        try:
+            operation = self._operations.get(str(message.get("op")))
+            if operation is None:
+                raise Unsupported(f"op {message.get('op')!r}: a runtime knows {', '.join(self._operations)}")
+            data = control.reply(request_id, await operation(message))
+        except TesseraError as error:
+            data = control.refusal(request_id, error)
+        except Exception as error:
+            _log.exception("control operation %s failed", message.get("op"))
+            data = control.refusal(request_id, Internal(f"{type(error).__name__}: {error}"))
+        _write(writer, data)
+
+    def _tell_released(self, digests: list[Digest]) -> None:
+        data = control.encode({"event": "released", "digests": digests})
+        for writer in list(self._writers):
+            _write(writer, data)
+
+    async def _hello(self, message: Message) -> Message:
+        config = self._manager.config
+        return {
+            "runtime_id": config.runtime_id,
+            "pid": os.getpid(),
+            "flavour": config.flavour,
+            "trust_domain": config.trust_domain,
+            "threads": config.threads,
+            "backends": self._manager.backend_names,
+            "holds": sorted(self._manager.holds.held()),
+            "instances": [
+                {
+                    "instance_id": instance.identity.instance_id,
+                    "generation": control.generation_text(instance.identity.generation),
+                    "artifact": instance.identity.artifact_digest,
+                    "variant": instance.identity.variant,
+                    "max_batch": instance.limits.max_batch,
+                }
+                for instance in self._manager.instances
+            ],
+        }
+
+    async def _hold(self, message: Message) -> Message:
+        self._manager.holds.declare(control.digests_field(message, "digests"))
+        return {}
+
+    async def _release(self, message: Message) -> Message:
+        return {"released": self._manager.holds.withdraw(control.digests_field(message, "digests"))}
+
+    async def _load(self, message: Message) -> Message:
+        max_batch = control.whole_field(message, "max_batch", 0)
+        answer = await self._manager.load(
+            LoadRequest(
+                InstanceId(control.text_field(message, "instance_id")),
+                control.generation_field(message),
+                control.text_field(message, "variant"),
+                checked_digest("artifact", control.text_field(message, "artifact")),
+                max_batch or None,
+                control.whole_field(message, "max_delay_us", 0),
+                message.get("verify", False) is True,
+            )
+        )
+        stages = {"map": answer.map_ms, "load": answer.load_ms}
+        return {"stages": stages, "mapped_bytes": answer.mapped_bytes, "private_bytes": answer.private_bytes}
+
+    async def _unload(self, message: Message) -> Message:
+        drain_s = control.number_field(message, "drain_ms", 0) / 1e3
+        return {"released": await self._manager.unload(InstanceId(control.text_field(message, "instance_id")), drain_s)}
+
+    async def _measure(self, message: Message) -> Message:
+        found = await self._manager.measure(
+            InstanceId(control.text_field(message, "instance_id")),
+            control.whole_field(message, "batch", 1, minimum=1),
+            control.number_field(message, "seconds", 1.0),
+            control.whole_field(message, "min_repeats", 3),
+        )
+        return {
+            "repeats": found.repeats,
+            "p50_ms": found.p50_ms,
+            "p99_ms": found.p99_ms,
+            "mean_ms": found.mean_ms,
+            "peak_private_bytes": found.peak_private_bytes,
+        }
+
+    async def _status(self, message: Message) -> Message:
+        use = await asyncio.get_running_loop().run_in_executor(None, memory.memory_use, self._manager.config.store)
+        instances = []
+        for instance in self._manager.instances:
+            status = instance.status()
+            instances.append(
+                {
+                    "instance_id": instance.identity.instance_id,
+                    "queue": status.queue,
+                    "executing": status.executing,
+                    "served": status.served,
+                    "idle_s": status.idle_s,
+                }
+            )
+        return {"instances": instances, "private_bytes": use.private_bytes, "proportional_bytes": use.proportional_bytes}
+
+    async def _shutdown(self, message: Message) -> Message:
+        self._stop(control.number_field(message, "drain_ms", 0) / 1e3)
+        return {}
+
+
+def _write(writer: asyncio.StreamWriter, data: bytes) -> None:
+    if not writer.is_closing():
+        writer.write(data)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from tessera.clock import Clock
@@ -67,7 +68,7 @@ class Profiler:
         self._limits = limits
         self._nodes: defaultdict[NodeId, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def run(self, request: RunRequest) -> AsyncIterator[Progress]:
+    async def run(self, request: RunRequest) -> AsyncGenerator[Progress, None]:
         """Measures what is missing; classes side by side, the variants of a class one after another.
 
         Raises:
@@ -83,8 +84,9 @@ class Profiler:
             request.profile_class,
         )
         run = _Run(self, request, found)
-        async for progress in run.events():
-            yield progress
+        async with aclosing(run.events()) as events:
+            async for progress in events:
+                yield progress
 
     async def profiles(self, trust_domain: TrustDomain, model: str, version: int) -> list[ProfileRecord]:
         """Stored profiles of a version, by variant and class."""
@@ -104,7 +106,7 @@ class _Run:
         self._done = 0
         self._failures: list[TesseraError] = []
 
-    async def events(self) -> AsyncIterator[Progress]:
+    async def events(self) -> AsyncGenerator[Progress, None]:
         planned: dict[ProfileClass, list[tuple[Target, tuple[RowGroup, ...]]]] = defaultdict(list)
         for target in self._targets:
             record = await self._owner._records.profile(target.key, target.profile_class)
@@ -170,6 +172,8 @@ class _Run:
                     # What is stored stays; another node of the class measures the rest.
                     unavailable = error
                     group = RowGroup(group.threads, tuple(batch for batch in group.batches if (batch, group.threads) not in writer.cells))
+                    if not group.batches:
+                        return
         assert unavailable is not None
         raise unavailable
 
@@ -179,15 +183,16 @@ class _Run:
         seconds = limits.quick_seconds_per_row if self._request.quick else limits.full_seconds_per_row
         order = MeasureOrder(node.node_id, target.key, target.variant.artifact, group, seconds, limits.min_repeats)
         self._tell(f"{target.key} on {node.node_id}: batches {', '.join(map(str, group.batches))} with {_threads(group.threads)}")
-        async for measured in self._owner._agents.measure(node.agent_address, order, limits.group_timeout_s):
-            if isinstance(measured, str):
-                self._tell(f"{target.key} on {node.node_id}: {measured}")
-            elif isinstance(measured, LoadCost):
-                await writer.take_load(measured)
-            else:
-                await writer.take_row(measured)
-                self._done += 1
-                self._tell(f"{target.key}: batch {measured.batch}, {_threads(measured.threads)}: {measured.p50_ms:.2f} ms")
+        async with aclosing(self._owner._agents.measure(node.agent_address, order, limits.group_timeout_s)) as events:
+            async for measured in events:
+                if isinstance(measured, str):
+                    self._tell(f"{target.key} on {node.node_id}: {measured}")
+                elif isinstance(measured, LoadCost):
+                    await writer.take_load(measured)
+                else:
+                    await writer.take_row(measured)
+                    self._done += 1
+                    self._tell(f"{target.key}: batch {measured.batch}, {_threads(measured.threads)}: {measured.p50_ms:.2f} ms")
         lacking = [batch for batch in group.batches if (batch, group.threads) not in writer.cells]
         if lacking:
             raise Internal(f"{target.key} on {node.node_id}: no row for batches {lacking} with {_threads(group.threads)}")
@@ -252,5 +257,3 @@ class _Writer:
 
 def _threads(count: int) -> str:
     return "1 thread" if count == 1 else f"{count} threads"
-
-

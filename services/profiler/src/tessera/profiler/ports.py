@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,7 +30,7 @@ Measured = LoadCost | LatencyRow | str
 class Agents(Protocol):
     """The node agents, by address."""
 
-    def measure(self, address: str, order: MeasureOrder, budget_s: float) -> AsyncIterator[Measured]:
+    def measure(self, address: str, order: MeasureOrder, budget_s: float) -> AsyncGenerator[Measured, None]:
         """Ends when every row was measured; closing it early ends the measuring. Raises: TesseraError, the agent's own reason."""
         ...
 

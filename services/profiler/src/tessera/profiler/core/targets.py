@@ -46,7 +46,8 @@ def targets(
     if not present:
         what = f"no node of profile class {profile_class!r} is registered" if profile_class else "no node is registered"
         raise FailedPrecondition(f"{version} cannot be profiled: {what}")
-    found, reasons = [], []
+    found: list[Target] = []
+    reasons: list[str] = []
     for item in sorted(wanted, key=lambda record: record.key):
         if item.state is not VariantState.READY:
             reasons.append(f"{item.key} is {item.state}" + (f" ({item.reason})" if item.reason else ""))
@@ -54,8 +55,8 @@ def targets(
         fitting = [node for node in present if item.build_class in (None, node.build_class) and item.flavour in node.flavours]
         if not fitting:
             reasons.append(f"{item.key} needs build class {item.build_class or 'any'} and {item.flavour} runtimes: no node has them")
-        for name in sorted({node.profile_class for node in fitting}):
-            found.append(Target(item, name, tuple(node for node in fitting if node.profile_class == name)))
+        classes = sorted({node.profile_class for node in fitting})
+        found += [Target(item, name, tuple(node for node in fitting if node.profile_class == name)) for name in classes]
     if not found:
         raise FailedPrecondition(f"{version} cannot be profiled: {'; '.join(reasons) or 'it has no variants'}")
     return tuple(found)

@@ -39,7 +39,8 @@ from tessera.telemetry import get_logger
 log = get_logger("tessera.scheduler")
 
 WRITE_TIMEOUT_S = 2.0
-STOP_BUDGET_S = 5.0
+STOP_BUDGET_S = 10.0
+"""An agent drains an instance before it answers."""
 VIEW_LAG_S = 5.0
 """How long an own write counts although the watch has not shown it yet."""
 

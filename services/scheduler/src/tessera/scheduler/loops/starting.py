@@ -271,6 +271,7 @@ class Starter:
         artifact = record.artifact if record is not None else None
         there = begun(self._cluster.observed.values(), option.variant, build_class)
         if there is not None:
+            artifact = there.artifact or artifact
             names = (there.node_id, there.instance_id, there.generation)
         else:
             # A generation of 0 would read as "not set" on the wire.

@@ -1,0 +1,1 @@
+"""The world outside: node agents and etcd's records."""

@@ -1,0 +1,55 @@
+"""The profiler, put together. The only place that builds concrete things."""
+
+from __future__ import annotations
+
+import grpc.aio
+
+from tessera import telemetry
+from tessera.api.profiler.v1 import profiler_pb2_grpc
+from tessera.clock import SystemClock
+from tessera.coord.etcd import EtcdCoordinator
+from tessera.domain.records import ServiceRecord
+from tessera.profiler.adapters.agents import GrpcAgents
+from tessera.profiler.adapters.presence import Presence
+from tessera.profiler.adapters.records import EtcdRecords
+from tessera.profiler.config import ProfilerConfig
+from tessera.profiler.loops import Profiler, RunLimits
+from tessera.profiler.server import ProfilerServer
+from tessera.program import Stop, Tasks
+from tessera.rpc import RpcServer
+
+SERVICE = "tessera.api.profiler.v1.Profiler"
+
+
+async def serve(config: ProfilerConfig, stop: Stop) -> None:
+    """Runs until `stop`. Stops in this order: the server, what it measures, the agents' channels, etcd."""
+    telemetry.configure(
+        "profiler",
+        config.otlp_endpoint,
+        config.trace_ring_size,
+        sample_ratio=config.trace_sample_ratio,
+        log_level=config.log_level,
+    )
+    clock = SystemClock()
+    coordinator = EtcdCoordinator(config.etcd_endpoints)
+    agents = GrpcAgents()
+    limits = RunLimits(config.quick_seconds_per_row, config.full_seconds_per_row, config.min_repeats, config.group_timeout_s)
+    try:
+        async with Tasks(stop) as tasks:
+            profiler = Profiler(clock=clock, tasks=tasks, records=EtcdRecords(coordinator), agents=agents, limits=limits)
+            servicer = ProfilerServer(profiler)
+
+            def add(server: grpc.aio.Server) -> None:
+                profiler_pb2_grpc.add_ProfilerServicer_to_server(servicer, server)
+
+            server = RpcServer(config.address, handlers=[add], service_names=[SERVICE])
+            await server.start()
+            try:
+                record = ServiceRecord("profiler", config.address, server.address)
+                tasks.start("presence", Presence(coordinator, clock, record, config.lease_ttl_s).run())
+                await stop.wait()
+            finally:
+                await server.stop(config.stop_grace_s)
+    finally:
+        await agents.close()
+        await coordinator.close()

@@ -1,0 +1,38 @@
+"""The profiler's gRPC face: wire in, one call, wire out. Errors of the domain become statuses in the interceptor."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from tessera.api.profiler.v1 import profiler_pb2, profiler_pb2_grpc
+from tessera.domain.ids import TrustDomain, checked_name
+from tessera.profiler.loops import Profiler, RunRequest
+from tessera.wire import encode_profile
+
+
+class ProfilerServer(profiler_pb2_grpc.ProfilerServicer):
+    def __init__(self, profiler: Profiler) -> None:
+        self._profiler = profiler
+
+    async def RunProfile(self, request: profiler_pb2.RunProfileRequest, context: Any) -> AsyncIterator[profiler_pb2.ProfileEvent]:
+        wanted = RunRequest(
+            TrustDomain(checked_name("trust_domain", request.trust_domain)),
+            request.model,
+            request.version,
+            request.variant,
+            request.profile_class,
+            request.quick,
+            request.again,
+        )
+        # When the caller went away, measuring ends now.
+        async with aclosing(self._profiler.run(wanted)) as run:
+            async for progress in run:
+                profile = encode_profile(progress.profile) if progress.profile is not None else None
+                yield profiler_pb2.ProfileEvent(message=progress.message, fraction=progress.fraction, profile=profile)
+
+    async def GetProfiles(self, request: profiler_pb2.GetProfilesRequest, context: Any) -> profiler_pb2.GetProfilesResponse:
+        domain = TrustDomain(checked_name("trust_domain", request.trust_domain))
+        found = await self._profiler.profiles(domain, request.model, request.version)
+        return profiler_pb2.GetProfilesResponse(profiles=[encode_profile(record) for record in found])

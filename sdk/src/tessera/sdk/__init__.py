@@ -1,0 +1,59 @@
+"""Client library of Tessera: synchronous (`Client`) and asynchronous (`AsyncClient`), numpy in and out.
+
+    with Client() as client:                      # TESSERA_ENDPOINT, else the platform in TESSERA_STATE, else 127.0.0.1:8001
+        answer = client.infer("minilm", {"input_ids": ids, "attention_mask": mask})
+        answer.outputs["sentence_embedding"]      # numpy
+        answer.variant, answer.start_path, answer.request_id
+
+What fails raises the error classes of `tessera.domain.errors`, re-exported here.
+"""
+
+from tessera.domain.errors import (
+    AlreadyExists,
+    Cancelled,
+    Conflict,
+    DataCorrupted,
+    DeadlineExceeded,
+    FailedPrecondition,
+    Internal,
+    InvalidInput,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    TesseraError,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+    Unsupported,
+)
+from tessera.sdk._async_client import AsyncClient
+from tessera.sdk._client import Client
+from tessera.sdk._infer import InferResult
+from tessera.sdk._source import BuilderModel, DirectoryModel
+from tessera.sdk._target import Target, find_target
+
+__all__ = [
+    "AlreadyExists",
+    "AsyncClient",
+    "BuilderModel",
+    "Cancelled",
+    "Client",
+    "Conflict",
+    "DataCorrupted",
+    "DeadlineExceeded",
+    "DirectoryModel",
+    "FailedPrecondition",
+    "InferResult",
+    "Internal",
+    "InvalidInput",
+    "NotFound",
+    "PermissionDenied",
+    "ResourceExhausted",
+    "Target",
+    "TesseraError",
+    "TooLarge",
+    "Unauthenticated",
+    "Unavailable",
+    "Unsupported",
+    "find_target",
+]

@@ -1,0 +1,220 @@
+"""The synchronous client. `_async_client` is its twin; what they share stands in the modules beside."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy.typing as npt
+
+from tessera.api.gateway.v1 import gateway_pb2, gateway_pb2_grpc
+from tessera.api.node.v1 import node_pb2
+from tessera.api.open_inference import inference_pb2 as oip
+from tessera.api.profiler.v1 import profiler_pb2, profiler_pb2_grpc
+from tessera.api.registry.v1 import registry_pb2, registry_pb2_grpc
+from tessera.api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
+from tessera.rpc import connect_sync
+from tessera.sdk._infer import MODEL_INFER, InferResult, Parameter, fresh_traceparent, infer_request, infer_result
+from tessera.sdk._requests import LONG_S, profile_request, result_of
+from tessera.sdk._source import Progress, chunks, local_files, register_request, source_of
+from tessera.sdk._target import find_target
+
+OnEvent = Callable[[registry_pb2.JobEvent], None]
+
+
+class Client:
+    """Talks to one platform. Thread-safe. Close it, or use it with `with`.
+
+    Args:
+        endpoint: HOST:PORT of the gateway (see `find_target` for what is tried without it).
+        state: the state folder of an embedded platform; gives endpoint and token.
+        trust_domain: whose models are meant.
+    """
+
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        *,
+        admin_endpoint: str | None = None,
+        token: str | None = None,
+        state: str | os.PathLike[str] | None = None,
+        trust_domain: str = "default",
+    ) -> None:
+        self.target = find_target(endpoint, admin_endpoint=admin_endpoint, token=token, state=state)
+        self.trust_domain = trust_domain
+        self._channel = connect_sync(self.target.endpoint)
+        self._admin = connect_sync(self.target.admin_endpoint, token=self.target.token)
+        self._infer: Any = self._channel.unary_unary(MODEL_INFER)
+        self._registry = registry_pb2_grpc.RegistryStub(self._admin)
+        self._gateway = gateway_pb2_grpc.GatewayStub(self._admin)
+        self._profiler = profiler_pb2_grpc.ProfilerStub(self._admin)
+        self._scheduler = scheduler_pb2_grpc.SchedulerStub(self._admin)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._channel.close()
+        self._admin.close()
+
+    # Inference
+
+    def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, npt.ArrayLike],
+        *,
+        version: int | str | None = None,
+        outputs: Sequence[str] | None = None,
+        parameters: Mapping[str, Parameter] | None = None,
+        id: str = "",
+        timeout_s: float | None = None,
+    ) -> InferResult:
+        """Runs a model: arrays by input name in, arrays by output name out.
+
+        `model` is NAME, NAME@VERSION or NAME@VERSION/VARIANT. `timeout_s` is the whole budget, queueing and starting included.
+
+        Raises:
+            InvalidInput, ModelNotFound, ResourceExhausted, Unavailable, DeadlineExceeded, Internal: see `tessera.domain.errors`.
+        """
+        request = infer_request(model, inputs, version=version, outputs=outputs, parameters=parameters, request_id=id)
+        _, traceparent = fresh_traceparent()
+        answer: bytes = self._infer(request, timeout=timeout_s, metadata=(("traceparent", traceparent),))
+        return infer_result(answer)
+
+    def _open_inference(self, method: str, request: Any, answer_type: Any) -> Any:
+        call: Any = self._channel.unary_unary(
+            f"/inference.GRPCInferenceService/{method}",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=answer_type.FromString,
+        )
+        return call(request)
+
+    def is_live(self) -> bool:
+        return bool(self._open_inference("ServerLive", oip.ServerLiveRequest(), oip.ServerLiveResponse).live)
+
+    def is_ready(self, model: str | None = None, version: int | str | None = None) -> bool:
+        """The server, or a model: servable now or on demand."""
+        if model is None:
+            return bool(self._open_inference("ServerReady", oip.ServerReadyRequest(), oip.ServerReadyResponse).ready)
+        request = oip.ModelReadyRequest(name=model, version="" if version is None else str(version))
+        return bool(self._open_inference("ModelReady", request, oip.ModelReadyResponse).ready)
+
+    def metadata(self, model: str, version: int | str | None = None) -> oip.ModelMetadataResponse:
+        request = oip.ModelMetadataRequest(name=model, version="" if version is None else str(version))
+        answer: oip.ModelMetadataResponse = self._open_inference("ModelMetadata", request, oip.ModelMetadataResponse)
+        return answer
+
+    # Models
+
+    def register(
+        self,
+        name: str,
+        path_or_builder: str | os.PathLike[str],
+        *,
+        task: str = "",
+        dataset: str = "",
+        accuracy: float | None = None,
+        builder_args: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+        weights: Path | None = None,
+        wait: bool = False,
+        on_event: OnEvent | None = None,
+        on_upload: Progress | None = None,
+    ) -> registry_pb2.RegistrationResult:
+        """Registers a local folder, a `.pt2` file or a builder reference; returns when the version is durable (`wait`: its variants too).
+
+        Only files that the registry does not have are sent. The same content again is recognised and answered at once.
+
+        Raises:
+            InvalidInput: names the field, the file or the operation that is refused, and what would work.
+        """
+        source = source_of(path_or_builder, builder_args, seed, weights)
+        files = local_files(source)
+        if files:
+            begin = registry_pb2.BeginUploadRequest(trust_domain=self.trust_domain, files=[file.wire for file in files])
+            missing = set(self._registry.BeginUpload(begin).missing_digests)
+            if missing:
+                self._registry.UploadFiles(
+                    chunks(self.trust_domain, files, missing, on_upload or (lambda sent, total: None)), timeout=LONG_S
+                )
+        request = register_request(self.trust_domain, name, source, files, task=task, dataset=dataset, accuracy=accuracy, wait=wait)
+        last: registry_pb2.JobEvent | None = None
+        for event in self._registry.RegisterModel(request, timeout=LONG_S):
+            if on_event is not None:
+                on_event(event)
+            last = event if event.HasField("result") else last
+        return result_of(last)
+
+    def models(self, task: str = "") -> list[registry_pb2.ModelInfo]:
+        return list(self._registry.ListModels(registry_pb2.ListModelsRequest(trust_domain=self.trust_domain, task=task)).models)
+
+    def model(self, name: str) -> registry_pb2.ModelInfo:
+        """A model or an alias."""
+        return self._registry.GetModel(registry_pb2.GetModelRequest(trust_domain=self.trust_domain, name=name)).model
+
+    def delete_model(self, name: str, version: int | None = None) -> int:
+        """Deletes a version, or every version; returns the bytes that the repository got back."""
+        request = registry_pb2.DeleteModelRequest(trust_domain=self.trust_domain, name=name, version=version or 0)
+        return self._registry.DeleteModel(request).freed_bytes
+
+    def set_alias(self, alias: str, model: str, version: int | None = None) -> None:
+        """Points an alias at a model (its newest version, whichever that is) or at one version; moves atomically."""
+        request = registry_pb2.SetAliasRequest(trust_domain=self.trust_domain, alias=alias, model=model, version=version or 0)
+        self._registry.SetAlias(request)
+
+    def delete_alias(self, alias: str) -> None:
+        self._registry.DeleteAlias(registry_pb2.DeleteAliasRequest(trust_domain=self.trust_domain, alias=alias))
+
+    def watch_job(self, job_id: str, after: int = 0) -> Iterator[registry_pb2.JobEvent]:
+        yield from self._registry.WatchJob(registry_pb2.WatchJobRequest(job_id=job_id, after_sequence=after), timeout=LONG_S)
+
+    # Profiles
+
+    def run_profile(
+        self,
+        model: str,
+        *,
+        version: int | None = None,
+        variant: str = "",
+        profile_class: str = "",
+        quick: bool = False,
+        again: bool = False,
+    ) -> Iterator[profiler_pb2.ProfileEvent]:
+        """Measures what is not measured yet; ends when all is. Stop iterating to stop measuring: what is done stays."""
+        request = profile_request(self.trust_domain, model, version, variant, profile_class, quick, again)
+        yield from self._profiler.RunProfile(request, timeout=LONG_S)
+
+    def profiles(self, model: str, version: int | None = None) -> list[profiler_pb2.Profile]:
+        request = profiler_pb2.GetProfilesRequest(trust_domain=self.trust_domain, model=model, version=version or 0)
+        return list(self._profiler.GetProfiles(request).profiles)
+
+    # The platform
+
+    def platform(self) -> gateway_pb2.GetPlatformResponse:
+        """Services and nodes, as the gateway sees them."""
+        return self._gateway.GetPlatform(gateway_pb2.GetPlatformRequest())
+
+    def nodes(self) -> list[node_pb2.NodeStatus]:
+        return list(self.platform().nodes)
+
+    def instances(self) -> list[tuple[str, node_pb2.Instance]]:
+        """(node, instance) of every node."""
+        return [(node.node_id, instance) for node in self.nodes() for instance in node.instances]
+
+    def stop_instance(self, node: str, instance_id: str) -> None:
+        """Drains and stops one instance; the next request starts one again."""
+        self._scheduler.StopInstance(scheduler_pb2.StopInstanceRequest(node_id=node, instance_id=instance_id))
+
+    def explain(self, request_id: str) -> gateway_pb2.ExplainResponse:
+        """Why this variant, node and start path, with the losers and their numbers."""
+        return self._gateway.Explain(gateway_pb2.ExplainRequest(request_id=request_id))
+
+    def trace(self, request_id: str) -> gateway_pb2.GetTraceResponse:
+        return self._gateway.GetTrace(gateway_pb2.GetTraceRequest(request_id=request_id))

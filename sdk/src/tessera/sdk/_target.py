@@ -1,0 +1,75 @@
+"""Where the platform is: given, from the environment, from a state folder, or the default ports of this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from tessera.domain.errors import FailedPrecondition, InvalidInput
+
+DEFAULT_ENDPOINT = "127.0.0.1:8001"
+ADMIN_OFFSET = 2
+"""The admin port is two above the gRPC port (design section 2)."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """`endpoint` answers inference, `admin_endpoint` everything else; the token is for the latter."""
+
+    endpoint: str
+    admin_endpoint: str
+    token: str | None = None
+
+
+def _admin_of(endpoint: str) -> str:
+    host, _, port = endpoint.rpartition(":")
+    if not host or not port.isdigit():
+        raise InvalidInput("endpoint", endpoint, "must be HOST:PORT")
+    return f"{host}:{int(port) + ADMIN_OFFSET}"
+
+
+def state_folder(state: str | os.PathLike[str] | None = None) -> Path:
+    """The state folder that is meant: given, `TESSERA_STATE`, else `tessera` in the user's state home."""
+    chosen = state if state is not None else os.environ.get("TESSERA_STATE")
+    if chosen is not None:
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "tessera"
+
+
+def _from_state(folder: Path) -> Target | None:
+    try:
+        recorded = json.loads((folder / "platform.json").read_text())
+        return Target(recorded["endpoint"], recorded["admin_endpoint"], Path(recorded["token_file"]).read_text().strip())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError) as error:
+        raise FailedPrecondition(f"{folder / 'platform.json'} cannot be read: {error}") from error
+
+
+def find_target(
+    endpoint: str | None = None,
+    *,
+    admin_endpoint: str | None = None,
+    token: str | None = None,
+    state: str | os.PathLike[str] | None = None,
+) -> Target:
+    """Finds the platform: arguments win over `TESSERA_ENDPOINT`, `TESSERA_ADMIN_ENDPOINT`, `TESSERA_TOKEN`, these over the state folder.
+
+    Raises:
+        InvalidInput: an endpoint is not HOST:PORT. FailedPrecondition: the state folder's record cannot be read.
+    """
+    found = _from_state(state_folder(state))
+    if state is not None and found is None and endpoint is None:
+        raise FailedPrecondition(f"no platform is recorded in {state_folder(state)}; start one with 'tessera up'")
+    endpoint = endpoint or (None if state is not None else os.environ.get("TESSERA_ENDPOINT"))
+    admin_endpoint = admin_endpoint or os.environ.get("TESSERA_ADMIN_ENDPOINT")
+    token = token or os.environ.get("TESSERA_TOKEN")
+    if endpoint is None:
+        found = found or Target(DEFAULT_ENDPOINT, _admin_of(DEFAULT_ENDPOINT))
+        return Target(found.endpoint, admin_endpoint or found.admin_endpoint, token or found.token)
+    admin = admin_endpoint or _admin_of(endpoint)
+    if token is None and found is not None and found.admin_endpoint == admin:
+        token = found.token
+    return Target(endpoint, admin, token)

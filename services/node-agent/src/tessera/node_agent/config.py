@@ -40,11 +40,13 @@ class NodeAgentConfig(ServiceConfig):
     """On: a runtime hashes every blob it maps, at each load."""
     fetch_concurrency: int = Field(4, ge=1)
 
-    flavours: list[Flavour] = Field(default_factory=lambda: ["ort", "aten"])
+    flavours: list[Flavour] = Field(default=["ort", "aten"])
     warm_runtimes: int = Field(1, ge=0)
     """Empty runtimes that wait, per flavour."""
     max_instances_per_runtime: int = Field(64, ge=1)
     runtime_threads: int = Field(1, ge=1)
+    runtime_workers: int = Field(2, ge=1)
+    """Batches of different instances that one runtime runs at a time."""
     surplus_runtime_idle_s: float = Field(60.0, ge=0.0)
     orphan_s: float = Field(600.0, gt=0.0)
     """How long runtimes and relay live without an agent."""

@@ -14,12 +14,18 @@ FLAVOURS = {"aten": "aten", "ort": "ort", "identity": "ort"}
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What loading an artifact takes. `blobs` maps digest to size in bytes, the artifact's own blob included."""
+    """What loading an artifact takes. `blobs` maps digest to size in bytes of what is pinned for its runtime: everything that the
+    artifact names, and the artifact itself (which a runtime reads, but does not hold)."""
 
     artifact: Digest
     flavour: str
     blobs: dict[Digest, int]
     max_batch: int
+
+    @property
+    def held(self) -> frozenset[Digest]:
+        """What the runtime itself holds."""
+        return frozenset(self.blobs) - {self.artifact}
 
 
 def load_of(digest: Digest, size_bytes: int, artifact: Artifact, build_class: BuildClass) -> Load:

@@ -1,0 +1,186 @@
+"""This node's part of etcd: its records under a lease, the assignments it watches, the scheduler's leader.
+
+Level-triggered: what shall stand in etcd is kept here, and a loop makes it so. Whoever publishes never waits. A lost lease means a new
+session and everything written again; what an earlier agent of this node left is taken over or removed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tessera.clock import Clock
+from tessera.coord import keys, records
+from tessera.coord.interface import Coordinator, Delete, LeaseLost, ModRevisionIs, Put, Session
+from tessera.coord.view import View
+from tessera.domain.errors import Conflict, TesseraError
+from tessera.domain.ids import InstanceId
+from tessera.domain.records import AssignmentRecord, InstanceRecord, NodeRecord, ServiceRecord
+from tessera.node_agent.core.status import NodeIdentity
+from tessera.program import Stop
+from tessera.telemetry import get_logger
+
+RETRY_S = 0.5
+SERVICE_KIND = "node-agent"
+
+_log = get_logger(__name__)
+
+
+class EtcdRecords:
+    """Implements `Records`."""
+
+    def __init__(
+        self, coordinator: Coordinator, identity: NodeIdentity, lease_ttl_s: float, clock: Clock, changed: Callable[[], None]
+    ) -> None:
+        self._coordinator = coordinator
+        self._identity = identity
+        self._ttl_s = lease_ttl_s
+        self._clock = clock
+        self._wanted: dict[str, bytes] = {}
+        self._dirty: set[str] = set()
+        self._revisions: dict[str, int] = {}
+        self._wake = asyncio.Event()
+        self._session: Session | None = None
+        domain, node = identity.trust_domain, identity.node_id
+        self._prefix = keys.assignments_of(domain, node)
+        self._view: View[AssignmentRecord] = View(coordinator, self._prefix, AssignmentRecord)
+        self._view.on_change(lambda key, old, new: changed())
+
+    def announce(self, store_budget_bytes: int, runtime_threads: int) -> None:
+        """The node's own record, and that of its service."""
+        me = self._identity
+        node = NodeRecord(
+            me.node_id,
+            me.host_id,
+            me.address,
+            me.relay_address,
+            me.build_class,
+            me.profile_class,
+            me.flavours,
+            me.cpu_count,
+            store_budget_bytes,
+            me.trust_domain,
+            runtime_threads,
+        )
+        service = ServiceRecord(SERVICE_KIND, me.node_id, me.address, {"relay_address": me.relay_address, "host_id": me.host_id})
+        self._want(keys.node(me.trust_domain, me.node_id), node)
+        self._want(keys.service(SERVICE_KIND, me.node_id), service)
+
+    def assignments(self) -> Mapping[InstanceId, AssignmentRecord] | None:
+        if not self._view.synced.is_set():
+            return None
+        return {record.instance_id: record for record in self._view.values()}
+
+    async def read_assignments(self) -> Mapping[InstanceId, AssignmentRecord]:
+        listing = await self._coordinator.list(self._prefix)
+        found = [records.decode(AssignmentRecord, item.value) for item in listing.items]
+        return {record.instance_id: record for record in found}
+
+    def publish(self, record: InstanceRecord) -> None:
+        self._want(keys.instance(self._identity.trust_domain, self._identity.node_id, record.instance_id), record)
+
+    def withdraw(self, instance_id: InstanceId) -> None:
+        key = keys.instance(self._identity.trust_domain, self._identity.node_id, instance_id)
+        if self._wanted.pop(key, None) is not None:
+            self._touch(key)
+
+    async def leader(self) -> str | None:
+        """The address of the scheduler's leader. Raises: Unavailable."""
+        found = await self._coordinator.leader(keys.SCHEDULER_ELECTION)
+        return found.value.decode() if found is not None and found.value else None
+
+    async def watch(self, stop: Stop) -> None:
+        """Follows the assignments until `stop`."""
+        async with asyncio.TaskGroup() as group:
+            follower = group.create_task(self._view.run())
+            await stop.wait()
+            follower.cancel()
+
+    async def keep(self, stop: Stop) -> None:
+        """Keeps etcd as wanted until `stop`; then nothing of this agent is left there."""
+        while not stop.is_set():
+            try:
+                session = self._session = await self._coordinator.session(self._ttl_s)
+                self._revisions.clear()
+                self._dirty |= set(self._wanted) | await self._left_behind()
+                self._wake.set()
+                await self._write_until_lost(session, stop)
+            except TesseraError as error:
+                _log.info("records wait for etcd", reason=str(error))
+                await stop.wait_for(RETRY_S)
+            if self._session is not None and not stop.is_set():
+                await self._session.close()
+
+    async def close(self, *, leave: bool) -> None:
+        """Takes this agent's keys away at once; with `leave` they stay until the lease runs out, for the next agent to take over."""
+        if self._session is not None and not leave:
+            await self._session.close()
+        self._session = None
+
+    def _want(self, key: str, record: Any) -> None:
+        self._wanted[key] = records.encode(record)
+        self._touch(key)
+
+    def _touch(self, key: str) -> None:
+        self._dirty.add(key)
+        self._wake.set()
+
+    async def _left_behind(self) -> set[str]:
+        """Instances that an earlier agent of this node published and this one does not have."""
+        prefix = keys.instance(self._identity.trust_domain, self._identity.node_id, InstanceId(""))
+        listing = await self._coordinator.list(prefix)
+        self._revisions.update((item.key, item.mod_revision) for item in listing.items)
+        return {item.key for item in listing.items} - self._wanted.keys()
+
+    async def _write_until_lost(self, session: Session, stop: Stop) -> None:
+        while not stop.is_set() and not session.lost.is_set():
+            if not self._dirty:
+                self._wake.clear()
+                await self._sleep(session, stop)
+            for key in sorted(self._dirty):
+                try:
+                    await self._write(key, session)
+                    self._dirty.discard(key)
+                except LeaseLost:
+                    return
+                except Conflict:
+                    self._revisions.pop(key, None)
+                except TesseraError as error:
+                    _log.debug("a record waits for etcd", key=key, reason=str(error))
+                    if await stop.wait_for(RETRY_S):
+                        return
+
+    async def _sleep(self, session: Session, stop: Stop) -> None:
+        """Until there is something to write, the lease is lost, or the program stops."""
+        async with asyncio.TaskGroup() as group:
+            waits = [group.create_task(waiting) for waiting in (self._wait_wake(), self._wait_lost(session), stop.wait())]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for waiting in waits:
+                waiting.cancel()
+
+    async def _wait_wake(self) -> None:
+        await self._wake.wait()
+
+    async def _wait_lost(self, session: Session) -> None:
+        await session.lost.wait()
+
+    async def _write(self, key: str, session: Session) -> None:
+        """One compare-and-swap.
+
+        Raises:
+            Conflict: somebody else wrote it since; LeaseLost: see there.
+            Unavailable: etcd is away.
+        """
+        value = self._wanted.get(key)
+        revision = self._revisions.get(key)
+        if revision is None:
+            found = await self._coordinator.get(key)
+            revision = found.mod_revision if found is not None else 0
+        if value is None and revision == 0:
+            return
+        write = Delete(key) if value is None else Put(key, value, session.lease_id)
+        written = await self._coordinator.transact([ModRevisionIs(key, revision)], [write])
+        self._revisions[key] = 0 if value is None else written
+        if self._wanted.get(key) != value:
+            raise Conflict(f"{key} changed while it was written")  # written again with what is wanted now

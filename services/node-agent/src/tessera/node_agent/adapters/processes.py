@@ -1,0 +1,147 @@
+"""Processes that outlive the agent: started in sessions of their own, watched by pidfd, never by parenthood."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from tessera.domain.errors import FailedPrecondition
+
+LOG_TAIL_BYTES = 2000
+
+
+class Watched:
+    """A live process, ours or adopted. `pid` is only good for showing: signals go through the pidfd, which cannot name another."""
+
+    def __init__(self, pid: int, ended: Callable[[], None] | None = None) -> None:
+        """`ended` is called once, on the event loop.
+
+        Raises:
+            ProcessLookupError: there is no such process (any more).
+        """
+        self.pid = pid
+        self._fd = os.pidfd_open(pid)
+        self._ended = ended
+        self._over = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._fd, self._on_end)
+
+    @property
+    def alive(self) -> bool:
+        return not self._over.is_set()
+
+    def send(self, number: signal.Signals) -> None:
+        """A signal; nothing when it has ended."""
+        if self._fd >= 0:
+            try:
+                signal.pidfd_send_signal(self._fd, number)
+            except ProcessLookupError:
+                pass
+
+    async def wait(self, timeout_s: float) -> bool:
+        """True when it has ended within the time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._over.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def end(self, timeout_s: float, number: signal.Signals = signal.SIGTERM) -> None:
+        """Sends `number`, and SIGKILL when that was not enough."""
+        self.send(number)
+        if not await self.wait(timeout_s):
+            self.send(signal.SIGKILL)
+            await self.wait(timeout_s)
+
+    def release(self) -> None:
+        """Stops watching; the process lives on."""
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+
+    def _on_end(self) -> None:
+        self.release()
+        try:
+            os.waitpid(self.pid, os.WNOHANG)  # ours is reaped; an adopted one is not our child
+        except ChildProcessError:
+            pass
+        self._over.set()
+        if self._ended is not None:
+            self._ended()
+
+
+def spawn_detached(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> int:
+    """Starts a process in a session of its own, its output appended to `log`; returns its pid.
+
+    Raises:
+        FailedPrecondition: the log's folder cannot be written, or the program cannot be started.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        return os.posix_spawn(
+            command[0],
+            list(command),
+            dict(environment),
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, str(log), flags, 0o600),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+            ],
+            setsid=True,
+        )
+    except OSError as error:
+        raise FailedPrecondition(f"{' '.join(command[:4])} cannot be started with log {log}: {error.strerror}") from error
+
+
+def log_tail(log: Path) -> str:
+    """The end of a log, for an error message."""
+    try:
+        with log.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - LOG_TAIL_BYTES))
+            return file.read().decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def lower_priority(pid: int) -> None:
+    """Nice 10 for every thread of the process group that `pid` leads; nothing when it is gone or not allowed."""
+    try:
+        os.setpriority(os.PRIO_PGRP, pid, 10)
+    except OSError:
+        pass
+
+
+def mapping_count(pid: int) -> int:
+    """Memory mappings of a process, 0 when it is gone."""
+    try:
+        with open(f"/proc/{pid}/maps", "rb") as file:
+            return file.read().count(b"\n")
+    except OSError:
+        return 0
+
+
+def max_map_count() -> int:
+    """The kernel's limit of mappings per process."""
+    try:
+        return int(Path("/proc/sys/vm/max_map_count").read_text())
+    except (OSError, ValueError):
+        return 65530
+
+
+def host_id() -> str:
+    """A stable id of this machine: processes that see the same one share its Unix sockets. The boot id follows where containers
+    carry a copy of one image's machine id."""
+    words = []
+    for source in ("/etc/machine-id", "/proc/sys/kernel/random/boot_id"):
+        try:
+            words.append(Path(source).read_text().strip())
+        except OSError:
+            continue
+    return "-".join(word for word in words if word) or os.uname().nodename

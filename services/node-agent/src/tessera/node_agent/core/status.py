@@ -1,0 +1,57 @@
+"""What a node says about itself, as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tessera.domain.ids import BuildClass, NodeId, ProfileClass, RuntimeId, TrustDomain
+from tessera.node_agent.core.table import Instance
+from tessera.tensorstore.interface import StoreStatus
+
+
+@dataclass(frozen=True, slots=True)
+class NodeIdentity:
+    """What does not change while an agent runs. Addresses are HOST:PORT; `host_id` is the machine's."""
+
+    node_id: NodeId
+    trust_domain: TrustDomain
+    host_id: str
+    address: str
+    relay_address: str
+    build_class: BuildClass
+    profile_class: ProfileClass
+    flavours: tuple[str, ...]
+    cpu_count: int
+    run_folder: str
+
+    def unix_path(self, runtime_id: RuntimeId) -> str:
+        """The data socket of a runtime of this node."""
+        return f"{self.run_folder}/{runtime_id}/data.sock"
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeSummary:
+    """One runtime. `trust_domain` is empty while it holds nothing; sizes in bytes."""
+
+    runtime_id: RuntimeId
+    pid: int
+    flavour: str
+    trust_domain: str
+    threads: int
+    instances: int
+    private_bytes: int
+    proportional_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceSummary:
+    instance: Instance
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSummary:
+    identity: NodeIdentity
+    instances: tuple[InstanceSummary, ...]
+    runtimes: tuple[RuntimeSummary, ...]
+    store: StoreStatus

@@ -1,0 +1,266 @@
+"""The live runtimes of this node: who they are, what they hold, how new ones come and old ones go.
+
+Invariant: what a runtime may map is pinned in the store under its id before it is told to map it, and stays pinned until it says that
+it let go, or until its process has ended. Decides nothing (`core.runtimes` does).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+
+from tessera.clock import Clock
+from tessera.domain.errors import TesseraError, Unavailable
+from tessera.domain.ids import Digest, RuntimeId, TrustDomain
+from tessera.node_agent.core.runtimes import Purpose, RuntimeView, purpose_of
+from tessera.node_agent.core.table import InstanceTable
+from tessera.node_agent.ports import RandomBytes, Runtime, RuntimeActivity, Runtimes
+from tessera.program import Tasks
+from tessera.telemetry import get_logger
+from tessera.tensorstore.interface import TensorStore
+
+ACTIVITY_S = 2.0
+FORK_PAUSE_S = 1.0
+GONE_S = 10.0
+
+_log = get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Member:
+    """`mappings` as sampled when it held `sampled_holds` digests."""
+
+    runtime: Runtime
+    purpose: Purpose
+    idle_since_s: float
+    holds: set[Digest] = field(default_factory=set)
+    mappings: int = 0
+    sampled_holds: int = 0
+    tainted: bool = False
+    leaving: bool = False
+    activity: RuntimeActivity | None = None
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def runtime_id(self) -> RuntimeId:
+        return self.runtime.hello.runtime_id
+
+
+class Fleet:
+    """All live runtimes by id."""
+
+    def __init__(
+        self,
+        runtimes: Runtimes,
+        store: TensorStore,
+        table: InstanceTable,
+        trust_domain: TrustDomain,
+        threads: int,
+        clock: Clock,
+        random_bytes: RandomBytes,
+        tasks: Tasks,
+    ) -> None:
+        self.threads = threads
+        self._runtimes = runtimes
+        self._store = store
+        self._table = table
+        self._trust_domain = trust_domain
+        self._clock = clock
+        self._random_bytes = random_bytes
+        self._tasks = tasks
+        self._members: dict[RuntimeId, Member] = {}
+        self._forking: dict[str, set[asyncio.Future[None]]] = {}
+        self._not_before_s: dict[str, float] = {}
+        self._lost: Callable[[Member, bool], None] = lambda member, asked: None
+        runtimes.on_lost(self._on_lost)
+
+    def on_lost(self, callback: Callable[[Member, bool], None]) -> None:
+        """`callback(member, asked)`: its process ended; `asked` when we wanted that. Its holds are dropped after the callback."""
+        self._lost = callback
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        return tuple(self._members.values())
+
+    def find(self, runtime_id: RuntimeId | None) -> Member | None:
+        return self._members.get(runtime_id) if runtime_id is not None else None
+
+    def get(self, runtime_id: RuntimeId) -> Runtime:
+        """Raises: Unavailable when it is gone."""
+        member = self._members.get(runtime_id)
+        if member is None:
+            raise Unavailable(f"runtime {runtime_id} is gone")
+        return member.runtime
+
+    def views(self) -> tuple[RuntimeView, ...]:
+        """Everything that may be chosen from, or counted."""
+        counts = Counter(instance.runtime_id for instance in self._table if instance.alive)
+        return tuple(
+            RuntimeView(
+                member.runtime_id,
+                member.runtime.hello.flavour,
+                self._trust_domain,
+                member.runtime.hello.threads,
+                counts[member.runtime_id],
+                member.mappings + max(0, len(member.holds) - member.sampled_holds),
+                frozenset(member.holds),
+                member.purpose,
+                member.tainted,
+                member.idle_since_s,
+            )
+            for member in self._members.values()
+            if not member.leaving
+        )
+
+    def forking(self) -> dict[str, int]:
+        """Shared runtimes on their way, by flavour. A flavour whose last fork failed counts one for a while: its pool can wait."""
+        now_s = self._clock.monotonic_s()
+        pausing = {flavour: 1 for flavour, until_s in self._not_before_s.items() if until_s > now_s}
+        return pausing | {flavour: len(futures) for flavour, futures in self._forking.items() if futures}
+
+    async def wait_for_fork(self, flavour: str) -> bool:
+        """Waits for one shared runtime that is on its way; False when there is none."""
+        futures = self._forking.get(flavour)
+        if not futures:
+            return False
+        await asyncio.wait(set(futures), return_when=asyncio.FIRST_COMPLETED)
+        return True
+
+    async def fork(self, flavour: str, purpose: Purpose, threads: int | None = None) -> RuntimeId:
+        """A new runtime.
+
+        Raises:
+            TesseraError: it did not come up.
+        """
+        runtime_id = RuntimeId(f"{purpose.value}-{flavour}-{self._random_bytes(5).hex()}")
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiting = self._forking.setdefault(flavour, set())
+        if purpose is Purpose.SHARED:
+            waiting.add(done)
+        try:
+            runtime = await self._runtimes.fork(flavour, runtime_id, threads or self.threads)
+            self.add(runtime)
+        except TesseraError:
+            self._not_before_s[flavour] = self._clock.monotonic_s() + FORK_PAUSE_S
+            raise
+        finally:
+            waiting.discard(done)
+            done.set_result(None)
+        return runtime_id
+
+    def refill(self, flavour: str) -> None:
+        """Forks a warm runtime in the background."""
+        self._tasks.start(f"fork {flavour}", self._refill(flavour))
+
+    async def _refill(self, flavour: str) -> None:
+        try:
+            runtime_id = await self.fork(flavour, Purpose.SHARED)
+        except TesseraError as error:
+            _log.warning("no warm runtime", flavour=flavour, reason=str(error))
+        else:
+            _log.info("warm runtime forked", flavour=flavour, runtime_id=runtime_id)
+
+    def add(self, runtime: Runtime) -> Member:
+        """Takes in a forked or adopted runtime; what it holds is pinned."""
+        hello = runtime.hello
+        member = Member(runtime, purpose_of(hello.runtime_id), self._clock.monotonic_s())
+        member.holds = {digest for digest in hello.holds if self._store.has(digest)}
+        self._store.pin(hello.runtime_id, member.holds)
+        self._members[hello.runtime_id] = member
+        if not runtime.alive:  # it ended between its hello and now: nobody else will tell
+            self._on_lost(hello.runtime_id)
+        return member
+
+    def pin(self, runtime_id: RuntimeId, digests: Collection[Digest]) -> None:
+        """Before it maps them.
+
+        Raises:
+            Unavailable: the runtime is gone.
+            NotFound: a blob is not in the store.
+        """
+        self.get(runtime_id)
+        self._store.pin(runtime_id, digests)
+        self._members[runtime_id].holds.update(digests)
+
+    def unpin(self, runtime_id: RuntimeId, digests: Iterable[Digest]) -> None:
+        """It maps them no longer. What another instance in it needs stays, whatever is asked."""
+        member = self._members.get(runtime_id)
+        if member is None:
+            return
+        needed = {digest for instance in self._table.in_runtime(runtime_id) for digest in instance.blobs}
+        dropped = set(digests) - needed
+        member.holds -= dropped
+        self._store.unpin(runtime_id, dropped)
+        if not self._table.in_runtime(runtime_id):
+            member.idle_since_s = self._clock.monotonic_s()
+
+    def taint(self, runtime_id: RuntimeId | None) -> None:
+        """It mapped corrupted bytes: nothing new goes into it."""
+        member = self.find(runtime_id)
+        if member is not None:
+            member.tainted = True
+
+    def retire(self, runtime_id: RuntimeId, drain_ms: int = 0) -> None:
+        """Ends an empty runtime in the background; one that is taken meanwhile stays."""
+        member = self._members.get(runtime_id)
+        if member is None or member.leaving or self._table.in_runtime(runtime_id):
+            return
+        member.leaving = True
+        self._tasks.start(f"end {runtime_id}", member.runtime.end(drain_ms))
+
+    async def kill(self, runtime_id: RuntimeId) -> None:
+        """Kills it, when it lives, and waits until its loss has been dealt with."""
+        member = self._members.get(runtime_id)
+        if member is None:
+            return
+        member.runtime.kill()
+        try:
+            async with asyncio.timeout(GONE_S):
+                await member.gone.wait()
+        except TimeoutError:
+            _log.error("a killed runtime does not end", runtime_id=runtime_id)
+
+    async def end_all(self, drain_ms: int) -> None:
+        """Ends every runtime, each after its drain."""
+        async with asyncio.TaskGroup() as group:
+            for member in self.members:
+                if not member.leaving:
+                    member.leaving = True
+                    group.create_task(member.runtime.end(drain_ms))
+
+    async def refresh(self) -> None:
+        """Asks every runtime what it does now. One that does not answer in time keeps what it said before."""
+        async with asyncio.TaskGroup() as group:
+            for member in self.members:
+                group.create_task(self._refresh(member))
+
+    async def _refresh(self, member: Member) -> None:
+        try:
+            async with asyncio.timeout(ACTIVITY_S):
+                member.activity = await member.runtime.activity()
+        except (TesseraError, TimeoutError) as error:
+            _log.debug("no activity report", runtime_id=member.runtime_id, reason=str(error))
+            return
+        for activity in member.activity.instances:
+            if self._table.find(activity.instance_id) is not None:
+                self._table.note(activity.instance_id, idle_s=activity.idle_s, served=activity.served)
+
+    async def sample_mappings(self) -> None:
+        """Counts every runtime's mappings; in a thread, because the kernel takes milliseconds for large ones."""
+        members = self.members
+        holds = [len(member.holds) for member in members]
+        counts = await asyncio.to_thread(lambda: [member.runtime.mappings() for member in members])
+        for member, count, held in zip(members, counts, holds, strict=True):
+            member.mappings, member.sampled_holds = count, held
+
+    def _on_lost(self, runtime_id: RuntimeId) -> None:
+        member = self._members.pop(runtime_id, None)
+        if member is None:
+            return
+        try:
+            self._lost(member, member.leaving)
+        finally:
+            self._store.unpin(runtime_id, None)
+            member.gone.set()

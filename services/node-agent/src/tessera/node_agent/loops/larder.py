@@ -1,0 +1,92 @@
+"""What the store has for a start, and how the rest comes: artifacts once read stay decoded, blobs are held for a start until its
+runtime holds them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+
+from tessera.domain.errors import NotFound
+from tessera.domain.ids import BuildClass, Digest, InstanceId
+from tessera.node_agent.core.artifacts import Load, load_of
+from tessera.node_agent.ports import Blobs
+from tessera.tensorstore.artifact import decode
+from tessera.tensorstore.interface import TensorStore
+
+KEPT_LOADS = 4096
+
+
+def holder_of(instance_id: InstanceId) -> str:
+    """Who holds the blobs of a start that has no runtime yet."""
+    return f"start-{instance_id}"
+
+
+class Larder:
+    """The store as starts need it."""
+
+    def __init__(self, store: TensorStore, blobs: Blobs, build_class: BuildClass) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._build_class = build_class
+        self._loads: OrderedDict[Digest, Load] = OrderedDict()
+
+    def take(self, artifact: Digest, instance_id: InstanceId) -> Load | None:
+        """Holds everything for the start and returns it, or returns None when something has to be fetched. Reads tmpfs at most.
+
+        Raises:
+            DataCorrupted, Unsupported, FailedPrecondition: the artifact cannot be loaded here.
+        """
+        try:
+            load = self.load(artifact)
+            self._store.pin(holder_of(instance_id), load.blobs)
+        except NotFound:
+            return None
+        return load
+
+    def load(self, artifact: Digest) -> Load:
+        """What an artifact in the store takes.
+
+        Raises:
+            NotFound: it is not in the store.
+            DataCorrupted, Unsupported, FailedPrecondition: it cannot be loaded here.
+        """
+        known = self._loads.get(artifact)
+        if known is not None:
+            self._loads.move_to_end(artifact)
+            return known
+        data = self._store.path(artifact).read_bytes()
+        load = self._loads[artifact] = load_of(artifact, len(data), decode(data), self._build_class)
+        if len(self._loads) > KEPT_LOADS:
+            self._loads.popitem(last=False)
+        return load
+
+    async def fetch(self, artifact: Digest, instance_id: InstanceId) -> tuple[Load, int]:
+        """Brings in what is missing, held for the start; returns what to load and how many bytes came.
+
+        Raises:
+            NotFound, DataCorrupted, ResourceExhausted: from repository and store.
+        """
+        _, fetched = await asyncio.to_thread(self._blobs.fetch_artifact, artifact, holder_of(instance_id))
+        return self.load(artifact), fetched.bytes_fetched
+
+    def release(self, instance_id: InstanceId) -> None:
+        """The start is over, one way or the other."""
+        self._store.unpin(holder_of(instance_id), None)
+
+    async def corrupted(self, load: Load) -> frozenset[Digest]:
+        """Those of its blobs whose bytes do not have their digest any more (reads them all, in a thread)."""
+        return frozenset(await asyncio.to_thread(lambda: [digest for digest in load.blobs if not self._sound(digest)]))
+
+    async def replace(self, bad: frozenset[Digest], artifact: Digest, instance_id: InstanceId) -> None:
+        """Puts `bad` into quarantine and fetches them anew."""
+        for digest in bad:
+            if self._store.has(digest):
+                self._store.quarantine(digest)
+            self._loads.pop(digest, None)
+        await self.fetch(artifact, instance_id)
+
+    def _sound(self, digest: Digest) -> bool:
+        try:
+            return self._store.verify(digest)
+        except NotFound:
+            return False

@@ -1,0 +1,396 @@
+"""Starts and stops of instances: fetch, choose or fork a runtime, hold, load, and the way back.
+
+One flight per instance, however many callers wait for it. Nothing on the path waits for a disk or for etcd: records are written
+behind. A blob is pinned for whoever will map it before it is mapped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tessera.clock import Clock
+from tessera.domain.errors import (
+    AlreadyExists,
+    Cancelled,
+    DataCorrupted,
+    DeadlineExceeded,
+    FailedPrecondition,
+    Internal,
+    InvalidInput,
+    NotFound,
+    TesseraError,
+    Unavailable,
+)
+from tessera.domain.ids import Digest, InstanceId, RuntimeId
+from tessera.domain.instance import InstanceState, Stage, StartPath
+from tessera.domain.records import InstanceRecord
+from tessera.node_agent.core.artifacts import Load
+from tessera.node_agent.core.poison import PoisonLedger
+from tessera.node_agent.core.runtimes import Purpose, RuntimeLimits, Wanted, choose_runtime
+from tessera.node_agent.core.status import NodeIdentity
+from tessera.node_agent.core.table import Instance, InstanceTable
+from tessera.node_agent.loops.fleet import Fleet, Member
+from tessera.node_agent.loops.larder import Larder
+from tessera.node_agent.loops.stopwatch import Stopwatch
+from tessera.node_agent.ports import LoadReport, Meter, Notes, Records
+from tessera.program import Tasks
+from tessera.telemetry import get_logger
+
+_log = get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A start on its way. `stop_reason` is set when somebody wants the instance gone before it is there."""
+
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+    stop_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StarterSettings:
+    load_timeout_s: float
+    drain_ms: int
+    verify: bool
+
+
+class Starter:
+    """Carries out starts and stops on one node."""
+
+    def __init__(
+        self,
+        identity: NodeIdentity,
+        table: InstanceTable,
+        fleet: Fleet,
+        larder: Larder,
+        poison: PoisonLedger,
+        limits: RuntimeLimits,
+        records: Records,
+        notes: Notes,
+        meter: Meter,
+        settings: StarterSettings,
+        clock: Clock,
+        tasks: Tasks,
+        changed: Callable[[], None],
+    ) -> None:
+        self._identity = identity
+        self._table = table
+        self._fleet = fleet
+        self._larder = larder
+        self._poison = poison
+        self._limits = limits
+        self._records = records
+        self._notes = notes
+        self._meter = meter
+        self._settings = settings
+        self._clock = clock
+        self._tasks = tasks
+        self._changed = changed
+        self._flights: dict[InstanceId, _Flight] = {}
+        self._stopping: dict[InstanceId, asyncio.Event] = {}
+        fleet.on_lost(self._runtime_lost)
+
+    @property
+    def starting(self) -> int:
+        return len(self._flights)
+
+    def begin(self, instance: Instance, why: str) -> None:
+        """Accepts an instance and starts it in the background; nothing when it is here already.
+
+        Raises:
+            AlreadyExists: its id is here with another generation or artifact, or its generation with another id.
+            FailedPrecondition: it belongs to another trust domain.
+        """
+        known = self._table.find(instance.instance_id)
+        if known is not None:
+            if (known.generation, known.artifact) != (instance.generation, instance.artifact):
+                raise AlreadyExists(
+                    f"instance {instance.instance_id!r} is here with generation {known.generation:016x} of artifact {known.artifact}"
+                )
+            if known.expires_at_s is not None and instance.expires_at_s is not None:
+                self._table.note(known.instance_id, expires_at_s=max(known.expires_at_s, instance.expires_at_s))
+            return
+        if instance.variant.trust_domain != self._identity.trust_domain:
+            raise FailedPrecondition(f"variant {instance.variant} is of trust domain {instance.variant.trust_domain!r}; this node's is "
+                                     f"{self._identity.trust_domain!r}")  # fmt: skip
+        self._table.add(instance, why)
+        flight = self._flights[instance.instance_id] = _Flight()
+        self._tasks.start(f"start {instance.instance_id}", self._fly(instance, flight))
+
+    async def ready(self, instance_id: InstanceId, budget_s: float) -> Instance:
+        """Waits until a begun instance is ready.
+
+        Raises:
+            DeadlineExceeded: it is not, after `budget_s`; its start goes on.
+            TesseraError: why it failed.
+        """
+        flight = self._flights.get(instance_id)
+        if flight is not None:
+            try:
+                async with asyncio.timeout(budget_s):
+                    await flight.done.wait()
+            except TimeoutError as error:
+                state = self._table.get(instance_id).state
+                raise DeadlineExceeded(f"instance {instance_id} is {state} after {budget_s:.3f} s; its start goes on") from error
+        instance = self._table.get(instance_id)
+        if instance.state is InstanceState.READY:
+            return instance
+        raise instance.error or FailedPrecondition(f"instance {instance_id} is {instance.state}")
+
+    async def stop(self, instance_id: InstanceId, reason: str, drain_ms: int | None = None) -> None:
+        """Drains an instance and takes it out of its runtime; returns when it is over. What is not there is over already."""
+        flight = self._flights.get(instance_id)
+        if flight is not None:
+            flight.stop_reason = flight.stop_reason or reason
+            await flight.done.wait()
+        instance = self._table.find(instance_id)
+        if instance is None or not instance.alive:
+            return
+        other = self._stopping.get(instance_id)
+        if other is not None:
+            await other.wait()
+            return
+        over = self._stopping[instance_id] = asyncio.Event()
+        try:
+            await self._stop(instance, reason, self._settings.drain_ms if drain_ms is None else drain_ms)
+        finally:
+            del self._stopping[instance_id]
+            over.set()
+            self._changed()
+
+    async def _stop(self, instance: Instance, reason: str, drain_ms: int) -> None:
+        now_s = self._clock.monotonic_s()
+        self._table.move(instance.instance_id, InstanceState.DRAINING, now_s, reason)
+        self._records.withdraw(instance.instance_id)
+        _log.info("instance stops", instance_id=instance.instance_id, variant=str(instance.variant), reason=reason)
+        assert instance.runtime_id is not None
+        released = instance.blobs
+        own = frozenset({instance.artifact} if instance.artifact else ())
+        try:
+            released = own | await self._fleet.get(instance.runtime_id).unload(instance.instance_id, drain_ms)
+        except NotFound:
+            pass  # its runtime has let go of it already
+        except TesseraError as error:
+            _log.warning("a runtime does not unload", runtime_id=instance.runtime_id, reason=str(error))
+            await self._fleet.kill(instance.runtime_id)
+        if self._table.get(instance.instance_id).alive:
+            self._table.move(instance.instance_id, InstanceState.GONE, self._clock.monotonic_s(), "unloaded")
+        self._fleet.unpin(instance.runtime_id, released)
+        self._notes.remove(instance.runtime_id, instance.instance_id)
+
+    async def _fly(self, instance: Instance, flight: _Flight) -> None:
+        watch = Stopwatch(self._clock)
+        instance_id = instance.instance_id
+        try:
+            await self._bring_up(instance, flight, watch)
+        except TesseraError as error:
+            self._fail(instance_id, error)
+        except Exception as error:
+            _log.exception("a start failed unexpectedly", instance_id=instance_id)
+            self._fail(instance_id, Internal(f"start of instance {instance_id}: {type(error).__name__}: {error}"))
+        finally:
+            self._larder.release(instance_id)
+            del self._flights[instance_id]
+            flight.done.set()
+            self._changed()
+        self._tell(instance_id, watch)
+        await self._note(instance_id)
+
+    async def _bring_up(self, instance: Instance, flight: _Flight, watch: Stopwatch) -> None:
+        instance_id, artifact = instance.instance_id, instance.artifact
+        if artifact is None:
+            raise InvalidInput("artifact_digest", None, f"variant {instance.variant} needs one")
+        isolated = self._poison.isolated(instance.variant, self._clock.monotonic_s())
+        load = self._larder.take(artifact, instance_id)
+        if load is None:
+            load = await self._fetch(instance_id, artifact, watch)
+        self._table.note(instance_id, shared_bytes=sum(load.blobs.values()), max_batch=load.max_batch)
+        path = instance.start_path
+        for last in (False, True):
+            if flight.stop_reason:
+                raise Cancelled(f"instance {instance_id}: {flight.stop_reason}")
+            runtime_id = await self._place(instance_id, load, path, isolated, watch)
+            try:
+                report = await self._load(instance_id, runtime_id, load, artifact, watch)
+                break
+            except DataCorrupted as error:
+                self._fleet.taint(runtime_id)
+                if last or not await self._replace_corrupted(instance_id, load, artifact, watch):
+                    raise
+                self._table.tell(instance_id, self._clock.monotonic_s(), f"loads once more: {error}")
+        stages = watch.stages() + report.stages
+        self._table.move(
+            instance_id,
+            InstanceState.READY,
+            self._clock.monotonic_s(),
+            f"in {runtime_id}",
+            stages=stages,
+            private_bytes=report.private_bytes,
+        )
+        self._records.publish(self.record(self._table.get(instance_id)))
+
+    async def _fetch(self, instance_id: InstanceId, artifact: Digest, watch: Stopwatch) -> Load:
+        self._table.move(instance_id, InstanceState.FETCHING, self._clock.monotonic_s(), f"artifact {artifact[:12]}")
+        with watch.stage(Stage.FETCH):
+            load, fetched_bytes = await self._larder.fetch(artifact, instance_id)
+        self._table.note(instance_id, fetched=fetched_bytes > 0)
+        return load
+
+    async def _place(self, instance_id: InstanceId, load: Load, path: StartPath, isolated: bool, watch: Stopwatch) -> RuntimeId:
+        """Reserves a place: from the moment of the choice the instance counts in that runtime."""
+        wanted = Wanted(load.flavour, self._identity.trust_domain, self._fleet.threads, load.blobs, path, isolated)
+        waited = False
+        while True:
+            choice = choose_runtime(wanted, self._fleet.views(), self._limits)
+            runtime_id = choice.runtime_id
+            if runtime_id is None:
+                with watch.stage(Stage.FORK):
+                    may_wait = choice.purpose is Purpose.SHARED and path is not StartPath.FORK
+                    if may_wait and await self._fleet.wait_for_fork(load.flavour):
+                        waited = True
+                        continue
+                    runtime_id = await self._fleet.fork(load.flavour, choice.purpose)
+            start_path = StartPath.FORK if waited else choice.start_path
+            self._table.note(instance_id, runtime_id=runtime_id, start_path=start_path, blobs=frozenset(load.blobs))
+            self._table.tell(instance_id, self._clock.monotonic_s(), f"{start_path} into {runtime_id}: {choice.reason}")
+            return runtime_id
+
+    async def _load(self, instance_id: InstanceId, runtime_id: RuntimeId, load: Load, artifact: Digest, watch: Stopwatch) -> LoadReport:
+        instance = self._table.get(instance_id)
+        try:
+            self._fleet.pin(runtime_id, load.blobs)
+            runtime = self._fleet.get(runtime_id)
+            await runtime.hold(load.held)
+            if instance.state is not InstanceState.LOADING:  # a second try stays where it is: states go forward only
+                self._table.move(
+                    instance_id, InstanceState.MAPPED, self._clock.monotonic_s(), f"{len(load.blobs)} blobs held by {runtime_id}"
+                )
+                self._table.move(instance_id, InstanceState.LOADING, self._clock.monotonic_s(), "")
+            with watch.loading():
+                return await runtime.load(
+                    instance_id, instance.generation, instance.variant, artifact, self._settings.verify, self._settings.load_timeout_s
+                )
+        except Unavailable:
+            # Dead, or hanging, which is as bad. Its loss is dealt with (and blamed) as any other before this start ends.
+            await self._fleet.kill(runtime_id)
+            raise
+        except TesseraError:
+            await self._take_back(instance_id, runtime_id, load)
+            raise
+
+    async def _take_back(self, instance_id: InstanceId, runtime_id: RuntimeId, load: Load) -> None:
+        """After a load that the runtime refused: nothing of it stays held."""
+        self._table.note(instance_id, runtime_id=None, blobs=frozenset())
+        on_their_way = (InstanceState.MAPPED, InstanceState.LOADING)
+        if not any(other.state in on_their_way for other in self._table.in_runtime(runtime_id)):
+            # A load that was refused early left its announcement; with another one on its way it could not be told from that one's.
+            try:
+                await self._fleet.get(runtime_id).release(load.held)
+            except TesseraError as error:
+                _log.debug("not released", runtime_id=runtime_id, reason=str(error))
+        self._fleet.unpin(runtime_id, load.blobs)
+
+    async def _replace_corrupted(self, instance_id: InstanceId, load: Load, artifact: Digest, watch: Stopwatch) -> bool:
+        """Quarantines what no longer has its digest and fetches it again. Whoever maps it is taken out of service. False: all is sound."""
+        with watch.stage(Stage.FETCH):
+            bad = await self._larder.corrupted(load)
+            if not bad:
+                return False
+            for other in self._table:
+                if other.alive and other.instance_id != instance_id and not bad.isdisjoint(other.blobs):
+                    self._withdraw_corrupted(other, bad)
+            _log.error("corrupted blobs quarantined", digests=sorted(bad), artifact=artifact, found_by=instance_id)
+            await self._larder.replace(bad, artifact, instance_id)
+        self._table.note(instance_id, fetched=True)
+        return True
+
+    def _withdraw_corrupted(self, instance: Instance, bad: frozenset[Digest]) -> None:
+        self._fleet.taint(instance.runtime_id)
+        if instance.state not in (InstanceState.READY, InstanceState.DRAINING):
+            return  # its own load finds out
+        error = DataCorrupted(f"instance {instance.instance_id} mapped {', '.join(sorted(bad & instance.blobs))}, which was corrupted")
+        self._fail(instance.instance_id, error)
+        self._tasks.start(f"unload {instance.instance_id}", self._unload_failed(instance))
+
+    async def _unload_failed(self, instance: Instance) -> None:
+        assert instance.runtime_id is not None
+        try:
+            released = await self._fleet.get(instance.runtime_id).unload(instance.instance_id, 0)
+            self._fleet.unpin(instance.runtime_id, released)
+        except TesseraError as error:
+            _log.warning("a runtime keeps corrupted bytes and is killed", runtime_id=instance.runtime_id, reason=str(error))
+            await self._fleet.kill(instance.runtime_id)
+
+    def _fail(self, instance_id: InstanceId, error: TesseraError) -> None:
+        instance = self._table.find(instance_id)
+        if instance is None or not instance.alive:
+            return
+        self._table.move(instance_id, InstanceState.FAILED, self._clock.monotonic_s(), f"{error.kind}: {error}", error=error)
+        self._records.withdraw(instance_id)
+        self._meter.failed(error.kind)
+        _log.warning("instance failed", instance_id=instance_id, variant=str(instance.variant), kind=error.kind, reason=str(error))
+
+    def _runtime_lost(self, member: Member, asked: bool) -> None:
+        instances = self._table.in_runtime(member.runtime_id)
+        loading = [instance.variant for instance in instances if instance.state is InstanceState.LOADING]
+        serving = [instance.variant for instance in instances if instance.state in (InstanceState.READY, InstanceState.DRAINING)]
+        if not asked:
+            self._poison.runtime_lost(loading, serving, member.purpose is Purpose.ISOLATED, self._clock.monotonic_s())
+            self._meter.runtime_lost()
+            _log.warning("runtime lost", runtime_id=member.runtime_id, pid=member.runtime.hello.pid, loading=[str(v) for v in loading],
+                         serving=[str(v) for v in serving])  # fmt: skip
+        for instance in instances:
+            if asked and instance.state is InstanceState.DRAINING:
+                self._table.move(instance.instance_id, InstanceState.GONE, self._clock.monotonic_s(), "its runtime was ended")
+                self._records.withdraw(instance.instance_id)
+            else:
+                self._fail(instance.instance_id, Unavailable(self._words_of_loss(instance, member)))
+        self._changed()
+
+    def _words_of_loss(self, instance: Instance, member: Member) -> str:
+        what = "while it loaded" if instance.state is InstanceState.LOADING else "that held"
+        return f"runtime {member.runtime_id} (pid {member.runtime.hello.pid}) ended {what} variant {instance.variant}"
+
+    def record(self, instance: Instance) -> InstanceRecord:
+        """The instance as etcd shall see it."""
+        assert instance.runtime_id is not None
+        return InstanceRecord(
+            instance.instance_id,
+            self._identity.node_id,
+            instance.runtime_id,
+            instance.variant,
+            instance.generation,
+            instance.state,
+            instance.start_path,
+            instance.fetched,
+            self._identity.host_id,
+            self._identity.unix_path(instance.runtime_id),
+            self._identity.relay_address,
+            instance.max_batch,
+            instance.stages,
+        )
+
+    def _tell(self, instance_id: InstanceId, watch: Stopwatch) -> None:
+        instance = self._table.find(instance_id)
+        if instance is None:
+            return
+        watch.record_spans(instance)
+        if instance.state is InstanceState.READY:
+            self._meter.started(instance.start_path, instance.stages)
+            _log.info(
+                "instance ready",
+                instance_id=instance_id,
+                variant=str(instance.variant),
+                runtime_id=instance.runtime_id,
+                start_path=str(instance.start_path),
+                fetched=instance.fetched,
+                total_ms=round(sum(stage.ms for stage in instance.stages), 3),
+            )
+
+    async def _note(self, instance_id: InstanceId) -> None:
+        instance = self._table.find(instance_id)
+        if instance is not None and instance.state is InstanceState.READY:
+            record = self.record(instance)
+            await asyncio.to_thread(self._notes.write, record, instance.shared_bytes, instance.private_bytes)

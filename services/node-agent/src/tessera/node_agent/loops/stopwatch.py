@@ -1,0 +1,72 @@
+"""Times the stages of one start, and leaves its spans."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tessera.clock import Clock
+from tessera.domain.instance import Stage, StageTime
+from tessera.node_agent.core.table import Instance
+from tessera.telemetry import current_context, record_span
+
+
+class Stopwatch:
+    """Stages may come twice (a second fetch); their times add up. Belongs to one start; made where the request's context is current."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._context = current_context()
+        self._begun_s = clock.monotonic_s()
+        self._begun_ns = int(clock.wall_s() * 1e9)
+        self._parts: list[tuple[Stage, float, float]] = []
+        self._load_at_s = self._begun_s
+
+    @contextmanager
+    def stage(self, stage: Stage) -> Iterator[None]:
+        at_s = self._clock.monotonic_s()
+        try:
+            yield
+        finally:
+            self._parts.append((stage, at_s, self._clock.monotonic_s()))
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """The runtime measures `map` and `load` itself; only where they begin is noted."""
+        self._load_at_s = self._clock.monotonic_s()
+        yield
+
+    def stages(self) -> tuple[StageTime, ...]:
+        """Milliseconds by stage, in the order of their first beginning."""
+        sums: dict[Stage, float] = {}
+        for stage, from_s, to_s in self._parts:
+            sums[stage] = sums.get(stage, 0.0) + (to_s - from_s) * 1e3
+        return tuple(StageTime(stage, ms) for stage, ms in sums.items())
+
+    def record_spans(self, instance: Instance) -> None:
+        """One span per stage below the request's own (`tessera.node_agent.start_instance`), where its trace is sampled."""
+        if self._context is None or not self._context.sampled:
+            return
+        attributes = {
+            "instance_id": instance.instance_id,
+            "variant": str(instance.variant),
+            "start_path": str(instance.start_path),
+            "runtime_id": instance.runtime_id or "",
+        }
+        parts, at_s = list(self._parts), self._load_at_s
+        for time in instance.stages:
+            if time.stage in (Stage.MAP, Stage.LOAD):
+                parts.append((time.stage, at_s, at_s + time.ms / 1e3))
+                at_s += time.ms / 1e3
+        for stage, from_s, to_s in parts:
+            record_span(
+                f"tessera.node_agent.{stage}",
+                self._context.trace_id,
+                start_unix_ns=self._ns(from_s),
+                end_unix_ns=self._ns(to_s),
+                parent_span_id=self._context.span_id,
+                attributes=attributes,
+            )
+
+    def _ns(self, at_s: float) -> int:
+        return self._begun_ns + int((at_s - self._begun_s) * 1e9)

@@ -1,0 +1,213 @@
+"""What the node agent needs from outside, as Protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from tessera.domain.artifact import Artifact
+from tessera.domain.ids import Digest, Generation, InstanceId, RuntimeId, Term, VariantKey
+from tessera.domain.instance import StageTime, StartPath
+from tessera.domain.records import AssignmentRecord, InstanceRecord, LatencyRow
+from tessera.repository.fetch import Fetched
+
+RandomBytes = Callable[[int], bytes]
+"""n -> n random bytes; runtime ids are drawn from it."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartOrder:
+    """A provisional assignment, as the scheduler's leader tells it. `budget_s`: how long the caller waits for the answer."""
+
+    term: Term
+    instance_id: InstanceId
+    generation: Generation
+    variant: VariantKey
+    artifact: Digest | None
+    start_path: StartPath
+    expires_after_s: float
+    budget_s: float
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldInstance:
+    """An instance as its runtime names it when an agent says hello. `variant` is MODEL@VERSION/VARIANT."""
+
+    instance_id: InstanceId
+    generation: Generation
+    artifact: Digest | None
+    variant: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    runtime_id: RuntimeId
+    pid: int
+    flavour: str
+    threads: int
+    holds: frozenset[Digest]
+    instances: tuple[HeldInstance, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What a runtime says after a load: stages `map` and `load` in ms, bytes mapped, growth of its private memory."""
+
+    stages: tuple[StageTime, ...]
+    mapped_bytes: int
+    private_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceActivity:
+    instance_id: InstanceId
+    queue: int
+    executing: int
+    served: int
+    idle_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeActivity:
+    instances: tuple[InstanceActivity, ...]
+    private_bytes: int
+    proportional_bytes: int
+
+
+class Runtime(Protocol):
+    """One live runtime. Every call raises `Unavailable` when its process is gone or does not answer in time."""
+
+    @property
+    def hello(self) -> Hello:
+        """What it said when it was reached."""
+        ...
+
+    @property
+    def alive(self) -> bool: ...
+
+    async def hold(self, digests: Collection[Digest]) -> None:
+        """Announces a load that needs `digests`."""
+        ...
+
+    async def release(self, digests: Collection[Digest]) -> None:
+        """Takes an announcement back whose load did not come."""
+        ...
+
+    async def load(
+        self, instance_id: InstanceId, generation: Generation, variant: VariantKey, artifact: Digest | None, verify: bool, timeout_s: float
+    ) -> LoadReport:
+        """Raises: DataCorrupted, Unsupported, InvalidInput, Internal: the runtime's own reasons."""
+        ...
+
+    async def unload(self, instance_id: InstanceId, drain_ms: int) -> frozenset[Digest]:
+        """The digests that nothing in it maps any more."""
+        ...
+
+    async def measure(self, instance_id: InstanceId, batch: int, seconds: float, min_repeats: int) -> LatencyRow: ...
+
+    async def activity(self) -> RuntimeActivity: ...
+
+    def mappings(self) -> int:
+        """Memory mappings of the process now; 0 when it is gone."""
+        ...
+
+    def slow_down(self) -> None:
+        """Lowers the priority of all its threads."""
+        ...
+
+    async def end(self, drain_ms: int) -> None:
+        """Asks it to end and waits; kills it when it does not. Its run folder is gone afterwards."""
+        ...
+
+    def kill(self) -> None: ...
+
+
+class Runtimes(Protocol):
+    """Where runtimes come from."""
+
+    async def adopt(self) -> tuple[Runtime, ...]:
+        """Reaches the runtimes that live from before, and removes what dead ones left behind."""
+        ...
+
+    async def prepare(self) -> None:
+        """Makes sure that every flavour has a live zygote. Raises: FailedPrecondition with the end of its log when one does not start."""
+        ...
+
+    async def fork(self, flavour: str, runtime_id: RuntimeId, threads: int) -> Runtime:
+        """Raises: Unavailable when the zygote does not answer; it is started again for the next call."""
+        ...
+
+    def on_lost(self, callback: Callable[[RuntimeId], None]) -> None:
+        """`callback` is told of each runtime whose process ended."""
+        ...
+
+    async def end(self) -> None:
+        """Ends the zygotes."""
+        ...
+
+    async def leave(self) -> None:
+        """Lets go of all, which live on."""
+        ...
+
+
+class Blobs(Protocol):
+    """Brings blobs from the repository into the store; blocks, so it runs in a thread."""
+
+    def fetch_artifact(self, artifact: Digest, holder: str) -> tuple[Artifact, Fetched]:
+        """Everything that the artifact needs is in the store and held by `holder` afterwards. Raises: NotFound, DataCorrupted,
+        ResourceExhausted."""
+        ...
+
+
+class Records(Protocol):
+    """This node's part of etcd."""
+
+    def assignments(self) -> Mapping[InstanceId, AssignmentRecord] | None:
+        """As last seen; None before they were seen for the first time."""
+        ...
+
+    async def read_assignments(self) -> Mapping[InstanceId, AssignmentRecord]:
+        """Read now. Raises: Unavailable."""
+        ...
+
+    def publish(self, record: InstanceRecord) -> None:
+        """Written behind, under the agent's lease; as long as etcd is away it waits."""
+        ...
+
+    def withdraw(self, instance_id: InstanceId) -> None: ...
+
+
+class Terms(Protocol):
+    """The newest term, on disk."""
+
+    def load(self) -> Term | None: ...
+
+    def save(self, term: Term) -> None:
+        """Durable when it returns; blocks."""
+        ...
+
+
+class Notes(Protocol):
+    """What a restarted agent cannot learn from a runtime: how an instance came to be. Kept beside the runtime, lost with it."""
+
+    def write(self, record: InstanceRecord, shared_bytes: int, private_bytes: int) -> None: ...
+
+    def read(self, runtime_id: RuntimeId, instance_id: InstanceId) -> tuple[InstanceRecord, int, int] | None: ...
+
+    def remove(self, runtime_id: RuntimeId, instance_id: InstanceId) -> None: ...
+
+
+class Meter(Protocol):
+    """What is counted; times in milliseconds."""
+
+    def started(self, path: StartPath, stages: tuple[StageTime, ...]) -> None: ...
+
+    def failed(self, kind: str) -> None: ...
+
+    def runtime_lost(self) -> None: ...
+
+    def store(self, used_bytes: int, pinned_bytes: int, fetched_bytes: int) -> None: ...
+
+    def runtimes(self, flavour: str, count: int) -> None: ...

@@ -1,0 +1,1 @@
+"""The world as the gateway uses it: etcd, the scheduler, runtimes, metrics."""

@@ -1,0 +1,113 @@
+"""Connections to runtimes: one per runtime, opened when a runtime is first seen, and again when it breaks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tessera.clock import Clock
+from tessera.domain.errors import FailedPrecondition, TesseraError
+from tessera.domain.ids import RuntimeId
+from tessera.frames import FrameClient
+from tessera.gateway.core.slots import InstanceSlot
+from tessera.program import Tasks
+from tessera.telemetry import get_logger
+
+RECONNECT_PAUSES_S = (0.02, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
+"""After these the runtime is left alone until it is reported again or a request asks for it."""
+
+_log = get_logger("tessera.gateway")
+
+
+@dataclass(slots=True, eq=False)
+class _Link:
+    client: FrameClient | None = None
+    opening: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class FrameLinks:
+    """`RuntimeLinks` over Unix sockets of this host and the relays of others.
+
+    Args:
+        host_id: runtimes with this host id are reached by their Unix socket.
+        on_change: called with (runtime id, connected) when a connection is lost or made.
+        wanted: whether a runtime still holds an instance we know; a connection that nobody wants is not made again.
+    """
+
+    def __init__(
+        self,
+        host_id: str,
+        tasks: Tasks,
+        clock: Clock,
+        *,
+        max_message_bytes: int,
+        on_change: Callable[[RuntimeId, bool], None],
+        wanted: Callable[[RuntimeId], bool],
+    ) -> None:
+        self._host_id = host_id
+        self._tasks = tasks
+        self._clock = clock
+        self._max_message_bytes = max_message_bytes
+        self._on_change = on_change
+        self._wanted = wanted
+        self._links: dict[RuntimeId, _Link] = {}
+
+    def connected(self, slot: InstanceSlot) -> FrameClient | None:
+        link = self._links.get(slot.runtime_id)
+        client = link.client if link is not None else None
+        return client if client is not None and not client.closed else None
+
+    async def connect(self, slot: InstanceSlot) -> FrameClient:
+        link = self._links.setdefault(slot.runtime_id, _Link())
+        async with link.opening:
+            if link.client is not None and not link.client.closed:
+                return link.client
+            client = link.client = await self._open(slot)
+        self._tasks.start(f"link {slot.runtime_id}", self._watch(slot, link, client))
+        self._on_change(slot.runtime_id, True)
+        return client
+
+    def prepare(self, slot: InstanceSlot) -> None:
+        """Opens the connection in the background, so that the first request finds it."""
+        if self.connected(slot) is None:
+            self._tasks.start(f"connect {slot.runtime_id}", self._try(slot))
+
+    def close(self) -> None:
+        for link in self._links.values():
+            if link.client is not None:
+                link.client.close()
+        self._links.clear()
+
+    async def _open(self, slot: InstanceSlot) -> FrameClient:
+        target, limit = str(slot.runtime_id), self._max_message_bytes
+        if slot.host_id == self._host_id and slot.unix_path:
+            return await FrameClient.connect_unix(slot.unix_path, target=target, max_message_bytes=limit)
+        host, _, port = slot.relay_address.rpartition(":")
+        if not host or not port.isdigit():
+            raise FailedPrecondition(f"runtime {target} on host {slot.host_id!r} names no relay: {slot.relay_address!r}")
+        return await FrameClient.connect_tcp(host, int(port), target=target, max_message_bytes=limit)
+
+    async def _try(self, slot: InstanceSlot) -> None:
+        try:
+            await self.connect(slot)
+        except TesseraError as error:
+            _log.info("runtime not connected", runtime=slot.runtime_id, reason=error.message)
+
+    async def _watch(self, slot: InstanceSlot, link: _Link, client: FrameClient) -> None:
+        """Waits for the end of a connection, says so, and tries to come back as long as somebody wants the runtime."""
+        await client.wait_closed()
+        if link.client is client:
+            link.client = None
+        self._on_change(slot.runtime_id, False)
+        for pause_s in RECONNECT_PAUSES_S:
+            if not self._wanted(slot.runtime_id) or link.client is not None:
+                break
+            await self._clock.sleep(pause_s)
+            try:
+                await self.connect(slot)
+                return
+            except TesseraError as error:
+                _log.debug("runtime not reconnected", runtime=slot.runtime_id, reason=error.message)
+        if link.client is None and self._links.get(slot.runtime_id) is link and not link.opening.locked():
+            del self._links[slot.runtime_id]

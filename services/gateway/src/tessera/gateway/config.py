@@ -1,0 +1,34 @@
+"""The gateway's settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from tessera.config import ServiceConfig
+
+MIB = 1024 * 1024
+
+
+class GatewayConfig(ServiceConfig):
+    """Every field is also read from `TESSERA_<FIELD>`."""
+
+    address: str = Field(default="127.0.0.1:8001", description="Open Inference over gRPC: host:port, port 0 picks one")
+    metrics_address: str = Field(default="127.0.0.1:8002", description="Prometheus over HTTP")
+    admin_address: str = Field(default="127.0.0.1:8003", description="admin API, authenticated; never a public address")
+    token_file: Path = Field(description="file with the admin token, readable by its owner only")
+    etcd_endpoints: list[str] = Field(default=["127.0.0.1:8090"], min_length=1)
+    trust_domain: str = "default"
+    host_id: str = Field(default="", description="runtimes of this host are reached by their Unix socket; empty: this machine's id")
+    gateway_id: str = ""
+    reuse_port: bool = Field(default=False, description="let several gateway processes share one port")
+    variant_policy: str = "plain"
+    default_budget_s: float = Field(default=60.0, gt=0, le=3600, description="time for a request whose client sets no deadline")
+    start_budget_s: float = Field(default=60.0, gt=0, le=3600, description="how long a start is asked for before its requests are told")
+    start_queue_limit: int = Field(default=256, ge=1, le=1_000_000, description="requests that may wait for one variant to start")
+    max_message_bytes: int = Field(default=64 * MIB, ge=1024, le=2**31 - 1)
+    held_bytes_limit: int = Field(default=1024 * MIB, ge=1024, description="bytes of unanswered requests held at a time")
+    explain_ring_size: int = Field(default=8192, ge=1, le=1_000_000, description="requests that explain still knows")
+    drain_grace_s: float = Field(default=10.0, ge=0, le=600)
+    session_ttl_s: float = Field(default=10.0, ge=2, le=600)

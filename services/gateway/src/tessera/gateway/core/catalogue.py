@@ -1,0 +1,347 @@
+"""All that a request needs to know, in plain dicts, kept up to date from etcd's records and from the scheduler's answers.
+
+Level-triggered: `put` and `remove` say what a key holds now, in any order and as often as it likes. Routes (name -> version, plan,
+slots) are memoised and dropped when something they were made of changes, so that a warm request costs one dict lookup.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from tessera.domain.errors import VariantNotFound
+from tessera.domain.ids import (
+    BuildClass,
+    Generation,
+    InstanceId,
+    ModelName,
+    NodeId,
+    ProfileClass,
+    RuntimeId,
+    TrustDomain,
+    VariantKey,
+    VariantName,
+    VersionKey,
+    VersionNumber,
+)
+from tessera.domain.instance import TERMINAL, InstanceState
+from tessera.domain.records import AliasRecord, InstanceRecord, ModelRecord, NodeRecord, ProfileRecord, VariantRecord, VersionRecord
+from tessera.gateway.core.references import Resolved, resolve
+from tessera.gateway.core.slots import InstanceSlot
+from tessera.policy.variant.base import NodeClass, VariantPlan, VariantPolicy, VariantSnapshot
+
+Record = ModelRecord | VersionRecord | VariantRecord | AliasRecord | ProfileRecord | NodeRecord | InstanceRecord
+
+MAX_ROUTES = 65536
+MAX_ORPHANS_PER_NODE = 1024
+MAX_STALE = 65536
+
+_UNKNOWN_CLASS = NodeClass(BuildClass("unknown"), ProfileClass("unknown"), (), 1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Route:
+    """Where requests for one name go now. `slots` are the usable instances of the plan's choice."""
+
+    resolved: Resolved
+    plan: VariantPlan
+    slots: tuple[InstanceSlot, ...]
+
+    def pick(self) -> InstanceSlot | None:
+        """The instance with the least requests in flight; None when none is usable."""
+        best = None
+        for slot in self.slots:
+            if best is None or slot.in_flight < best.in_flight:
+                best = slot
+        return best
+
+
+class Catalogue:
+    """The gateway's memory of one trust domain."""
+
+    def __init__(self, trust_domain: TrustDomain, policy: VariantPolicy) -> None:
+        self.trust_domain = trust_domain
+        self.policy = policy
+        self.models: dict[ModelName, ModelRecord] = {}
+        self.aliases: dict[ModelName, AliasRecord] = {}
+        self.versions: dict[ModelName, dict[VersionNumber, VersionRecord]] = {}
+        self.variants: dict[VersionKey, dict[VariantName, VariantRecord]] = {}
+        self.profiles: dict[VariantKey, dict[ProfileClass, ProfileRecord]] = {}
+        self.nodes: dict[NodeId, NodeRecord] = {}
+        self._records: dict[str, Record] = {}
+        self._classes: dict[NodeClass, int] = {}
+        self._last_nodes: dict[NodeId, NodeRecord] = {}
+        self._slots: dict[InstanceId, InstanceSlot] = {}
+        self._orphans: dict[NodeId, dict[InstanceId, InstanceSlot]] = {}
+        self._stale: OrderedDict[Generation, None] = OrderedDict()
+        self._by_variant: dict[VariantKey, dict[InstanceId, InstanceSlot]] = {}
+        self._routes: dict[tuple[str, str], Route] = {}
+        self._routes_of: dict[VersionKey, set[tuple[str, str]]] = {}
+
+    # --- what changes it ---------------------------------------------------------------------------------------------------
+
+    def put(self, key: str, record: Record) -> None:
+        """The etcd key holds this record now."""
+        before = self._records.get(key)
+        if before == record:
+            if isinstance(record, InstanceRecord):
+                self._put_instance(record)  # reported again: no longer suspect
+            return
+        self._records[key] = record
+        match record:
+            case ModelRecord():
+                self.models[record.name] = record
+                self._forget_routes()
+            case AliasRecord():
+                self.aliases[record.alias] = record
+                self._forget_routes()
+            case VersionRecord():
+                self.versions.setdefault(record.model, {})[record.version] = record
+                self._forget_routes()
+            case VariantRecord():
+                self.variants.setdefault(record.key.version_key, {})[record.key.variant] = record
+                self._forget_routes(record.key.version_key)
+            case ProfileRecord():
+                self.profiles.setdefault(record.variant, {})[record.profile_class] = record
+                self._forget_routes(record.variant.version_key)
+            case NodeRecord():
+                self._put_node(record)
+            case InstanceRecord():
+                self._put_instance(record)
+
+    def remove(self, key: str) -> None:
+        """The etcd key is gone."""
+        record = self._records.pop(key, None)
+        match record:
+            case ModelRecord():
+                self.models.pop(record.name, None)
+                self._forget_routes()
+            case AliasRecord():
+                self.aliases.pop(record.alias, None)
+                self._forget_routes()
+            case VersionRecord():
+                _drop(self.versions, record.model, record.version)
+                self._forget_routes()
+            case VariantRecord():
+                _drop(self.variants, record.key.version_key, record.key.variant)
+                self._forget_routes(record.key.version_key)
+            case ProfileRecord():
+                _drop(self.profiles, record.variant, record.profile_class)
+                self._forget_routes(record.variant.version_key)
+            case NodeRecord():
+                self._remove_node(record)
+            case InstanceRecord():
+                self._remove_instance(record)
+
+    def adopt(self, slot: InstanceSlot) -> InstanceSlot:
+        """An instance that the scheduler has just named as ready; etcd will say so later. Returns the slot that stands for it."""
+        known = self._slots.get(slot.instance_id)
+        if known is not None and known.generation == slot.generation:
+            known.suspect = False
+            self._adopt_orphan(known)
+            slot = known
+        else:
+            if known is not None:
+                self._discard(known)
+            self._insert(slot)
+        self._forget_routes(slot.variant.version_key)
+        return slot
+
+    def mark_stale(self, slot: InstanceSlot) -> None:
+        """It answered that its generation is gone, which is for ever: a record that still says ready is old news."""
+        self._stale[slot.generation] = None
+        if len(self._stale) > MAX_STALE:
+            self._stale.popitem(last=False)
+        self._discard(slot)
+
+    def is_stale(self, generation: Generation) -> bool:
+        return generation in self._stale
+
+    def mark_runtime(self, runtime_id: RuntimeId, *, suspect: bool) -> None:
+        """Its connection broke, or works again. Orphans have nobody who would report them again: a broken connection ends them."""
+        for slot in [slot for slot in self._slots.values() if slot.runtime_id == runtime_id]:
+            if suspect and slot.orphan:
+                self._discard(slot)
+            elif slot.suspect != suspect:
+                slot.suspect = suspect
+                self._forget_routes(slot.variant.version_key)
+
+    # --- what a request asks ------------------------------------------------------------------------------------------------
+
+    def route(self, model_name: str, model_version: str) -> Route:
+        """Where a request goes.
+
+        Raises:
+            InvalidInput, ModelNotFound, VersionNotFound, VariantNotFound: from the name.
+        """
+        route = self._routes.get((model_name, model_version))
+        if route is not None:
+            return route
+        resolved = resolve(
+            model_name,
+            model_version,
+            trust_domain=self.trust_domain,
+            models=self.models,
+            aliases=self.aliases,
+            versions=self.versions,
+        )
+        return self._remember((model_name, model_version), self.plan(resolved))
+
+    def plan(self, resolved: Resolved) -> Route:
+        """The policy's plan for a version and the usable instances of its choice, made anew.
+
+        Raises: VariantNotFound.
+        """
+        records = self.variants.get(resolved.version, {})
+        if resolved.variant is not None and resolved.variant not in records:
+            raise VariantNotFound(f"{resolved.version}/{resolved.variant}", ", ".join(sorted(records)))
+        active: dict[VariantKey, dict[NodeClass, int]] = {}
+        for record in records.values():
+            for slot in self.usable_slots(record.key):
+                counts = active.setdefault(record.key, {})
+                cls = self._class_of(slot.node_id)
+                counts[cls] = counts.get(cls, 0) + 1
+        plan = self.policy.choose(
+            VariantSnapshot(
+                version=resolved.version,
+                variants=tuple(records.values()),
+                classes=self._classes,
+                active=active,
+                profiles={key: self.profiles[key] for key in (record.key for record in records.values()) if key in self.profiles},
+                named=resolved.variant,
+            )
+        )
+        chosen = plan.chosen
+        return Route(resolved, plan, tuple(self.usable_slots(chosen.variant)) if chosen is not None else ())
+
+    def usable_slots(self, variant: VariantKey) -> Iterable[InstanceSlot]:
+        for slot in self._by_variant.get(variant, {}).values():
+            if not slot.suspect and not (slot.orphan and slot.node_id in self.nodes):
+                yield slot
+
+    def slot(self, instance_id: InstanceId) -> InstanceSlot | None:
+        return self._slots.get(instance_id)
+
+    def slots(self) -> tuple[InstanceSlot, ...]:
+        return tuple(self._slots.values())
+
+    def runtimes(self) -> set[RuntimeId]:
+        """Runtimes that hold a slot, suspect or not: those that are worth a connection."""
+        return {slot.runtime_id for slot in self._slots.values()}
+
+    # --- inside -------------------------------------------------------------------------------------------------------------
+
+    def _put_instance(self, record: InstanceRecord) -> None:
+        known = self._slots.get(record.instance_id)
+        if known is not None and known.generation != record.generation:
+            self._discard(known)
+            known = None
+        if record.state is InstanceState.READY:
+            if record.generation in self._stale:
+                return
+            if known is None:
+                self._insert(slot_of(record))
+            else:
+                known.suspect = False
+                self._adopt_orphan(known)
+                self._forget_routes(record.variant.version_key)
+        elif known is not None and (record.state is InstanceState.DRAINING or record.state in TERMINAL):
+            # Earlier states are old news: the scheduler said ready before etcd did, and states only go forward.
+            self._discard(known)
+
+    def _remove_instance(self, record: InstanceRecord) -> None:
+        slot = self._slots.get(record.instance_id)
+        if slot is None or slot.generation != record.generation:
+            return
+        slot.orphan = True
+        orphans = self._orphans.setdefault(slot.node_id, {})
+        orphans[slot.instance_id] = slot
+        if len(orphans) > MAX_ORPHANS_PER_NODE:
+            self._discard(next(iter(orphans.values())))
+        self._forget_routes(slot.variant.version_key)
+
+    def _put_node(self, record: NodeRecord) -> None:
+        returned = record.node_id not in self.nodes
+        self.nodes[record.node_id] = self._last_nodes[record.node_id] = record
+        if returned:
+            for slot in list(self._orphans.get(record.node_id, {}).values()):
+                self._discard(slot)
+        self._count_classes()
+
+    def _remove_node(self, record: NodeRecord) -> None:
+        self.nodes.pop(record.node_id, None)
+        if not any(slot.node_id == record.node_id for slot in self._slots.values()):
+            self._last_nodes.pop(record.node_id, None)
+        self._count_classes()
+
+    def _count_classes(self) -> None:
+        classes: dict[NodeClass, int] = {}
+        for node in self.nodes.values():
+            cls = node_class(node)
+            classes[cls] = classes.get(cls, 0) + 1
+        self._classes = classes
+        self._forget_routes()
+
+    def _class_of(self, node_id: NodeId) -> NodeClass:
+        node = self._last_nodes.get(node_id)
+        return node_class(node) if node is not None else _UNKNOWN_CLASS
+
+    def _insert(self, slot: InstanceSlot) -> None:
+        self._slots[slot.instance_id] = slot
+        self._by_variant.setdefault(slot.variant, {})[slot.instance_id] = slot
+        self._forget_routes(slot.variant.version_key)
+
+    def _adopt_orphan(self, slot: InstanceSlot) -> None:
+        slot.orphan = False
+        _drop(self._orphans, slot.node_id, slot.instance_id)
+
+    def _discard(self, slot: InstanceSlot) -> None:
+        self._adopt_orphan(slot)
+        if self._slots.get(slot.instance_id) is slot:
+            del self._slots[slot.instance_id]
+        _drop(self._by_variant, slot.variant, slot.instance_id)
+        self._forget_routes(slot.variant.version_key)
+
+    def _remember(self, key: tuple[str, str], route: Route) -> Route:
+        if len(self._routes) >= MAX_ROUTES:
+            self._forget_routes()
+        self._routes[key] = route
+        self._routes_of.setdefault(route.resolved.version, set()).add(key)
+        return route
+
+    def _forget_routes(self, version: VersionKey | None = None) -> None:
+        if version is None:
+            self._routes.clear()
+            self._routes_of.clear()
+            return
+        for key in self._routes_of.pop(version, ()):
+            self._routes.pop(key, None)
+
+
+def node_class(node: NodeRecord) -> NodeClass:
+    return NodeClass(node.build_class, node.profile_class, node.flavours, node.runtime_threads)
+
+
+def slot_of(record: InstanceRecord) -> InstanceSlot:
+    return InstanceSlot(
+        instance_id=record.instance_id,
+        variant=record.variant,
+        generation=record.generation,
+        node_id=record.node_id,
+        runtime_id=record.runtime_id,
+        host_id=record.host_id,
+        unix_path=record.unix_path,
+        relay_address=record.relay_address,
+        start_path=record.start_path,
+    )
+
+
+def _drop(table: dict[Any, dict[Any, Any]], outer: object, inner: object) -> None:
+    """Removes one entry of a table of tables, and the inner table with its last entry."""
+    entries = table.get(outer)
+    if entries is not None:
+        entries.pop(inner, None)
+        if not entries:
+            del table[outer]

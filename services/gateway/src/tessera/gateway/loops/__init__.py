@@ -1,0 +1,1 @@
+"""The asyncio shell around the core: requests, starts, and the watched state."""

@@ -1,0 +1,179 @@
+"""Requests that wait for an instance: one start per variant in flight, a bounded queue behind it, one answer for all."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from tessera.clock import Clock
+from tessera.domain.errors import Conflict, Internal, StaleTerm, TesseraError, Unavailable, error_of
+from tessera.domain.ids import VariantKey
+from tessera.domain.instance import StageTime, StartPath
+from tessera.gateway.core.admission import FailedStart, StartForecast, after_failure, refusal
+from tessera.gateway.core.catalogue import Catalogue, Route
+from tessera.gateway.core.slots import InstanceSlot
+from tessera.gateway.ports import Meter, StartRequests
+from tessera.program import Tasks
+from tessera.telemetry import TraceContext, get_logger, span
+
+FIRST_RETRY_S = 0.05
+LONGEST_RETRY_S = 1.0
+
+_log = get_logger("tessera.gateway")
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What a waiting request gets. `request_id`: by which the scheduler knows the start, "" when there was none after all."""
+
+    slot: InstanceSlot
+    start_path: str
+    stages: tuple[StageTime, ...]
+    request_id: str
+
+
+@dataclass(slots=True, eq=False)
+class _Start:
+    """A start in flight."""
+
+    result: asyncio.Future[Started | TesseraError]
+    since_s: float
+    waiting: int = 0
+
+
+class StartQueues:
+    """One queue per variant.
+
+    Args:
+        limit: requests that may wait for one variant.
+        budget_s: how long a start is tried, whoever waits; longer than most requests, because the next ones profit from it.
+    """
+
+    def __init__(
+        self, catalogue: Catalogue, scheduler: StartRequests, tasks: Tasks, clock: Clock, meter: Meter, *, limit: int, budget_s: float
+    ) -> None:
+        self._catalogue = catalogue
+        self._scheduler = scheduler
+        self._tasks = tasks
+        self._clock = clock
+        self._meter = meter
+        self._limit = limit
+        self._budget_s = budget_s
+        self._starts: dict[VariantKey, _Start] = {}
+        self._failed: dict[VariantKey, FailedStart] = {}
+
+    async def wait(self, route: Route, budget_s: float, context: TraceContext) -> Started:
+        """Waits for an instance of the route's choice, starting one where none is on its way. The caller bounds the wait.
+
+        Raises:
+            ResourceExhausted: the queue is full. DeadlineExceeded: the start would take longer than the budget.
+            TesseraError: why the start failed.
+        """
+        chosen = route.plan.chosen
+        assert chosen is not None
+        key = chosen.variant
+        now_s = self._clock.monotonic_s()
+        start = self._starts.get(key)
+        if start is None:
+            failed = self._failed.get(key)
+            if failed is not None and now_s < failed.until_s:
+                raise failed.error(now_s)
+        forecast = StartForecast(
+            None if chosen.load_ms is None else chosen.load_ms / 1000, None if chosen.latency_ms is None else chosen.latency_ms / 1000
+        )
+        refused = refusal(
+            variant=str(key),
+            waiting=start.waiting if start is not None else 0,
+            limit=self._limit,
+            budget_s=budget_s,
+            forecast=forecast,
+            running_for_s=now_s - start.since_s if start is not None else 0.0,
+        )
+        if start is None:
+            # Also for a request that comes too short: the next one with the same deadline must find an instance.
+            start = self._begin(route, key, context)
+        if refused is not None:
+            raise refused
+        start.waiting += 1
+        self._meter.waiting(1)
+        try:
+            result = await asyncio.shield(start.result)
+        finally:
+            start.waiting -= 1
+            self._meter.waiting(-1)
+        if isinstance(result, TesseraError):
+            raise error_of(result.kind, result.message)
+        return result
+
+    def _begin(self, route: Route, key: VariantKey, context: TraceContext) -> _Start:
+        start = _Start(asyncio.get_running_loop().create_future(), self._clock.monotonic_s())
+        self._starts[key] = start
+        self._tasks.start(f"start {key}", self._run(route, key, start, context))
+        return start
+
+    async def _run(self, route: Route, key: VariantKey, start: _Start, context: TraceContext) -> None:
+        result: Started | TesseraError = Internal(f"the start of {key} was broken off")
+        try:
+            result = await self._ask(route, start, context)
+            self._failed.pop(key, None)
+            self._meter.started(result.start_path, result.stages)
+            _log.info(
+                "instance started",
+                variant=str(key),
+                request_id=context.trace_id,
+                node=result.slot.node_id,
+                instance=result.slot.instance_id,
+                start_path=result.start_path,
+                waiting=start.waiting,
+                stages={stage.stage.value: round(stage.ms, 3) for stage in result.stages},
+                ms=round((self._clock.monotonic_s() - start.since_s) * 1000, 3),
+            )
+        except Exception as unknown:
+            # Never out of here: requests wait for the result, and a failed task would end the gateway.
+            error = unknown if isinstance(unknown, TesseraError) else Internal(f"{type(unknown).__name__}: {unknown}")
+            result = error
+            failed = self._failed[key] = after_failure(self._failed.get(key), error, self._clock.monotonic_s())
+            _log.warning(
+                "start failed",
+                variant=str(key),
+                request_id=context.trace_id,
+                kind=error.kind,
+                reason=error.message,
+                waiting=start.waiting,
+                failures=failed.failures,
+                next_try_s=failed.pause_s,
+            )
+        finally:
+            del self._starts[key]
+            start.result.set_result(result)
+
+    async def _ask(self, route: Route, start: _Start, context: TraceContext) -> Started:
+        """Asks until the scheduler answers; nobody leading, or a leader on its way out, is waited out within the budget."""
+        candidates = [option.variant for option in route.plan.usable]
+        deadline_s = start.since_s + self._budget_s
+        pause_s = FIRST_RETRY_S
+        with span("tessera.gateway.start", parent=context, variant=str(candidates[0])) as own:
+            while True:
+                try:
+                    answer = await self._scheduler.start_instance(candidates, context.trace_id, deadline_s - self._clock.monotonic_s())
+                    if self._catalogue.is_stale(answer.slot.generation):
+                        raise Unavailable(f"the scheduler named instance {answer.slot.instance_id}, whose generation is gone")
+                    own.set_attribute("start_path", answer.start_path)
+                    own.set_attribute("node", str(answer.slot.node_id))
+                    return Started(self._catalogue.adopt(answer.slot), answer.start_path, answer.stages, context.trace_id)
+                except (Unavailable, StaleTerm, Conflict) as error:
+                    if not start.waiting or self._clock.monotonic_s() + pause_s >= deadline_s:
+                        raise
+                    _log.info("start is asked for again", variant=str(candidates[0]), request_id=context.trace_id, reason=error.message)
+                await self._clock.sleep(pause_s)
+                pause_s = min(LONGEST_RETRY_S, pause_s * 2)
+                slot = self._ready_meanwhile(route)
+                if slot is not None:
+                    return Started(slot, StartPath.WARM.value, (), "")
+
+    def _ready_meanwhile(self, route: Route) -> InstanceSlot | None:
+        """An instance that came to be without us: another gateway's, or one that is reported again."""
+        try:
+            return self._catalogue.plan(route.resolved).pick()
+        except TesseraError:
+            return None

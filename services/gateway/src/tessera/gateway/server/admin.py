@@ -1,0 +1,110 @@
+"""The gateway's own admin service: the platform at a glance, why a request went where it went, and its spans."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any
+
+from tessera.api.common.v1 import common_pb2
+from tessera.api.gateway.v1 import gateway_pb2, gateway_pb2_grpc
+from tessera.domain.errors import InvalidInput, NotFound, TesseraError
+from tessera.gateway.adapters.platform import Platform
+from tessera.gateway.adapters.scheduler import SchedulerClient
+from tessera.gateway.core.catalogue import Catalogue
+from tessera.gateway.core.decisions import Decision, DecisionLog
+from tessera.telemetry import FinishedSpan, spans_of
+from tessera.wire import encode_stage_times, encode_variant_key
+
+SERVICE = "tessera.api.gateway.v1.Gateway"
+ASK_S = 2.0
+
+_REQUEST_ID = re.compile(r"[0-9a-f]{32}")
+
+
+class AdminServer(gateway_pb2_grpc.GatewayServicer):
+    def __init__(self, catalogue: Catalogue, decisions: DecisionLog, platform: Platform, scheduler: SchedulerClient) -> None:
+        self._catalogue = catalogue
+        self._decisions = decisions
+        self._platform = platform
+        self._scheduler = scheduler
+
+    async def GetPlatform(self, request: gateway_pb2.GetPlatformRequest, context: Any) -> gateway_pb2.GetPlatformResponse:
+        services, nodes = await asyncio.gather(self._platform.services(), self._platform.nodes())
+        return gateway_pb2.GetPlatformResponse(services=services, nodes=nodes, models=len(self._catalogue.models))
+
+    async def Explain(self, request: gateway_pb2.ExplainRequest, context: Any) -> gateway_pb2.ExplainResponse:
+        request_id = _checked(request.request_id)
+        decision = self._decisions.get(request_id)
+        if decision is None:
+            raise NotFound(f"request {request_id!r} was not answered here, or is too long ago")
+        answer = _explanation(decision)
+        # The ids of requests that shared a start differ; the scheduler may know it by either.
+        for known_as in dict.fromkeys(name for name in (decision.start_request_id, request_id) if decision.start_request_id and name):
+            try:
+                answer.start.CopyFrom(await self._scheduler.explain(known_as, ASK_S))
+                break
+            except TesseraError:
+                continue
+        return answer
+
+    async def GetTrace(self, request: gateway_pb2.GetTraceRequest, context: Any) -> gateway_pb2.GetTraceResponse:
+        request_id = _checked(request.request_id)
+        # Requests that waited for another one's start find it under that one's trace.
+        decision = self._decisions.get(request_id)
+        traces = dict.fromkeys((request_id, decision.start_request_id if decision and decision.start_request_id else request_id))
+        found: dict[str, common_pb2.Span] = {}
+        for trace_id in traces:
+            for span in (*map(_span, spans_of(trace_id)), *await self._platform.spans(trace_id)):
+                if trace_id == request_id or "start" in span.name:
+                    found[span.span_id] = span
+        if not found:
+            raise NotFound(f"no service holds spans of request {request_id!r}: it was not sampled, or is too long ago")
+        return gateway_pb2.GetTraceResponse(spans=sorted(found.values(), key=lambda span: span.start_unix_ns))
+
+
+def _checked(request_id: str) -> str:
+    if not _REQUEST_ID.fullmatch(request_id):
+        raise InvalidInput("request_id", request_id[:80], "must be 32 lowercase hex digits")
+    return request_id
+
+
+def _explanation(decision: Decision) -> gateway_pb2.ExplainResponse:
+    options = decision.plan.options if decision.plan is not None else ()
+    chosen = decision.plan.chosen if decision.plan is not None else None
+    return gateway_pb2.ExplainResponse(
+        request_id=decision.request_id,
+        model=str(decision.version) if decision.version is not None else decision.model,
+        variants=[
+            gateway_pb2.VariantOption(
+                variant=encode_variant_key(option.variant),
+                expected_ms=option.expected_ms or 0.0,
+                active_instances=option.active_instances,
+                chosen=option is chosen,
+                reason=option.reason,
+            )
+            for option in options
+        ],
+        variant_policy=decision.plan.policy if decision.plan is not None else "",
+        node_id=decision.node_id,
+        instance_id=decision.instance_id,
+        start_path=decision.start_path,
+        stages=encode_stage_times(decision.all_stages()),
+        predicted_ms=decision.predicted_ms,
+        actual_ms=decision.actual_ms,
+        outcome=decision.outcome,
+    )
+
+
+def _span(span: FinishedSpan) -> common_pb2.Span:
+    return common_pb2.Span(
+        trace_id=span.trace_id,
+        span_id=span.span_id,
+        parent_span_id=span.parent_span_id,
+        name=span.name,
+        service=span.service,
+        start_unix_ns=span.start_unix_ns,
+        end_unix_ns=span.end_unix_ns,
+        attributes=dict(span.attributes),
+        status=span.status,
+    )

@@ -116,7 +116,7 @@ def _to_torch(array: npt.NDArray[Any], datatype: str) -> torch.Tensor:
     return torch.from_numpy(array)
 
 
-def _to_tensor(name: str, value: object) -> Tensor:
+def _to_tensor(name: str, value: Any) -> Tensor:
     if not isinstance(value, torch.Tensor):
         raise Internal(f"output {name} is a {type(value).__name__}, not a tensor")
     value = value.contiguous()

@@ -67,7 +67,7 @@ def warm_graph() -> tuple[bytes, dict[str, npt.NDArray[Any]], dict[str, tuple[np
     channels, size = 16, 24
     weights: dict[str, tuple[npt.NDArray[Any], str]] = {
         "conv_weight": (np.full((channels, channels, 3, 3), 0.01, np.float32), "FP32"),
-        "matrix": (np.full((size, 64), 0.01, np.float32), "FP32"),
+        "matrix": (np.full((size - 2, 64), 0.01, np.float32), "FP32"),
     }
     nodes = _node("Conv", ["x", "conv_weight"], ["c"]) + _node("Relu", ["c"], ["r"]) + _node("MatMul", ["r", "matrix"], ["y"])
     initializers = b"".join(_field(5, _tensor(name, array.shape)) for name, (array, _) in weights.items())

@@ -1,0 +1,196 @@
+"""Makes the `ort` build of an exported ONNX graph for this machine's build class.
+
+    python -m tessera.runtime.bake --source ARTIFACT_FILE --store STORE --out FOLDER --max-batch N
+
+ONNX Runtime optimises the graph once with everything on; every float initializer of the result becomes a tensor of its own (small ones
+in the pack), and the graph is slimmed to what serving needs. Blobs are written into FOLDER under their digests, the artifact also as
+`artifact.json`. On stdout: one JSON object a line, progress as `{"event": "bake", ...}`, the last without `event`: the answer or
+`{"kind", "message"}`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tessera.domain.artifact import PACK_ALIGNMENT_BYTES, PACK_THRESHOLD_BYTES, Artifact, Blob, TensorRef
+from tessera.domain.errors import Internal, InvalidInput, TesseraError
+from tessera.domain.ids import BuildClass, Digest
+
+Progress = Callable[[str, float], None]
+"""Step in words and the share that is done, 0 to 1."""
+
+_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Baked:
+    artifact: Digest
+    build_class: BuildClass
+    blobs: tuple[Blob, ...]
+    """Everything that was written, the artifact's own blob included."""
+
+
+def bake(source: Path, store: Path, out: Path, max_batch: int, progress: Progress) -> Baked:
+    """Bakes the artifact in the file `source`, whose blobs are in `store`, into the folder `out`.
+
+    Raises:
+        InvalidInput: the artifact is no export (backend `onnx`), or `max_batch` is below 1.
+        NotFound, DataCorrupted: a blob is not in the store or is not what it should be.
+        Internal: ONNX Runtime failed, or the baked graph does not agree with the export within 1e-4.
+    """
+    from tessera.runtime import classes
+    from tessera.runtime.baked_graph import optimise
+    from tessera.runtime.blobs import ArtifactBlobs
+    from tessera.tensorstore import artifact as artifacts
+    from tessera.tensorstore.mapping import BlobMap
+
+    if max_batch < 1:
+        raise InvalidInput("max_batch", max_batch, "must be at least 1")
+    artifact = artifacts.decode(source.read_bytes())
+    if artifact.backend != "onnx":
+        raise InvalidInput("source", artifact.backend, "must be an artifact of backend onnx")
+    progress("mapping", 0.0)
+    blobs = ArtifactBlobs(store, artifact, BlobMap(), private=False, verify=True)
+    out.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix="bake-", dir=out))
+    try:
+        progress("optimising", 0.1)
+        graph, tensors = optimise(blobs.graph(), blobs.tensors(), scratch)
+        progress("writing", 0.5)
+        writer = _BlobWriter(out)
+        refs, pack = _write_tensors(writer, tensors)
+        baked = replace(
+            artifact,
+            backend="ort",
+            graph=writer.put(graph),
+            pack=pack,
+            tensors=refs,
+            build_class=classes.build_class(),
+            max_batch=max_batch if artifact.signature.batched else 1,
+        )
+        progress("comparing", 0.8)
+        _compare(artifact, baked, blobs, graph, tensors, scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    data = artifacts.encode(baked)
+    digest = writer.put(data).digest
+    (out / "artifact.json").write_bytes(data)
+    progress("done", 1.0)
+    assert baked.build_class is not None
+    return Baked(digest, baked.build_class, tuple(writer.written.values()))
+
+
+class _BlobWriter:
+    """Files named by their digest, each complete or not there."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.written: dict[Digest, Blob] = {}
+
+    def put(self, data: bytes | memoryview) -> Blob:
+        from tessera.tensorstore.artifact import digest_of
+
+        digest = digest_of(data)
+        if digest not in self.written:
+            fd, name = tempfile.mkstemp(prefix="blob-", dir=self._folder)
+            with os.fdopen(fd, "wb") as file:
+                file.write(data)
+            os.replace(name, self._folder / digest)
+            self.written[digest] = Blob(digest, len(data))
+        return self.written[digest]
+
+
+def _write_tensors(writer: _BlobWriter, tensors: Mapping[str, tuple[Any, str]]) -> tuple[tuple[TensorRef, ...], Blob | None]:
+    """Writes (array, datatype) by name: large ones as blobs, small ones into one pack, in order of name."""
+    from tessera.tensorstore.artifact import digest_of
+
+    refs: list[TensorRef] = []
+    pack = bytearray()
+    for name, (array, datatype) in sorted(tensors.items()):
+        raw = array.tobytes()
+        if len(raw) >= PACK_THRESHOLD_BYTES:
+            blob = writer.put(raw)
+            refs.append(TensorRef(name, datatype, tuple(array.shape), blob.digest, blob.size_bytes))
+            continue
+        pack.extend(bytes(-len(pack) % PACK_ALIGNMENT_BYTES))
+        refs.append(TensorRef(name, datatype, tuple(array.shape), digest_of(raw), len(raw), len(pack)))
+        pack.extend(raw)
+    has_pack = any(ref.pack_offset is not None for ref in refs)
+    return tuple(refs), writer.put(bytes(pack)) if has_pack else None
+
+
+def _compare(source: Artifact, baked: Artifact, blobs: Any, graph: bytes, tensors: Mapping[str, tuple[Any, str]], scratch: Path) -> None:
+    """Opens the baked graph as a runtime would and compares it with the export, at two batch sizes where there is a batch."""
+    import numpy as np
+
+    from tessera.runtime.backends.interface import BackendConfig
+    from tessera.runtime.backends.ort.backend import OrtBackend
+    from tessera.runtime.baked_graph import reference_session
+    from tessera.runtime.measure import synthetic_inputs
+
+    class Baking:
+        def graph(self) -> bytes:
+            return graph
+
+        def tensors(self) -> Mapping[str, Any]:
+            return {name: array for name, (array, _) in tensors.items()}
+
+    loaded = OrtBackend(BackendConfig(1, scratch)).load(baked, Digest(""), Baking())
+    reference = reference_session(blobs.graph(), blobs.tensors(), scratch)
+    for batch in (1, min(2, baked.max_batch)):
+        inputs = synthetic_inputs(source.signature, batch)
+        wanted = reference.run(None, {name: tensor.array for name, tensor in inputs.items()})
+        found = loaded.run(inputs)
+        for name, want in zip((output.name for output in reference.get_outputs()), wanted, strict=True):
+            got = found[name].array
+            if not np.issubdtype(want.dtype, np.floating):
+                agrees = bool(np.array_equal(got, want))
+            else:
+                limit = _TOLERANCE * max(1.0, float(np.abs(want).max(initial=0.0)))
+                agrees = got.shape == want.shape and bool(np.allclose(got, want, rtol=0, atol=limit, equal_nan=True))
+            if not agrees:
+                raise Internal(f"output {name} of the baked graph differs from the export's by more than {_TOLERANCE} at batch {batch}")
+    loaded.close()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0 when it was baked, 1 when not (the last line says why)."""
+    parser = argparse.ArgumentParser(prog="tessera.runtime.bake", description="Bakes an exported ONNX graph for this build class.")
+    parser.add_argument("--source", required=True, type=Path)
+    parser.add_argument("--store", required=True, type=Path)
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--max-batch", required=True, type=int)
+    found = parser.parse_args(arguments)
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+    def progress(step: str, share: float) -> None:
+        _say({"event": "bake", "step": step, "share": share})
+
+    try:
+        baked = bake(found.source, found.store, found.out, found.max_batch, progress)
+    except TesseraError as error:
+        _say({"kind": error.kind, "message": str(error)})
+        return 1
+    except Exception as error:
+        _say({"kind": "internal", "message": f"{type(error).__name__}: {error}"[:2000]})
+        return 1
+    blobs = [{"digest": blob.digest, "size": blob.size_bytes, "path": str(found.out / blob.digest)} for blob in baked.blobs]
+    _say({"artifact": baked.artifact, "build_class": baked.build_class, "blobs": blobs})
+    return 0
+
+
+def _say(line: Mapping[str, object]) -> None:
+    print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

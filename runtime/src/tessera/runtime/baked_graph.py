@@ -1,0 +1,116 @@
+"""The ONNX side of baking: optimise, pull the weights out, slim what is left. Uses the `onnx` package; serving does not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, numpy_helper
+
+from tessera.domain.errors import Internal
+from tessera.runtime.backends.ort.backend import EXTERNAL_NAME
+from tessera.runtime.backends.ort.graph import ELEMENT_TYPES
+
+_FLOATS = {TensorProto.FLOAT: "FP32", TensorProto.DOUBLE: "FP64", TensorProto.FLOAT16: "FP16", TensorProto.BFLOAT16: "BF16"}
+_DATATYPES = {number: name for name, number in ELEMENT_TYPES.items()}
+_WEIGHTS = "weights"
+
+
+def optimise(graph: bytes, tensors: Mapping[str, npt.NDArray[Any]], scratch: Path) -> tuple[bytes, dict[str, tuple[npt.NDArray[Any], str]]]:
+    """The optimised graph without weights, as deterministic bytes, and its float initializers: name -> (array, datatype).
+
+    Raises:
+        Internal: ONNX Runtime cannot open or optimise it.
+    """
+    path = scratch / "optimised.onnx"
+    _session(graph, tensors, scratch, path)
+    model = onnx.load(str(path), load_external_data=True)
+    found = _externalise(model)
+    _slim(model)
+    return model.SerializeToString(deterministic=True), found
+
+
+def reference_session(graph: bytes, tensors: Mapping[str, npt.NDArray[Any]], scratch: Path) -> Any:
+    """The export itself, not optimised: what the baked graph must agree with."""
+    return _session(graph, tensors, scratch, None)
+
+
+def _session(graph: bytes, tensors: Mapping[str, npt.NDArray[Any]], scratch: Path, optimised: Path | None) -> Any:
+    """A session on the export with its weights copied in, so that optimisation sees their values."""
+    (scratch / EXTERNAL_NAME).touch()
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(scratch))
+    if optimised is not None:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.optimized_model_filepath = str(optimised)
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", _WEIGHTS)
+        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+    if tensors:
+        names = list(tensors)
+        options.add_external_initializers(names, [ort.OrtValue.ortvalue_from_numpy(np.array(tensors[name])) for name in names])
+    try:
+        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise Internal(
+            f"ONNX Runtime cannot {'optimise' if optimised else 'open'} the export: {' '.join(str(error).split())[:500]}"
+        ) from error
+
+
+def _externalise(model: Any) -> dict[str, tuple[npt.NDArray[Any], str]]:
+    """Takes the floats out of the main graph; everything else becomes inline raw bytes, so that equal structure is equal bytes."""
+    found: dict[str, tuple[npt.NDArray[Any], str]] = {}
+    for tensor in model.graph.initializer:
+        array = np.ascontiguousarray(numpy_helper.to_array(tensor))
+        name, dims, data_type = tensor.name, list(tensor.dims), tensor.data_type
+        tensor.Clear()
+        tensor.name, tensor.data_type = name, data_type
+        tensor.dims.extend(dims)
+        if data_type in _FLOATS:
+            tensor.data_location = TensorProto.EXTERNAL
+            tensor.external_data.add(key="location", value=EXTERNAL_NAME)
+            found[name] = (array.view(np.uint16) if data_type == TensorProto.BFLOAT16 else array, _FLOATS[data_type])
+        else:
+            if data_type not in _DATATYPES:
+                raise Internal(f"initializer {name} has ONNX element type {data_type}, which is not served")
+            tensor.raw_data = array.tobytes()
+    initializers = sorted(model.graph.initializer, key=lambda tensor: str(tensor.name))
+    copies = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in initializers]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(copies)
+    return found
+
+
+def _slim(model: Any) -> None:
+    """Leaves out what opening a session costs time for and running does not need."""
+    for field in ("producer_name", "producer_version", "doc_string", "domain", "metadata_props", "functions"):
+        model.ClearField(field)
+    graph = model.graph
+    for field in ("value_info", "doc_string", "metadata_props", "quantization_annotation"):
+        graph.ClearField(field)
+    graph.name = "g"
+    domains = set()
+    for node in _nodes(graph):
+        domains.add(node.domain if node.domain != "ai.onnx" else "")
+        node.ClearField("doc_string")
+        node.ClearField("metadata_props")
+        node.ClearField("name")
+    imports = sorted((entry.domain, entry.version) for entry in model.opset_import if entry.domain in domains or not entry.domain)
+    del model.opset_import[:]
+    for domain, version in imports:
+        model.opset_import.add(domain=domain, version=version)
+
+
+def _nodes(graph: Any) -> Any:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _nodes(attribute.g)

@@ -61,7 +61,9 @@ def report(node: str = "n1", instances: Iterable[ObservedInstance] = (), **chang
     return NodeReport(**{**values, **changes})
 
 
-def node(name: str = "n1", instances: Iterable[ObservedInstance] = (), *, stream: int = 1, at_s: float = 0.0, **changes: Any) -> ObservedNode:
+def node(
+    name: str = "n1", instances: Iterable[ObservedInstance] = (), *, stream: int = 1, at_s: float = 0.0, **changes: Any
+) -> ObservedNode:
     return fold(None, report(name, instances, **changes), stream, at_s)
 
 

@@ -19,7 +19,9 @@ digest_sets = st.frozensets(st.integers(0, 9).map(lambda number: Digest(f"{numbe
 
 
 @given(digest_sets, st.lists(st.tuples(digest_sets, digest_sets), max_size=6))
-def test_digests_are_the_sum_of_a_full_report_and_its_changes(first: frozenset[Digest], changes: list[tuple[frozenset[Digest], ...]]) -> None:
+def test_digests_are_the_sum_of_a_full_report_and_its_changes(
+    first: frozenset[Digest], changes: list[tuple[frozenset[Digest], ...]]
+) -> None:
     found, expected = fold(None, report(added=first), 1, 0.0), set(first)
     for added, removed in changes:
         found = fold(found, report(full=False, added=added, removed=removed), 1, 1.0)

@@ -9,7 +9,7 @@ import grpc.aio
 
 from tessera import telemetry
 from tessera.api.scheduler.v1 import scheduler_pb2_grpc
-from tessera.clock import SystemClock
+from tessera.clock import Clock, SystemClock
 from tessera.coord.etcd import EtcdCoordinator
 from tessera.coord.interface import Coordinator
 from tessera.domain.ids import TrustDomain
@@ -33,6 +33,7 @@ from tessera.scheduler.loops.presence import Presence
 from tessera.scheduler.loops.pulse import Pulse
 from tessera.scheduler.loops.reconciling import Reconciler
 from tessera.scheduler.loops.starting import Starter, StartLimits
+from tessera.scheduler.ports import Agents, Meter, RandomBytes
 from tessera.scheduler.server import SchedulerServer
 
 SERVICE = "tessera.api.scheduler.v1.Scheduler"
@@ -55,65 +56,22 @@ async def serve(config: SchedulerConfig, stop: Stop) -> None:
 
 
 async def run(config: SchedulerConfig, stop: Stop, coordinator: Coordinator) -> None:
-    """The scheduler over any coordinator."""
-    clock = SystemClock()
+    """The scheduler's process over any coordinator."""
     meter = PrometheusMeter()
     metrics_server = telemetry.MetricsServer(config.metrics_address, meter.registry) if config.metrics_address else None
-    placement = placements.make(config.placement_policy)
-    policy = starts.make(config.start_policy, placement, CostModel(ms_per_byte=config.fetch_ms_per_mib / (1 << 20)))
-    keep_alive = keep_alives.make(config.keep_alive_policy, config.instance_keep_alive_s)
     agents = GrpcAgents()
     async with Tasks(stop) as tasks:
-        changed, wake = Pulse(), asyncio.Event()
-        leading, cluster, explanations = Leading(config.address), Cluster(), Explanations(config.explanations)
-        blobs = BlobLists(config.repository_url, config.artifact_cache)
-
-        def ready(variant: VariantRecord) -> None:
-            if variant.artifact:
-                blobs.want(variant.artifact)
-
-        records = EtcdRecords(coordinator, [TrustDomain(name) for name in config.trust_domains], changed.fire, ready)
-        starter = Starter(
-            clock=clock, tasks=tasks, leading=leading, cluster=cluster, records=records, policy=policy, agents=agents, blobs=blobs,
-            random_bytes=os.urandom, explanations=explanations, changed=changed, wake=wake, meter=meter,
-            limits=StartLimits(
-                provisional_s=config.provisional_s, least_budget_s=config.least_start_budget_s,
-                settle_s=config.settle_s, attempts=config.start_attempts,
-            ),
-        )  # fmt: skip
-        reconciler = Reconciler(
-            clock=clock, coordinator=coordinator, leading=leading, cluster=cluster, records=records, agents=agents, starter=starter,
-            keep_alive=keep_alive, wake=wake, meter=meter, period_s=config.reconcile_s,
-            limits=Limits(provisional_s=config.provisional_s, node_lost_s=config.node_lost_s),
-        )  # fmt: skip
-        servicer = SchedulerServer(
-            clock=clock, tasks=tasks, leading=leading, starter=starter, reconciler=reconciler, cluster=cluster,
-            explanations=explanations, changed=changed, wake=wake,
-        )  # fmt: skip
-        elector = Elector(coordinator, leading, clock, lease_ttl_s=config.lease_ttl_s, on_end=cluster.reset)
-
-        async def lead() -> None:
-            # A leader must know the records before it acts on them.
-            for view in records.views:
-                await view.synced.wait()
-            await elector.run()
+        scheduler = Scheduler(config, coordinator, agents=agents, clock=SystemClock(), tasks=tasks, random_bytes=os.urandom, meter=meter)
 
         def add(server: grpc.aio.Server) -> None:
-            scheduler_pb2_grpc.add_SchedulerServicer_to_server(servicer, server)
+            scheduler_pb2_grpc.add_SchedulerServicer_to_server(scheduler.servicer, server)
 
         server = RpcServer(config.address, handlers=[add], service_names=[SERVICE])
         await server.start()
         if metrics_server is not None:
             metrics_server.start()
         try:
-            for view in records.views:
-                tasks.start("view", view.run())
-            tasks.start("blob lists", blobs.run())
-            tasks.start("leader", LeaderFollower(coordinator, leading, clock).run())
-            tasks.start("election", lead())
-            tasks.start("reconciling", reconciler.run())
-            record = ServiceRecord("scheduler", config.address, config.address)
-            tasks.start("presence", Presence(coordinator, clock, record, config.lease_ttl_s).run())
+            scheduler.start()
             await stop.wait()
         finally:
             if metrics_server is not None:
@@ -121,3 +79,97 @@ async def run(config: SchedulerConfig, stop: Stop, coordinator: Coordinator) -> 
             await server.stop(config.stop_grace_s)
             await tasks.aclose()
             await agents.close()
+
+
+class Scheduler:
+    """Everything but the server and the process: built over the given world, started by `start`."""
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        coordinator: Coordinator,
+        *,
+        agents: Agents,
+        clock: Clock,
+        tasks: Tasks,
+        random_bytes: RandomBytes,
+        meter: Meter,
+    ) -> None:
+        """Raises: InvalidInput when the settings name a policy that does not exist."""
+        self._tasks = tasks
+        placement = placements.make(config.placement_policy)
+        policy = starts.make(config.start_policy, placement, CostModel(ms_per_byte=config.fetch_ms_per_mib / (1 << 20)))
+        keep_alive = keep_alives.make(config.keep_alive_policy, config.instance_keep_alive_s)
+        changed, wake = Pulse(), asyncio.Event()
+        self.leading, self.cluster, self.explanations = Leading(config.address), Cluster(), Explanations(config.explanations)
+        self._blobs = BlobLists(config.repository_url, config.artifact_cache)
+        domains = [TrustDomain(name) for name in config.trust_domains]
+        self.records = EtcdRecords(coordinator, domains, changed.fire, self._variant_ready)
+        self.starter = Starter(
+            clock=clock,
+            tasks=tasks,
+            leading=self.leading,
+            cluster=self.cluster,
+            records=self.records,
+            policy=policy,
+            agents=agents,
+            blobs=self._blobs,
+            random_bytes=random_bytes,
+            explanations=self.explanations,
+            changed=changed,
+            wake=wake,
+            meter=meter,
+            limits=StartLimits(
+                provisional_s=config.provisional_s,
+                least_budget_s=config.least_start_budget_s,
+                settle_s=config.settle_s,
+                attempts=config.start_attempts,
+            ),
+        )
+        self.reconciler = Reconciler(
+            clock=clock,
+            coordinator=coordinator,
+            leading=self.leading,
+            cluster=self.cluster,
+            records=self.records,
+            agents=agents,
+            starter=self.starter,
+            keep_alive=keep_alive,
+            wake=wake,
+            meter=meter,
+            limits=Limits(provisional_s=config.provisional_s, node_lost_s=config.node_lost_s),
+            period_s=config.reconcile_s,
+        )
+        self.servicer = SchedulerServer(
+            clock=clock,
+            tasks=tasks,
+            leading=self.leading,
+            starter=self.starter,
+            reconciler=self.reconciler,
+            cluster=self.cluster,
+            explanations=self.explanations,
+            changed=changed,
+        )
+        self._elector = Elector(coordinator, self.leading, clock, lease_ttl_s=config.lease_ttl_s, on_end=self.cluster.reset)
+        self._follower = LeaderFollower(coordinator, self.leading, clock)
+        record = ServiceRecord("scheduler", config.address, config.address)
+        self._presence = Presence(coordinator, clock, record, config.lease_ttl_s)
+
+    def start(self) -> None:
+        for view in self.records.views:
+            self._tasks.start("view", view.run())
+        self._tasks.start("blob lists", self._blobs.run())
+        self._tasks.start("leader", self._follower.run())
+        self._tasks.start("election", self._lead())
+        self._tasks.start("reconciling", self.reconciler.run())
+        self._tasks.start("presence", self._presence.run())
+
+    async def _lead(self) -> None:
+        """A leader must know the records before it acts on them."""
+        for view in self.records.views:
+            await view.synced.wait()
+        await self._elector.run()
+
+    def _variant_ready(self, variant: VariantRecord) -> None:
+        if variant.artifact:
+            self._blobs.want(variant.artifact)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 from collections.abc import AsyncIterator
 from typing import Any
@@ -37,7 +36,6 @@ class SchedulerServer(scheduler_pb2_grpc.SchedulerServicer):
         cluster: Cluster,
         explanations: Explanations,
         changed: Pulse,
-        wake: asyncio.Event,
     ) -> None:
         self._clock = clock
         self._tasks = tasks
@@ -47,7 +45,6 @@ class SchedulerServer(scheduler_pb2_grpc.SchedulerServicer):
         self._cluster = cluster
         self._explanations = explanations
         self._changed = changed
-        self._wake = wake
         self._streams = itertools.count(1)
 
     async def StartInstance(self, request: scheduler_pb2.StartInstanceRequest, context: Any) -> scheduler_pb2.StartInstanceResponse:
@@ -86,9 +83,12 @@ class SchedulerServer(scheduler_pb2_grpc.SchedulerServicer):
     def take_report(self, message: Any, stream: int) -> NodeId:
         report = report_of(message)
         self._cluster.report(report, stream, self._clock.monotonic_s())
-        self._changed.fire()
-        self._wake.set()
+        self.woken()
         return report.node_id
+
+    def woken(self) -> None:
+        """Something was reported: who waits for a node looks again."""
+        self._changed.fire()
 
     def stream_ended(self, node_id: NodeId | None, stream: int) -> None:
         """Wakes the handlers too: the one whose reader ended must look."""

@@ -39,6 +39,7 @@ from tessera.telemetry import get_logger
 log = get_logger("tessera.scheduler")
 
 WRITE_TIMEOUT_S = 2.0
+GAP_S = 0.05
 STOP_BUDGET_S = 10.0
 """An agent drains an instance before it answers."""
 VIEW_LAG_S = 5.0
@@ -84,6 +85,8 @@ class Reconciler:
             self._meter.leading(leadership is not None)
             if leadership is not None:
                 await self.once(leadership)
+                # Starts that come in a burst are written in one pass.
+                await self._clock.sleep(GAP_S)
             try:
                 async with asyncio.timeout(self._period_s):
                     await self._wake.wait()

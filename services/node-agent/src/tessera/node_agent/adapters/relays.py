@@ -67,7 +67,8 @@ class RelayProcess:
             await self._watched.end(END_S)
         (self._run / INFO_FILE).unlink(missing_ok=True)
 
-    def leave(self) -> None:
+    async def leave(self) -> None:
+        """It goes on without an agent."""
         if self._watched is not None:
             self._watched.release()
 

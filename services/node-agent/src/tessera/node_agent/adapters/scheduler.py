@@ -26,7 +26,7 @@ class SchedulerLeader:
     async def report(self, address: str, reports: AsyncIterator[Report], heard: Callable[[Term], Awaitable[None]]) -> None:
         channel = rpc.connect(address)
         try:
-            call = scheduler_pb2_grpc.SchedulerStub(channel).ReportStatus(self._messages(reports))  # type: ignore[no-untyped-call]
+            call = scheduler_pb2_grpc.SchedulerStub(channel).ReportStatus(self._messages(reports))
             async for answer in call:
                 assert isinstance(answer, scheduler_pb2.ReportStatusResponse)
                 await heard(decode_term(answer.term))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from tessera.domain.artifact import Artifact
 from tessera.domain.errors import FailedPrecondition, Unsupported
 from tessera.domain.ids import BuildClass, Digest
+from tessera.domain.signature import ANY_DATATYPE, Signature, TensorSpec
 
 FLAVOURS = {"aten": "aten", "ort": "ort", "identity": "ort"}
 """Backend -> flavour of the runtime that serves it (docs/seams.md)."""
@@ -45,3 +46,13 @@ def load_of(digest: Digest, size_bytes: int, artifact: Artifact, build_class: Bu
     blobs = {blob.digest: blob.size_bytes for blob in artifact.blobs()}
     blobs[digest] = size_bytes
     return Load(digest, flavour, blobs, artifact.max_batch)
+
+
+IDENTITY_MODEL = "identity"
+
+
+def identity_artifact() -> Artifact:
+    """The built-in model `identity`: no graph and no tensors, any datatype and rank (docs/seams.md). It is made, not fetched, where an
+    assignment of that model names no artifact."""
+    anything = TensorSpec("INPUT0", ANY_DATATYPE, (), any_rank=True), TensorSpec("OUTPUT0", ANY_DATATYPE, (), any_rank=True)
+    return Artifact("identity", "any", "", None, None, (), Signature(anything[:1], anything[1:], batched=False), None, 1)

@@ -210,6 +210,13 @@ class Fleet:
         member.leaving = True
         self._tasks.start(f"end {runtime_id}", member.runtime.end(drain_ms))
 
+    def discard(self, runtime_id: RuntimeId) -> None:
+        """Kills one whose work is of no more use; nothing in it is lost that anybody wants."""
+        member = self._members.get(runtime_id)
+        if member is not None:
+            member.leaving = True
+            member.runtime.kill()
+
     async def kill(self, runtime_id: RuntimeId) -> None:
         """Kills it, when it lives, and waits until its loss has been dealt with."""
         member = self._members.get(runtime_id)

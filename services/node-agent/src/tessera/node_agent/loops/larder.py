@@ -6,11 +6,11 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 
-from tessera.domain.errors import NotFound
-from tessera.domain.ids import BuildClass, Digest, InstanceId
-from tessera.node_agent.core.artifacts import Load, load_of
+from tessera.domain.errors import InvalidInput, NotFound
+from tessera.domain.ids import BuildClass, Digest, InstanceId, VariantKey
+from tessera.node_agent.core.artifacts import IDENTITY_MODEL, Load, identity_artifact, load_of
 from tessera.node_agent.ports import Blobs
-from tessera.tensorstore.artifact import decode
+from tessera.tensorstore.artifact import decode, digest_of, encode
 from tessera.tensorstore.interface import TensorStore
 
 KEPT_LOADS = 4096
@@ -29,6 +29,24 @@ class Larder:
         self._blobs = blobs
         self._build_class = build_class
         self._loads: OrderedDict[Digest, Load] = OrderedDict()
+
+    def artifact_of(self, variant: VariantKey, artifact: Digest | None) -> Digest:
+        """The artifact to load. The built-in model needs none: its own is put into the store.
+
+        Raises:
+            InvalidInput: there is none, and the model is not built in.
+        """
+        if artifact is not None:
+            return artifact
+        if variant.model != IDENTITY_MODEL:
+            raise InvalidInput("artifact_digest", "", f"variant {variant} needs one")
+        data = encode(identity_artifact())
+        digest = digest_of(data)
+        if not self._store.has(digest):
+            with self._store.ingest(digest, len(data)) as writer:
+                writer.write(data)
+                writer.commit()
+        return digest
 
     def take(self, artifact: Digest, instance_id: InstanceId) -> Load | None:
         """Holds everything for the start and returns it, or returns None when something has to be fetched. Reads tmpfs at most.
@@ -68,6 +86,10 @@ class Larder:
         """
         _, fetched = await asyncio.to_thread(self._blobs.fetch_artifact, artifact, holder_of(instance_id))
         return self.load(artifact), fetched.bytes_fetched
+
+    async def bring(self, artifact: Digest, holder: InstanceId) -> None:
+        """As `fetch`, for an artifact that is not to be loaded (an export)."""
+        await asyncio.to_thread(self._blobs.fetch_artifact, artifact, holder_of(holder))
 
     def release(self, instance_id: InstanceId) -> None:
         """The start is over, one way or the other."""

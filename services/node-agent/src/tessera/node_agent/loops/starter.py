@@ -18,7 +18,6 @@ from tessera.domain.errors import (
     DeadlineExceeded,
     FailedPrecondition,
     Internal,
-    InvalidInput,
     NotFound,
     TesseraError,
     Unavailable,
@@ -166,10 +165,8 @@ class Starter:
         self._records.withdraw(instance.instance_id)
         _log.info("instance stops", instance_id=instance.instance_id, variant=str(instance.variant), reason=reason)
         assert instance.runtime_id is not None
-        released = instance.blobs
-        own = frozenset({instance.artifact} if instance.artifact else ())
         try:
-            released = own | await self._fleet.get(instance.runtime_id).unload(instance.instance_id, drain_ms)
+            await self._fleet.get(instance.runtime_id).unload(instance.instance_id, drain_ms)
         except NotFound:
             pass  # its runtime has let go of it already
         except TesseraError as error:
@@ -177,7 +174,7 @@ class Starter:
             await self._fleet.kill(instance.runtime_id)
         if self._table.get(instance.instance_id).alive:
             self._table.move(instance.instance_id, InstanceState.GONE, self._clock.monotonic_s(), "unloaded")
-        self._fleet.unpin(instance.runtime_id, released)
+        self._fleet.unpin(instance.runtime_id, instance.blobs)
         self._notes.remove(instance.runtime_id, instance.instance_id)
 
     async def _fly(self, instance: Instance, flight: _Flight) -> None:
@@ -199,9 +196,8 @@ class Starter:
         await self._note(instance_id)
 
     async def _bring_up(self, instance: Instance, flight: _Flight, watch: Stopwatch) -> None:
-        instance_id, artifact = instance.instance_id, instance.artifact
-        if artifact is None:
-            raise InvalidInput("artifact_digest", None, f"variant {instance.variant} needs one")
+        instance_id = instance.instance_id
+        artifact = self._larder.artifact_of(instance.variant, instance.artifact)
         isolated = self._poison.isolated(instance.variant, self._clock.monotonic_s())
         load = self._larder.take(artifact, instance_id)
         if load is None:
@@ -220,7 +216,7 @@ class Starter:
                 if last or not await self._replace_corrupted(instance_id, load, artifact, watch):
                     raise
                 self._table.tell(instance_id, self._clock.monotonic_s(), f"loads once more: {error}")
-        stages = watch.stages() + report.stages
+        stages = watch.stages()
         self._table.move(
             instance_id,
             InstanceState.READY,
@@ -268,10 +264,13 @@ class Starter:
                     instance_id, InstanceState.MAPPED, self._clock.monotonic_s(), f"{len(load.blobs)} blobs held by {runtime_id}"
                 )
                 self._table.move(instance_id, InstanceState.LOADING, self._clock.monotonic_s(), "")
-            with watch.loading():
-                return await runtime.load(
+            rest = Stage.FORK if self._table.get(instance_id).start_path is StartPath.FORK else Stage.LOAD
+            with watch.loading(rest) as loading:
+                report = await runtime.load(
                     instance_id, instance.generation, instance.variant, artifact, self._settings.verify, self._settings.load_timeout_s
                 )
+                loading.take(report.stages)
+                return report
         except Unavailable:
             # Dead, or hanging, which is as bad. Its loss is dealt with (and blamed) as any other before this start ends.
             await self._fleet.kill(runtime_id)
@@ -317,8 +316,8 @@ class Starter:
     async def _unload_failed(self, instance: Instance) -> None:
         assert instance.runtime_id is not None
         try:
-            released = await self._fleet.get(instance.runtime_id).unload(instance.instance_id, 0)
-            self._fleet.unpin(instance.runtime_id, released)
+            await self._fleet.get(instance.runtime_id).unload(instance.instance_id, 0)
+            self._fleet.unpin(instance.runtime_id, instance.blobs)
         except TesseraError as error:
             _log.warning("a runtime keeps corrupted bytes and is killed", runtime_id=instance.runtime_id, reason=str(error))
             await self._fleet.kill(instance.runtime_id)

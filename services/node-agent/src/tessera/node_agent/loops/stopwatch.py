@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from tessera.clock import Clock
 from tessera.domain.instance import Stage, StageTime
 from tessera.node_agent.core.table import Instance
 from tessera.telemetry import current_context, record_span
+
+_ORDER = list(Stage)
+
+
+class Loading:
+    """A load under way: the runtime says how long it mapped and opened."""
+
+    def __init__(self) -> None:
+        self.said: tuple[StageTime, ...] = ()
+
+    def take(self, said: Iterable[StageTime]) -> None:
+        self.said = tuple(said)
 
 
 class Stopwatch:
@@ -20,7 +32,6 @@ class Stopwatch:
         self._begun_s = clock.monotonic_s()
         self._begun_ns = int(clock.wall_s() * 1e9)
         self._parts: list[tuple[Stage, float, float]] = []
-        self._load_at_s = self._begun_s
 
     @contextmanager
     def stage(self, stage: Stage) -> Iterator[None]:
@@ -31,17 +42,28 @@ class Stopwatch:
             self._parts.append((stage, at_s, self._clock.monotonic_s()))
 
     @contextmanager
-    def loading(self) -> Iterator[None]:
-        """The runtime measures `map` and `load` itself; only where they begin is noted."""
-        self._load_at_s = self._clock.monotonic_s()
-        yield
+    def loading(self, rest: Stage) -> Iterator[Loading]:
+        """Around a runtime's load. What it took beyond what the runtime says (the way there and back; a runtime that was forked just now
+        warms up first) counts as `rest`, so that the stages add up to the time that passed."""
+        loading = Loading()
+        at_s = self._clock.monotonic_s()
+        try:
+            yield loading
+        finally:
+            end_s = self._clock.monotonic_s()
+            said_s = min(sum(time.ms for time in loading.said) / 1e3, end_s - at_s)
+            self._parts.append((rest, at_s, end_s - said_s))
+            at_s = end_s - said_s
+            for time in loading.said:
+                self._parts.append((time.stage, at_s, at_s + time.ms / 1e3))
+                at_s += time.ms / 1e3
 
     def stages(self) -> tuple[StageTime, ...]:
-        """Milliseconds by stage, in the order of their first beginning."""
+        """Milliseconds by stage, in the order in which stages follow each other."""
         sums: dict[Stage, float] = {}
         for stage, from_s, to_s in self._parts:
-            sums[stage] = sums.get(stage, 0.0) + (to_s - from_s) * 1e3
-        return tuple(StageTime(stage, ms) for stage, ms in sums.items())
+            sums[stage] = sums.get(stage, 0.0) + max(0.0, to_s - from_s) * 1e3
+        return tuple(StageTime(stage, sums[stage]) for stage in _ORDER if stage in sums)
 
     def record_spans(self, instance: Instance) -> None:
         """One span per stage below the request's own (`tessera.node_agent.start_instance`), where its trace is sampled."""
@@ -53,12 +75,7 @@ class Stopwatch:
             "start_path": str(instance.start_path),
             "runtime_id": instance.runtime_id or "",
         }
-        parts, at_s = list(self._parts), self._load_at_s
-        for time in instance.stages:
-            if time.stage in (Stage.MAP, Stage.LOAD):
-                parts.append((time.stage, at_s, at_s + time.ms / 1e3))
-                at_s += time.ms / 1e3
-        for stage, from_s, to_s in parts:
+        for stage, from_s, to_s in self._parts:
             record_span(
                 f"tessera.node_agent.{stage}",
                 self._context.trace_id,

@@ -1,0 +1,195 @@
+"""The RPCs of a node agent: wire in, domain call, wire out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from tessera.api.node.v1 import node_pb2, node_pb2_grpc
+from tessera.domain.errors import InvalidInput
+from tessera.domain.ids import InstanceId, checked_digest
+from tessera.domain.instance import StartPath
+from tessera.domain.records import LatencyRow, LoadCost
+from tessera.node_agent.core.changes import DigestChange
+from tessera.node_agent.core.status import InstanceSummary, NodeIdentity, NodeSummary, RuntimeSummary
+from tessera.node_agent.core.table import Instance
+from tessera.node_agent.loops.agent import Agent
+from tessera.node_agent.loops.jobs import Baked, BlobChunk, Jobs, MeasureOrder
+from tessera.node_agent.ports import StartOrder
+from tessera.tensorstore.interface import StoreStatus
+from tessera.wire import (
+    Endpoint,
+    decode_generation,
+    decode_start_path,
+    decode_term,
+    decode_variant_key,
+    encode_endpoint,
+    encode_latency_row,
+    encode_load_cost,
+    encode_stage_times,
+    encode_variant_key,
+)
+
+DEFAULT_BUDGET_S = 60.0
+DEFAULT_EXPIRY_S = 30.0
+MAX_EXPIRY_S = 3600.0
+
+_INSTANCE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+class NodeAgentServer(node_pb2_grpc.NodeAgentServicer):
+    """Decides nothing. Domain errors pass; the RPC kit turns them into statuses."""
+
+    def __init__(self, agent: Agent, jobs: Jobs) -> None:
+        self._agent = agent
+        self._jobs = jobs
+
+    async def StartInstance(self, request: node_pb2.StartInstanceRequest, context: Any) -> node_pb2.StartInstanceResponse:
+        path = decode_start_path(request.start_path or StartPath.BIND.value)
+        order = StartOrder(
+            decode_term(request.term),
+            _instance_id(request.instance_id),
+            decode_generation(request.generation),
+            decode_variant_key(request.variant),
+            checked_digest("artifact_digest", request.artifact_digest) if request.artifact_digest else None,
+            StartPath.FORK if path is StartPath.FORK else StartPath.BIND,
+            min(request.expires_after_ms / 1e3, MAX_EXPIRY_S) or DEFAULT_EXPIRY_S,
+            request.budget_us / 1e6 or DEFAULT_BUDGET_S,
+            request.request_id,
+        )
+        instance = await self._agent.start_instance(order)
+        return node_pb2.StartInstanceResponse(instance=instance_message(InstanceSummary(instance, 0), self._agent.identity))
+
+    async def StopInstance(self, request: node_pb2.StopInstanceRequest, context: Any) -> node_pb2.StopInstanceResponse:
+        await self._agent.stop_instance(decode_term(request.term), _instance_id(request.instance_id))
+        return node_pb2.StopInstanceResponse()
+
+    async def GetStatus(self, request: node_pb2.GetStatusRequest, context: Any) -> node_pb2.GetStatusResponse:
+        summary = await self._agent.summary(refresh=True)
+        change = DigestChange(True, tuple(self._agent.digests()), ())
+        return node_pb2.GetStatusResponse(status=status_message((summary, change)))
+
+    async def Bake(self, request: node_pb2.BakeRequest, context: Any) -> AsyncIterator[node_pb2.BakeEvent]:
+        artifact = checked_digest("artifact_digest", request.artifact_digest)
+        async with aclosing(self._jobs.bake(artifact, request.max_batch or 1)) as events:
+            async for event in events:
+                yield _bake_event(event)
+
+    async def Measure(self, request: node_pb2.MeasureRequest, context: Any) -> AsyncIterator[node_pb2.MeasureEvent]:
+        order = MeasureOrder(
+            decode_variant_key(request.variant),
+            checked_digest("artifact_digest", request.artifact_digest) if request.artifact_digest else None,
+            tuple(request.batches),
+            tuple(request.threads),
+            request.seconds_per_row or 1.0,
+            request.min_repeats or 1,
+        )
+        async with aclosing(self._jobs.measure(order)) as events:
+            async for event in events:
+                yield _measure_event(event)
+
+
+def status_message(report: tuple[NodeSummary, DigestChange]) -> node_pb2.NodeStatus:
+    """A node's status, as RPC answer and as stream message alike."""
+    summary, change = report
+    me = summary.identity
+    return node_pb2.NodeStatus(
+        node_id=me.node_id,
+        build_class=me.build_class,
+        profile_class=me.profile_class,
+        flavours=me.flavours,
+        instances=[instance_message(item, me) for item in summary.instances],
+        runtimes=[_runtime_message(item) for item in summary.runtimes],
+        store=_store_message(summary.store),
+        full=change.full,
+        digests_added=[bytes.fromhex(digest) for digest in change.added],
+        digests_removed=[bytes.fromhex(digest) for digest in change.removed],
+        trust_domain=me.trust_domain,
+        agent_address=me.address,
+        cpu_count=me.cpu_count,
+    )
+
+
+def instance_message(item: InstanceSummary, me: NodeIdentity) -> node_pb2.Instance:
+    """An instance in any state; before it has a runtime its endpoint is empty."""
+    instance = item.instance
+    message = node_pb2.Instance(
+        instance_id=instance.instance_id,
+        generation=instance.generation,
+        variant=encode_variant_key(instance.variant),
+        runtime_id=instance.runtime_id or "",
+        pid=item.pid,
+        state=instance.state.value,
+        start_path=instance.start_path.value,
+        fetched=instance.fetched,
+        stages=encode_stage_times(instance.stages),
+        shared_bytes=instance.shared_bytes,
+        private_bytes=instance.private_bytes,
+        idle_s=instance.idle_s,
+        served=instance.served,
+        error=str(instance.error) if instance.error is not None else "",
+        artifact_digest=instance.artifact or "",
+        max_batch=instance.max_batch,
+    )
+    endpoint = _endpoint(instance, me)
+    if endpoint is not None:
+        message.endpoint.CopyFrom(encode_endpoint(endpoint))
+    return message
+
+
+def _endpoint(instance: Instance, me: NodeIdentity) -> Endpoint | None:
+    if instance.runtime_id is None:
+        return None
+    return Endpoint(me.host_id, me.unix_path(instance.runtime_id), me.relay_address, instance.runtime_id)
+
+
+def _runtime_message(item: RuntimeSummary) -> node_pb2.Runtime:
+    return node_pb2.Runtime(
+        runtime_id=item.runtime_id,
+        pid=item.pid,
+        flavour=item.flavour,
+        trust_domain=item.trust_domain,
+        instances=item.instances,
+        private_bytes=item.private_bytes,
+        proportional_bytes=item.proportional_bytes,
+        threads=item.threads,
+    )
+
+
+def _store_message(status: StoreStatus) -> node_pb2.StoreStatus:
+    return node_pb2.StoreStatus(
+        used_bytes=status.used_bytes,
+        budget_bytes=status.budget_bytes,
+        pinned_bytes=status.pinned_bytes,
+        unlinked_bytes=status.unlinked_bytes,
+        files=status.files,
+        huge_pages=status.huge_pages,
+        sharing=status.sharing,
+        fetched_bytes=status.ingested_bytes,
+        quarantined=status.quarantined,
+    )
+
+
+def _bake_event(event: str | BlobChunk | Baked) -> node_pb2.BakeEvent:
+    if isinstance(event, str):
+        return node_pb2.BakeEvent(progress=event)
+    if isinstance(event, BlobChunk):
+        blob = node_pb2.BakeEvent.Blob(digest=event.digest, offset=event.offset, data=event.data, size_bytes=event.size_bytes)
+        return node_pb2.BakeEvent(blob=blob)
+    return node_pb2.BakeEvent(baked=node_pb2.Baked(artifact_digest=event.artifact, build_class=event.build_class))
+
+
+def _measure_event(event: str | LoadCost | LatencyRow) -> node_pb2.MeasureEvent:
+    if isinstance(event, str):
+        return node_pb2.MeasureEvent(progress=event)
+    if isinstance(event, LoadCost):
+        return node_pb2.MeasureEvent(load=encode_load_cost(event))
+    return node_pb2.MeasureEvent(row=encode_latency_row(event))
+
+
+def _instance_id(text: str) -> InstanceId:
+    if not _INSTANCE_ID.fullmatch(text):
+        raise InvalidInput("instance_id", text[:80], "must match [A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+    return InstanceId(text)

@@ -44,6 +44,8 @@ class ModelRecord:
     accuracy: float | None
     latest: VersionNumber
     created_unix_s: float
+    highest: VersionNumber = VersionNumber(0)
+    """The largest number ever given; `latest` goes back when versions are deleted, numbers are never used again."""
 
 
 @dataclass(frozen=True, slots=True)

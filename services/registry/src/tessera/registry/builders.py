@@ -47,11 +47,17 @@ def transformer(architecture: str, config: dict[str, Any] | None = None) -> Any:
     """
     import transformers
 
-    found = getattr(transformers, architecture, None) if isinstance(architecture, str) else None
-    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) and getattr(found, "config_class", None)):
+    found: Any = getattr(transformers, architecture, None) if isinstance(architecture, str) else None
+    if not (_is_model(found) and getattr(found, "config_class", None)):
         raise InvalidInput("builder argument architecture", architecture, "must be a model class of the installed transformers")
     if config is not None and not isinstance(config, dict):
         raise InvalidInput("builder argument config", config, "must be a JSON object")
     if "auto_map" in (config or {}):
         raise InvalidInput("builder argument config", "auto_map", "code that comes with a model is never run")
     return found(found.config_class(**(config or {})))
+
+
+def _is_model(found: Any) -> bool:
+    import transformers
+
+    return isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)

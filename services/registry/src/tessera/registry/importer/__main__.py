@@ -5,6 +5,7 @@ Exit status 0 when the last event is `made` or `failure`; anything else means th
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -35,6 +36,9 @@ def main(arguments: list[str]) -> int:
         send(Failure(error.kind, error.message))
     except PermissionError as error:
         send(Failure("unsupported", f"the model wants what the import sandbox forbids: {error}"))
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+        send(Failure("resource_exhausted" if full else "internal", f"the import cannot read or write its files: {error}"))
     except MemoryError:
         send(Failure("resource_exhausted", f"the import needs more than {task.limits.memory_bytes} bytes of memory"))
     except RecursionError:

@@ -21,15 +21,17 @@ from tessera.domain.errors import InvalidInput, Unsupported
 _RE_EXPORT = "save it again with torch.export.save of a current torch"
 _JSON_LIMIT_BYTES = 256 << 20
 _OPERATOR = re.compile(r"torch\.ops\.[A-Za-z_]\w*\.[A-Za-z_]\w*(\.[A-Za-z_]\w*)?")
-_SCALAR = re.compile(r"_operator\.(add|sub|mul|truediv|floordiv|mod|pow|neg|eq|ne|lt|le|gt|ge|and_|or_|getitem)|math\.(ceil|floor|trunc|sqrt)")
+_SCALAR = re.compile(
+    r"_operator\.(add|sub|mul|truediv|floordiv|mod|pow|neg|eq|ne|lt|le|gt|ge|and_|or_|getitem)|math\.(ceil|floor|trunc|sqrt)"
+)
 _SYMBOLIC = re.compile(r"torch\.sym_(max|min|int|float|not)|torch\.sym_ite|torch\._sym_sqrt")
 _SYMBOL = re.compile(r"[A-Za-z_]\w{0,63}")
 _CALLS = frozenset(
     {
-        "Symbol", "Integer", "Float", "Rational", "Add", "Mul", "Pow", "Mod", "PythonMod", "FloorDiv", "CleanDiv", "CeilDiv", "ModularIndexing",
-        "Max", "Min", "Abs", "IntTrueDiv", "FloatTrueDiv", "TruncToInt", "TruncToFloat", "CeilToInt", "FloorToInt", "RoundToInt", "ToFloat",
-        "FloatPow", "PowByNatural", "Where", "Eq", "Ne", "Lt", "Le", "Gt", "Ge", "Equality", "Unequality", "StrictLessThan", "LessThan",
-        "StrictGreaterThan", "GreaterThan", "And", "Or", "Not", "Identity", "floor", "ceiling",
+        "Symbol", "Integer", "Float", "Rational", "Add", "Mul", "Mod", "PythonMod", "FloorDiv", "CleanDiv", "CeilDiv", "ModularIndexing",
+        "Pow", "Max", "Min", "Abs", "IntTrueDiv", "FloatTrueDiv", "TruncToInt", "TruncToFloat", "CeilToInt", "FloorToInt", "RoundToInt",
+        "ToFloat", "FloatPow", "PowByNatural", "Where", "Eq", "Ne", "Lt", "Le", "Gt", "Ge", "Equality", "Unequality", "StrictLessThan",
+        "LessThan", "StrictGreaterThan", "GreaterThan", "And", "Or", "Not", "Identity", "floor", "ceiling",
     }
 )  # fmt: skip
 _PLAIN_TYPES = frozenset({None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"})
@@ -155,6 +157,7 @@ def _check_expression(text: str, shown: str) -> None:
             if not isinstance(node.op, (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod)):  # no power: its size explodes
                 raise refusal
         elif not isinstance(
-            node, (ast.Expression, ast.UnaryOp, ast.Compare, ast.BoolOp, ast.keyword, ast.operator, ast.unaryop, ast.cmpop, ast.boolop, ast.Load)
+            node,
+            (ast.Expression, ast.UnaryOp, ast.Compare, ast.BoolOp, ast.keyword, ast.operator, ast.unaryop, ast.cmpop, ast.boolop, ast.Load),
         ):
             raise refusal

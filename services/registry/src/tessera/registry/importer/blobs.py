@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from blake3 import blake3
-
-from tessera.domain.artifact import PACK_ALIGNMENT_BYTES, PACK_THRESHOLD_BYTES, Blob, TensorRef
+from tessera.domain.artifact import Blob, TensorRef
 from tessera.domain.ids import Digest
+from tessera.repository.artifacts import PackWriter
+from tessera.tensorstore.artifact import digest_of
 
 _CHUNK_BYTES = 1 << 20
 
@@ -22,10 +22,13 @@ class BlobFolder:
         self._sizes: dict[Digest, int] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
-    def put(self, data: bytes | memoryview) -> Blob:
-        """Raises: OSError when the disk is full or the size limit is reached."""
+    def put(self, data: bytes | memoryview, known: Digest | None = None) -> Blob:
+        """`known`: the digest of `data` where the caller has it already.
+
+        Raises: OSError when the disk is full or the size limit is reached.
+        """
         view = memoryview(data).cast("B") if len(data) else memoryview(b"")
-        digest = Digest(blake3(view).hexdigest())
+        digest = known or digest_of(view)
         if digest not in self._sizes:
             temporary = self._folder / f".{digest}"
             with temporary.open("wb") as file:
@@ -46,16 +49,10 @@ def store_tensors(
 
     Returns their references, small ones placed in a pack, and the pack's blob (None when nothing is small).
     """
-    refs: list[TensorRef] = []
-    pack = bytearray()
+    writer = PackWriter()
     for slot, datatype, shape, raw in tensors:
-        if len(raw) >= PACK_THRESHOLD_BYTES:
-            blob = folder.put(raw)
-            refs.append(TensorRef(slot, datatype, shape, blob.digest, blob.size_bytes))
-            continue
-        pack.extend(b"\0" * (-len(pack) % PACK_ALIGNMENT_BYTES))
-        refs.append(TensorRef(slot, datatype, shape, Digest(blake3(raw).hexdigest()), len(raw), len(pack)))
-        pack.extend(raw)
-    if not any(ref.pack_offset is not None for ref in refs):
-        return tuple(refs), None
-    return tuple(refs), folder.put(bytes(pack))
+        ref = writer.add(slot, datatype, shape, raw)
+        if ref.pack_offset is None:
+            folder.put(raw, ref.digest)
+    refs, pack = writer.finish()
+    return refs, None if pack is None else folder.put(pack)

@@ -23,7 +23,9 @@ def load(builder: Builder, allowed: tuple[str, ...], weights: list[Path]) -> Loa
     if builder.reference not in allowed:
         raise InvalidInput("builder", builder.reference, f"must be one of {', '.join(allowed)}")
     if builder.arguments.get("pretrained"):
-        raise InvalidInput("builder argument pretrained", True, "downloads are impossible in the sandbox; upload the weights as safetensors")
+        raise InvalidInput(
+            "builder argument pretrained", True, "downloads are impossible in the sandbox; upload the weights as safetensors"
+        )
     module_name, _, name = builder.reference.partition(":")
     call: Any = importlib.import_module(module_name)
     for part in name.split("."):
@@ -95,7 +97,7 @@ def _image_model(module: torch.nn.Module, reference: str) -> Loaded:
     return Loaded(wrapped, (spec,), output_names(count), prefix="module.")
 
 
-class Positional(torch.nn.Module):
+class Positional(torch.nn.Module):  # type: ignore[misc] # torch is not followed
     """One tensor in, a flat tuple of tensors out, whatever the module answers with."""
 
     def __init__(self, module: torch.nn.Module) -> None:

@@ -29,7 +29,9 @@ _REFUSED_EVENTS = frozenset(
         "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "pty.spawn", "pickle.find_class",
     }
 )  # fmt: skip
-_WRITING_EVENTS = frozenset({"os.remove", "os.rename", "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.chown", "os.truncate", "os.mkdir"})
+_WRITING_EVENTS = frozenset(
+    {"os.remove", "os.rename", "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.chown", "os.truncate", "os.mkdir"}
+)
 _WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 

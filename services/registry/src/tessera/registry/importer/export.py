@@ -101,7 +101,9 @@ def _describe(program: ExportedProgram, loaded: Loaded) -> Exported:
     signature = _signature(flat, names, output_names(len(flat.outputs), loaded.output_names))
     missing = sorted(loaded.suspect & {name for name, _ in flat.tensors})
     if missing:
-        raise Unsupported(f"weights: {', '.join(missing[:5])} {'is' if len(missing) == 1 else 'are'} in no weight file, and the model reads them")
+        raise Unsupported(
+            f"weights: {', '.join(missing[:5])} {'is' if len(missing) == 1 else 'are'} in no weight file, and the model reads them"
+        )
     return Exported(program, flat, signature, loaded)
 
 

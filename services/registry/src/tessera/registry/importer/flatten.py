@@ -22,10 +22,11 @@ from tessera.domain.errors import Unsupported
 from tessera.registry.importer.dtypes import datatype_of
 from tessera.registry.importer.mutation import AliasGroups, functional_twin, rewritable
 
+_PYTHON = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "neg", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "getitem")
 _OPERATORS: dict[Any, str] = {
     **{
         getattr(operator, name): f"operator.{name}"
-        for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "neg", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "getitem")
+        for name in _PYTHON
     },
     **{getattr(math, name): f"math.{name}" for name in ("ceil", "floor", "trunc", "sqrt")},
     torch.sym_max: "sym.max", torch.sym_min: "sym.min", torch.sym_int: "sym.int", torch.sym_float: "sym.float", torch.sym_not: "sym.not",
@@ -111,7 +112,9 @@ class _Flattener:
         last = next(node for node in self._program.graph.nodes if node.op == "output")
         for index, (spec, value) in enumerate(zip(signature.output_specs, results, strict=True)):
             if spec.kind is not OutputKind.USER_OUTPUT:
-                raise Unsupported(f"the model changes {spec.target!r} when it runs ({spec.kind.name.lower()}): call eval() before exporting")
+                raise Unsupported(
+                    f"the model changes {spec.target!r} when it runs ({spec.kind.name.lower()}): call eval() before exporting"
+                )
             if value is None:
                 continue
             if not isinstance(value, _Value) or not isinstance(spec.arg, TensorArgument):
@@ -128,7 +131,9 @@ class _Flattener:
                 continue
             if node.op == "output":
                 results = node.args[0]
-                return [environment[r] if isinstance(r, Node) else r for r in (results if isinstance(results, (tuple, list)) else (results,))]
+                return [
+                    environment[r] if isinstance(r, Node) else r for r in (results if isinstance(results, (tuple, list)) else (results,))
+                ]
             if node.op == "get_attr":
                 environment[node] = self._attribute(module, node)
             elif node.op == "call_function":
@@ -231,10 +236,12 @@ class _Flattener:
             "slots": len(slots),
             "inputs": [{"name": name, "slot": slots[v.index]} for name, (v, _) in zip(input_names, self._inputs, strict=True)],
             "tensors": [
-                {"name": name, "slot": slots[v.index], "dtype": datatype_of(t.dtype, name), "shape": list(t.shape)} for v, name, t in tensors
+                {"name": name, "slot": slots[v.index], "dtype": datatype_of(t.dtype, name), "shape": list(t.shape)}
+                for v, name, t in tensors
             ],
             "nodes": [
-                [name, _write(args, slots), {k: _write(a, slots) for k, a in kwargs.items()}, slots[v.index]] for name, args, kwargs, v in kept
+                [name, _write(args, slots), {k: _write(a, slots) for k, a in kwargs.items()}, slots[v.index]]
+                for name, args, kwargs, v in kept
             ],
             "outputs": [{"name": name, "slot": slots[v.index]} for name, (v, _) in zip(output_names, outputs, strict=True)],
         }

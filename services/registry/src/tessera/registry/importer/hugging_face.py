@@ -15,7 +15,7 @@ from tessera.registry.importer.sentence import Pooling, SentenceEmbedding, read_
 _PREFIX = "model."
 
 
-class Named(torch.nn.Module):
+class Named(torch.nn.Module):  # type: ignore[misc] # torch is not followed
     """Calls a transformers model with its inputs by name; answers with the chosen outputs as a tuple."""
 
     def __init__(self, model: torch.nn.Module, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
@@ -44,8 +44,8 @@ def load(folder: Path, config: dict[str, Any]) -> Loaded:
     names = config.get("architectures")
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise InvalidInput("config.json: architectures", names, "must name the model's class, as in ['BertModel']")
-    architecture = getattr(transformers, names[0], None)
-    if not (inspect.isclass(architecture) and issubclass(architecture, transformers.PreTrainedModel)):
+    architecture: Any = getattr(transformers, names[0], None)
+    if not _is_model(architecture):
         raise Unsupported(
             f"architecture {names[0]!r} is not part of transformers {transformers.__version__}; "
             f"export the model to .pt2 with torch.export.save and register that"
@@ -64,6 +64,12 @@ def load(folder: Path, config: dict[str, Any]) -> Loaded:
     loaded = prepare(model, read_pooling(folder))
     loaded.suspect = frozenset(map(str, report.get("missing_keys", ())))
     return loaded
+
+
+def _is_model(found: Any) -> bool:
+    import transformers
+
+    return inspect.isclass(found) and issubclass(found, transformers.PreTrainedModel)
 
 
 def prepare(model: Any, pooling: Pooling | None = None) -> Loaded:

@@ -91,7 +91,9 @@ def check_hugging_face(folder: Path) -> dict[str, Any]:
     pickled = [name for name in names if name.endswith(PICKLED_SUFFIXES)]
     if pickled:
         raise InvalidInput(
-            "file", pickled[0], "pickled weights run code when they are read and are refused; save the model with safetensors (model.safetensors)"
+            "file",
+            pickled[0],
+            "pickled weights run code when they are read and are refused; save the model with safetensors (model.safetensors)",
         )
     raise InvalidInput("file", "model.safetensors", "is missing (weights as safetensors, one file or shards with an index)")
 

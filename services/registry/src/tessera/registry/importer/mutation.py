@@ -95,7 +95,13 @@ def rewritable(node: Node, groups: AliasGroups, order: dict[Node, int]) -> bool:
     # with operands of one dtype the twin promotes to nothing else; zero-dimensional operands never promote a float
     if any(isinstance(value, torch.Tensor) and value.dtype not in (before.dtype, torch.bool) for value in operands):
         return False
-    if not before.dtype.is_floating_point and target._schema.name in {"aten::div_", "aten::exp_", "aten::sqrt_", "aten::mul_", "aten::add_"}:
+    if not before.dtype.is_floating_point and target._schema.name in {
+        "aten::div_",
+        "aten::exp_",
+        "aten::sqrt_",
+        "aten::mul_",
+        "aten::add_",
+    }:
         return False
     here = order[node]
     for member in groups.members(node):

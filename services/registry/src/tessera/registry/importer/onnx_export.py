@@ -76,7 +76,7 @@ def _simplify(model: ir.Model, weights: frozenset[str]) -> None:
                 rewriter.RewritePass(pattern.RewriteRuleSet(rules)),
                 common.IdentityEliminationPass(),
                 common.RemoveUnusedNodesPass(),
-                common.RemoveUnusedFunctionsPass(),
+                common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call] # untyped there
                 common.RemoveUnusedOpsetsPass(),
             ],
             steps=2,

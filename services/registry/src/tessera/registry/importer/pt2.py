@@ -16,7 +16,7 @@ from tessera.registry.importer.archive import check_archive
 from tessera.registry.importer.loaded import Axis, InputSpec, Loaded, output_names
 
 
-class _Program(torch.nn.Module):
+class _Program(torch.nn.Module):  # type: ignore[misc] # torch is not followed
     """The program run by torch itself: what the flat program is compared with. Answers with a flat tuple of tensors."""
 
     def __init__(self, program: ExportedProgram, keywords: tuple[str, ...]) -> None:
@@ -98,7 +98,7 @@ def _inputs(program: ExportedProgram, shown: str) -> tuple[InputSpec, ...]:
             expression = length.node.expr
             if not expression.is_Symbol:
                 raise Unsupported(
-                    f"{shown}: dimension {place} of input {name!r} varies as {expression}; let it vary freely, or export it with a fixed length"
+                    f"{shown}: dimension {place} of input {name!r} varies as {expression}; let it vary freely, or give it a fixed length"
                 )
             if place == 0 and batch is None:
                 batch = expression

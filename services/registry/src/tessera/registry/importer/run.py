@@ -100,7 +100,11 @@ def _store_onnx(made: Exported, folder: BlobFolder, scratch: Path, max_batch: in
         return "", f"ONNX export failed: {type(error).__name__}: {lines[0][:400] if lines else ''}"
     datatypes = {"float32": "FP32", "float64": "FP64", "float16": "FP16"}
     tensors, pack = store_tensors(
-        folder, ((name, datatypes[array.dtype.name], array.shape, memoryview(array.reshape(-1)).cast("B")) for name, array in graph.tensors)
+        folder,
+        (
+            (name, datatypes[array.dtype.name], array.shape, memoryview(array.reshape(-1).view("uint8").data))
+            for name, array in graph.tensors
+        ),
     )
     blob = folder.put(graph.model)
     batch = max_batch if made.signature.batched else 1

@@ -43,7 +43,7 @@ def read_pooling(folder: Path) -> Pooling | None:
     return Pooling(modes[wanted[0]], "Normalize" in kinds)
 
 
-class SentenceEmbedding(torch.nn.Module):
+class SentenceEmbedding(torch.nn.Module):  # type: ignore[misc] # torch is not followed
     """Token states of shape (batch, sequence, width) and one vector per row of shape (batch, width), both float32."""
 
     def __init__(self, model: torch.nn.Module, inputs: tuple[str, ...], pooling: Pooling) -> None:

@@ -1,0 +1,366 @@
+"""Models, versions, variants, aliases and jobs in etcd. Every write is a transaction that compares what it was decided from.
+
+`Unavailable` after a write means that it may have happened, so writers read again before they try again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from tessera.coord import keys
+from tessera.coord.interface import Compare, Coordinator, Delete, ModRevisionIs, Put, Write
+from tessera.coord.records import decode, encode
+from tessera.domain.errors import AlreadyExists, Conflict, FailedPrecondition, InvalidInput, ModelNotFound, NotFound, VersionNotFound
+from tessera.domain.ids import Digest, JobId, ModelName, TrustDomain, VariantKey, VersionKey, VersionNumber, parse_reference
+from tessera.domain.records import AliasRecord, JobRecord, ModelRecord, VariantRecord, VersionRecord
+from tessera.registry.core.references import check_deletable
+
+T = TypeVar("T")
+_MODEL, _ALIAS = b"model", b"alias"
+_ATTEMPTS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A model with everything below it."""
+
+    model: ModelRecord
+    versions: tuple[VersionRecord, ...]
+    variants: tuple[VariantRecord, ...]
+    aliases: tuple[AliasRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NewVersion:
+    """What a finished import adds. `version` of the records is set by the commit."""
+
+    model: ModelRecord
+    version: VersionRecord
+    variants: tuple[VariantRecord, ...]
+
+
+class Catalogue:
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+
+    # --- reading
+
+    async def _record(self, key: str, record_type: type[T]) -> tuple[T | None, int]:
+        found = await self._coordinator.get(key)
+        return (None, 0) if found is None else (decode(record_type, found.value), found.mod_revision)
+
+    async def _records(self, prefix: str, record_type: type[T]) -> list[T]:
+        return [decode(record_type, item.value) for item in (await self._coordinator.list(prefix)).items]
+
+    async def models(self, domain: TrustDomain) -> list[Known]:
+        """Every model, in the order of names."""
+        models = await self._records(keys.models(domain), ModelRecord)
+        versions = await self.versions(domain)
+        variants = await self.variants(domain)
+        aliases = await self.aliases(domain)
+        return [
+            Known(
+                model,
+                tuple(sorted((v for v in versions if v.model == model.name), key=lambda v: v.version)),
+                tuple(v for v in variants if v.key.model == model.name),
+                tuple(a for a in aliases if a.model == model.name),
+            )
+            for model in models
+        ]
+
+    async def model(self, domain: TrustDomain, name: ModelName) -> Known:
+        """The model of that name, or the one that an alias of that name stands for.
+
+        Raises:
+            ModelNotFound: neither a model nor an alias.
+        """
+        model, _ = await self._record(keys.model(domain, name), ModelRecord)
+        if model is None:
+            alias, _ = await self._record(keys.alias(domain, name), AliasRecord)
+            if alias is None:
+                raise ModelNotFound(name)
+            model, _ = await self._record(keys.model(domain, alias.model), ModelRecord)
+            if model is None:
+                raise ModelNotFound(alias.model, f"alias {name!r} stands for it")
+        versions = await self._records(f"{keys.versions(domain)}{model.name}/", VersionRecord)
+        variants = await self._records(f"{keys.variants(domain)}{model.name}/", VariantRecord)
+        aliases = tuple(alias for alias in await self.aliases(domain) if alias.model == model.name)
+        return Known(model, tuple(sorted(versions, key=lambda v: v.version)), tuple(variants), aliases)
+
+    async def versions(self, domain: TrustDomain) -> list[VersionRecord]:
+        return await self._records(keys.versions(domain), VersionRecord)
+
+    async def variants(self, domain: TrustDomain) -> list[VariantRecord]:
+        return await self._records(keys.variants(domain), VariantRecord)
+
+    async def aliases(self, domain: TrustDomain) -> list[AliasRecord]:
+        return await self._records(keys.aliases(domain), AliasRecord)
+
+    async def variants_of(self, key: VersionKey) -> list[VariantRecord]:
+        return await self._records(keys.variants_of(key), VariantRecord)
+
+    async def version_of_source(self, domain: TrustDomain, source: Digest) -> VersionKey | None:
+        """The version that was made of this source, if it is still there."""
+        found = await self._coordinator.get(keys.source(domain, source))
+        if found is None:
+            return None
+        reference = parse_reference(found.value.decode())
+        assert reference.version is not None
+        return VersionKey(domain, reference.name, reference.version)
+
+    async def check_name_free_for_model(self, domain: TrustDomain, name: ModelName) -> None:
+        """Raises: AlreadyExists when the name is an alias."""
+        found = await self._coordinator.get(keys.name(domain, name))
+        if found is not None and found.value != _MODEL:
+            raise AlreadyExists(f"{name!r} is an alias: choose another name, or delete the alias")
+
+    # --- jobs
+
+    async def jobs(self, domain: TrustDomain) -> list[JobRecord]:
+        return await self._records(keys.jobs(domain), JobRecord)
+
+    async def create_job(self, job: JobRecord) -> None:
+        key = keys.job(job.trust_domain, job.job_id)
+        await self._coordinator.transact([ModRevisionIs(key, 0)], [Put(key, encode(job))])
+
+    async def update_job(self, job: JobRecord) -> None:
+        """Raises: NotFound when the job was ended by somebody else."""
+        key = keys.job(job.trust_domain, job.job_id)
+        found = await self._coordinator.get(key)
+        if found is None:
+            raise NotFound(f"job {job.job_id!r} has ended")
+        await self._coordinator.transact([ModRevisionIs(key, found.mod_revision)], [Put(key, encode(job))])
+
+    async def end_job(self, domain: TrustDomain, job_id: JobId) -> None:
+        key = keys.job(domain, job_id)
+        found = await self._coordinator.get(key)
+        if found is not None:
+            await self._coordinator.transact([ModRevisionIs(key, found.mod_revision)], [Delete(key)])
+
+    # --- versions
+
+    async def commit(self, new: NewVersion, source: Digest, job: JobRecord, *, keep_job: bool) -> VersionKey:
+        """Adds a version in one transaction: name claim, model, version, variants, source, job. The number is the next free one.
+
+        Done again after a crash or a lost answer it finds the source and changes nothing.
+
+        Raises:
+            AlreadyExists: the name is an alias.
+            Conflict: others kept writing.
+            NotFound: the job is gone.
+        """
+        domain, name = new.model.trust_domain, new.model.name
+        for _ in range(_ATTEMPTS):
+            known = await self.version_of_source(domain, source)
+            if known is not None:
+                return known
+            claim = await self._coordinator.get(keys.name(domain, name))
+            if claim is not None and claim.value != _MODEL:
+                raise AlreadyExists(f"{name!r} is an alias: choose another name, or delete the alias")
+            model, model_revision = await self._record(keys.model(domain, name), ModelRecord)
+            job_item = await self._coordinator.get(keys.job(domain, job.job_id))
+            if job_item is None:
+                raise NotFound(f"job {job.job_id!r} has ended")
+            number = VersionNumber(1 if model is None else max(model.latest, model.highest) + 1)
+            key = VersionKey(domain, name, number)
+            writes = _version_writes(new, key, model)
+            writes.append(Put(keys.source(domain, source), f"{name}@{number}".encode()))
+            job_key = keys.job(domain, job.job_id)
+            writes.append(Put(job_key, encode(replace(job, version=number))) if keep_job else Delete(job_key))
+            compares: list[Compare] = [
+                ModRevisionIs(keys.name(domain, name), claim.mod_revision if claim else 0),
+                ModRevisionIs(keys.model(domain, name), model_revision),
+                ModRevisionIs(keys.version(key), 0),
+                ModRevisionIs(keys.source(domain, source), 0),
+                ModRevisionIs(job_key, job_item.mod_revision),
+            ]
+            try:
+                await self._coordinator.transact(compares, writes)
+            except Conflict:
+                continue
+            return key
+        raise Conflict(f"model {name!r} is written by others again and again; try again")
+
+    async def set_accuracy(self, domain: TrustDomain, name: ModelName, accuracy: float) -> None:
+        for _ in range(_ATTEMPTS):
+            model, revision = await self._record(keys.model(domain, name), ModelRecord)
+            if model is None:
+                raise ModelNotFound(name)
+            if model.accuracy == accuracy:
+                return
+            key = keys.model(domain, name)
+            try:
+                await self._coordinator.transact([ModRevisionIs(key, revision)], [Put(key, encode(replace(model, accuracy=accuracy)))])
+            except Conflict:
+                continue
+            return
+
+    async def ensure(self, new: NewVersion) -> None:
+        """Writes the records of a built-in model where they differ; they have version 1."""
+        domain, name = new.model.trust_domain, new.model.name
+        key = VersionKey(domain, name, VersionNumber(1))
+        for write in _version_writes(new, key, None):
+            assert isinstance(write, Put)
+            found = await self._coordinator.get(write.key)
+            if found is None or found.value != write.value:
+                await self._coordinator.transact([ModRevisionIs(write.key, found.mod_revision if found else 0)], [write])
+
+    async def variant(self, key: VariantKey) -> tuple[VariantRecord | None, int]:
+        """The record and its revision (0: absent)."""
+        return await self._record(keys.variant(key), VariantRecord)
+
+    async def write_variant(self, record: VariantRecord, revision: int) -> None:
+        """Writes a variant whose last revision was `revision` (0: new), as long as its version is there.
+
+        Raises:
+            Conflict: it was written or deleted meanwhile.
+            NotFound: its version is gone.
+        """
+        version_key = keys.version(record.key.version_key)
+        version = await self._coordinator.get(version_key)
+        if version is None:
+            raise NotFound(f"{record.key.version_key} was deleted")
+        key = keys.variant(record.key)
+        await self._coordinator.transact(
+            [ModRevisionIs(key, revision), ModRevisionIs(version_key, version.mod_revision)], [Put(key, encode(record))]
+        )
+
+    async def delete(self, domain: TrustDomain, name: ModelName, version: VersionNumber | None) -> list[VariantRecord | VersionRecord]:
+        """Removes the records of one version, or of all. Returns what was removed, for the blobs.
+
+        Raises:
+            ModelNotFound, VersionNotFound: nothing to delete.
+            FailedPrecondition: an alias refers to it, or the name is an alias.
+        """
+        removed: list[VariantRecord | VersionRecord] = []
+        while True:
+            model, _ = await self._record(keys.model(domain, name), ModelRecord)
+            if model is None:
+                if removed:
+                    return removed
+                if await self._coordinator.get(keys.alias(domain, name)) is not None:
+                    raise FailedPrecondition(f"{name!r} is an alias; delete the alias, or the model it stands for")
+                raise ModelNotFound(name)
+            numbers = [v.version for v in await self._records(f"{keys.versions(domain)}{name}/", VersionRecord)]
+            if version is not None and version not in numbers:
+                if removed:
+                    return removed
+                raise VersionNotFound(name, version, ", ".join(map(str, sorted(numbers))))
+            if version is None:
+                # checked for all before the first goes; then one transaction a version keeps them within etcd's limit
+                check_deletable(name, set(numbers), set(), await self.aliases(domain))
+            target = version if version is not None else min(numbers)
+            try:
+                removed += await self._delete_version(domain, name, target, whole=version is None)
+            except Conflict:
+                continue
+
+    async def _delete_version(
+        self, domain: TrustDomain, name: ModelName, version: VersionNumber, *, whole: bool
+    ) -> list[VariantRecord | VersionRecord]:
+        key = VersionKey(domain, name, version)
+        model, model_revision = await self._record(keys.model(domain, name), ModelRecord)
+        record, version_revision = await self._record(keys.version(key), VersionRecord)
+        if model is None or record is None:
+            raise Conflict(f"{key} was deleted by somebody else")
+        numbers = {v.version for v in await self._records(f"{keys.versions(domain)}{name}/", VersionRecord)}
+        remaining = numbers - {version}
+        check_deletable(name, {version}, set() if whole else remaining, await self.aliases(domain))
+        variants = (await self._coordinator.list(keys.variants_of(key))).items
+        profiles = (await self._coordinator.list(f"{keys.profiles(domain)}{name}/{version}/")).items
+        writes: list[Write] = [Delete(keys.version(key)), Delete(keys.source(domain, record.source_digest))]
+        writes += [Delete(item.key) for item in (*variants, *profiles)]
+        model_key = keys.model(domain, name)
+        if remaining:
+            highest = VersionNumber(max(model.latest, model.highest))
+            writes.append(Put(model_key, encode(replace(model, latest=max(remaining), highest=highest))))
+        else:
+            writes += [Delete(model_key), Delete(keys.name(domain, name))]
+        # a new alias writes the model record too, so that it cannot slip in between
+        compares = [ModRevisionIs(model_key, model_revision), ModRevisionIs(keys.version(key), version_revision)]
+        compares += [ModRevisionIs(item.key, item.mod_revision) for item in variants]
+        await self._coordinator.transact(compares, writes)
+        return [record, *(decode(VariantRecord, item.value) for item in variants)]
+
+    # --- aliases
+
+    async def set_alias(self, domain: TrustDomain, alias: ModelName, name: ModelName, version: VersionNumber | None) -> None:
+        """Makes or moves an alias, atomically.
+
+        Raises:
+            AlreadyExists: a model has that name.
+            InvalidInput: an alias of an alias.
+            ModelNotFound, VersionNotFound: what it shall stand for does not exist.
+        """
+        for _ in range(_ATTEMPTS):
+            claim = await self._coordinator.get(keys.name(domain, alias))
+            if claim is not None and claim.value != _ALIAS:
+                raise AlreadyExists(f"{alias!r} is a model: an alias needs a name of its own")
+            model = await self._coordinator.get(keys.model(domain, name))
+            if model is None:
+                if await self._coordinator.get(keys.alias(domain, name)) is not None:
+                    raise InvalidInput("model", name, "is an alias; an alias stands for a model")
+                raise ModelNotFound(name)
+            if version is not None:
+                await self._require_version(VersionKey(domain, name, version))
+            record = AliasRecord(alias, domain, name, version)
+            writes = [
+                Put(keys.name(domain, alias), _ALIAS),
+                Put(keys.alias(domain, alias), encode(record)),
+                Put(keys.model(domain, name), model.value),
+            ]
+            compares = [
+                ModRevisionIs(keys.name(domain, alias), claim.mod_revision if claim else 0),
+                ModRevisionIs(keys.model(domain, name), model.mod_revision),
+            ]
+            try:
+                await self._coordinator.transact(compares, writes)
+            except Conflict:
+                continue
+            return
+        raise Conflict(f"alias {alias!r} is written by others again and again; try again")
+
+    async def _require_version(self, key: VersionKey) -> None:
+        if await self._coordinator.get(keys.version(key)) is None:
+            known = [v.version for v in await self._records(f"{keys.versions(key.trust_domain)}{key.model}/", VersionRecord)]
+            raise VersionNotFound(key.model, key.version, ", ".join(map(str, sorted(known))))
+
+    async def delete_alias(self, domain: TrustDomain, alias: ModelName) -> None:
+        """Raises: NotFound; FailedPrecondition when it is a model."""
+        for _ in range(_ATTEMPTS):
+            claim = await self._coordinator.get(keys.name(domain, alias))
+            if claim is None:
+                raise NotFound(f"alias {alias!r} does not exist")
+            if claim.value != _ALIAS:
+                raise FailedPrecondition(f"{alias!r} is a model, not an alias")
+            try:
+                await self._coordinator.transact(
+                    [ModRevisionIs(claim.key, claim.mod_revision)], [Delete(claim.key), Delete(keys.alias(domain, alias))]
+                )
+            except Conflict:
+                continue
+            return
+
+
+def _version_writes(new: NewVersion, key: VersionKey, model: ModelRecord | None) -> list[Write]:
+    created = new.model.created_unix_s if model is None else model.created_unix_s
+    accuracy = new.model.accuracy if new.model.accuracy is not None or model is None else model.accuracy
+    record = replace(new.model, latest=key.version, highest=key.version, created_unix_s=created, accuracy=accuracy)
+    writes: list[Write] = [
+        Put(keys.name(key.trust_domain, key.model), _MODEL),
+        Put(keys.model(key.trust_domain, key.model), encode(record)),
+        Put(keys.version(key), encode(replace(new.version, version=key.version))),
+    ]
+    for variant in new.variants:
+        named = replace(variant, key=VariantKey(key.trust_domain, key.model, key.version, variant.key.variant))
+        writes.append(Put(keys.variant(named.key), encode(named)))
+    return writes
+
+
+def by_version(variants: Sequence[VariantRecord]) -> dict[VersionKey, list[VariantRecord]]:
+    found: dict[VersionKey, list[VariantRecord]] = {}
+    for variant in variants:
+        found.setdefault(variant.key.version_key, []).append(variant)
+    return found

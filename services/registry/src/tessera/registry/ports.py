@@ -1,0 +1,138 @@
+"""What the registry needs from outside, as interfaces. Adapters implement them; tests have fakes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from tessera.domain.artifact import Artifact, Blob
+from tessera.domain.ids import BuildClass, Digest, TrustDomain
+from tessera.domain.records import NodeRecord
+from tessera.registry.core.manifest import SourceFile
+from tessera.registry.core.source import BuilderCall
+
+OnProgress = Callable[[str, float], None]
+"""(message, fraction 0..1 of the import)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What the sandbox made, lying below `folder` under its digests. `onnx` is None where that export failed, with `onnx_reason`."""
+
+    folder: Path
+    source_kind: str
+    aten: Digest
+    onnx: Digest | None
+    onnx_reason: str
+    blobs: tuple[Blob, ...]
+    notes: tuple[str, ...]
+
+
+class Importer(Protocol):
+    async def run(self, job_folder: Path, source: Path, builder: BuilderCall | None, on_progress: OnProgress) -> Imported:
+        """Imports in a subprocess that may do nothing but compute and write below `job_folder`.
+
+        Raises:
+            TesseraError: what is wrong with the source, or with the import.
+        """
+        ...
+
+
+class IncomingFile(Protocol):
+    """A file on its way: `write` in order, then `finish`; `discard` leaves nothing."""
+
+    digest: Digest
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Raises: InvalidInput when a piece is out of order or the file grows beyond its size."""
+        ...
+
+    def finish(self) -> None:
+        """Durable and visible when it returns. Raises: InvalidInput when the bytes have another digest."""
+        ...
+
+    def discard(self) -> None: ...
+
+
+class Uploads(Protocol):
+    """Uploaded files by trust domain and digest."""
+
+    def missing(self, domain: TrustDomain, files: Sequence[SourceFile]) -> list[Digest]:
+        """Digests that were not uploaded yet, each once, in the order of the files."""
+        ...
+
+    def expect(self, domain: TrustDomain, files: Sequence[SourceFile]) -> None:
+        """Remembers names and sizes for messages and limits until the files have arrived."""
+        ...
+
+    def receive(self, domain: TrustDomain, digest: Digest) -> IncomingFile: ...
+
+    def arrived(self, domain: TrustDomain, digest: Digest) -> None: ...
+
+    def sweep(self, older_than_unix_s: float, keep: Iterable[tuple[TrustDomain, Digest]]) -> int:
+        """Removes files not used since then, but `keep`; returns the bytes freed."""
+        ...
+
+    def lay_out(self, domain: TrustDomain, files: Sequence[SourceFile], folder: Path) -> None:
+        """Makes `folder` with the files under their paths, read-only.
+
+        Raises:
+            FailedPrecondition: a file was not uploaded; names it.
+            InvalidInput: a file has another size than the manifest says.
+        """
+        ...
+
+
+class Blobs(Protocol):
+    """The repository as the registry uses it. Its calls may take long and run in threads."""
+
+    async def artifact(self, digest: Digest) -> Artifact: ...
+
+    async def store(self, blobs: Sequence[Blob], folder: Path) -> None:
+        """Moves blobs that lie in `folder` under their digests into the repository; durable when it returns."""
+        ...
+
+    async def put_bytes(self, data: bytes) -> Digest: ...
+
+    async def has(self, digest: Digest) -> bool: ...
+
+    async def delete(self, digests: Sequence[Digest]) -> int:
+        """Bytes freed."""
+        ...
+
+    async def listing(self) -> list[Digest]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class BakeProgress:
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class BakeBlob:
+    """A piece of a new blob; pieces of one blob follow one another."""
+
+    digest: Digest
+    offset: int
+    data: bytes
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class BakeDone:
+    artifact: Digest
+    build_class: BuildClass
+
+
+BakeEvent = BakeProgress | BakeBlob | BakeDone
+
+
+class Baker(Protocol):
+    def bake(self, node: NodeRecord, job_id: str, export: Digest, max_batch: int, timeout_s: float) -> AsyncGenerator[BakeEvent, None]:
+        """Raises:
+        Unavailable: the node is gone or does not answer.
+        TesseraError: the build failed.
+        """
+        ...

@@ -137,6 +137,7 @@ class Layout:
                 "repository_url": self.repository_url,
                 "store_budget_bytes": self.store_bytes,
                 "sharing": self.sharing,
+                "runtime_threads": self.runtime_threads,
             })  # fmt: skip
         found["gateway"] = ("tessera.gateway", {
             **common, "address": self.endpoint, "metrics_address": self.metrics_address, "admin_address": self.admin_endpoint,

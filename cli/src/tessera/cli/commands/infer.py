@@ -1,0 +1,92 @@
+"""`tessera infer MODEL --input NAME=FILE.npy`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tessera.cli.connection import DomainOption, EndpointOption, StateOption, connect
+from tessera.cli.output import Format, OutputOption, exit_codes, show
+from tessera.domain.errors import InvalidInput
+
+SHOWN_VALUES = 6
+
+
+def _inputs(pairs: list[str]) -> dict[str, Any]:
+    import numpy as np
+
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise InvalidInput("--input", pair, "must be NAME=FILE.npy or NAME=JSON")
+        if not value.lstrip().startswith(("[", "{")) and Path(value).suffix == ".npy":
+            try:
+                found[name] = np.load(value, allow_pickle=False)
+            except (OSError, ValueError) as error:
+                raise InvalidInput(f"--input {name}", value, f"cannot be read as a .npy file: {error}") from error
+            continue
+        try:
+            array = np.asarray(json.loads(value))
+        except (json.JSONDecodeError, ValueError) as error:
+            raise InvalidInput(f"--input {name}", value[:60], f"is neither FILE.npy nor JSON: {error}") from error
+        found[name] = array.astype(np.float32) if array.dtype == np.float64 else array
+    return found
+
+
+def infer(
+    model: Annotated[str, typer.Argument(help="NAME, NAME@VERSION, NAME@VERSION/VARIANT or an alias")],
+    inputs: Annotated[
+        list[str] | None, typer.Option("--input", "-i", help="NAME=FILE.npy, or NAME=JSON (numbers become INT64 or FP32)")
+    ] = None,
+    save: Annotated[Path | None, typer.Option("--save", help="write each output to FOLDER/NAME.npy")] = None,
+    timeout: Annotated[float | None, typer.Option("--timeout", help="seconds, starting and queueing included")] = None,
+    endpoint: EndpointOption = None,
+    state: StateOption = None,
+    trust_domain: DomainOption = "default",
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """Run a model once."""
+    import numpy as np
+
+    with exit_codes(), connect(endpoint, state, trust_domain) as client:
+        answer = client.infer(model, _inputs(inputs or []), timeout_s=timeout)
+        if save is not None:
+            save.mkdir(parents=True, exist_ok=True)
+            for name, array in answer.outputs.items():
+                np.save(save / f"{name}.npy", array, allow_pickle=False)
+        data = {
+            "model": answer.model,
+            "version": answer.model_version,
+            "variant": answer.variant,
+            "node": answer.node,
+            "start_path": answer.start_path,
+            "request_id": answer.request_id,
+            "outputs": {
+                name: {"shape": list(array.shape), "datatype": str(array.dtype), "data": _data(array)}
+                for name, array in answer.outputs.items()
+            },
+        }
+        rows = [
+            {
+                "output": name,
+                "shape": str(list(array.shape)),
+                "datatype": str(array.dtype),
+                "first": str(_data(array.ravel()[:SHOWN_VALUES])),
+            }
+            for name, array in answer.outputs.items()
+        ]
+        if output is Format.TABLE:
+            print(f"{answer.variant} on {answer.node}, {answer.start_path}; request {answer.request_id}")
+        show(data, output, rows=rows, name=lambda item: item["request_id"])
+
+
+def _data(array: Any) -> Any:
+    return [element.decode(errors="replace") for element in array.ravel()] if array.dtype == object else array.tolist()
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(infer)

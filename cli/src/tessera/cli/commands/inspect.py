@@ -1,0 +1,129 @@
+"""`tessera status | ps | node list | explain | trace show`: what runs, and why."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from tessera.cli import views
+from tessera.cli.connection import EndpointOption, StateOption, connect
+from tessera.cli.output import EXIT_FAILED, Format, OutputOption, exit_codes, mebibytes, show
+from tessera.cli.waterfall import draw
+
+node = typer.Typer(no_args_is_help=True, help="The nodes.")
+trace = typer.Typer(no_args_is_help=True, help="Where the time of a request went.")
+
+
+def status(endpoint: EndpointOption = None, state: StateOption = None, output: OutputOption = Format.TABLE) -> None:
+    """The services and whether they are ready; exit code 1 when one is not."""
+    with exit_codes(), connect(endpoint, state) as client:
+        found = [views.service(each) for each in client.platform().services]
+        show(found, output, columns=("kind", "id", "address", "ready", "detail"), name=lambda item: f"{item['kind']}/{item['id']}")
+        if not all(each["ready"] for each in found):
+            raise typer.Exit(EXIT_FAILED)
+
+
+def ps(endpoint: EndpointOption = None, state: StateOption = None, output: OutputOption = Format.TABLE) -> None:
+    """Every instance: where it runs, how it started, what it costs in memory."""
+    with exit_codes(), connect(endpoint, state) as client:
+        found = [views.instance(node_id, instance) for node_id, instance in client.instances()]
+        rows = [
+            {
+                "id": each["id"],
+                "variant": f"{each['model']}@{each['version']}/{each['variant']}",
+                "node": each["node"],
+                "pid": each["pid"],
+                "state": each["state"],
+                "start": each["start_path"] + (" +fetch" if each["fetched"] else ""),
+                "start_ms": each["start_ms"]["total"],
+                "shared": mebibytes(each["shared_bytes"]),
+                "private": mebibytes(each["private_bytes"]),
+                "served": each["served"],
+                "idle_s": each["idle_s"],
+            }
+            for each in found
+        ]
+        show(found, output, rows=rows)
+
+
+@node.command("list")
+def list_nodes(endpoint: EndpointOption = None, state: StateOption = None, output: OutputOption = Format.TABLE) -> None:
+    """Nodes with their store and runtimes."""
+    with exit_codes(), connect(endpoint, state) as client:
+        found = [views.node(each) for each in client.nodes()]
+        rows = [
+            {
+                "id": each["id"],
+                "class": each["profile_class"],
+                "cores": each["cpu_count"],
+                "runtimes": len(each["runtimes"]),
+                "instances": each["instances"],
+                "store": f"{mebibytes(each['store']['used_bytes'])} of {mebibytes(each['store']['budget_bytes'])}",
+                "pinned": mebibytes(each["store"]["pinned_bytes"]),
+                "private": mebibytes(sum(runtime["private_bytes"] for runtime in each["runtimes"])),
+            }
+            for each in found
+        ]
+        show(found, output, rows=rows)
+
+
+def explain(
+    request_id: Annotated[str, typer.Argument(help="as the reply's request_id parameter gives it")],
+    endpoint: EndpointOption = None,
+    state: StateOption = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """Why a request got this variant, node and start path, and why the others lost."""
+    with exit_codes(), connect(endpoint, state) as client:
+        data = views.explanation(client.explain(request_id))
+        if output is not Format.TABLE:
+            show(data, output, name=lambda item: item["request_id"])
+            return
+        _tell(data)
+
+
+def _tell(data: dict[str, Any]) -> None:
+    print(f"request {data['request_id']} for {data['model']}: {data['outcome']}")
+    print(f"  answered by instance {data['instance'] or '-'} on {data['node'] or '-'}, start path {data['start_path'] or '-'}")
+    predicted = f", predicted {data['predicted_ms']:.1f} ms" if data["predicted_ms"] else ""
+    print(f"  took {data['actual_ms']:.1f} ms{predicted}: " + ", ".join(f"{key} {value:.1f}" for key, value in data["stages_ms"].items()))
+    print(f"variants (policy {data['variant_policy']}):")
+    show(
+        None,
+        Format.TABLE,
+        rows=[_marked(option) for option in data["variants"]],
+        columns=("", "variant", "expected_ms", "active_instances", "reason"),
+    )
+    if data["start_options"]:
+        print(f"starts (policy {data['start_policy']}):")
+        columns = ("", "variant", "node", "start_path", "expected_ms", "bytes_to_fetch", "reason")
+        show(None, Format.TABLE, rows=[_marked(option) for option in data["start_options"]], columns=columns)
+
+
+def _marked(option: dict[str, Any]) -> dict[str, Any]:
+    return {**option, "": "*" if option["chosen"] else " "}
+
+
+@trace.command("show")
+def show_trace(
+    request_id: Annotated[str, typer.Argument(help="as the reply's request_id parameter gives it")],
+    endpoint: EndpointOption = None,
+    state: StateOption = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """The spans of a request as a waterfall."""
+    with exit_codes(), connect(endpoint, state) as client:
+        spans = [views.span(each) for each in client.trace(request_id).spans]
+        if output is Format.TABLE:
+            draw(spans)
+        else:
+            show(spans, output)
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(status)
+    app.command()(ps)
+    app.add_typer(node, name="node")
+    app.command()(explain)
+    app.add_typer(trace, name="trace")

@@ -1,0 +1,214 @@
+"""`tessera model register | list | show | delete | alias`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tessera.cli import views
+from tessera.cli.connection import DomainOption, EndpointOption, StateOption, connect
+from tessera.cli.output import Format, OutputOption, exit_codes, mebibytes, note, show
+
+if TYPE_CHECKING:
+    from tessera.api.registry.v1 import registry_pb2
+from tessera.domain.errors import InvalidInput
+
+model = typer.Typer(no_args_is_help=True, help="Register models and look at them.")
+
+
+def _builder_arguments(pairs: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise InvalidInput("--builder-arg", pair, "must be KEY=VALUE (a JSON value; other text is taken as it is)")
+        try:
+            found[key] = json.loads(value)
+        except json.JSONDecodeError:
+            found[key] = value
+    return found
+
+
+class _Progress:
+    """Progress on stderr: one line that is rewritten on a terminal, nothing elsewhere."""
+
+    def __init__(self) -> None:
+        self._on = sys.stderr.isatty()
+
+    def line(self, text: str) -> None:
+        if self._on:
+            sys.stderr.write(f"\r\033[K{text[:120]}")
+            sys.stderr.flush()
+
+    def end(self) -> None:
+        if self._on:
+            sys.stderr.write("\r\033[K")
+
+    def event(self, event: registry_pb2.JobEvent) -> None:
+        self.line(f"{event.fraction:4.0%} {event.step} {event.message}")
+
+    def upload(self, sent: int, total: int) -> None:
+        self.line(f"uploading {mebibytes(sent)} of {mebibytes(total)}")
+
+
+@model.command("register")
+def register_model(
+    name: Annotated[str, typer.Argument(help="the model's name")],
+    path_or_builder: Annotated[str, typer.Argument(help="a Hugging Face directory, a .pt2 file, or package.module:callable")],
+    task: Annotated[str, typer.Option("--task", help="what it answers, in common with other models")] = "",
+    dataset: Annotated[str, typer.Option("--dataset", help="what its accuracy was measured on")] = "",
+    accuracy: Annotated[float | None, typer.Option("--accuracy", help="0 to 1, as you measured it")] = None,
+    builder_arg: Annotated[list[str] | None, typer.Option("--builder-arg", help="KEY=VALUE for the builder; may be repeated")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="seeded weights for a builder")] = None,
+    weights: Annotated[Path | None, typer.Option("--weights", help="a safetensors file with the builder's weights")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="return when its variants are made, not only when it is durable")] = False,
+    endpoint: EndpointOption = None,
+    state: StateOption = None,
+    trust_domain: DomainOption = "default",
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """Register a model; the same content again is recognised and changes nothing."""
+    with exit_codes(), connect(endpoint, state, trust_domain) as client:
+        progress = _Progress()
+        try:
+            result = client.register(
+                name,
+                path_or_builder,
+                task=task,
+                dataset=dataset,
+                accuracy=accuracy,
+                builder_args=_builder_arguments(builder_arg or []),
+                seed=seed,
+                weights=weights,
+                wait=wait,
+                on_event=progress.event,
+                on_upload=progress.upload,
+            )
+        finally:
+            progress.end()
+        if output is Format.TABLE:
+            _say_registered(result)
+        show(
+            views.registration(result),
+            output,
+            rows=[_variant_row(variant) for variant in result.variants],
+            columns=("variant", "state", "size", "shared", "tensors", "reason"),
+            name=lambda item: f"{item['model']}@{item['version']}",
+        )
+
+
+def _say_registered(result: registry_pb2.RegistrationResult) -> None:
+    if result.unchanged:
+        note(f"{result.model}@{result.version} was registered before with the same content; nothing changed")
+        return
+    note(
+        f"registered {result.model}@{result.version}: {mebibytes(result.tensor_bytes)} of tensors, "
+        f"{mebibytes(result.tensor_bytes_already_stored)} of them already stored"
+    )
+
+
+def _variant_row(variant: registry_pb2.VariantInfo) -> dict[str, Any]:
+    return {
+        "variant": variant.key.variant,
+        "state": variant.state,
+        "size": mebibytes(variant.tensor_bytes),
+        "shared": mebibytes(variant.tensor_bytes_shared),
+        "tensors": variant.tensor_count,
+        "reason": variant.reason,
+    }
+
+
+@model.command("list")
+def list_models(
+    task: Annotated[str, typer.Option("--task", help="only models of this task")] = "",
+    endpoint: EndpointOption = None,
+    state: StateOption = None,
+    trust_domain: DomainOption = "default",
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """All models."""
+    with exit_codes(), connect(endpoint, state, trust_domain) as client:
+        found = client.models(task)
+        rows = [
+            {
+                "name": info.name,
+                "task": info.task,
+                "version": info.versions[-1].version if info.versions else None,
+                "variants": [f"{each.key.variant} ({each.state})" for each in info.versions[-1].variants] if info.versions else [],
+                "aliases": list(info.aliases),
+            }
+            for info in found
+        ]
+        show([views.model(info) for info in found], output, rows=rows, columns=("name", "version", "task", "variants", "aliases"))
+
+
+@model.command("show")
+def show_model(
+    name: Annotated[str, typer.Argument(help="a model or an alias")],
+    endpoint: EndpointOption = None,
+    state: StateOption = None,
+    trust_domain: DomainOption = "default",
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """A model with its versions, signature and variants."""
+    with exit_codes(), connect(endpoint, state, trust_domain) as client:
+        info = client.model(name)
+        if output is Format.TABLE:
+            print(f"{info.name}  task: {info.task or '-'}  dataset: {info.dataset or '-'}  aliases: {', '.join(info.aliases) or '-'}")
+            for version in info.versions:
+                for what, specs in (("in ", version.signature.inputs), ("out", version.signature.outputs)):
+                    print(f"  @{version.version} {what} " + ", ".join(f"{spec.name} {spec.datatype}{list(spec.shape)}" for spec in specs))
+        rows = [{"version": version.version, **_variant_row(variant)} for version in info.versions for variant in version.variants]
+        show(views.model(info), output, rows=rows, columns=("version", "variant", "state", "size", "shared", "tensors", "reason"))
+
+
+@model.command("delete")
+def delete_model(
+    name: Annotated[str, typer.Argument(help="the model, or MODEL@VERSION for one version")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
+    endpoint: EndpointOption = None,
+    state: StateOption = None,
+    trust_domain: DomainOption = "default",
+) -> None:
+    """Delete a model or one version of it; refused while an alias points at it."""
+    from tessera.domain.ids import parse_reference
+
+    with exit_codes():
+        reference = parse_reference(name)
+        if not yes:
+            typer.confirm(f"delete {name}?", abort=True)
+        with connect(endpoint, state, trust_domain) as client:
+            freed = client.delete_model(reference.name, reference.version)
+        note(f"deleted {name}; the repository got {mebibytes(freed)} back")
+
+
+@model.command("alias")
+def alias_model(
+    alias: Annotated[str, typer.Argument(help="the other name")],
+    target: Annotated[str | None, typer.Argument(help="MODEL (its newest version) or MODEL@VERSION")] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="remove the alias")] = False,
+    endpoint: EndpointOption = None,
+    state: StateOption = None,
+    trust_domain: DomainOption = "default",
+) -> None:
+    """Point an alias at a model or a version; it moves atomically."""
+    from tessera.domain.ids import parse_reference
+
+    with exit_codes(), connect(endpoint, state, trust_domain) as client:
+        if delete:
+            client.delete_alias(alias)
+            note(f"removed alias {alias}")
+            return
+        if target is None:
+            raise InvalidInput("target", None, "is missing: MODEL or MODEL@VERSION")
+        reference = parse_reference(target)
+        client.set_alias(alias, reference.name, reference.version)
+        note(f"{alias} now means {target}")
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(model, name="model")

@@ -1,0 +1,220 @@
+"""Answers as plain values: the JSON that the CLI prints. The field names are stable and listed in docs/cli.md."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tessera.api.common.v1 import common_pb2
+    from tessera.api.gateway.v1 import gateway_pb2
+    from tessera.api.node.v1 import node_pb2
+    from tessera.api.profiler.v1 import profiler_pb2
+    from tessera.api.registry.v1 import registry_pb2
+
+Plain = dict[str, Any]
+
+
+def key_text(key: common_pb2.VariantKey) -> str:
+    return f"{key.model}@{key.version}/{key.variant}"
+
+
+def stages(found: Iterable[common_pb2.StageTime]) -> Plain:
+    """Milliseconds by stage, and their sum as `total`."""
+    by_stage = {stage.stage: round(stage.ms, 3) for stage in found}
+    return {**by_stage, "total": round(sum(by_stage.values()), 3)}
+
+
+def _tensors(specs: Iterable[common_pb2.TensorSpec]) -> list[Plain]:
+    return [{"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)} for spec in specs]
+
+
+def variant(info: registry_pb2.VariantInfo) -> Plain:
+    return {
+        "name": info.key.variant,
+        "backend": info.backend,
+        "precision": info.precision,
+        "state": info.state,
+        "reason": info.reason,
+        "build_class": info.build_class,
+        "max_batch": info.max_batch,
+        "tensor_bytes": info.tensor_bytes,
+        "tensor_bytes_shared": info.tensor_bytes_shared,
+        "tensor_count": info.tensor_count,
+        "artifact": info.artifact_digest,
+        "graph": info.graph_digest,
+    }
+
+
+def model(info: registry_pb2.ModelInfo) -> Plain:
+    return {
+        "name": info.name,
+        "trust_domain": info.trust_domain,
+        "task": info.task,
+        "dataset": info.dataset,
+        "accuracy": info.accuracy if info.HasField("accuracy") else None,
+        "aliases": list(info.aliases),
+        "versions": [
+            {
+                "version": version.version,
+                "source_kind": version.source_kind,
+                "source_digest": version.source_digest,
+                "created_unix_s": version.created_unix_s,
+                "batched": version.signature.batched,
+                "inputs": _tensors(version.signature.inputs),
+                "outputs": _tensors(version.signature.outputs),
+                "variants": [variant(each) for each in version.variants],
+            }
+            for version in info.versions
+        ],
+    }
+
+
+def registration(result: registry_pb2.RegistrationResult) -> Plain:
+    return {
+        "model": result.model,
+        "version": result.version,
+        "unchanged": result.unchanged,
+        "tensor_bytes": result.tensor_bytes,
+        "tensor_bytes_already_stored": result.tensor_bytes_already_stored,
+        "variants": [variant(each) for each in result.variants],
+    }
+
+
+def instance(node_id: str, found: node_pb2.Instance) -> Plain:
+    return {
+        "id": found.instance_id,
+        "model": found.variant.model,
+        "version": found.variant.version,
+        "variant": found.variant.variant,
+        "node": node_id,
+        "runtime_id": found.runtime_id,
+        "pid": found.pid,
+        "state": found.state,
+        "start_path": found.start_path,
+        "fetched": found.fetched,
+        "start_ms": stages(found.stages),
+        "shared_bytes": found.shared_bytes,
+        "private_bytes": found.private_bytes,
+        "idle_s": round(found.idle_s, 3),
+        "served": found.served,
+        "error": found.error,
+    }
+
+
+def node(found: node_pb2.NodeStatus) -> Plain:
+    store = found.store
+    return {
+        "id": found.node_id,
+        "trust_domain": found.trust_domain,
+        "address": found.agent_address,
+        "cpu_count": found.cpu_count,
+        "build_class": found.build_class,
+        "profile_class": found.profile_class,
+        "flavours": list(found.flavours),
+        "instances": len(found.instances),
+        "runtimes": [
+            {
+                "id": runtime.runtime_id,
+                "pid": runtime.pid,
+                "flavour": runtime.flavour,
+                "threads": runtime.threads,
+                "instances": runtime.instances,
+                "private_bytes": runtime.private_bytes,
+                "proportional_bytes": runtime.proportional_bytes,
+            }
+            for runtime in found.runtimes
+        ],
+        "store": {
+            "used_bytes": store.used_bytes,
+            "budget_bytes": store.budget_bytes,
+            "pinned_bytes": store.pinned_bytes,
+            "unlinked_bytes": store.unlinked_bytes,
+            "files": store.files,
+            "huge_pages": store.huge_pages,
+            "sharing": store.sharing,
+            "fetched_bytes": store.fetched_bytes,
+            "quarantined": store.quarantined,
+        },
+    }
+
+
+def profile(found: profiler_pb2.Profile) -> Plain:
+    return {
+        "variant": key_text(found.variant),
+        "profile_class": found.profile_class,
+        "quick": found.quick,
+        "measured_unix_s": found.measured_unix_s,
+        "load": [
+            {"start_path": cost.start_path, "ms": stages(cost.stages), "peak_private_bytes": cost.peak_private_bytes} for cost in found.load
+        ],
+        "latency": [
+            {
+                "batch": row.batch,
+                "threads": row.threads,
+                "repeats": row.repeats,
+                "p50_ms": round(row.p50_ms, 4),
+                "p99_ms": round(row.p99_ms, 4),
+                "mean_ms": round(row.mean_ms, 4),
+                "peak_private_bytes": row.peak_private_bytes,
+            }
+            for row in found.rows
+        ],
+    }
+
+
+def explanation(answer: gateway_pb2.ExplainResponse) -> Plain:
+    return {
+        "request_id": answer.request_id,
+        "model": answer.model,
+        "outcome": answer.outcome,
+        "variant_policy": answer.variant_policy,
+        "variants": [
+            {
+                "variant": key_text(option.variant),
+                "expected_ms": round(option.expected_ms, 3),
+                "active_instances": option.active_instances,
+                "chosen": option.chosen,
+                "reason": option.reason,
+            }
+            for option in answer.variants
+        ],
+        "node": answer.node_id,
+        "instance": answer.instance_id,
+        "start_path": answer.start_path,
+        "start_policy": answer.start.policy,
+        "start_options": [
+            {
+                "variant": key_text(option.variant),
+                "node": option.node_id,
+                "start_path": option.start_path,
+                "expected_ms": round(option.expected_ms, 3),
+                "bytes_to_fetch": option.bytes_to_fetch,
+                "chosen": option.chosen,
+                "reason": option.reason,
+            }
+            for option in answer.start.options
+        ],
+        "stages_ms": stages(answer.stages),
+        "predicted_ms": round(answer.predicted_ms, 3),
+        "actual_ms": round(answer.actual_ms, 3),
+    }
+
+
+def span(found: common_pb2.Span) -> Plain:
+    return {
+        "name": found.name,
+        "service": found.service,
+        "span_id": found.span_id,
+        "parent_span_id": found.parent_span_id,
+        "start_unix_ns": found.start_unix_ns,
+        "end_unix_ns": found.end_unix_ns,
+        "ms": round((found.end_unix_ns - found.start_unix_ns) / 1e6, 3),
+        "status": found.status,
+        "attributes": dict(found.attributes),
+    }
+
+
+def service(found: gateway_pb2.ServiceStatus) -> Plain:
+    return {"kind": found.kind, "id": found.id, "address": found.address, "ready": found.ready, "detail": found.detail}

@@ -70,7 +70,8 @@ def node(
 def node_record(name: str = "n1", **changes: Any) -> NodeRecord:
     values: dict[str, Any] = {
         "node_id": NodeId(name), "host_id": "h", "agent_address": f"{name}:1", "relay_address": f"{name}:2", "build_class": BuildClass("a"),
-        "profile_class": ProfileClass("p"), "flavours": ("ort", "aten"), "cpu_count": 2, "store_budget_bytes": 1 << 30, "trust_domain": DOMAIN,
+        "profile_class": ProfileClass("p"), "flavours": ("ort", "aten"), "cpu_count": 2, "store_budget_bytes": 1 << 30,
+        "trust_domain": DOMAIN,
     }  # fmt: skip
     return NodeRecord(**{**values, **changes})
 

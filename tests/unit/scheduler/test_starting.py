@@ -204,7 +204,7 @@ def test_refusals_are_counted_and_have_their_kind() -> None:
         with pytest.raises(FailedPrecondition, match="no node can start it: m@1/ort-zen: 0 of 1 nodes: 1 is of another build class"):
             await world.start(scheduler, "ort-zen")
         await world.add_variant(variant("ort-big", tensor_bytes=2 << 30))
-        with pytest.raises(ResourceExhausted, match="1 is short of 1.0 GiB in its store"):
+        with pytest.raises(ResourceExhausted, match=r"1 is short of 1\.0 GiB in its store"):
             await world.start(scheduler, "ort-big")
 
     in_world(scenario)

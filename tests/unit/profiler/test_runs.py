@@ -1,0 +1,292 @@
+"""Runs against a fake etcd and agents that measure, break off, or vanish."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from tessera.coord import keys
+from tessera.coord.interface import Delete, ModRevisionIs, Put
+from tessera.coord.records import decode, encode
+from tessera.domain.errors import FailedPrecondition, Internal, InvalidInput, ModelNotFound, NotFound, Unavailable, VersionNotFound
+from tessera.domain.ids import DEFAULT_TRUST_DOMAIN, ModelName, NodeId, ProfileClass, VersionNumber
+from tessera.domain.records import AliasRecord, ProfileRecord
+from tessera.profiler.adapters.records import EtcdRecords
+from tessera.profiler.loops import Profiler, Progress, RunLimits, RunRequest
+from tessera.profiler.ports import Measured, MeasureOrder
+from tessera.program import Stop, Tasks
+from tessera.testing import VirtualClock
+from tessera.testing.builders import (
+    PROFILE_CLASS,
+    a_latency_row,
+    a_load_cost,
+    a_model,
+    a_node,
+    a_variant,
+    a_variant_key,
+    a_version,
+    a_version_key,
+)
+from tessera.testing.coord import FakeCoordinator
+
+KEY = a_variant_key()
+
+
+@dataclass
+class FakeAgents:
+    """Measures at once. `break_after[address]` rows it raises; `hold` makes it wait after the first row."""
+
+    orders: list[tuple[str, MeasureOrder]] = field(default_factory=list)
+    break_after: dict[str, tuple[int, Exception]] = field(default_factory=dict)
+    hold: asyncio.Event | None = None
+    running: dict[str, int] = field(default_factory=dict)
+    most_at_once: dict[str, int] = field(default_factory=dict)
+    ended_early: int = 0
+    p50_ms: float = 2.0
+
+    async def measure(self, address: str, order: MeasureOrder, budget_s: float) -> AsyncGenerator[Measured, None]:
+        self.orders.append((address, order))
+        self.running[address] = self.running.get(address, 0) + 1
+        self.most_at_once[address] = max(self.most_at_once.get(address, 0), self.running[address])
+        finished = False
+        try:
+            yield "loading"
+            left, error = self.break_after.get(address, (10**6, None))
+            for number, batch in enumerate(order.group.batches):
+                if number >= left and error is not None:
+                    raise error
+                if number == 0:
+                    yield a_load_cost()
+                if number == 1 and self.hold is not None:
+                    await self.hold.wait()
+                await asyncio.sleep(0)
+                yield a_latency_row(batch, order.group.threads, self.p50_ms)
+            finished = True
+        finally:
+            self.running[address] -= 1
+            self.ended_early += not finished
+
+    async def close(self) -> None: ...
+
+
+class Bench:
+    def __init__(self, etcd: FakeCoordinator, agents: FakeAgents, profiler: Profiler) -> None:
+        self.etcd = etcd
+        self.agents = agents
+        self.profiler = profiler
+
+    async def put(self, key: str, record: Any) -> None:
+        found = await self.etcd.get(key)
+        await self.etcd.transact([ModRevisionIs(key, found.mod_revision if found else 0)], [Put(key, encode(record))])
+
+    async def stored(self, profile_class: str = PROFILE_CLASS) -> ProfileRecord | None:
+        found = await self.etcd.get(keys.profile(KEY, ProfileClass(profile_class)))
+        return None if found is None else decode(ProfileRecord, found.value)
+
+    async def run(self, model: str = "digits", **fields: Any) -> list[Progress]:
+        return [progress async for progress in self.profiler.run(RunRequest(DEFAULT_TRUST_DOMAIN, model, **fields))]
+
+
+@asynccontextmanager
+async def bench(**node: Any) -> AsyncIterator[Bench]:
+    etcd, agents, stop = FakeCoordinator(), FakeAgents(), Stop()
+    async with Tasks(stop) as tasks:
+        profiler = Profiler(clock=VirtualClock(), tasks=tasks, records=EtcdRecords(etcd), agents=agents, limits=RunLimits())
+        found = Bench(etcd, agents, profiler)
+        await found.put(keys.model(DEFAULT_TRUST_DOMAIN, ModelName("digits")), a_model())
+        await found.put(keys.version(a_version_key()), a_version())
+        await found.put(keys.variant(KEY), a_variant())
+        await found.put(keys.node(DEFAULT_TRUST_DOMAIN, NodeId("n1")), a_node("n1", agent_address="n1:1", **node))
+        yield found
+    await etcd.close()
+    assert stop.error is None
+
+
+async def test_a_full_run_stores_every_row_and_the_loads() -> None:
+    async with bench() as found:
+        events = await found.run()
+        stored = await found.stored()
+        assert stored is not None
+        assert [(row.batch, row.threads) for row in stored.rows] == [(1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (2, 2), (4, 2), (8, 2)]
+        assert (stored.load, stored.quick) == ((a_load_cost(),), False)
+        assert events[-1].profile == stored
+        assert events[-1].fraction == 1.0
+        fractions = [event.fraction for event in events]
+        assert fractions == sorted(fractions)
+        assert [(order.group.threads, order.seconds_per_row) for _, order in found.agents.orders] == [(1, 3.0), (2, 3.0)]
+
+
+async def test_a_quick_run_measures_one_row_with_the_nodes_threads() -> None:
+    async with bench(runtime_threads=2) as found:
+        await found.run(quick=True)
+        stored = await found.stored()
+        assert stored is not None
+        assert ([(row.batch, row.threads) for row in stored.rows], stored.quick) == ([(1, 2)], True)
+        assert found.agents.orders[0][1].seconds_per_row == 1.0
+        await found.run()
+        again = await found.stored()
+        assert again is not None
+        assert not again.quick
+        measured = [(batch, order.group.threads) for _, order in found.agents.orders for batch in order.group.batches]
+        assert len(measured) == len(set(measured)) == 8, "the quick row was not measured twice"
+
+
+async def test_a_broken_off_run_goes_on_where_it_stopped() -> None:
+    async with bench() as found:
+        found.agents.break_after["n1:1"] = (2, Internal("the runtime crashed"))
+        with pytest.raises(Internal, match="1 of 1 profiles failed; the first: the runtime crashed"):
+            await found.run()
+        stored = await found.stored()
+        assert stored is not None
+        assert [(row.batch, row.threads) for row in stored.rows] == [(1, 1), (2, 1)]
+        found.agents.break_after.clear()
+        found.agents.orders.clear()
+        await found.run()
+        assert [order.group.batches for _, order in found.agents.orders] == [(4, 8), (1, 2, 4, 8)]
+
+
+async def test_what_is_measured_already_is_measured_again_only_when_asked() -> None:
+    async with bench() as found:
+        await found.run()
+        found.agents.orders.clear()
+        events = await found.run()
+        assert found.agents.orders == []
+        assert [event.message for event in events] == [f"digits@1/aten-fp32 on {PROFILE_CLASS}: already measured"]
+        assert events[0].fraction == 1.0
+        found.agents.p50_ms = 7.0
+        await found.run(again=True)
+        stored = await found.stored()
+        assert stored is not None
+        assert stored.latency_ms(8, 2) == 7.0
+
+
+async def test_a_caller_that_leaves_ends_the_measuring_and_keeps_what_is_done() -> None:
+    async with bench() as found:
+        found.agents.hold = asyncio.Event()
+        async with aclosing(found.profiler.run(RunRequest(DEFAULT_TRUST_DOMAIN, "digits"))) as run:
+            async for progress in run:
+                if "batch 1, 1 thread" in progress.message:
+                    break
+        async with asyncio.timeout(5):
+            while not found.agents.ended_early:
+                await asyncio.sleep(0)
+        stored = await found.stored()
+        assert stored is not None
+        assert [(row.batch, row.threads) for row in stored.rows] == [(1, 1)]
+        found.agents.hold.set()
+        found.agents.orders.clear()
+        await found.run()
+        assert found.agents.orders[0][1].group.batches == (2, 4, 8)
+
+
+async def test_one_variant_at_a_time_per_node() -> None:
+    async with bench() as found:
+        await found.put(keys.variant(a_variant_key(variant="ort-fp32")), a_variant(variant="ort-fp32"))
+        everything = await asyncio.gather(found.run(variant="aten-fp32"), found.run(variant="ort-fp32"))
+        assert found.agents.most_at_once == {"n1:1": 1}
+        assert any("waiting for another measurement on n1" in event.message for events in everything for event in events)
+
+
+async def test_classes_are_measured_side_by_side() -> None:
+    async with bench() as found:
+        other = ProfileClass("other")
+        await found.put(keys.node(DEFAULT_TRUST_DOMAIN, NodeId("n2")), a_node("n2", agent_address="n2:1", profile_class=other))
+        found.agents.hold = asyncio.Event()
+        run = asyncio.get_running_loop().create_task(found.run())
+        async with asyncio.timeout(5):
+            while found.agents.running != {"n1:1": 1, "n2:1": 1}:
+                await asyncio.sleep(0)
+        found.agents.hold.set()
+        await run
+        assert await found.stored("other") is not None
+
+
+async def test_another_node_of_the_class_measures_what_an_unreachable_one_left() -> None:
+    async with bench() as found:
+        await found.put(keys.node(DEFAULT_TRUST_DOMAIN, NodeId("n2")), a_node("n2", agent_address="n2:1"))
+        found.agents.break_after["n1:1"] = (3, Unavailable("n1 does not answer"))
+        await found.run()
+        by_node = [(address, order.group.threads, order.group.batches) for address, order in found.agents.orders]
+        assert by_node == [("n1:1", 1, (1, 2, 4, 8)), ("n2:1", 1, (8,)), ("n1:1", 2, (1, 2, 4, 8)), ("n2:1", 2, (8,))]
+        found.agents.break_after["n2:1"] = (0, Unavailable("n2 does not answer"))
+        with pytest.raises(Unavailable, match="1 of 1 profiles failed; the first: n2 does not answer"):
+            await found.run(again=True)
+
+
+async def test_a_failed_variant_does_not_keep_the_others_from_being_measured() -> None:
+    async with bench() as found:
+        other = a_variant_key(variant="ort-fp32")
+        await found.put(keys.variant(other), a_variant(variant="ort-fp32"))
+        found.agents.break_after["n1:1"] = (1, Internal("crashed"))
+        with pytest.raises(Internal, match="2 of 2 profiles failed"):
+            await found.run()
+        assert {order.variant for _, order in found.agents.orders} == {KEY, other}
+
+
+async def test_an_agent_that_measures_too_little_is_noticed() -> None:
+    async with bench() as found:
+
+        async def lazy(address: str, order: MeasureOrder, budget_s: float) -> AsyncGenerator[Measured, None]:
+            yield a_latency_row(1, order.group.threads)
+
+        found.agents.measure = lazy  # type: ignore[method-assign]
+        with pytest.raises(Internal, match=r"no row for batches \[2, 4, 8\] with 1 thread"):
+            await found.run()
+
+
+async def test_a_lost_race_for_the_record_is_merged_anew() -> None:
+    """Two runs of the same variant on different thread counts do not overwrite each other."""
+    async with bench() as found:
+        store = found.profiler._records.store
+        raced = []
+
+        async def racing(profile: ProfileRecord, based_on: ProfileRecord | None) -> None:
+            if not raced:
+                raced.append(True)
+                theirs = ProfileRecord(KEY, PROFILE_CLASS, (), (a_latency_row(16, 4),), 1.0)
+                await found.put(keys.profile(KEY, PROFILE_CLASS), theirs)
+            await store(profile, based_on)
+
+        found.profiler._records.store = racing  # type: ignore[method-assign]
+        await found.run(quick=True)
+        stored = await found.stored()
+        assert stored is not None
+        assert [(row.batch, row.threads) for row in stored.rows] == [(1, 1), (16, 4)]
+
+
+async def test_a_variant_that_was_deleted_meanwhile_gets_no_profile() -> None:
+    async with bench() as found:
+        found.agents.hold = asyncio.Event()
+        run = asyncio.get_running_loop().create_task(found.run())
+        async with asyncio.timeout(5):
+            while await found.stored() is None:
+                await asyncio.sleep(0)
+        for key in (keys.variant(KEY), keys.profile(KEY, PROFILE_CLASS)):
+            item = await found.etcd.get(key)
+            assert item is not None
+            await found.etcd.transact([ModRevisionIs(key, item.mod_revision)], [Delete(key)])
+        found.agents.hold.set()
+        with pytest.raises(NotFound, match="was deleted while it was measured"):
+            await run
+        assert await found.stored() is None
+
+
+async def test_names_are_resolved() -> None:
+    async with bench() as found:
+        alias = AliasRecord(ModelName("best"), DEFAULT_TRUST_DOMAIN, ModelName("digits"), VersionNumber(1))
+        await found.put(keys.alias(DEFAULT_TRUST_DOMAIN, ModelName("best")), alias)
+        await found.run("best", quick=True)
+        assert [item.variant for item in await found.profiler.profiles(DEFAULT_TRUST_DOMAIN, "digits", 0)] == [KEY]
+        with pytest.raises(ModelNotFound):
+            await found.run("unknown")
+        with pytest.raises(VersionNotFound, match="model 'digits' has no version 2"):
+            await found.run(version=2)
+        with pytest.raises(InvalidInput, match="model 'No Name'"):
+            await found.run("No Name")
+        with pytest.raises(FailedPrecondition, match="no node of profile class 'x'"):
+            await found.run(profile_class="x")

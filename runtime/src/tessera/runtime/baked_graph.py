@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, numpy_helper
 
-from tessera.domain.errors import Internal
+from tessera.domain.errors import DataCorrupted, Internal
 from tessera.runtime.backends.ort.backend import EXTERNAL_NAME
-from tessera.runtime.backends.ort.graph import ELEMENT_TYPES
+from tessera.runtime.backends.ort.graph import ELEMENT_TYPES, external_initializers
 
 _FLOATS = {TensorProto.FLOAT: "FP32", TensorProto.DOUBLE: "FP64", TensorProto.FLOAT16: "FP16", TensorProto.BFLOAT16: "BF16"}
 _DATATYPES = {number: name for name, number in ELEMENT_TYPES.items()}
@@ -53,9 +54,9 @@ def _session(graph: bytes, tensors: Mapping[str, npt.NDArray[Any]], scratch: Pat
         options.optimized_model_filepath = str(optimised)
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", _WEIGHTS)
         options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
-    if tensors:
-        names = list(tensors)
-        options.add_external_initializers(names, [ort.OrtValue.ortvalue_from_numpy(np.array(tensors[name])) for name in names])
+    values = _shaped(graph, tensors)  # kept until the session is there: ONNX Runtime has pointers only until it has copied
+    if values:
+        options.add_external_initializers(list(values), list(values.values()))
     try:
         return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:
@@ -64,11 +65,27 @@ def _session(graph: bytes, tensors: Mapping[str, npt.NDArray[Any]], scratch: Pat
         ) from error
 
 
+def _shaped(graph: bytes, tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
+    """OrtValues by name. A scalar that the artifact lists as one element of one dimension gets the graph's shape.
+
+    Raises:
+        DataCorrupted: a tensor is missing, or has another number of elements than the graph says.
+    """
+    values: dict[str, Any] = {}
+    for name, initializer in external_initializers(graph).items():
+        array = tensors.get(name)
+        if array is None or array.size != math.prod(initializer.shape):
+            got = "nothing" if array is None else list(array.shape)
+            raise DataCorrupted(f"initializer {name}: the graph wants {list(initializer.shape)}, the artifact has {got}")
+        values[name] = ort.OrtValue.ortvalue_from_numpy(array.reshape(initializer.shape))
+    return values
+
+
 def _externalise(model: Any) -> dict[str, tuple[npt.NDArray[Any], str]]:
     """Takes the floats out of the main graph; everything else becomes inline raw bytes, so that equal structure is equal bytes."""
     found: dict[str, tuple[npt.NDArray[Any], str]] = {}
     for tensor in model.graph.initializer:
-        array = np.ascontiguousarray(numpy_helper.to_array(tensor))
+        array = numpy_helper.to_array(tensor)
         name, dims, data_type = tensor.name, list(tensor.dims), tensor.data_type
         tensor.Clear()
         tensor.name, tensor.data_type = name, data_type

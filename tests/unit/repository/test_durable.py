@@ -43,6 +43,21 @@ def test_file_and_folders_are_synced_in_the_right_order(repository: Repository, 
     assert recorder.seen == [f"sync folder {digest[:2]}"]
 
 
+def test_every_new_folder_is_synced_from_the_top(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder(monkeypatch)
+    Repository((tmp_path / "state/repository").as_uri())
+    assert recorder.seen == [f"sync folder {tmp_path.name[:11]}", "sync folder state", "sync folder repository"]
+
+
+def test_a_folder_that_somebody_else_just_made_is_synced_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (Repository(tmp_path.as_uri()) for _ in range(2))
+    digest = first.put_bytes(b"data")
+    first.delete(digest)
+    recorder = Recorder(monkeypatch)
+    second.put_bytes(b"data")
+    assert recorder.seen[0] == "sync folder blobs"
+
+
 def test_what_is_stored_cannot_be_written(repository: Repository, tmp_path: Path) -> None:
     digest = repository.put_bytes(b"data")
     path = tmp_path / "repository/blobs" / digest[:2] / digest

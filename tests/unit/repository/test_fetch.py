@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ class CountingRepository(RepositoryReader):
     def __init__(self, inner: Repository) -> None:
         self.inner = inner
         self.opened: dict[Digest, int] = {}
+        self.pause_s = 0.0
         self.at_once = 0
         self.most_at_once = 0
         self.first_chunk = threading.Event()
@@ -52,6 +54,7 @@ class CountingRepository(RepositoryReader):
             for chunk in chunks:
                 yield chunk
                 self.first_chunk.set()
+                time.sleep(self.pause_s)
                 assert self.go_on.wait(20)
         finally:
             with self.lock:
@@ -212,6 +215,30 @@ def test_calls_that_want_the_same_blob_share_one_copying(counting: CountingRepos
     assert counting.opened == {blob.digest: 1 for blob in blobs}
     assert sum(found.bytes_fetched for found in fetched) == 2 * MIB + 100
     assert store.holders() == {f"fetch-{n}": frozenset(blob.digest for blob in blobs) for n in range(3)}
+
+
+def test_what_another_call_copies_takes_room_once(counting: CountingRepository, tmp_path: Path) -> None:
+    blobs = _blobs(counting.inner, [3 * MIB])
+    counting.go_on.clear()
+    with LocalTensorStore(tmp_path / "tight", 4 * MIB, StepClock()) as tight, ThreadPoolExecutor(2) as pool:
+        fetcher = Fetcher(counting, tight)
+        first = pool.submit(fetcher.fetch, blobs, "fetch-1")
+        assert counting.first_chunk.wait(20)
+        second = pool.submit(fetcher.fetch, blobs, "fetch-2")
+        early = wait((second,), timeout=0.2).done  # it waits; for want of room it would have failed by now
+        counting.go_on.set()
+        assert not early
+        assert [call.result(30).bytes_fetched for call in (first, second)] == [3 * MIB, 0]
+
+
+def test_the_first_error_stops_the_other_blobs(counting: CountingRepository, store: LocalTensorStore) -> None:
+    large, lost = _blobs(counting.inner, [24 * MIB, 100])
+    counting.inner.delete(lost.digest)
+    counting.pause_s = 0.05
+    with pytest.raises(NotFound, match=lost.digest):
+        Fetcher(counting, store, concurrency=2).fetch([large, lost], "fetch-1")
+    assert not store.has(large.digest)
+    assert store.status().used_bytes == 0
 
 
 def test_who_waits_takes_over_when_the_first_is_cancelled(counting: CountingRepository, store: LocalTensorStore) -> None:

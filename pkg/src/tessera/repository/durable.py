@@ -23,9 +23,9 @@ def sync_folder(folder: str) -> None:
 def durable_put(folder: str, unfinished: str, target: str, chunks: Iterable[BytesLike]) -> bool:
     """Writes `chunks` to `target` by way of `unfinished`, both in `folder`. False: another writer was first.
 
-    An error of `chunks` or of the disk leaves nothing behind; the caller's iterator verifies the digest by raising.
+    An error of `chunks` or of the disk leaves nothing behind; the caller's iterator verifies the digest by raising. `folder` has been
+    made by `make_folder`.
     """
-    _make_folder(folder)
     try:
         fd = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
@@ -59,7 +59,10 @@ def _appear(unfinished: str, target: str) -> bool:
     return True
 
 
-def _make_folder(folder: str) -> None:
-    if not os.path.isdir(folder):
-        os.makedirs(folder, exist_ok=True)
-        sync_folder(os.path.dirname(folder))
+def make_folder(folder: str) -> None:
+    """Makes a folder with all above it, durably. Its entry is synced even if it is there: who made it may not have got that far."""
+    above = os.path.dirname(folder)
+    if not os.path.isdir(above):
+        make_folder(above)
+    os.makedirs(folder, exist_ok=True)
+    sync_folder(above)

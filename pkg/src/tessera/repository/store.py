@@ -17,7 +17,7 @@ from blake3 import blake3
 
 from tessera.domain.errors import DataCorrupted, NotFound
 from tessera.domain.ids import Digest, checked_digest
-from tessera.repository.durable import durable_put, sync_folder
+from tessera.repository.durable import durable_put, make_folder, sync_folder
 from tessera.repository.interface import Piece
 from tessera.tensorstore.interface import BytesLike, flat
 
@@ -41,7 +41,8 @@ class Repository:
         self._local = "file" in ((self._fs.protocol,) if isinstance(self._fs.protocol, str) else self._fs.protocol)
         self._moving = threading.Lock()  # so that of several threads one hears that its blob was new; a local folder needs none
         self.url = url
-        self._fs.makedirs(f"{self._root}/blobs", exist_ok=True)
+        self._durable_folders: set[str] = set()
+        self._make_folder(f"{self._root}/blobs")
 
     def locate(self, digest: Digest) -> list[Piece]:
         name = _object(digest)
@@ -108,8 +109,9 @@ class Repository:
             return False
         unfinished = f"{folder}/{UNFINISHED}{os.getpid()}-{secrets.token_hex(8)}"
         if self._local:
+            self._make_folder(folder)
             return durable_put(folder, unfinished, target, _verified(digest, chunks))
-        self._fs.makedirs(folder, exist_ok=True)
+        self._make_folder(folder)
         try:
             with self._fs.open(unfinished, "wb") as file:
                 for chunk in _verified(digest, chunks):
@@ -122,6 +124,13 @@ class Repository:
                 self._fs.rm_file(unfinished)
             raise
         return new
+
+    def _make_folder(self, folder: str) -> None:
+        if not self._local:
+            self._fs.makedirs(folder, exist_ok=True)
+        elif folder not in self._durable_folders:
+            make_folder(folder)
+            self._durable_folders.add(folder)
 
     def put_bytes(self, data: BytesLike) -> Digest:
         view = flat(data)

@@ -163,5 +163,5 @@ class TensorKeeper(Protocol):
 
 class TensorStore(TensorReader, TensorIngester, TensorHolder, TensorKeeper, Protocol):
     def close(self) -> None:
-        """Aborts open writers and gives up the lock. Blobs stay."""
+        """Aborts open writers, whose threads must have ended, and gives up the lock. Blobs stay."""
         ...

@@ -20,7 +20,7 @@ class Mount:
 
 def mount_of(path: Path, mounts: str | None = None) -> Mount:
     """The mount that `path` lies on. `mounts` stands for the content of /proc/self/mountinfo."""
-    text = Path("/proc/self/mountinfo").read_text() if mounts is None else mounts
+    text = Path("/proc/self/mountinfo").read_text(errors="surrogateescape") if mounts is None else mounts
     wanted = os.path.realpath(path)
     found = Mount(Path("/"), "", "", "")
     for line in text.splitlines():

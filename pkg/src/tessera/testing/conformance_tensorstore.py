@@ -138,6 +138,14 @@ class TensorStoreConformance:
         assert store.status().used_bytes == 0
         put(store, blob_of(2, BUDGET))
 
+    def test_a_refused_commit_has_discarded_already(self, store: TensorStore) -> None:
+        writer = store.ingest(digest_of(b"right"), 5)
+        writer.write(b"wrong")
+        with pytest.raises(DataCorrupted):
+            writer.commit()
+        assert store.status().used_bytes == 0
+        assert store.check() == []
+
     def test_a_used_up_writer_says_so(self, store: TensorStore) -> None:
         writer = store.ingest(digest_of(b"abcd"), 4)
         writer.write(b"abcd")
@@ -252,6 +260,12 @@ class TensorStoreConformance:
         assert set(store.digests()) == {first, fourth}
         assert store.make_room(500) == []
 
+    def test_the_end_of_a_hold_is_a_use(self, store: TensorStore) -> None:
+        first = put(store, blob_of(1, 250), "a")
+        second, third = put(store, blob_of(2, 250)), put(store, blob_of(3, 250))
+        store.unpin("a", None)
+        assert store.make_room(900) == [second, third, first]
+
     def test_bringing_in_makes_room(self, store: TensorStore) -> None:
         first, second = put(store, blob_of(1, 600)), put(store, blob_of(2, 300))
         third = put(store, blob_of(3, 400))
@@ -321,21 +335,22 @@ class TensorStoreConformance:
 
     # opening again
 
-    def test_a_store_that_is_opened_again_has_its_blobs_and_no_leftovers(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("older", [0, 1])
+    def test_a_store_that_is_opened_again_has_its_blobs_and_no_leftovers(self, tmp_path: Path, older: int) -> None:
         store = self.open_store(tmp_path / "store", BUDGET, StepClock())
-        first, second = put(store, blob_of(1, 300), "a"), put(store, blob_of(2, 300), "a")
-        os.utime(store.path(first), (1_000_000, 1_000_000))
+        both = [put(store, blob_of(1, 300), "a"), put(store, blob_of(2, 300), "a")]
+        os.utime(store.path(both[older]), (1_000_000, 1_000_000))
         open_writer = store.ingest(ABSENT, 100)
         store.close()
         store.close()
         with pytest.raises((FailedPrecondition, ValueError)):
             open_writer.commit()
         again = self.open_store(tmp_path / "store", BUDGET, StepClock())
-        assert again.digests() == {first: 300, second: 300}
+        assert again.digests() == dict.fromkeys(both, 300)
         assert again.holders() == {}
         status = again.status()
         assert (status.used_bytes, status.incoming_bytes) == (600, 0)
-        assert again.make_room(500) == [first]  # the older file
+        assert again.make_room(500) == [both[older]]
         assert again.check(deep=True) == []
         again.close()
 

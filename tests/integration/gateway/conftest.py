@@ -137,6 +137,9 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServicer):
         option = scheduler_pb2.StartOption(node_id="node-0", start_path="bind", expected_ms=4.0, chosen=True, reason="cheapest")
         return scheduler_pb2.ExplainStartResponse(options=[option], actual_ms=5.0, policy="cheapest")
 
+    async def StopInstance(self, request: Any, context: Any) -> Any:
+        return scheduler_pb2.StopInstanceResponse()
+
     async def GetLeader(self, request: Any, context: Any) -> Any:
         return scheduler_pb2.GetLeaderResponse(address="me", is_self=True)
 
@@ -293,10 +296,10 @@ async def start(world: World, tmp_path: Path) -> AsyncIterator[Start]:
     token_file.chmod(0o600)
     running: list[asyncio.Task[None]] = []
 
-    async def begin(**settings: Any) -> World:
+    async def begin(etcd_away: bool = False, **settings: Any) -> World:
         config = GatewayConfig(
             **{
-                "address": "127.0.0.1:0", "metrics_address": "127.0.0.1:0", "admin_address": "127.0.0.1:0", "token_file": token_file,
+                "address": "127.0.0.1:0", "metrics_address": "", "admin_address": "127.0.0.1:0", "token_file": token_file,
                 "host_id": HOST, "drain_grace_s": 2.0, **settings,
             }
         )  # fmt: skip
@@ -306,7 +309,7 @@ async def start(world: World, tmp_path: Path) -> AsyncIterator[Start]:
         if running[0] in done:
             running[0].result()
         world.doors = started.result()
-        if not settings.get("etcd_away"):
+        if not etcd_away:
             await until_ready(world)
         return world
 
@@ -319,7 +322,9 @@ async def start(world: World, tmp_path: Path) -> AsyncIterator[Start]:
 
 async def until_ready(world: World) -> None:
     async with grpc.aio.insecure_channel(world.doors.address) as channel:
-        ready = channel.unary_unary("/inference.GRPCInferenceService/ServerReady", response_deserializer=pb.ServerReadyResponse.FromString)
+        ready: Any = channel.unary_unary(
+            "/inference.GRPCInferenceService/ServerReady", response_deserializer=pb.ServerReadyResponse.FromString
+        )
         for _ in range(200):
             if (await ready(b"")).ready:
                 return
@@ -328,14 +333,14 @@ async def until_ready(world: World) -> None:
 
 
 @pytest.fixture
-async def served(start: Start, world: World) -> World:
+async def served(start: Start, world: World, request: pytest.FixtureRequest) -> World:
     """A running gateway, one node, model `echo` loaded in runtime `r1`, and a leading scheduler."""
     await world.add_node()
     await world.add_model("echo")
     runtime = await world.add_runtime("r1")
     await world.load("echo", runtime)
     await world.lead()
-    return await start()
+    return await start(metrics_address="127.0.0.1:0" if "metrics" in request.node.name else "")
 
 
 def infer_request(model: str = "echo", version: str = "", **fields: Any) -> pb.ModelInferRequest:

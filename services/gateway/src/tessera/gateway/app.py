@@ -84,7 +84,7 @@ async def run(
     decisions = DecisionLog(config.explain_ring_size)
     channels = Channels(config.max_message_bytes)
     leader = Leader(coordinator)
-    metrics_server = telemetry.MetricsServer(config.metrics_address, metrics)
+    metrics_server = telemetry.MetricsServer(config.metrics_address, metrics) if config.metrics_address else None
     async with Tasks(stop) as tasks:
 
         def link_changed(runtime_id: RuntimeId, connected: bool) -> None:
@@ -130,7 +130,8 @@ async def run(
             max_message_bytes=config.max_message_bytes,
         )
         try:
-            metrics_server.start()
+            if metrics_server is not None:
+                metrics_server.start()
             await public.start()
             await private.start()
             for name in ("", open_inference.SERVICE):
@@ -140,8 +141,8 @@ async def run(
             presence = tasks.start("presence", announce(coordinator, clock, _record(config, public, private), config.session_ttl_s))
             tasks.start("health", _serving_once_synced(watched, public))
             if on_started is not None:
-                on_started(Doors(public.address, private.address, metrics_server.port))
-            _log.info("listening", address=public.address, admin_address=private.address, metrics_port=metrics_server.port)
+                on_started(Doors(public.address, private.address, metrics_server.port if metrics_server is not None else 0))
+            _log.info("listening", address=public.address, admin_address=private.address, metrics_address=config.metrics_address)
             await stop.wait()
             # New clients go elsewhere; those that are here are answered.
             await public.drain()
@@ -152,7 +153,8 @@ async def run(
             links.close()
             await tasks.aclose()
             await channels.close()
-            metrics_server.stop()
+            if metrics_server is not None:
+                await asyncio.to_thread(metrics_server.stop)
 
 
 async def _serving_once_synced(watched: WatchedState, server: RpcServer) -> None:

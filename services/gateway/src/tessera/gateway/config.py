@@ -15,7 +15,7 @@ class GatewayConfig(ServiceConfig):
     """Every field is also read from `TESSERA_<FIELD>`."""
 
     address: str = Field(default="127.0.0.1:8001", description="Open Inference over gRPC: host:port, port 0 picks one")
-    metrics_address: str = Field(default="127.0.0.1:8002", description="Prometheus over HTTP")
+    metrics_address: str = Field(default="127.0.0.1:8002", description="Prometheus over HTTP; empty: none")
     admin_address: str = Field(default="127.0.0.1:8003", description="admin API, authenticated; never a public address")
     token_file: Path = Field(description="file with the admin token, readable by its owner only")
     etcd_endpoints: list[str] = Field(default=["127.0.0.1:8090"], min_length=1)

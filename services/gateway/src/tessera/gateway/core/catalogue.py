@@ -221,6 +221,10 @@ class Catalogue:
             if not slot.suspect and not (slot.orphan and slot.node_id in self.nodes):
                 yield slot
 
+    def suspects(self, variant: VariantKey) -> tuple[InstanceSlot, ...]:
+        """Instances that would be usable if only their connections worked."""
+        return tuple(slot for slot in self._by_variant.get(variant, {}).values() if slot.suspect)
+
     def slot(self, instance_id: InstanceId) -> InstanceSlot | None:
         return self._slots.get(instance_id)
 

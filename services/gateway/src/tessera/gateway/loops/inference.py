@@ -29,6 +29,9 @@ from tessera.telemetry import TraceContext, get_logger, is_sampled, new_span_id,
 MAX_SENDS = 2
 """A request is sent to a second instance when the first one cannot have executed it."""
 
+REVIVE_S = 0.2
+"""How long a broken connection is tried before the scheduler is asked for an instance."""
+
 _log = get_logger("tessera.gateway")
 
 
@@ -168,6 +171,8 @@ class Inference:
             if not decision.attempts:
                 self._meter.decided(now_s - began_s)
             if slot is None:
+                slot = await self._revived(route)
+            if slot is None:
                 started = await self._start(route, queue_deadline_s, decision, context)
                 slot, start_path = started.slot, started.start_path
                 now_s = self._clock.monotonic_s()
@@ -214,6 +219,18 @@ class Inference:
             return await _request(link, slot, header, body)
         finally:
             slot.in_flight -= 1
+
+    async def _revived(self, route: Route) -> InstanceSlot | None:
+        """An instance whose connection broke but can be made again: a relay that restarts must not start every model anew."""
+        chosen = route.plan.chosen
+        for slot in self._catalogue.suspects(chosen.variant) if chosen is not None else ():
+            try:
+                async with asyncio.timeout(REVIVE_S):
+                    await self._links.connect(slot)
+                return slot
+            except (TesseraError, TimeoutError):
+                continue
+        return None
 
     async def _start(self, route: Route, queue_deadline_s: float, decision: Decision, context: TraceContext) -> Started:
         chosen = route.plan.chosen

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Collection
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
+from tessera.domain.artifact import Artifact, Blob, TensorRef
+from tessera.domain.errors import DataCorrupted, NotFound, TesseraError, Unavailable
 from tessera.domain.ids import (
+    BuildClass,
     Digest,
     Generation,
     InstanceId,
     ModelName,
     NodeId,
+    ProfileClass,
     RuntimeId,
     Term,
     TrustDomain,
@@ -19,10 +29,37 @@ from tessera.domain.ids import (
     VariantName,
     VersionNumber,
 )
-from tessera.domain.instance import InstanceState, StartPath
-from tessera.domain.records import AssignmentRecord
+from tessera.domain.instance import InstanceState, Stage, StageTime, StartPath
+from tessera.domain.records import AssignmentRecord, InstanceRecord, LatencyRow
+from tessera.domain.signature import Signature, TensorSpec
+from tessera.node_agent.adapters.files import RuntimeNotes, TermFile
+from tessera.node_agent.adapters.meter import PrometheusMeter
+from tessera.node_agent.core.poison import BackOff, PoisonLedger
 from tessera.node_agent.core.runtimes import RuntimeLimits, RuntimeView, Wanted
-from tessera.node_agent.core.table import Instance
+from tessera.node_agent.core.status import NodeIdentity
+from tessera.node_agent.core.table import Instance, InstanceTable
+from tessera.node_agent.loops.agent import Agent
+from tessera.node_agent.loops.fleet import Fleet
+from tessera.node_agent.loops.larder import Larder
+from tessera.node_agent.loops.pulse import Pulse
+from tessera.node_agent.loops.starter import Starter, StarterSettings
+from tessera.node_agent.ports import (
+    HeldInstance,
+    Hello,
+    InstanceActivity,
+    LoadReport,
+    Runtime,
+    RuntimeActivity,
+    StartOrder,
+)
+from tessera.program import Stop, Tasks
+from tessera.repository import Repository
+from tessera.repository.fetch import Fetcher
+from tessera.tensorstore.artifact import decode, digest_of, encode
+from tessera.tensorstore.local import LocalTensorStore
+from tessera.testing import VirtualClock
+
+SIGNATURE = Signature((TensorSpec("x", "FP32", (-1, 4)),), (TensorSpec("y", "FP32", (-1, 4)),))
 
 DOMAIN = TrustDomain("default")
 
@@ -93,3 +130,247 @@ def make() -> Make:
 @pytest.fixture(scope="session")
 def limits() -> RuntimeLimits:
     return RuntimeLimits(max_instances=4, max_mappings=1000, warm=1, surplus_idle_s=60.0)
+
+
+# A node whose runtimes are objects: real store, real repository, fake coordination.
+
+
+class FakeRuntime:
+    """Implements `Runtime`. Reads the store as a real one would; `fault` is what its next load does: "corrupt" (looks at the bytes
+    and refuses those that differ), "die", "hang", or an error."""
+
+    def __init__(self, world: FakeRuntimes, runtime_id: RuntimeId, flavour: str, threads: int) -> None:
+        self._world = world
+        self._hello = Hello(runtime_id, 4_000_000 + len(world.all), flavour, threads, frozenset(), ())
+        self.alive = True
+        self.loaded: dict[InstanceId, HeldInstance] = {}
+        self.mapped: dict[InstanceId, frozenset[Digest]] = {}
+        self.declared: list[frozenset[Digest]] = []
+        self.unloads: list[tuple[InstanceId, int]] = []
+        self.slow = False
+
+    @property
+    def hello(self) -> Hello:
+        holds = frozenset().union(*self.mapped.values(), *self.declared) if self.mapped or self.declared else frozenset()
+        return replace(self._hello, holds=holds, instances=tuple(self.loaded.values()))
+
+    def _require(self) -> None:
+        if not self.alive:
+            raise Unavailable(f"runtime {self._hello.runtime_id} has ended")
+
+    async def hold(self, digests: Collection[Digest]) -> None:
+        self._require()
+        pinned = self._world.store.holders().get(self._hello.runtime_id, frozenset())
+        assert set(digests) <= pinned, "told to hold what the store has not pinned for it"
+        self.declared.append(frozenset(digests))
+
+    async def release(self, digests: Collection[Digest]) -> None:
+        self._require()
+        if frozenset(digests) in self.declared:
+            self.declared.remove(frozenset(digests))
+
+    async def load(
+        self, instance_id: InstanceId, generation: Generation, variant: VariantKey, artifact: Digest | None, verify: bool, timeout_s: float
+    ) -> LoadReport:
+        self._require()
+        assert artifact is not None
+        fault = self._world.fault(variant)
+        await self._world.gate.wait()
+        if fault == "die":
+            self.kill()
+            raise Unavailable("lost")
+        if fault == "hang":
+            raise Unavailable("no answer within the time")
+        if isinstance(fault, TesseraError):
+            raise fault
+        content = decode(self._world.store.path(artifact).read_bytes())
+        blobs = frozenset(blob.digest for blob in content.blobs())
+        assert blobs in self.declared, "loaded what was not held"
+        self.declared.remove(blobs)
+        if verify:
+            for digest in sorted(blobs):
+                if digest_of(self._world.store.path(digest).read_bytes()) != digest:
+                    raise DataCorrupted(f"blob {digest}")
+        self.mapped[instance_id] = blobs
+        self.loaded[instance_id] = HeldInstance(instance_id, generation, artifact, str(variant))
+        return LoadReport((StageTime(Stage.MAP, 0.0), StageTime(Stage.LOAD, 0.0)), 100, 1000)
+
+    async def unload(self, instance_id: InstanceId, drain_ms: int) -> frozenset[Digest]:
+        self._require()
+        self.unloads.append((instance_id, drain_ms))
+        if instance_id not in self.loaded:
+            raise NotFound(f"instance {instance_id}")
+        del self.loaded[instance_id]
+        return self.mapped.pop(instance_id)
+
+    async def measure(self, instance_id: InstanceId, batch: int, seconds: float, min_repeats: int) -> LatencyRow:
+        self._require()
+        assert instance_id in self.loaded
+        return LatencyRow(batch, self._hello.threads, min_repeats, 1.0, 2.0, 1.1, 10)
+
+    async def activity(self) -> RuntimeActivity:
+        self._require()
+        return RuntimeActivity(tuple(InstanceActivity(name, 0, 0, 7, 1.5) for name in self.loaded), 5000, 3000)
+
+    def mappings(self) -> int:
+        return 500
+
+    def slow_down(self) -> None:
+        self.slow = True
+
+    async def end(self, drain_ms: int) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        """As the kernel tells: later, through the loop."""
+        if self.alive:
+            self.alive = False
+            asyncio.get_running_loop().call_soon(self._world.ended, self._hello.runtime_id)
+
+
+class FakeRuntimes:
+    """Implements `Runtimes`. `gate` closed holds every load up; `faults` are queued per variant."""
+
+    def __init__(self, store: LocalTensorStore) -> None:
+        self.store = store
+        self.all: dict[RuntimeId, FakeRuntime] = {}
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.fork_gate = asyncio.Event()
+        self.fork_gate.set()
+        self.fork_error: TesseraError | None = None
+        self.faults: dict[str, list[str | TesseraError]] = {}
+        self._lost: Callable[[RuntimeId], None] = lambda runtime_id: None
+
+    @property
+    def live(self) -> list[FakeRuntime]:
+        return [runtime for runtime in self.all.values() if runtime.alive]
+
+    def fault(self, variant: VariantKey) -> str | TesseraError:
+        queued = self.faults.get(variant.model, [])
+        return queued.pop(0) if queued else ""
+
+    def on_lost(self, callback: Callable[[RuntimeId], None]) -> None:
+        self._lost = callback
+
+    def ended(self, runtime_id: RuntimeId) -> None:
+        self._lost(runtime_id)
+
+    async def adopt(self) -> tuple[Runtime, ...]:
+        return tuple(self.live)
+
+    async def prepare(self) -> None:
+        pass
+
+    async def fork(self, flavour: str, runtime_id: RuntimeId, threads: int) -> Runtime:
+        await self.fork_gate.wait()
+        if self.fork_error is not None:
+            raise self.fork_error
+        (self.store.root.parent / runtime_id).mkdir()
+        self.all[runtime_id] = FakeRuntime(self, runtime_id, flavour, threads)
+        return self.all[runtime_id]
+
+    async def end(self) -> None:
+        pass
+
+    async def leave(self) -> None:
+        pass
+
+
+class FakeRecords:
+    """Implements `Records`. `away`: etcd does not answer."""
+
+    def __init__(self) -> None:
+        self.desired: dict[InstanceId, AssignmentRecord] | None = {}
+        self.away = False
+        self.published: dict[InstanceId, InstanceRecord] = {}
+
+    def assignments(self) -> dict[InstanceId, AssignmentRecord] | None:
+        return self.desired
+
+    async def read_assignments(self) -> dict[InstanceId, AssignmentRecord]:
+        if self.away:
+            raise Unavailable("etcd is away")
+        return dict(self.desired or {})
+
+    def publish(self, record: InstanceRecord) -> None:
+        self.published[record.instance_id] = record
+
+    def withdraw(self, instance_id: InstanceId) -> None:
+        self.published.pop(instance_id, None)
+
+
+class Node:
+    """A node agent over fakes. `make_artifact` puts a model into the repository; `start` is what the scheduler's leader would ask."""
+
+    def __init__(self, folder: Path, tasks: Tasks, store: LocalTensorStore, runtimes: FakeRuntimes, clock: VirtualClock) -> None:
+        self.folder, self.store, self.runtimes, self.clock = folder, store, runtimes, clock
+        self.repository = Repository(f"file://{folder / 'repository'}")
+        self.records = FakeRecords()
+        self.identity = NodeIdentity(
+            NodeId("n1"), DOMAIN, "host", "127.0.0.1:1", "127.0.0.1:2", BuildClass("b"), ProfileClass("p"), ("ort",), 2, str(folder)
+        )
+        self.limits = RuntimeLimits(max_instances=4, max_mappings=10_000, warm=1, surplus_idle_s=60.0)
+        self.table = InstanceTable()
+        self.terms = TermFile(folder)
+        self.metrics = CollectorRegistry()
+        meter, notes = PrometheusMeter(self.metrics), RuntimeNotes(folder)
+        self.fleet = Fleet(runtimes, store, self.table, DOMAIN, 1, clock, os.urandom, tasks)
+        self.larder = Larder(store, Fetcher(self.repository, store), self.identity.build_class)
+        self.poison = PoisonLedger(BackOff(1.0, 8.0, 600.0))
+        settings = StarterSettings(5.0, 100, True)
+        self.starter = Starter(
+            self.identity, self.table, self.fleet, self.larder, self.poison, self.limits, self.records, notes, meter, settings, clock,
+            tasks, lambda: None,
+        )  # fmt: skip
+        self.agent = Agent(
+            self.identity, self.table, self.fleet, self.starter, self.larder, store, runtimes, self.records, notes, self.terms, meter,
+            self.limits, 60.0, 60.0, 1.0, clock, tasks, Pulse(),
+        )  # fmt: skip
+
+    def make_artifact(self, seed: int = 1, tensors: int = 2) -> Digest:
+        refs = []
+        for number in range(tensors):
+            data = bytes([seed, number]) * 4096
+            refs.append(TensorRef(f"t{number}", "UINT8", (8192,), self.repository.put_bytes(data), 8192))
+        graph = Blob(self.repository.put_bytes(b"graph" + bytes([seed])), 6)
+        return self.repository.put_bytes(encode(Artifact("ort", "fp32", "onnx", graph, None, tuple(refs), SIGNATURE, None, 8)))
+
+    def order(self, name: str, artifact: Digest | None = None, **changes: Any) -> StartOrder:
+        fields: dict[str, Any] = {
+            "term": Term(1, 5),
+            "instance_id": InstanceId(name),
+            "generation": Make.generation(name),
+            "variant": Make.variant(),
+            "artifact": artifact,
+            "start_path": StartPath.BIND,
+            "expires_after_s": 30.0,
+            "budget_s": 5.0,
+        }
+        return StartOrder(**(fields | changes))
+
+    async def start(self, name: str, artifact: Digest | None = None, **changes: Any) -> Instance:
+        return await self.agent.start_instance(self.order(name, artifact, **changes))
+
+    def corrupt(self, digest: Digest) -> None:
+        path = self.store.path(digest)
+        path.chmod(0o644)
+        path.write_bytes(b"\xff" * path.stat().st_size)
+        path.chmod(0o444)
+
+
+@pytest.fixture
+async def node(tmp_path: Path) -> AsyncIterator[Node]:
+    """Checks at the end what must hold at any end: no task failed, and nothing is pinned but for live runtimes."""
+    stop, clock = Stop(), VirtualClock()
+    async with Tasks(stop) as tasks:
+        with LocalTensorStore(tmp_path / "store", 1 << 20, clock) as store:
+            found = Node(tmp_path, tasks, store, FakeRuntimes(store), clock)
+            yield found
+            async with asyncio.timeout(5):
+                while len(tasks):  # noqa: ASYNC110 - tasks that end by themselves; there is no event to wait for
+                    await asyncio.sleep(0.005)
+            live = {runtime.hello.runtime_id: runtime for runtime in found.runtimes.live}
+            for holder, held in store.holders().items():
+                assert holder in live or not held, f"{holder} still holds {len(held)} blobs"
+    assert stop.error is None

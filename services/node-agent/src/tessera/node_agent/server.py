@@ -60,7 +60,7 @@ class NodeAgentServer(node_pb2_grpc.NodeAgentServicer):
             request.request_id,
         )
         instance = await self._agent.start_instance(order)
-        return node_pb2.StartInstanceResponse(instance=instance_message(InstanceSummary(instance, 0), self._agent.identity))
+        return node_pb2.StartInstanceResponse(instance=instance_message(self._agent.describe(instance), self._agent.identity))
 
     async def StopInstance(self, request: node_pb2.StopInstanceRequest, context: Any) -> node_pb2.StopInstanceResponse:
         await self._agent.stop_instance(decode_term(request.term), _instance_id(request.instance_id))

@@ -24,7 +24,7 @@ from tessera.node_agent.core.fencing import Fence
 from tessera.node_agent.core.reconciler import Observed, Plan, reconcile
 from tessera.node_agent.core.runtimes import Purpose, RuntimeLimits, purpose_of
 from tessera.node_agent.core.status import InstanceSummary, NodeIdentity, NodeSummary, RuntimeSummary
-from tessera.node_agent.core.table import Instance, InstanceTable
+from tessera.node_agent.core.table import Instance, InstanceTable, StoryLine
 from tessera.node_agent.loops.fleet import Fleet
 from tessera.node_agent.loops.larder import Larder
 from tessera.node_agent.loops.pulse import Pulse
@@ -86,6 +86,7 @@ class Agent:
         self._saving = asyncio.Lock()
         self._store_status: StoreStatus | None = None
         self._store_status_at_s = 0.0
+        self._store_blobs: frozenset[Digest] = frozenset()
         self._sampled_at_s = 0.0
 
     # what the scheduler's leader asks
@@ -148,9 +149,7 @@ class Agent:
         """Everything about this node; with `refresh` the runtimes are asked first."""
         if refresh:
             await self._fleet.refresh()
-        instances = tuple(
-            InstanceSummary(instance, self._pid(instance)) for instance in self._table if instance.state is not InstanceState.GONE
-        )
+        instances = tuple(self.describe(instance) for instance in self._table if instance.state is not InstanceState.GONE)
         runtimes = []
         for member in self._fleet.members:
             held = len(self._table.in_runtime(member.runtime_id))
@@ -174,15 +173,19 @@ class Agent:
     def digests(self) -> Mapping[Digest, int]:
         return self._store.digests()
 
-    def _pid(self, instance: Instance) -> int:
+    def describe(self, instance: Instance) -> InstanceSummary:
         member = self._fleet.find(instance.runtime_id)
-        return member.runtime.hello.pid if member is not None else 0
+        return InstanceSummary(instance, member.runtime.hello.pid if member is not None else 0)
+
+    def story(self, instance_id: InstanceId) -> tuple[StoryLine, ...]:
+        """What happened to an instance, oldest first. Raises: NotFound."""
+        return self._table.story(instance_id)
 
     async def _status_of_store(self) -> StoreStatus:
-        """At most every few seconds: counting what is mapped but deleted walks /proc."""
-        now_s = self._clock.monotonic_s()
-        if self._store_status is None or now_s - self._store_status_at_s >= STORE_STATUS_S:
-            self._store_status_at_s = now_s
+        """Every few seconds, and when blobs came or went: counting what is mapped but deleted walks /proc."""
+        now_s, blobs = self._clock.monotonic_s(), frozenset(self._store.digests())
+        if self._store_status is None or blobs != self._store_blobs or now_s - self._store_status_at_s >= STORE_STATUS_S:
+            self._store_status_at_s, self._store_blobs = now_s, blobs
             self._store_status = status = await asyncio.to_thread(self._store.status)
             self._meter.store(status.used_bytes, status.pinned_bytes, status.ingested_bytes)
         return self._store_status
@@ -193,12 +196,13 @@ class Agent:
         """Reconciles on every change, and every `reconcile_s` all the same, until `stop`."""
         while not stop.is_set():
             try:
-                await self._reconcile()
+                await self.reconcile_once()
             except TesseraError as error:
                 _log.warning("reconciling failed; it is tried again", reason=str(error))
             await self._pulse.wait_or(stop, self._reconcile_s)
 
-    async def _reconcile(self) -> None:
+    async def reconcile_once(self) -> None:
+        """One pass. Raises: FailedPrecondition when a zygote does not come back."""
         plan = self._plan(self._records.assignments())
         if plan.stop:
             # A view that lags must not cost a running instance: what is to be stopped is looked at in etcd itself.

@@ -1,0 +1,207 @@
+"""The agent's loop: provisional assignments, etcd away, terms, adoption, pool, status."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from tessera.domain.errors import FailedPrecondition, StaleTerm, Unavailable
+from tessera.domain.ids import InstanceId, RuntimeId, Term
+from tessera.domain.instance import InstanceState, StartPath
+from tessera.program import Stop
+
+READY, GONE = InstanceState.READY, InstanceState.GONE
+
+
+async def settle(node: Any) -> None:
+    """One pass, and what it began."""
+    await node.agent.reconcile_once()
+    for _ in range(200):
+        await asyncio.sleep(0.002)
+        if node.starter.starting == 0 and not node.fleet.forking():
+            return
+
+
+async def test_a_provisional_instance_is_kept_until_it_expires(node: Any) -> None:
+    await node.start("a", node.make_artifact(), expires_after_s=30.0)
+    node.clock.move(29.9)
+    await settle(node)
+    assert node.table.get(InstanceId("a")).state is READY
+    node.clock.move(0.2)
+    await settle(node)
+    await settle(node)
+    assert node.table.get(InstanceId("a")).state is GONE
+
+
+async def test_a_record_confirms_it_and_its_removal_ends_it(node: Any, make: Any) -> None:
+    artifact = node.make_artifact()
+    await node.start("a", artifact)
+    node.records.desired = {InstanceId("a"): make.assignment("a", artifact=artifact)}
+    await settle(node)
+    node.clock.move(1000.0)
+    await settle(node)
+    assert node.table.get(InstanceId("a")).state is READY
+    node.records.desired = {}
+    await settle(node)
+    await settle(node)
+    assert node.table.get(InstanceId("a")).state is GONE
+
+
+async def test_while_etcd_is_away_everything_is_kept(node: Any) -> None:
+    await node.start("a", node.make_artifact(), expires_after_s=1.0)
+    node.records.away = True  # what the view shows is old
+    node.clock.move(1000.0)
+    await settle(node)
+    assert node.table.get(InstanceId("a")).state is READY
+    node.records.desired = None  # never seen at all
+    await settle(node)
+    assert node.table.get(InstanceId("a")).state is READY
+    node.records.desired, node.records.away = {}, False
+    await settle(node)
+    await settle(node)
+    assert node.table.get(InstanceId("a")).state is GONE
+
+
+async def test_a_view_that_lags_costs_nothing(node: Any, make: Any) -> None:
+    """The watch has not shown the record yet, etcd itself has it."""
+    artifact = node.make_artifact()
+    await node.start("a", artifact, expires_after_s=1.0)
+    node.clock.move(2.0)
+    node.records.assignments = lambda: {}
+    node.records.desired = {InstanceId("a"): make.assignment("a", artifact=artifact)}
+    await settle(node)
+    assert node.table.get(InstanceId("a")).state is READY
+    assert not node.table.get(InstanceId("a")).provisional
+
+
+async def test_an_assignment_without_an_instance_is_started_once(node: Any, make: Any) -> None:
+    artifact = node.make_artifact()
+    node.records.desired = {InstanceId("a"): make.assignment("a", artifact=artifact, start_path=StartPath.FORK)}
+    await settle(node)
+    await settle(node)
+    assert node.table.get(InstanceId("a")).state is READY
+    assert sum(len(runtime.loaded) for runtime in node.runtimes.live) == 1
+
+
+async def test_a_failed_generation_is_never_loaded_again(node: Any, make: Any) -> None:
+    node.records.desired = {InstanceId("a"): make.assignment("a", artifact=make.digest(9))}  # the repository lacks it
+    await settle(node)
+    node.clock.move(1e6)
+    await settle(node)
+    assert node.table.get(InstanceId("a")).state is InstanceState.FAILED
+    assert len([line for line in node.agent.story(InstanceId("a")) if line.words.startswith("accepted")]) == 1
+    node.records.desired = {}
+    await settle(node)
+    assert node.table.find(InstanceId("a")) is None
+
+
+async def test_an_older_term_is_refused_also_after_a_restart(node: Any) -> None:
+    artifact = node.make_artifact()
+    await node.start("a", artifact, term=Term(1, 7))
+    with pytest.raises(StaleTerm):
+        await node.start("b", artifact, term=Term(1, 6))
+    with pytest.raises(StaleTerm):
+        await node.agent.stop_instance(Term(1, 6), InstanceId("a"))
+    assert node.table.get(InstanceId("a")).state is READY
+    assert node.table.find(InstanceId("b")) is None
+    assert node.terms.load() == Term(1, 7)
+    await node.agent.observe_term(Term(1, 9))
+    assert node.terms.load() == Term(1, 9)
+    await node.agent.observe_term(Term(1, 8))  # an old stream: no error, no effect
+    assert node.terms.load() == Term(1, 9)
+
+
+async def test_a_term_that_cannot_be_made_durable_is_no_success(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(term: Term) -> None:
+        raise FailedPrecondition("disk full")
+
+    monkeypatch.setattr(node.terms, "save", full)
+    with pytest.raises(FailedPrecondition, match="disk full"):
+        await node.start("a", node.make_artifact())
+
+
+async def test_a_file_that_makes_no_sense_stops_the_agent(node: Any) -> None:
+    (node.folder / "term").write_text("{")
+    with pytest.raises(FailedPrecondition, match="newest term cannot be read"):
+        node.terms.load()
+
+
+async def test_the_pool_holds_a_warm_runtime_and_is_refilled(node: Any) -> None:
+    await settle(node)
+    (warm,) = node.runtimes.live
+    first = await node.start("a", node.make_artifact())
+    assert (first.runtime_id, first.start_path) == (warm.hello.runtime_id, StartPath.BIND)
+    await settle(node)
+    assert len(node.runtimes.live) == 2
+
+
+async def test_a_pool_that_cannot_be_filled_waits_and_says_so(node: Any) -> None:
+    node.runtimes.fork_error = Unavailable("the zygote is gone")
+    await settle(node)
+    assert node.runtimes.all == {}
+    assert node.fleet.forking() == {"ort": 1}  # a pause
+    node.runtimes.fork_error = None
+    node.clock.move(2.0)
+    await settle(node)
+    assert len(node.runtimes.live) == 1
+
+
+async def test_a_restarted_agent_adopts_with_the_same_generation(node: Any, tmp_path: Any) -> None:
+    artifact = node.make_artifact()
+    before = await node.start("a", artifact)
+    await asyncio.sleep(0.05)  # its note is written behind
+    runtime = node.runtimes.live[0]
+    holds = node.store.holders()[runtime.hello.runtime_id]
+    node.store.unpin(runtime.hello.runtime_id, None)  # a new process knows no holds
+    restarted = type(node)(node.folder, node.agent._tasks, node.store, node.runtimes, node.clock)
+    await restarted.agent.adopt()
+    after = restarted.table.get(InstanceId("a"))
+    same = ("generation", "variant", "artifact", "runtime_id", "shared_bytes", "max_batch", "start_path", "fetched", "private_bytes")
+    assert [getattr(after, name) for name in same] == [getattr(before, name) for name in same]
+    assert restarted.store.holders()[runtime.hello.runtime_id] == holds
+    assert restarted.records.published[InstanceId("a")].generation == before.generation
+    assert after.provisional  # until its record is seen, or for a grace time
+    assert (await restarted.start("a", artifact)).generation == before.generation
+
+
+async def test_a_measuring_runtime_is_not_adopted(node: Any) -> None:
+    await node.runtimes.fork("ort", RuntimeId("measure-ort-1"), 1)
+    await node.agent.adopt()
+    await asyncio.sleep(0.01)
+    assert node.runtimes.live == []
+
+
+async def test_the_summary_shows_instances_runtimes_and_store(node: Any) -> None:
+    instance = await node.start("a", node.make_artifact())
+    await settle(node)
+    summary = await node.agent.summary(refresh=True)
+    (shown,) = summary.instances
+    assert (shown.instance.served, shown.instance.idle_s, shown.pid) == (7, 1.5, node.runtimes.live[0].hello.pid)
+    by_id = {item.runtime_id: item for item in summary.runtimes}
+    assert (by_id[instance.runtime_id].trust_domain, by_id[instance.runtime_id].instances) == ("default", 1)
+    (warm,) = [item for item in summary.runtimes if item.runtime_id != instance.runtime_id]
+    assert (warm.trust_domain, warm.instances, warm.private_bytes) == ("", 0, 5000)
+    assert summary.store.used_bytes == sum(node.store.digests().values())
+
+
+async def test_the_graceful_end_drains_everything(node: Any) -> None:
+    artifact = node.make_artifact()
+    for name in "ab":
+        await node.start(name, artifact)
+    (runtime,) = node.runtimes.live
+    await node.agent.end(250)
+    assert runtime.unloads == [("a", 250), ("b", 250)]
+    assert {found.state for found in node.table} == {GONE}
+    assert node.runtimes.live == []
+
+
+async def test_the_loop_ends_with_the_program(node: Any) -> None:
+    stop = Stop()
+    running = asyncio.gather(node.agent.run(stop))
+    await asyncio.sleep(0.05)
+    stop.request("test")
+    async with asyncio.timeout(3):
+        await running
+    assert len(node.runtimes.live) == 1

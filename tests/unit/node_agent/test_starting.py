@@ -1,0 +1,220 @@
+"""Starts and stops over fake runtimes, a real store and a real repository."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from tessera.domain.errors import (
+    AlreadyExists,
+    Cancelled,
+    DataCorrupted,
+    DeadlineExceeded,
+    FailedPrecondition,
+    Internal,
+    InvalidInput,
+    NotFound,
+    Unavailable,
+)
+from tessera.domain.ids import InstanceId, Term, TrustDomain
+from tessera.domain.instance import InstanceState, Stage, StartPath
+
+GONE, FAILED, READY = InstanceState.GONE, InstanceState.FAILED, InstanceState.READY
+
+
+async def test_a_start_fetches_forks_holds_and_loads(node: Any) -> None:
+    artifact = node.make_artifact()
+    instance = await node.start("a", artifact)
+    assert (instance.state, instance.start_path, instance.fetched, instance.max_batch) == (READY, StartPath.FORK, True, 8)
+    assert [time.stage for time in instance.stages] == [Stage.FETCH, Stage.FORK, Stage.MAP, Stage.LOAD]
+    assert instance.private_bytes == 1000
+    assert instance.shared_bytes == sum(node.store.digests().values())
+    assert node.store.holders()[instance.runtime_id] == frozenset(node.store.digests())
+    assert node.records.published[InstanceId("a")].generation == instance.generation
+    words = [line.words.split(":")[0] for line in node.agent.story(InstanceId("a"))]
+    assert words == ["accepted", "fetching", f"fork into {instance.runtime_id}", "mapped", "loading", "ready"]
+
+
+async def test_the_next_ones_bind_into_the_same_runtime_until_it_is_full(node: Any) -> None:
+    artifact = node.make_artifact()
+    started = [await node.start(name, artifact) for name in "abcde"]
+    assert [found.start_path for found in started] == [StartPath.FORK, *[StartPath.BIND] * 3, StartPath.FORK]
+    assert len({found.runtime_id for found in started[:4]}) == 1
+    assert not started[1].fetched
+
+
+async def test_concurrent_starts_of_one_variant_share_fetch_and_fork(node: Any) -> None:
+    artifact = node.make_artifact()
+    started = await asyncio.gather(*[node.start(name, artifact) for name in "abcd"])
+    assert len(node.runtimes.all) == 1
+    assert node.store.status().ingested_bytes == sum(node.store.digests().values())
+    assert len({found.generation for found in started}) == 4
+
+
+async def test_the_same_order_again_answers_for_the_instance_that_exists(node: Any) -> None:
+    artifact = node.make_artifact()
+    first, second = await asyncio.gather(node.start("a", artifact), node.start("a", artifact))
+    third = await node.start("a", artifact)
+    assert first == second == third
+    assert len(node.runtimes.live[0].loaded) == 1
+
+
+async def test_what_an_id_or_a_generation_names_stays(node: Any) -> None:
+    artifact = node.make_artifact()
+    first = await node.start("a", artifact)
+    with pytest.raises(AlreadyExists, match="'a' is here with generation"):
+        await node.start("a", artifact, generation=1)
+    with pytest.raises(AlreadyExists, match="belongs to instance 'a'"):
+        await node.start("b", artifact, generation=first.generation)
+
+
+async def test_a_plan_that_says_fork_gets_a_new_runtime(node: Any) -> None:
+    artifact = node.make_artifact()
+    first, second = await node.start("a", artifact), await node.start("b", artifact, start_path=StartPath.FORK)
+    assert (second.start_path, second.runtime_id != first.runtime_id) == (StartPath.FORK, True)
+
+
+async def test_identity_needs_no_artifact_and_nothing_else_may_do_without(node: Any, make: Any) -> None:
+    assert (await node.start("a", None, variant=make.variant("identity", "identity-any"))).state is READY
+    with pytest.raises(InvalidInput, match="artifact_digest"):
+        await node.start("b", None)
+
+
+async def test_another_trust_domain_is_refused_before_anything_is_made(node: Any, make: Any) -> None:
+    from dataclasses import replace
+
+    with pytest.raises(FailedPrecondition, match="of trust domain 'other'"):
+        await node.start("a", node.make_artifact(), variant=replace(make.variant(), trust_domain=TrustDomain("other")))
+    assert len(node.table) == 0
+
+
+async def test_what_the_repository_lacks_fails_the_instance(node: Any, make: Any) -> None:
+    with pytest.raises(NotFound):
+        await node.start("a", make.digest(9))
+    assert node.table.get(InstanceId("a")).state is FAILED
+    with pytest.raises(NotFound):  # the same order again has the same answer
+        await node.start("a", make.digest(9))
+
+
+async def test_a_budget_that_ends_leaves_the_start_going(node: Any) -> None:
+    artifact = node.make_artifact()
+    node.runtimes.gate.clear()
+    with pytest.raises(DeadlineExceeded, match="its start goes on"):
+        await node.start("a", artifact, budget_s=0.05)
+    node.runtimes.gate.set()
+    assert (await node.start("a", artifact)).state is READY
+
+
+async def test_a_refused_load_leaves_nothing_held(node: Any) -> None:
+    artifact = node.make_artifact()
+    node.runtimes.faults["m"] = [Internal("graph does not fit")]
+    with pytest.raises(Internal, match="graph does not fit"):
+        await node.start("a", artifact)
+    (runtime,) = node.runtimes.live
+    assert runtime.declared == []
+    assert node.store.holders().get(runtime.hello.runtime_id, frozenset()) == frozenset()
+    assert (await node.start("b", artifact)).runtime_id == runtime.hello.runtime_id  # and the runtime is as good as before
+
+
+async def test_a_stop_drains_unloads_and_lets_go(node: Any) -> None:
+    artifact, other = node.make_artifact(1), node.make_artifact(2)
+    first, second = await node.start("a", artifact), await node.start("b", artifact)
+    third = await node.start("c", other)
+    runtime = node.runtimes.live[0]
+    await node.agent.stop_instance(Term(1, 5), InstanceId("a"))
+    assert runtime.unloads == [("a", 100)]
+    assert node.table.get(first.instance_id).state is GONE
+    assert InstanceId("a") not in node.records.published
+    assert first.blobs <= node.store.holders()[runtime.hello.runtime_id]  # `b` maps the same
+    await node.agent.stop_instance(Term(1, 5), second.instance_id)
+    assert node.store.holders()[runtime.hello.runtime_id] == third.blobs
+    await node.agent.stop_instance(Term(1, 5), second.instance_id)  # again is nothing
+    await node.agent.stop_instance(Term(1, 5), InstanceId("never-there"))
+
+
+async def test_a_stop_during_the_start_wins(node: Any) -> None:
+    artifact = node.make_artifact()
+    node.runtimes.fork_gate.clear()
+    starting = asyncio.gather(node.start("a", artifact), return_exceptions=True)
+    await asyncio.sleep(0.02)
+    assert node.starter.starting == 1
+    stopping = asyncio.gather(node.agent.stop_instance(Term(1, 5), InstanceId("a")))
+    await asyncio.sleep(0.05)
+    node.runtimes.fork_gate.set()
+    await stopping
+    (outcome,) = await starting
+    assert isinstance(outcome, Cancelled | FailedPrecondition) or outcome.state is READY
+    assert not node.table.get(InstanceId("a")).alive
+    assert all(not runtime.loaded for runtime in node.runtimes.live)
+
+
+async def test_a_lost_runtime_fails_its_instances_and_frees_its_holds(node: Any) -> None:
+    artifact = node.make_artifact()
+    for name in "ab":
+        await node.start(name, artifact)
+    runtime = node.runtimes.live[0]
+    runtime.kill()
+    await asyncio.sleep(0.01)
+    assert {found.state for found in node.table} == {FAILED}
+    assert node.records.published == {}
+    assert runtime.hello.runtime_id not in node.store.holders()
+    assert (await node.start("c", artifact)).state is READY  # served again at once
+
+
+async def test_a_variant_that_kills_its_runtime_is_isolated_and_slowed_down_the_others_are_not(node: Any, make: Any) -> None:
+    artifact, good = node.make_artifact(1), make.variant("good")
+    neighbour = await node.start("n", artifact, variant=good)
+    node.runtimes.faults["bad"] = ["die", "die"]
+    bad = make.variant("bad")
+    with pytest.raises(Unavailable, match="ended while it loaded variant bad@1/ort-fp32"):
+        await node.start("a", artifact, variant=bad)
+    assert node.table.get(neighbour.instance_id).state is FAILED
+    with pytest.raises(Unavailable, match=r"not tried again for 1\.0 s"):
+        await node.start("b", artifact, variant=bad)
+    again = await node.start("n2", artifact, variant=good)  # at once, and shared
+    assert again.runtime_id.startswith("rt-")
+    node.clock.move(1.0)
+    with pytest.raises(Unavailable):
+        await node.start("c", artifact, variant=bad)
+    assert node.table.get(again.instance_id).state is READY  # it died alone this time
+    node.clock.move(2.0)
+    healed = await node.start("d", artifact, variant=bad)
+    assert healed.runtime_id.startswith("own-")
+
+
+async def test_a_load_that_hangs_costs_its_runtime(node: Any) -> None:
+    node.runtimes.faults["m"] = ["hang"]
+    with pytest.raises(Unavailable):
+        await node.start("a", node.make_artifact())
+    assert node.runtimes.live == []
+    assert node.table.get(InstanceId("a")).state is FAILED
+
+
+async def test_a_corrupted_blob_is_quarantined_fetched_again_and_never_served(node: Any) -> None:
+    artifact = node.make_artifact(1, tensors=3)
+    first = await node.start("a", artifact)
+    other = await node.start("o", node.make_artifact(2))
+    victim = sorted(first.blobs - {artifact})[0]
+    node.corrupt(victim)
+    second = await node.start("b", artifact)
+    assert (second.state, second.fetched) == (READY, True)
+    assert second.runtime_id != first.runtime_id  # the first one's mapping is of the corrupted file
+    assert node.store.verify(victim)
+    assert node.store.status().quarantined == 1
+    failed = node.table.get(first.instance_id)
+    assert (failed.state, type(failed.error)) == (FAILED, DataCorrupted)
+    await asyncio.sleep(0.05)
+    assert list(node.runtimes.all[first.runtime_id].loaded) == ["o"]  # what maps other bytes goes on
+    assert node.table.get(other.instance_id).state is READY
+    third = await node.start("c", node.make_artifact(3))
+    assert third.runtime_id == second.runtime_id  # nothing new goes into the tainted one
+
+
+async def test_corruption_in_the_repository_is_an_error_and_is_not_stored(node: Any, make: Any) -> None:
+    artifact = node.make_artifact()
+    node.runtimes.faults["m"] = [DataCorrupted("blob x")]
+    with pytest.raises(DataCorrupted):  # the store's bytes are sound: a second try would not help
+        await node.start("a", artifact)
+    assert node.store.status().quarantined == 0

@@ -16,8 +16,9 @@ class FaultyProxy:
         self._port = 0
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
-        self._flowing = asyncio.Event()
-        self._flowing.set()
+        self._requests_flow = asyncio.Event()
+        self._answers_flow = asyncio.Event()
+        self._thaw()
 
     @property
     def address(self) -> str:
@@ -35,17 +36,23 @@ class FaultyProxy:
         server.close()
         for writer in tuple(self._writers):
             writer.transport.abort()
-        self._flowing.set()
+        self._thaw()
         await server.wait_closed()
 
     async def heal(self) -> None:
-        self._flowing.set()
+        self._thaw()
         if self._server is None:
             await self.start()
 
-    def freeze(self) -> None:
-        """Connections stay open, and nothing passes any more."""
-        self._flowing.clear()
+    def freeze(self, *, answers_only: bool = False) -> None:
+        """Connections stay open, and nothing passes any more; or requests still do, and their answers do not."""
+        if not answers_only:
+            self._requests_flow.clear()
+        self._answers_flow.clear()
+
+    def _thaw(self) -> None:
+        self._requests_flow.set()
+        self._answers_flow.set()
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
@@ -55,8 +62,8 @@ class FaultyProxy:
                 self._writers.add(far_writer)
                 try:
                     async with asyncio.TaskGroup() as group:
-                        group.create_task(self._pump(reader, far_writer))
-                        group.create_task(self._pump(far_reader, writer))
+                        group.create_task(self._pump(reader, far_writer, self._requests_flow))
+                        group.create_task(self._pump(far_reader, writer, self._answers_flow))
                 finally:
                     self._writers.discard(far_writer)
                     far_writer.transport.abort()
@@ -64,11 +71,11 @@ class FaultyProxy:
             self._writers.discard(writer)
             writer.transport.abort()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flow: asyncio.Event) -> None:
         """Copies until either side ends; then both are ended, as for the ends of a cut wire."""
         try:
             while data := await reader.read(_CHUNK_BYTES):
-                await self._flowing.wait()
+                await flow.wait()
                 writer.write(data)
                 await writer.drain()
         except OSError:

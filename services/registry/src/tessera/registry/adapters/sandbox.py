@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,32 +52,27 @@ class Sandbox:
         task_file = job_folder / "task.json"
         task_file.write_bytes(encode_task(task))
         words = job_folder / "stderr"
-        with words.open("wb") as stderr:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-P", "-m", "tessera.registry.importer", str(task_file), str(os.getpid()),
-                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=stderr, limit=_LINE_LIMIT_BYTES,
-                start_new_session=True, cwd=out, env=_environment(os.environ, out / "tmp", self._threads),
-            )  # fmt: skip
+        process = _start(task_file, out, words, self._threads)
         try:
             async with asyncio.timeout(self._timeout_s):
                 ended = await self._follow(process, on_progress)
-                await process.wait()
+                await _ended(process)
         except TimeoutError:
             raise DeadlineExceeded(f"the import took longer than {self._timeout_s:g} s") from None
         finally:
             _kill(process)
-            await process.wait()
         if isinstance(ended, Failure):
             raise error_of(ended.kind, ended.message)
         if ended is None:
-            raise self._death(process.returncode or 0, words)
+            raise self._death(process.returncode, words)
         return _imported(ended, out / "blobs")
 
-    async def _follow(self, process: asyncio.subprocess.Process, on_progress: OnProgress) -> Made | Failure | None:
-        assert process.stdout is not None
+    async def _follow(self, process: subprocess.Popen[bytes], on_progress: OnProgress) -> Made | Failure | None:
+        reader = asyncio.StreamReader(limit=_LINE_LIMIT_BYTES)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), process.stdout)
         ended: Made | Failure | None = None
         try:
-            async for line in process.stdout:
+            async for line in reader:
                 event = decode_event(line)
                 if isinstance(event, Progress):
                     on_progress(event.message, event.fraction)
@@ -84,6 +80,8 @@ class Sandbox:
                     ended = event
         except (msgspec.MsgspecError, ValueError) as error:
             raise Internal(f"the import sandbox said what is no event: {error}") from error
+        finally:
+            transport.close()
         return ended
 
     def _death(self, code: int, words: Path) -> Exception:
@@ -108,15 +106,48 @@ def _environment(outer: Mapping[str, str], scratch: Path, threads: int) -> dict[
         "HOME": str(scratch), "TMPDIR": str(scratch), "XDG_CACHE_HOME": str(scratch), "HF_HOME": str(scratch),
         "TORCHINDUCTOR_CACHE_DIR": str(scratch), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
         "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "ignore", "PYTHONHASHSEED": "0",
+        "PYTHONFAULTHANDLER": "1",
         "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
     }  # fmt: skip
 
 
-def _kill(process: asyncio.subprocess.Process) -> None:
+def _start(task_file: Path, out: Path, words: Path, threads: int) -> subprocess.Popen[bytes]:
+    """By `subprocess`, not asyncio's: it starts by vfork, and gRPC's fork handlers crash a child that is forked while calls run."""
+    with words.open("wb") as stderr:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "tessera.registry.importer", str(task_file), str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            start_new_session=True,
+            cwd=out,
+            env=_environment(os.environ, out / "tmp", threads),
+        )
+
+
+async def _ended(process: subprocess.Popen[bytes]) -> None:
+    """Waits without a thread that would outlive a cancelled import."""
+    if process.poll() is not None:
+        return
+    descriptor = os.pidfd_open(process.pid)
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(descriptor, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+    process.wait()
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Ends the whole group; a killed process is gone in no time, so waiting for it does not hold up the loop."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
         pass  # it ended, and so did all of its children
+    process.wait()
 
 
 def _imported(made: Made, folder: Path) -> Imported:

@@ -86,10 +86,14 @@ async def test_abort_with_kind_in_an_untouched_method(client: Any) -> None:
 
 
 async def test_stream_delivers_what_came_before_the_error(client: Any) -> None:
-    seen = []
-    with pytest.raises(errors.DataCorrupted):
+    seen: list[bytes] = []
+
+    async def collect() -> None:
         async for message in client.stream_out(b"raise-after 3 data_corrupted"):
             seen.append(message)  # noqa: PERF401 - what arrived before the error is the point
+
+    with pytest.raises(errors.DataCorrupted):
+        await collect()
     assert seen == [b"0", b"1", b"2"]
 
 

@@ -14,7 +14,6 @@ from typing import Literal
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -113,12 +112,17 @@ def configure(
         raise InvalidInput("ring_size", ring_size, "must be at least 1")
     if log_level not in LEVELS:
         raise InvalidInput("log_level", log_level, f"must be one of {', '.join(LEVELS)}")
-    exporter = None
-    if otlp_endpoint:
-        exporter = BatchSpanProcessor(OTLPSpanExporter(endpoint=otlp_endpoint, insecure=not otlp_endpoint.startswith("https://")))
+    exporter = _exporter(otlp_endpoint) if otlp_endpoint else None
     old, _state = _state, _State(service, ring_size, sample_ratio, exporter)
     old.provider.shutdown()
     configure_logging(log_level, json_logs, current_trace_id, service)
+
+
+def _exporter(endpoint: str) -> BatchSpanProcessor:
+    # Imported where it is wanted: it takes longer than everything else a command-line tool needs of this package.
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+
+    return BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, insecure=not endpoint.startswith("https://")))
 
 
 def shutdown() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,6 +107,14 @@ async def bench(**node: Any) -> AsyncIterator[Bench]:
     assert stop.error is None
 
 
+async def eventually(condition: Callable[[], bool]) -> None:
+    for _ in range(10_000):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it did not come true in time")
+
+
 async def test_a_full_run_stores_every_row_and_the_loads() -> None:
     async with bench() as found:
         events = await found.run()
@@ -172,9 +180,7 @@ async def test_a_caller_that_leaves_ends_the_measuring_and_keeps_what_is_done() 
             async for progress in run:
                 if "batch 1, 1 thread" in progress.message:
                     break
-        async with asyncio.timeout(5):
-            while not found.agents.ended_early:
-                await asyncio.sleep(0)
+        await eventually(lambda: found.agents.ended_early > 0)
         stored = await found.stored()
         assert stored is not None
         assert [(row.batch, row.threads) for row in stored.rows] == [(1, 1)]
@@ -198,9 +204,7 @@ async def test_classes_are_measured_side_by_side() -> None:
         await found.put(keys.node(DEFAULT_TRUST_DOMAIN, NodeId("n2")), a_node("n2", agent_address="n2:1", profile_class=other))
         found.agents.hold = asyncio.Event()
         run = asyncio.get_running_loop().create_task(found.run())
-        async with asyncio.timeout(5):
-            while found.agents.running != {"n1:1": 1, "n2:1": 1}:
-                await asyncio.sleep(0)
+        await eventually(lambda: found.agents.running == {"n1:1": 1, "n2:1": 1})
         found.agents.hold.set()
         await run
         assert await found.stored("other") is not None
@@ -263,9 +267,7 @@ async def test_a_variant_that_was_deleted_meanwhile_gets_no_profile() -> None:
     async with bench() as found:
         found.agents.hold = asyncio.Event()
         run = asyncio.get_running_loop().create_task(found.run())
-        async with asyncio.timeout(5):
-            while await found.stored() is None:
-                await asyncio.sleep(0)
+        await eventually(lambda: bool(found.etcd.server.items(keys.profiles(DEFAULT_TRUST_DOMAIN))))
         for key in (keys.variant(KEY), keys.profile(KEY, PROFILE_CLASS)):
             item = await found.etcd.get(key)
             assert item is not None

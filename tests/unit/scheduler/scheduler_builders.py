@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from tessera.domain.ids import (
@@ -82,3 +83,12 @@ def assignment(name: str = "i-1", node: str = "n1", **changes: Any) -> Assignmen
         "generation": Generation(42), "start_path": StartPath.BIND, "term": TERM,
     }  # fmt: skip
     return AssignmentRecord(**{**values, **changes})
+
+
+async def eventually(condition: Callable[[], bool], within_s: float = 10.0) -> None:
+    """Waits in real time. Raises: AssertionError when it does not come true."""
+    for _ in range(int(within_s / 0.01)):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not come true in time")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+
+from scheduler_builders import eventually
 
 from tessera.domain.ids import Digest
 from tessera.program import Stop, Tasks
@@ -23,9 +24,7 @@ async def running(lists: BlobLists) -> AsyncIterator[None]:
 
 
 async def known(lists: BlobLists, artifact: Digest) -> None:
-    async with asyncio.timeout(10):
-        while lists.blobs(artifact) is None:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: lists.blobs(artifact) is not None)
 
 
 async def test_what_is_wanted_is_read_and_kept(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,7 +10,7 @@ from typing import Any
 
 import grpc.aio
 import pytest
-from scheduler_builders import key, node_record, variant
+from scheduler_builders import eventually, key, node_record, variant
 
 from tessera.api.common.v1 import common_pb2
 from tessera.api.node.v1 import node_pb2, node_pb2_grpc
@@ -137,9 +136,7 @@ async def set_up(**settings: Any) -> AsyncIterator[Setting]:
         setting = Setting(scheduler, scheduler_pb2_grpc.SchedulerStub(channel), agent, agent_server.address, meter, own)
         try:
             scheduler.start()
-            async with asyncio.timeout(10):
-                while scheduler.leading.leadership is None:
-                    await asyncio.sleep(0.01)
+            await eventually(lambda: scheduler.leading.leadership is not None)
             yield setting
         finally:
             for call in setting.streams:
@@ -206,9 +203,7 @@ async def test_a_status_stream_that_ends_makes_the_node_silent() -> None:
         node = setting.scheduler.cluster.observed[NodeId("n1")]
         assert node.live
         await call.done_writing()
-        async with asyncio.timeout(5):
-            while setting.scheduler.cluster.observed[NodeId("n1")].live:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: not setting.scheduler.cluster.observed[NodeId("n1")].live)
         with pytest.raises(Unavailable, match="1 does not report"):
             await setting.start()
 
@@ -218,10 +213,13 @@ async def test_digests_travel_as_changes() -> None:
         first, second = bytes(31) + b"\x01", bytes(31) + b"\x02"
         call = await setting.report(setting.status(digests_added=[first]), setting.status(full=False, digests_added=[second]))
         await call.read()
-        async with asyncio.timeout(5):
-            while len(setting.scheduler.cluster.observed[NodeId("n1")].digests) < 2:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: len(setting.scheduler.cluster.observed[NodeId("n1")].digests) == 2)
         assert setting.scheduler.cluster.observed[NodeId("n1")].digests == {first.hex(), second.hex()}
+
+
+async def to_the_end(call: Any) -> None:
+    while await call.read() is not grpc.aio.EOF:
+        pass
 
 
 @pytest.mark.parametrize(
@@ -237,8 +235,7 @@ async def test_a_malformed_status_ends_its_stream_with_the_fields_name(fields: d
     async with set_up() as setting:
         call = await setting.report(setting.status(**fields))
         with pytest.raises(kind, match=words):
-            while await call.read() is not grpc.aio.EOF:
-                pass
+            await to_the_end(call)
 
 
 async def test_an_instance_without_a_runtime_yet_is_taken_in() -> None:
@@ -248,9 +245,7 @@ async def test_an_instance_without_a_runtime_yet_is_taken_in() -> None:
         )
         call = await setting.report(setting.status(instances=[fresh]))
         await call.read()
-        async with asyncio.timeout(5):
-            while NodeId("n1") not in setting.scheduler.cluster.observed:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: NodeId("n1") in setting.scheduler.cluster.observed)
         assert setting.scheduler.cluster.observed[NodeId("n1")].instances[0].runtime_id == ""
 
 
@@ -312,9 +307,7 @@ async def test_metrics_count_starts_and_refusals() -> None:
 
 async def test_the_service_says_where_it_answers() -> None:
     async with set_up() as setting:
-        async with asyncio.timeout(5):
-            while not (await setting.etcd.list(keys.SERVICES)).items:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: bool(setting.etcd.server.items(keys.SERVICES)))
         item = (await setting.etcd.list(keys.SERVICES)).items[0]
         assert item.key == keys.service("scheduler", "127.0.0.1:1")
         assert item.lease_id != 0

@@ -76,6 +76,7 @@ async def run(config: SchedulerConfig, stop: Stop, coordinator: Coordinator) -> 
         finally:
             if metrics_server is not None:
                 metrics_server.stop()
+            scheduler.servicer.close()
             await server.stop(config.stop_grace_s)
             await tasks.aclose()
             await agents.close()

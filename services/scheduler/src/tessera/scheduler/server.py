@@ -8,7 +8,7 @@ from typing import Any
 
 from tessera.api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from tessera.clock import Clock
-from tessera.domain.errors import InvalidInput, NotFound
+from tessera.domain.errors import InvalidInput, NotFound, Unavailable
 from tessera.domain.ids import InstanceId, NodeId, RequestId
 from tessera.program import Tasks
 from tessera.scheduler.adapters.wire import explanation_response, report_of, start_response
@@ -46,6 +46,7 @@ class SchedulerServer(scheduler_pb2_grpc.SchedulerServicer):
         self._explanations = explanations
         self._changed = changed
         self._streams = itertools.count(1)
+        self._closing = False
 
     async def StartInstance(self, request: scheduler_pb2.StartInstanceRequest, context: Any) -> scheduler_pb2.StartInstanceResponse:
         if len(request.candidates) > MAX_CANDIDATES:
@@ -68,6 +69,8 @@ class SchedulerServer(scheduler_pb2_grpc.SchedulerServicer):
         term = None
         try:
             while not reader.done:
+                if self._closing:
+                    raise Unavailable("the scheduler is stopping")
                 now = self._leading.require().term
                 if now != term:
                     term = now
@@ -79,6 +82,11 @@ class SchedulerServer(scheduler_pb2_grpc.SchedulerServicer):
             reader.close()
         if reader.error is not None:
             raise reader.error
+
+    def close(self) -> None:
+        """Ends the status streams, which would otherwise keep a stopping server waiting."""
+        self._closing = True
+        self._leading.changed.fire()
 
     def take_report(self, message: Any, stream: int) -> NodeId:
         report = report_of(message)

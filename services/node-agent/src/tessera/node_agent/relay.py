@@ -34,7 +34,8 @@ _RUNTIME_ID = re.compile(r"[a-z0-9-]{1,48}")
 
 
 class _Side(asyncio.Protocol):
-    """One end of a connection; `peer` is the other. Closing one closes the other once it has written what it holds."""
+    """One end of a connection; `peer` is the other. An end that closes (or half-closes: frames know no such thing) closes the other
+    once that has written what it holds."""
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
@@ -47,13 +48,6 @@ class _Side(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.peer is not None and self.peer.transport is not None:
             self.peer.transport.write(data)
-
-    def eof_received(self) -> bool:
-        """Half-closed: the other side hears it, and may still answer."""
-        if self.peer is not None and self.peer.transport is not None and self.peer.transport.can_write_eof():
-            self.peer.transport.write_eof()
-            return True
-        return False
 
     def pause_writing(self) -> None:
         if self.peer is not None and self.peer.transport is not None and not self.peer.transport.is_closing():
@@ -118,8 +112,10 @@ class _Front(_Side):
         self.transport.resume_reading()
 
     def refuse(self, reason: str) -> None:
+        """Says why and closes. Once bytes pass, nothing is said any more: it could fall into the middle of a frame."""
         if self.transport is not None and not self.transport.is_closing():
-            self.transport.write(encode_goaway(reason))
+            if self.peer is None:
+                self.transport.write(encode_goaway(reason))
             self.transport.close()
 
     def connection_lost(self, error: Exception | None) -> None:

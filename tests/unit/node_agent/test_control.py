@@ -1,0 +1,173 @@
+"""The asking side of control sockets, the files, and processes that outlive their parent."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tessera.domain.errors import DataCorrupted, FailedPrecondition, Unavailable
+from tessera.domain.ids import InstanceId, RuntimeId, Term
+from tessera.node_agent.adapters.control import ControlClient
+from tessera.node_agent.adapters.files import RuntimeNotes, TermFile, writable_folder
+from tessera.node_agent.adapters.processes import Watched, host_id, log_tail, mapping_count, max_map_count, spawn_detached
+from tessera.runtime.control import ControlDecoder, encode, refusal, reply
+from tessera.testing.builders import an_instance
+
+Answer = Callable[[dict[str, Any]], bytes | None]
+
+
+class Peer:
+    """A control socket that answers as told; None closes the connection."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.answer: Answer = lambda message: reply(message["id"], {"echo": message})
+        self._server: asyncio.Server | None = None
+
+    async def __aenter__(self) -> Peer:
+        self._server = await asyncio.start_unix_server(self._serve, self.path)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        assert self._server is not None
+        self._server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        decoder = ControlDecoder()
+        while data := await reader.read(65536):
+            for message in decoder.feed(data):
+                answer = self.answer(message)
+                if answer is None:
+                    writer.close()
+                    return
+                writer.write(answer)
+        writer.close()
+
+
+@pytest.fixture
+async def peer(tmp_path: Path) -> AsyncIterator[Peer]:
+    async with Peer(tmp_path / "c.sock") as found:
+        yield found
+
+
+async def test_calls_overlap_and_get_their_own_answers(peer: Peer) -> None:
+    held: list[dict[str, Any]] = []
+
+    def answer(message: dict[str, Any]) -> bytes:
+        held.append(message)
+        if len(held) < 3:
+            return b""
+        return b"".join(reply(item["id"], {"n": item["n"]}) for item in reversed(held))
+
+    peer.answer = answer
+    client = await ControlClient.connect(peer.path, "peer", 1.0)
+    answers = await asyncio.gather(*[client.call("x", 2.0, n=number) for number in range(3)])
+    assert [item["n"] for item in answers] == [0, 1, 2]
+    client.close()
+
+
+async def test_errors_come_back_as_their_own_class_and_events_are_passed_over(peer: Peer) -> None:
+    peer.answer = lambda message: encode({"event": "exit", "code": 1}) + refusal(message["id"], DataCorrupted("blob x"))
+    client = await ControlClient.connect(peer.path, "peer", 1.0)
+    with pytest.raises(DataCorrupted, match="blob x"):
+        await client.call("load", 2.0)
+    client.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"), [(lambda message: None, "was lost"), (lambda message: b"\x01\0\0\0[", "must be a JSON object")]
+)
+async def test_a_lost_or_broken_connection_fails_what_waits(peer: Peer, answer: Answer, words: str) -> None:
+    peer.answer = answer
+    client = await ControlClient.connect(peer.path, "the peer", 1.0)
+    with pytest.raises(Unavailable, match=f"the peer: .*{words}"):
+        await client.call("x", 2.0)
+    await asyncio.sleep(0)
+    assert client.closed
+    with pytest.raises(Unavailable, match="closed"):
+        await client.call("x", 2.0)
+
+
+async def test_no_answer_in_time_says_so(peer: Peer) -> None:
+    peer.answer = lambda message: b""
+    client = await ControlClient.connect(peer.path, "the peer", 1.0)
+    with pytest.raises(Unavailable, match=r"the peer did not answer 'x' within 0\.05 s"):
+        await client.call("x", 0.05)
+    client.close()
+
+
+async def test_nobody_there(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="runtime rt-1 cannot be reached"):
+        await ControlClient.connect(tmp_path / "none.sock", "runtime rt-1", 0.5)
+
+
+def test_the_term_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    file = TermFile(tmp_path)
+    assert file.load() is None
+    file.save(Term(2**63 + 5, 12))
+    file.save(Term(2**63 + 5, 13))
+    assert TermFile(tmp_path).load() == Term(2**63 + 5, 13)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["term"]
+
+
+def test_notes_lie_beside_their_runtime_whatever_the_id(tmp_path: Path) -> None:
+    notes = RuntimeNotes(tmp_path)
+    (tmp_path / "rt-1").mkdir()
+    for name in ("plain-1", "../../escape", "a/b", "\0"):
+        record = an_instance(name, runtime_id=RuntimeId("rt-1"))
+        notes.write(record, 10, 20)
+        assert notes.read(RuntimeId("rt-1"), InstanceId(name)) == (record, 10, 20)
+    assert {path.parent.name for path in tmp_path.rglob("*.note")} == {"rt-1"}
+    notes.remove(RuntimeId("rt-1"), InstanceId("plain-1"))
+    assert notes.read(RuntimeId("rt-1"), InstanceId("plain-1")) is None
+    notes.write(an_instance("x", runtime_id=RuntimeId("rt-gone")), 1, 1)  # its runtime has ended: no error, no note
+
+
+def test_an_unwritable_folder_names_the_setting(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FailedPrecondition, match=r"state_folder .*file/x cannot be written"):
+        writable_folder("state_folder", tmp_path / "file" / "x")
+
+
+async def test_a_watched_process_tells_its_end_once_and_is_reaped(tmp_path: Path) -> None:
+    ends: list[int] = []
+    pid = spawn_detached(
+        [sys.executable, "-c", "import sys, time; print('begun', flush=True); time.sleep(60)"], tmp_path / "log", os.environ
+    )
+    watched = Watched(pid, lambda: ends.append(pid))
+    assert os.getsid(pid) == pid
+    assert not await watched.wait(0.3)
+    assert mapping_count(pid) > 5
+    await watched.end(5.0)
+    assert (ends, watched.alive, mapping_count(pid)) == ([pid], False, 0)
+    assert log_tail(tmp_path / "log") == "begun"
+    watched.send(signal.SIGKILL)  # nothing, and nobody else's process
+    with pytest.raises(ProcessLookupError):
+        Watched(pid)
+
+
+async def test_one_that_ignores_the_signal_is_killed(tmp_path: Path) -> None:
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+    watched = Watched(spawn_detached([sys.executable, "-c", code], tmp_path / "log", os.environ))
+    async with asyncio.timeout(10):
+        while log_tail(tmp_path / "log") != "deaf":  # noqa: ASYNC110 - another process writes it
+            await asyncio.sleep(0.02)
+    await watched.end(0.2)
+    assert not watched.alive
+
+
+def test_a_program_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FailedPrecondition, match="cannot be started"):
+        spawn_detached(["/no/such/program"], tmp_path / "log", {})
+
+
+def test_facts_of_this_machine() -> None:
+    assert host_id() == host_id() != ""
+    assert max_map_count() > 1000

@@ -1,0 +1,203 @@
+"""Baking and measuring: one at a time, apart from what serves, and nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tessera.domain.errors import Internal, InvalidInput, NotFound, Unavailable
+from tessera.domain.ids import BuildClass, Digest
+from tessera.domain.instance import Stage, StartPath
+from tessera.domain.records import LatencyRow, LoadCost
+from tessera.node_agent.loops.jobs import CHUNK_BYTES, Baked, BakedBlob, BlobChunk, Jobs, MeasureOrder
+from tessera.tensorstore.artifact import digest_of
+
+
+class FakeBaker:
+    """Writes `contents` as blobs, or raises `error`; `begun` counts."""
+
+    def __init__(self) -> None:
+        self.contents: list[bytes] = []
+        self.error: Exception | None = None
+        self.begun = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def bake(self, source: Path, out: Path, max_batch: int) -> AsyncGenerator[str | Baked, None]:
+        self.begun += 1
+        assert source.is_file()
+        yield "optimising"
+        await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        blobs = []
+        for data in self.contents:
+            digest = digest_of(data)
+            (out / digest).write_bytes(data)
+            blobs.append(BakedBlob(digest, len(data), out / digest))
+        yield Baked(blobs[-1].digest, BuildClass("b"), tuple(blobs))
+
+
+class World:
+    def __init__(self, node: Any, folder: Path) -> None:
+        self.node, self.baker, self.folder = node, FakeBaker(), folder
+        folder.mkdir()
+        self.jobs = Jobs(
+            node.fleet,
+            node.larder,
+            self.baker,
+            node.repository.has,
+            self.scratch,
+            self.remove,
+            node.store.path,
+            5.0,
+            os.urandom,
+            node.clock,
+        )
+
+    def scratch(self) -> Path:
+        found = self.folder / os.urandom(4).hex()
+        found.mkdir()
+        return found
+
+    def remove(self, path: Path) -> None:
+        for file in path.iterdir():
+            file.unlink()
+        path.rmdir()
+
+
+@pytest.fixture
+def world(node: Any, tmp_path: Path) -> World:
+    return World(node, tmp_path / "scratch")
+
+
+async def test_only_blobs_that_the_repository_lacks_are_sent_in_chunks(world: World) -> None:
+    known, new = b"known", bytes(range(256)) * (CHUNK_BYTES // 256 * 2) + b"end"
+    world.node.repository.put_bytes(known)
+    world.baker.contents = [known, new, b""]
+    events = [event async for event in world.jobs.bake(world.node.make_artifact(), 8)]
+    chunks = [event for event in events if isinstance(event, BlobChunk)]
+    assert b"".join(chunk.data for chunk in chunks if chunk.digest == digest_of(new)) == new
+    assert [(chunk.offset, len(chunk.data)) for chunk in chunks if chunk.digest == digest_of(new)] == [
+        (0, CHUNK_BYTES),
+        (CHUNK_BYTES, CHUNK_BYTES),
+        (2 * CHUNK_BYTES, 3),
+    ]
+    assert [chunk.data for chunk in chunks if chunk.digest == digest_of(b"")] == [b""]  # an empty blob is told, too
+    assert digest_of(known) not in {chunk.digest for chunk in chunks}
+    assert isinstance(events[-1], Baked)
+    assert events[0] == "fetching the export"
+    assert list(world.folder.iterdir()) == []
+    assert world.node.store.holders() == {}
+
+
+async def test_a_bake_that_fails_says_why_and_leaves_nothing(world: World) -> None:
+    world.baker.error = Internal("output y differs")
+    with pytest.raises(Internal, match="output y differs"):
+        _ = [event async for event in world.jobs.bake(world.node.make_artifact(), 8)]
+    with pytest.raises(NotFound):
+        _ = [event async for event in world.jobs.bake(Digest("9" * 64), 8)]
+    assert list(world.folder.iterdir()) == []
+    assert world.node.store.holders() == {}
+
+
+async def test_jobs_take_turns(world: World) -> None:
+    world.baker.contents = [b"x"]
+    world.baker.gate.clear()
+    artifact = world.node.make_artifact()
+
+    async def run() -> list[Any]:
+        return [event async for event in world.jobs.bake(artifact, 8)]
+
+    both = asyncio.gather(run(), run())
+    await asyncio.sleep(0.2)
+    assert world.baker.begun == 1
+    world.baker.gate.set()
+    first, second = await both
+    assert second[0] == "waiting for another job of this node"
+    assert isinstance(first[-1], Baked)
+    assert isinstance(second[-1], Baked)
+
+
+async def test_a_caller_that_goes_away_ends_the_job(world: World) -> None:
+    world.baker.contents = [b"x"]
+    events = world.jobs.bake(world.node.make_artifact(), 8)
+    async for event in events:
+        if event == "optimising":
+            break
+    await events.aclose()
+    assert list(world.folder.iterdir()) == []
+    assert world.node.store.holders() == {}
+
+
+def order(world: World, **changes: Any) -> MeasureOrder:
+    fields: dict[str, Any] = {
+        "variant": world.node.order("x").variant,
+        "artifact": world.node.make_artifact(),
+        "batches": (1, 2),
+        "threads": (1, 2),
+        "seconds_per_row": 0.1,
+        "min_repeats": 3,
+    }
+    return MeasureOrder(**(fields | changes))
+
+
+async def test_measuring_gives_both_start_costs_and_a_row_per_batch_and_thread_count(world: World) -> None:
+    events = [event async for event in world.jobs.measure(order(world)) if not isinstance(event, str)]
+    costs = [event for event in events if isinstance(event, LoadCost)]
+    rows = [event for event in events if isinstance(event, LatencyRow)]
+    assert [cost.start_path for cost in costs] == [StartPath.FORK, StartPath.BIND] * 2
+    assert [time.stage for time in costs[0].stages] == [Stage.FORK, Stage.MAP, Stage.LOAD]
+    assert [time.stage for time in costs[1].stages] == [Stage.MAP, Stage.LOAD]
+    assert costs[0].peak_private_bytes == 1000
+    assert [(row.batch, row.threads) for row in rows] == [(1, 1), (2, 1), (1, 2), (2, 2)]
+    assert all(runtime.slow for runtime in world.node.runtimes.all.values())
+    await asyncio.sleep(0.01)
+    assert world.node.runtimes.live == []
+    assert world.node.store.holders() == {}
+
+
+async def test_measuring_neither_serves_nor_shows(world: World) -> None:
+    events = world.jobs.measure(order(world))
+    async for event in events:
+        if isinstance(event, LatencyRow):
+            break
+    (dedicated,) = world.node.runtimes.live
+    instance = await world.node.start("a", world.node.make_artifact())
+    assert instance.runtime_id != dedicated.hello.runtime_id
+    shown = await world.node.agent.summary(refresh=False)
+    assert [item.runtime_id for item in shown.runtimes] == [instance.runtime_id]
+    await events.aclose()
+    await asyncio.sleep(0.01)
+    assert not dedicated.alive
+
+
+async def test_a_variant_that_dies_while_it_is_measured_is_an_error(world: World) -> None:
+    world.node.runtimes.faults["m"] = ["die"]
+    with pytest.raises(Unavailable):
+        _ = [event async for event in world.jobs.measure(order(world))]
+    await asyncio.sleep(0.01)
+    assert world.node.store.holders() == {}
+    assert not world.node.poison.isolated(world.node.order("x").variant, world.node.clock.monotonic_s())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"batches": ()}, "batches: must name at least one"),
+        ({"batches": (0,)}, "batches 0: must be from 1 to 4096"),
+        ({"threads": (1000,)}, "threads 1000: must be from 1 to 256"),
+        ({"seconds_per_row": float("nan")}, "seconds_per_row"),
+        ({"seconds_per_row": 601.0}, "seconds_per_row"),
+        ({"min_repeats": 0}, "min_repeats"),
+    ],
+)
+async def test_a_bad_order_names_the_field(world: World, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidInput, match=words):
+        _ = [event async for event in world.jobs.measure(order(world, **changes))]
+    assert world.node.runtimes.all == {}

@@ -1,0 +1,160 @@
+"""Baking: nodes come and go, builds fail, another class appears, a version is deleted."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from registry_world import CLASS_A, CLASS_B, DOMAIN, Registry, stored, tensor
+
+from tessera.domain.errors import Internal, Unavailable
+from tessera.domain.ids import ModelName, VersionNumber
+from tessera.domain.records import VariantRecord, VariantState
+
+FILES = {"trunk": tensor(1), "head": tensor(2)}
+M = ModelName("m")
+
+
+async def ort(registry: Registry) -> dict[str, VariantRecord]:
+    return {v.key.variant: v for v in await registry.catalogue.variants(DOMAIN) if v.key.model == M and v.backend == "ort"}
+
+
+def in_state(registry: Registry, state: VariantState, count: int = 1) -> object:
+    async def check() -> bool:
+        found = await ort(registry)
+        return len(found) == count and all(v.state is state for v in found.values())
+
+    return check
+
+
+async def test_waits_for_a_node_and_bakes_there(registry: Registry) -> None:
+    waiting = asyncio.create_task(registry.register("m", FILES, wait=True))
+    await registry.settled(lambda: _registered(registry))
+    assert not waiting.done()
+    await registry.node("n1", CLASS_A)
+    events = await waiting
+    assert [e.step for e in events][-2:] == ["variant ready", "done"]
+    assert any("no node with flavour ort" in e.message for e in events)
+    made = (await ort(registry))["ort-fp32"]
+    assert (made.state, made.build_class, made.tensor_bytes, made.tensor_count) == (VariantState.READY, CLASS_A, 8192, 1)
+    assert made.artifact is not None
+    assert all(registry.repository.verify(blob.digest) for blob in (await registry.blobs.artifact(made.artifact)).blobs())
+    assert await registry.catalogue.jobs(DOMAIN) == []
+    assert not list((registry.folder / "work").iterdir())
+
+
+async def _registered(registry: Registry) -> bool:
+    return bool(await registry.catalogue.models(DOMAIN))
+
+
+async def test_second_class_gets_its_own_build(registry: Registry) -> None:
+    await registry.node("n1", CLASS_A)
+    await registry.register("m", FILES, wait=True)
+    await registry.node("n2", CLASS_B)
+    await registry.settled(in_state(registry, VariantState.READY, 2))
+    found = await ort(registry)
+    assert {v.build_class for v in found.values()} == {CLASS_A, CLASS_B}
+    assert found["ort-fp32"].build_class == CLASS_A
+    assert registry.baker.bakes == [("n1", CLASS_A), ("n2", CLASS_B)]
+
+
+async def test_lost_node_costs_another_try(registry: Registry) -> None:
+    registry.baker.errors = [Unavailable("connection reset")]
+    await registry.node("n1", CLASS_A)
+    events = await registry.register("m", FILES, wait=True)
+    assert any("connection reset; again in 1 s" in e.message for e in events)
+    assert len(registry.baker.bakes) == 2
+    assert (await ort(registry))["ort-fp32"].state is VariantState.READY
+
+
+async def test_failed_build_is_recorded_with_its_reason_and_tried_again_when_asked(registry: Registry) -> None:
+    registry.baker.errors = [Internal("ONNX Runtime cannot open it")]
+    await registry.node("n1", CLASS_A)
+    events = await registry.register("m", FILES, wait=True)
+    failed = (await ort(registry))["ort-fp32"]
+    assert (failed.state, failed.reason) == (VariantState.FAILED, "ONNX Runtime cannot open it")
+    assert events[-1].step == "done"
+    assert "ort-fp32 failed" in events[-1].message
+    await registry.register("m", FILES)
+    await registry.settled(in_state(registry, VariantState.READY))
+    assert len(registry.importer.runs) == 1
+
+
+async def test_node_that_is_lost_each_time_fails_the_variant(registry: Registry) -> None:
+    registry.baker.errors = [Unavailable("gone"), Unavailable("gone again")]
+    await registry.node("n1", CLASS_A)
+    await registry.register("m", FILES, wait=True)
+    failed = (await ort(registry))["ort-fp32"]
+    assert failed.state is VariantState.FAILED
+    assert failed.reason == "tried 2 times, at last on n1: gone again"
+
+
+async def test_node_that_sends_less_than_it_says_is_not_believed(registry: Registry) -> None:
+    registry.baker.withhold = True
+    await registry.node("n1", CLASS_A)
+    await registry.register("m", FILES, wait=True)
+    failed = (await ort(registry))["ort-fp32"]
+    assert failed.state is VariantState.FAILED
+    assert "did not send blob" in failed.reason
+
+
+async def test_interrupted_build_goes_on_after_a_restart(registry: Registry) -> None:
+    registry.baker.errors = [Unavailable("the registry dies while this is waited for")]
+    await registry.node("n1", CLASS_A)
+    task = asyncio.create_task(registry.register("m", FILES, wait=True))
+    await registry.settled(in_state(registry, VariantState.BUILDING))
+    await registry.crash()
+    task.cancel()
+    await registry.imports.resume()
+    await registry.settled(in_state(registry, VariantState.READY))
+
+    async def ended() -> bool:
+        return not await registry.catalogue.jobs(DOMAIN)
+
+    await registry.settled(ended)
+
+
+async def test_deleting_takes_its_blobs_and_leaves_the_siblings(registry: Registry) -> None:
+    await registry.node("n1", CLASS_A)
+    before = stored(registry.repository)
+    await registry.register("m", {"trunk": tensor(1), "head": tensor(2)}, wait=True)
+    with_one = stored(registry.repository)
+    await registry.register("n", {"trunk": tensor(1), "head": tensor(3)}, wait=True)
+    with_both = stored(registry.repository)
+    freed = await registry.shelf.discard(await registry.catalogue.delete(DOMAIN, ModelName("n"), None))
+    assert freed > 8192
+    assert stored(registry.repository) == with_one
+    assert with_both > with_one
+    await registry.shelf.discard(await registry.catalogue.delete(DOMAIN, M, VersionNumber(1)))
+    assert stored(registry.repository) == before
+
+
+async def test_sweep_keeps_what_records_refer_to(registry: Registry) -> None:
+    await registry.node("n1", CLASS_A)
+    await registry.register("m", FILES, wait=True)
+    kept = stored(registry.repository)
+    stray = registry.repository.put_bytes(b"left by an import that died")
+    assert await registry.shelf.sweep() == len(b"left by an import that died")
+    assert stored(registry.repository) == kept
+    assert stray not in kept
+
+
+async def test_sweep_of_a_repository_without_any_record_touches_nothing(registry: Registry) -> None:
+    stray = registry.repository.put_bytes(b"the records may be what is lost")
+    assert await registry.shelf.sweep() == 0
+    assert stored(registry.repository) == {stray}
+
+
+async def test_version_deleted_while_it_waits_ends_its_job(registry: Registry) -> None:
+    task = asyncio.create_task(registry.register("m", FILES, wait=True))
+    await registry.settled(lambda: _registered(registry))
+    await registry.settled(lambda: _followed(registry))
+    await registry.catalogue.delete(DOMAIN, M, None)
+    registry.variants.wake()
+    with pytest.raises(Internal, match="m@1 was deleted"):
+        await task
+    assert await registry.catalogue.jobs(DOMAIN) == []
+
+
+async def _followed(registry: Registry) -> bool:
+    return bool(registry.variants._jobs)

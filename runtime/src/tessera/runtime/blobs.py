@@ -65,12 +65,13 @@ class ArtifactBlobs:
 
     def _map(self, store: Path, private: bool, verify: bool) -> None:
         views: dict[Digest, memoryview] = {}
+        folder = f"{store}/blobs/"
         graph = self._artifact.graph.digest if self._artifact.graph else None
         for blob in self._artifact.blobs():
             if blob.digest == graph:
                 continue
             try:
-                view = self._mapped.open(blob_path(store, blob.digest))
+                view = self._mapped.open(folder + blob.digest)
             except NotFound:
                 raise NotFound(f"blob {blob.digest} is not in the store") from None
             self._open.append(blob.digest)

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import re
+from functools import cache
 
 from tessera.domain.ids import BuildClass, ProfileClass
 
@@ -22,7 +23,18 @@ _ARM_LEVELS = (("sve2", "sve2"), ("sve", "sve"), ("i8mm", "i8mm"), ("bf16", "bf1
 
 
 def build_class(cpuinfo: str | None = None, machine: str | None = None, ort_version: str | None = None) -> BuildClass:
-    """`<machine>-<isa>-ort<version>`: where a baked variant may run. Arguments are for tests; by default this machine's."""
+    """`<machine>-<isa>-ort<version>`: where a baked variant may run. Arguments are for tests; by default this machine's, found once."""
+    if cpuinfo is None and machine is None and ort_version is None:
+        return _this_build_class()
+    return _build_class(cpuinfo, machine, ort_version)
+
+
+@cache
+def _this_build_class() -> BuildClass:
+    return _build_class(None, None, None)
+
+
+def _build_class(cpuinfo: str | None, machine: str | None, ort_version: str | None) -> BuildClass:
     machine = machine or platform.machine()
     flags = _flags(_cpuinfo() if cpuinfo is None else cpuinfo)
     levels = _ARM_LEVELS if machine in ("aarch64", "arm64") else _X86_LEVELS

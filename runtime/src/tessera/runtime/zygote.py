@@ -39,7 +39,7 @@ def _serve(found: argparse.Namespace) -> int:
 
     from tessera.clock import SystemClock
     from tessera.domain.errors import TesseraError
-    from tessera.runtime import backends
+    from tessera.runtime import backends, classes
     from tessera.runtime.forking import Zygote, ZygoteConfig
 
     config = ZygoteConfig(found.flavour, found.socket, found.run_folder, found.store, found.threads, found.workers)
@@ -48,6 +48,7 @@ def _serve(found: argparse.Namespace) -> int:
     except TesseraError as error:
         print(error, file=sys.stderr)
         return 2
+    classes.build_class()  # found once here instead of in every child
     threads = len(os.listdir("/proc/self/task"))
     if threads > 1:
         _log.warning("%d threads run before the first fork; children will not have them", threads)

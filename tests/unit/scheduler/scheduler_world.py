@@ -63,11 +63,14 @@ class FakeNode:
         self._reach()
         self._fence(order.term)
         self.orders.append(order)
-        if order.instance_id not in self.instances:
+        self.expires_s[order.instance_id] = self.world.clock.monotonic_s() + order.expires_after_s
+        known = self.instances.get(order.instance_id)
+        if known is not None and known.state is InstanceState.READY:
+            return known
+        if known is None:
             generations = {item.generation for node in self.world.nodes.values() for item in node.instances.values()}
             assert order.generation not in generations, "a generation was used twice"
             self.instances[order.instance_id] = self._instance(order, InstanceState.LOADING)
-            self.expires_s[order.instance_id] = self.world.clock.monotonic_s() + order.expires_after_s
             self.push()
         self.world.background.start(f"load {order.instance_id}", self._load(order, over := asyncio.get_running_loop().create_future()))
         error = await asyncio.shield(over)
@@ -95,7 +98,7 @@ class FakeNode:
 
     def reconcile(self) -> None:
         """What had a record and has none ends; what never had one ends when its provisional time is over."""
-        if not self.reachable:
+        if not self.reachable or not self.world.etcd.running:
             return
         recorded = {item.instance_id for item in self.world.recorded() if item.node_id == self.node_id}
         now_s = self.world.clock.monotonic_s()
@@ -173,6 +176,8 @@ class FakeAgents:
 
     def __init__(self, world: World) -> None:
         self._world = world
+
+    def expect(self, address: str) -> None: ...
 
     async def start(self, address: str, order: StartOrder) -> ObservedInstance:
         return await self._world.nodes[address.partition(":")[0]].start(order)

@@ -21,6 +21,7 @@ from tessera.scheduler.core.assignments import (
     Instruction,
     Limits,
     Phase,
+    RenewProvisional,
     StopInstance,
     World,
     WriteRecord,
@@ -45,12 +46,12 @@ def wanted(*assignments: Assignment) -> Desired:
 
 
 def active(record: AssignmentRecord | None = None, since_s: float = 0.0, seen: bool = True) -> Assignment:
-    return Assignment(record or assignment(), Phase.ACTIVE, since_s, seen)
+    return Assignment(record or assignment(), Phase.ACTIVE, since_s, since_s, seen)
 
 
 def kinds(instructions: tuple[Instruction, ...]) -> list[tuple[str, str]]:
     def name(item: Instruction) -> str:
-        return item.record.instance_id if isinstance(item, WriteRecord | Adopted) else item.instance_id
+        return item.record.instance_id if isinstance(item, WriteRecord | Adopted | RenewProvisional) else item.instance_id
 
     return [(type(item).__name__, name(item)) for item in instructions]
 
@@ -63,6 +64,16 @@ def test_a_started_instance_is_written_until_it_is_recorded() -> None:
     assert kinds(instructions) == [("WriteRecord", "i-1")], "etcd was away: it is written again"
     _, instructions = reconcile(again, world(reported, recorded=(assignment(),)), 3.0, LIMITS)
     assert instructions == ()
+
+
+def test_while_the_record_cannot_be_written_the_agent_is_told_again_in_time() -> None:
+    """When etcd is back, the agent may see it first; it must not find that its time is over."""
+    reported, desired = node("n1", [instance()]), wanted(active())
+    told = []
+    for now_s in range(1, 61):
+        desired, instructions = reconcile(desired, world(reported), float(now_s), LIMITS)
+        told += [now_s for item in instructions if isinstance(item, RenewProvisional)]
+    assert told == [15, 30, 45, 60]
 
 
 def test_a_planned_start_is_left_alone() -> None:
@@ -274,6 +285,8 @@ def test_safety_over_any_history(history) -> None:  # type: ignore[no-untyped-de
                 assert instruction.instance_id in recorded
                 assert instruction.instance_id in stopped or instruction.instance_id not in alive
                 del recorded[instruction.instance_id]
+            elif isinstance(instruction, RenewProvisional):
+                assert instruction.record.instance_id not in stopped
             elif isinstance(instruction, StopInstance):
                 assert instruction.instance_id in stopped or instruction.instance_id not in before.assignments
             else:

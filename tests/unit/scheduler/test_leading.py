@@ -101,7 +101,8 @@ def test_starts_go_on_while_etcd_is_away_and_records_follow_when_it_is_back() ->
         answer = await world.start(scheduler)
         assert answer.instance.node_id == "n1"
         assert world.nodes["n1"].orders[0].term == term
-        await asyncio.sleep(30.0)
+        await asyncio.sleep(300.0)
+        assert {order.instance_id for order in world.nodes["n1"].orders} == {answer.instance.instance_id}, "told again, not anew"
         world.etcd.start()
         await until(lambda: len(world.recorded()) == 1)
         assert world.recorded()[0].instance_id == answer.instance.instance_id

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import pytest
-from scheduler_builders import instance, variant
+from scheduler_builders import instance, key, variant
 from scheduler_world import World, slow, until
 
 from tessera.coord import keys
 from tessera.coord.interface import Delete, ModRevisionIs
 from tessera.domain.errors import NotFound, Unavailable
-from tessera.domain.ids import Generation, InstanceId, NodeId, TrustDomain
+from tessera.domain.ids import BuildClass, Generation, InstanceId, NodeId, TrustDomain
 from tessera.domain.instance import StartPath
 from tessera.testing import run_virtual
 
@@ -56,6 +57,19 @@ def test_what_executes_or_is_waited_for_does_not_end() -> None:
         node.idle(answer.instance.instance_id, 0.0)
         await asyncio.sleep(50.0)
         assert node.stopped == []
+        # Ready on one node, and a start of the same variant in flight on another class: somebody waits for this model.
+        other = await world.add_node("n2", build_class=BuildClass("b"))
+        other.behave = slow(30.0)
+        await world.add_variant(variant("aten-fp32", backend="aten", flavour="aten", build_class=None))
+        await until(lambda: NodeId("n2") in scheduler.cluster.observed)
+        waiting = asyncio.get_running_loop().create_task(world.start(scheduler, "aten-fp32", budget_s=60.0))
+        await until(lambda: bool(scheduler.starter.waited_for))
+        held = replace(instance("i-held"), variant=key("aten-fp32"), idle_s=100.0, node_id=NodeId("n1"))
+        node.instances[held.instance_id] = held
+        await asyncio.sleep(10.0)
+        assert node.stopped == []
+        await waiting
+        await until(lambda: "i-held" in node.stopped)
 
     in_world(scenario)
 
@@ -67,10 +81,7 @@ def test_nothing_ends_while_etcd_is_away() -> None:
         scheduler = await world.add_scheduler(instance_keep_alive_s=10.0)
         answer = await world.start(scheduler)
         await until(lambda: len(world.recorded()) == 1)
-        await world.add_variant(variant("other"))
-        await until(lambda: scheduler.records.variant(variant("other").key) is not None)
         world.etcd.stop()
-        await world.start(scheduler, "other")
         await asyncio.sleep(5.0)
         world.nodes["n1"].idle(answer.instance.instance_id, 100.0)
         await asyncio.sleep(20.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -60,6 +61,13 @@ class NodeView:
     instances: tuple[InstanceView, ...] = ()
     starting: int = 0
     condition: NodeCondition = NodeCondition.USABLE
+    ready: Mapping[VariantKey, InstanceView] | None = None
+    """An index of `instances`: per variant the ready one with the lowest id. None: not made, `ready_instance` looks through all."""
+
+    def ready_instance(self, variant: VariantKey) -> InstanceView | None:
+        if self.ready is not None:
+            return self.ready.get(variant)
+        return ready_index(self.instances).get(variant)
 
     @property
     def load(self) -> int:
@@ -70,6 +78,12 @@ class NodeView:
     def room_bytes(self) -> int:
         """Bytes that its store can take at most, after it has reclaimed all that nobody holds."""
         return max(0, self.store_budget_bytes - self.store_held_bytes)
+
+
+def ready_index(instances: Iterable[InstanceView]) -> dict[VariantKey, InstanceView]:
+    """Per variant the ready instance with the lowest id."""
+    ready = (item for item in instances if item.state is InstanceState.READY)
+    return {item.variant: item for item in sorted(ready, key=lambda item: item.instance_id, reverse=True)}
 
 
 @dataclass(frozen=True, slots=True)

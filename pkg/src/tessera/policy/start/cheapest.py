@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from tessera.domain.instance import InstanceState, StartPath
+from tessera.domain.instance import StartPath
 from tessera.policy.placement.base import Placement, PlacementPolicy
 from tessera.policy.placement.bytes_present import BytesPresentPlacement
 from tessera.policy.placement.filters import Refusal, RefusalKind, explain, refusal, size_words
@@ -99,8 +99,7 @@ def _ready_instance(candidate: Candidate, node: NodeView) -> InstanceView | None
     """A ready instance whose agent answers; a silent node's report is history, and its instance may be gone."""
     if node.condition is NodeCondition.SILENT or node.trust_domain != candidate.key.trust_domain:
         return None
-    ready = [item for item in node.instances if item.variant == candidate.key and item.state is InstanceState.READY]
-    return min(ready, key=lambda item: item.instance_id, default=None)
+    return node.ready_instance(candidate.key)
 
 
 def _bindable(candidate: Candidate, node: NodeView) -> bool:

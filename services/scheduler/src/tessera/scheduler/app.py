@@ -149,6 +149,7 @@ class Scheduler:
             reconciler=self.reconciler,
             cluster=self.cluster,
             explanations=self.explanations,
+            agents=agents,
             changed=changed,
         )
         self._elector = Elector(coordinator, self.leading, clock, lease_ttl_s=config.lease_ttl_s, on_end=self.cluster.reset)

@@ -35,6 +35,10 @@ class StartOrder:
 class Agents(Protocol):
     """The node agents, by address."""
 
+    def expect(self, address: str) -> None:
+        """Connects in the background, so that the first start on this node does not wait for it."""
+        ...
+
     async def start(self, address: str, order: StartOrder) -> ObservedInstance:
         """Answers when the instance is ready.
 

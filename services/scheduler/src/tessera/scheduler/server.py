@@ -18,6 +18,7 @@ from tessera.scheduler.loops.leading import Leading
 from tessera.scheduler.loops.pulse import Pulse
 from tessera.scheduler.loops.reconciling import Reconciler
 from tessera.scheduler.loops.starting import Starter, StartRequest
+from tessera.scheduler.ports import Agents
 from tessera.wire import decode_variant_key, encode_term
 
 MAX_CANDIDATES = 64
@@ -35,6 +36,7 @@ class SchedulerServer(scheduler_pb2_grpc.SchedulerServicer):
         reconciler: Reconciler,
         cluster: Cluster,
         explanations: Explanations,
+        agents: Agents,
         changed: Pulse,
     ) -> None:
         self._clock = clock
@@ -44,6 +46,7 @@ class SchedulerServer(scheduler_pb2_grpc.SchedulerServicer):
         self._reconciler = reconciler
         self._cluster = cluster
         self._explanations = explanations
+        self._agents = agents
         self._changed = changed
         self._streams = itertools.count(1)
         self._closing = False
@@ -90,6 +93,8 @@ class SchedulerServer(scheduler_pb2_grpc.SchedulerServicer):
 
     def take_report(self, message: Any, stream: int) -> NodeId:
         report = report_of(message)
+        if report.full and report.agent_address:
+            self._agents.expect(report.agent_address)
         self._cluster.report(report, stream, self._clock.monotonic_s())
         self.woken()
         return report.node_id

@@ -19,6 +19,9 @@ class GrpcAgents:
     def __init__(self) -> None:
         self._channels: dict[str, grpc.aio.Channel] = {}
 
+    def expect(self, address: str) -> None:
+        self._channel(address).get_state(try_to_connect=True)
+
     async def start(self, address: str, order: StartOrder) -> ObservedInstance:
         request = node_pb2.StartInstanceRequest(
             term=encode_term(order.term),
@@ -44,7 +47,10 @@ class GrpcAgents:
         self._channels.clear()
 
     def _stub(self, address: str) -> node_pb2_grpc.NodeAgentAsyncStub:
+        return node_pb2_grpc.NodeAgentStub(self._channel(address))
+
+    def _channel(self, address: str) -> grpc.aio.Channel:
         channel = self._channels.get(address)
         if channel is None:
             channel = self._channels[address] = connect(address)
-        return node_pb2_grpc.NodeAgentStub(channel)
+        return channel

@@ -8,7 +8,7 @@ it alive; what was stopped is never adopted again.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -35,14 +35,16 @@ _FORWARD = {
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """One instance that the leader wants on a node, or wants to be gone. `since_s` is when it entered its phase (monotonic).
+    """One instance that the leader wants on a node, or wants to be gone. Moments are monotonic seconds.
 
-    `seen`: a report showed it alive. `absent_since_s`: since when live reports do not show it, None while they do.
+    `since_s`: when it entered its phase. `told_s`: when its agent was last told. `seen`: a report showed it alive.
+    `absent_since_s`: since when live reports do not show it, None while they do.
     """
 
     record: AssignmentRecord
     phase: Phase
     since_s: float
+    told_s: float
     seen: bool = False
     absent_since_s: float | None = None
     reason: str = ""
@@ -56,6 +58,13 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class WriteRecord:
+    record: AssignmentRecord
+
+
+@dataclass(frozen=True, slots=True)
+class RenewProvisional:
+    """Tell the agent again: its record is not in etcd yet, and the agent must not take it for abandoned when etcd is back."""
+
     record: AssignmentRecord
 
 
@@ -82,7 +91,7 @@ class Adopted:
     reason: str
 
 
-Instruction = WriteRecord | DeleteRecord | StopInstance | Adopted
+Instruction = WriteRecord | RenewProvisional | DeleteRecord | StopInstance | Adopted
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +134,7 @@ def reconcile(desired: Desired, world: World, now_s: float, limits: Limits) -> t
     assignments = dict(desired.assignments)
     for instance_id, record in sorted(world.recorded.items()):
         if instance_id not in assignments:
-            assignments[instance_id] = Assignment(record, Phase.ACTIVE, now_s)
+            assignments[instance_id] = Assignment(record, Phase.ACTIVE, now_s, now_s)
             instructions.append(Adopted(record, "its record was there"))
     shown = {item.instance_id: item for node in world.reported.values() if node.live for item in node.instances}
     unowned = _adopt_reported(assignments, shown, desired.unowned, world, now_s, limits, instructions)
@@ -138,6 +147,16 @@ def reconcile(desired: Desired, world: World, now_s: float, limits: Limits) -> t
         else:
             assignments[instance_id] = kept
     return Desired(assignments, unowned, lost_since), tuple(instructions)
+
+
+def write_behind(
+    desired: Desired, fresh: Collection[InstanceId], recorded: Mapping[InstanceId, AssignmentRecord]
+) -> tuple[WriteRecord, ...]:
+    """The records of instances that were just answered, without comparing everything else."""
+    found = (desired.assignments.get(name) for name in sorted(fresh))
+    return tuple(
+        WriteRecord(item.record) for item in found if item and item.phase is Phase.ACTIVE and item.record.instance_id not in recorded
+    )
 
 
 def _adopt_reported(
@@ -156,7 +175,7 @@ def _adopt_reported(
         build_class = world.reported[item.node_id].report.build_class
         if not _covered(assignments, item.variant, build_class, world):
             record = _record_of(item, world.term)
-            assignments[item.instance_id] = Assignment(record, Phase.ACTIVE, now_s, seen=True)
+            assignments[item.instance_id] = Assignment(record, Phase.ACTIVE, now_s, now_s, seen=True)
             instructions.append(Adopted(record, "its agent reports it and no record names it"))
             continue
         since_s = known.get(item.instance_id, now_s)
@@ -195,10 +214,11 @@ def _lost_nodes(
 def _look(assignment: Assignment, shown: ObservedInstance | None, world: World, now_s: float) -> Assignment:
     """Notes whether the reports show it. A silent node says nothing, so nothing is concluded from it."""
     if shown is not None and shown.state in LIVE:
-        return replace(assignment, seen=True, absent_since_s=None)
+        same = assignment.seen and assignment.absent_since_s is None
+        return assignment if same else replace(assignment, seen=True, absent_since_s=None)
     node = world.reported.get(assignment.record.node_id)
     if node is None or not node.live:
-        return replace(assignment, absent_since_s=None)
+        return assignment if assignment.absent_since_s is None else replace(assignment, absent_since_s=None)
     return replace(assignment, absent_since_s=now_s) if assignment.absent_since_s is None else assignment
 
 
@@ -219,9 +239,13 @@ def _step(
     if assignment.phase is Phase.ACTIVE:
         why = _why_lost(assignment, lost_since, now_s, limits)
         if why is None:
-            if not written:
-                instructions.append(WriteRecord(record))
-            return assignment
+            if written:
+                return assignment
+            instructions.append(WriteRecord(record))
+            if now_s - assignment.told_s < limits.provisional_s / 2:
+                return assignment
+            instructions.append(RenewProvisional(record))
+            return replace(assignment, told_s=now_s)
         if written:
             instructions.append(DeleteRecord(record.node_id, record.instance_id, record.variant, why))
             return assignment
@@ -268,9 +292,4 @@ def vet_stop(
 
 
 def plan(record: AssignmentRecord, now_s: float) -> Assignment:
-    return Assignment(record, Phase.PLANNED, now_s)
-
-
-def of_variant(assignments: Mapping[InstanceId, Assignment], variant: VariantKey) -> Iterator[Assignment]:
-    """Assignments of a variant that are wanted."""
-    return (item for item in assignments.values() if item.record.variant == variant and item.phase in (Phase.PLANNED, Phase.ACTIVE))
+    return Assignment(record, Phase.PLANNED, now_s, now_s)

@@ -20,11 +20,23 @@ from tessera.scheduler.core.snapshot import node_views
 class Cluster:
     def __init__(self) -> None:
         self.observed: dict[NodeId, ObservedNode] = {}
-        self.desired = Desired()
+        self._desired = Desired()
+        self._stopping: frozenset[InstanceId] = frozenset()
+        self._fresh: set[InstanceId] = set()
+
+    @property
+    def desired(self) -> Desired:
+        return self._desired
+
+    @desired.setter
+    def desired(self, desired: Desired) -> None:
+        self._desired = desired
+        self._stopping = desired.stopping()
 
     def reset(self) -> None:
         """Forgets everything: another leads, and what it does is not known here."""
         self.observed.clear()
+        self._fresh.clear()
         self.desired = Desired()
 
     def report(self, report: NodeReport, stream: int, now_s: float) -> None:
@@ -46,20 +58,26 @@ class Cluster:
         assignment = self.desired.assignments.get(instance.instance_id)
         if assignment is not None and assignment.phase is Phase.PLANNED:
             self._put(replace(assignment.step(Phase.ACTIVE, now_s), seen=True))
+            self._fresh.add(instance.instance_id)
         node = self.observed.get(instance.node_id)
         if node is not None:
             self.observed[instance.node_id] = seen.answered(node, instance, now_s)
+
+    def take_fresh(self) -> frozenset[InstanceId]:
+        """Instances that became ready since this was asked last."""
+        fresh, self._fresh = frozenset(self._fresh), set()
+        return fresh
 
     def failed(self, instance_id: InstanceId) -> None:
         """The start came to nothing, as far as is known; should the instance appear in a report, it is adopted or surplus."""
         assignment = self.desired.assignments.get(instance_id)
         if assignment is not None and assignment.phase is Phase.PLANNED:
-            rest = {key: item for key, item in self.desired.assignments.items() if key != instance_id}
-            self.desired = replace(self.desired, assignments=rest)
+            rest = {key: item for key, item in self._desired.assignments.items() if key != instance_id}
+            self._desired = replace(self._desired, assignments=rest)
 
     def stop(self, record: AssignmentRecord, reason: str, now_s: float) -> None:
         """Somebody or a policy wants the instance gone. What is stopping or gone already stays so."""
-        assignment = self.desired.assignments.get(record.instance_id) or Assignment(record, Phase.ACTIVE, now_s)
+        assignment = self.desired.assignments.get(record.instance_id) or Assignment(record, Phase.ACTIVE, now_s, now_s)
         if assignment.phase in (Phase.PLANNED, Phase.ACTIVE):
             self._put(assignment.step(Phase.STOPPING, now_s, reason))
 
@@ -69,7 +87,7 @@ class Cluster:
         return next((item for item in shown if item.instance_id == instance_id), None)
 
     def views(self, records: Mapping[NodeId, NodeRecord], starting: Mapping[NodeId, int]) -> tuple[NodeView, ...]:
-        return node_views(records, self.observed, starting, self.desired.stopping())
+        return node_views(records, self.observed, starting, self._stopping)
 
     def address(self, node_id: NodeId, records: Mapping[NodeId, NodeRecord]) -> str | None:
         """Where the node's agent answers: as it reports, else as its record says."""
@@ -79,5 +97,7 @@ class Cluster:
         return record.agent_address if record is not None else None
 
     def _put(self, assignment: Assignment) -> None:
-        assignments = {**self.desired.assignments, assignment.record.instance_id: assignment}
-        self.desired = replace(self.desired, assignments=assignments)
+        name = assignment.record.instance_id
+        self._desired = replace(self._desired, assignments={**self._desired.assignments, name: assignment})
+        if assignment.phase in (Phase.STOPPING, Phase.GONE):
+            self._stopping |= {name}

@@ -5,13 +5,13 @@ Level, not edge: only the digest lists are changes; everything else in a report 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from tessera.domain.errors import FailedPrecondition
 from tessera.domain.ids import BuildClass, Digest, Generation, InstanceId, NodeId, ProfileClass, RuntimeId, TrustDomain, VariantKey
-from tessera.domain.instance import InstanceState, StageTime, StartPath
-from tessera.policy.view import InstanceView, RuntimeView
+from tessera.domain.instance import TERMINAL, InstanceState, StageTime, StartPath
+from tessera.policy.view import InstanceView, RuntimeView, ready_index
 
 STARTING = frozenset({InstanceState.ACCEPTED, InstanceState.FETCHING, InstanceState.MAPPED, InstanceState.LOADING})
 LIVE = STARTING | {InstanceState.READY}
@@ -63,25 +63,33 @@ class NodeReport:
 
 @dataclass(frozen=True, slots=True)
 class ObservedNode:
-    """The sum of a node's reports. `stream` is the token of the stream they came by, None once that stream has ended."""
+    """The sum of a node's reports. `stream` is the token of the stream they came by, None once that stream has ended.
+
+    `answered` are instances that the agent answered as ready, with the moment, until its reports say so too. `instances` are those
+    and the reported ones; `views` is what policies see of those that have not ended, `ready` an index of them. All three are made
+    once per report, not per decision.
+    """
 
     report: NodeReport
     digests: frozenset[Digest]
     stream: int | None
     reported_at_s: float
     answered: tuple[tuple[ObservedInstance, float], ...] = ()
-    """Instances that the agent answered as ready, with the moment, until its reports say so too."""
+    instances: tuple[ObservedInstance, ...] = field(init=False)
+    views: tuple[InstanceView, ...] = field(init=False)
+    ready: Mapping[VariantKey, InstanceView] = field(init=False)
+
+    def __post_init__(self) -> None:
+        ahead = {item.instance_id: item for item, _ in self.answered}
+        rest = tuple(item for item in self.report.instances if item.instance_id not in ahead)
+        shown = rest + tuple(ahead.values())
+        object.__setattr__(self, "instances", shown)
+        object.__setattr__(self, "views", tuple(item.view() for item in shown if item.state not in TERMINAL))
+        object.__setattr__(self, "ready", ready_index(self.views))
 
     @property
     def live(self) -> bool:
         return self.stream is not None
-
-    @property
-    def instances(self) -> tuple[ObservedInstance, ...]:
-        """Reported instances, and those answered as ready that no report shows as ready or ended yet."""
-        ahead = {item.instance_id: item for item, _ in self.answered}
-        rest = tuple(item for item in self.report.instances if item.instance_id not in ahead)
-        return rest + tuple(ahead.values())
 
 
 ANSWER_AHEAD_S = 5.0

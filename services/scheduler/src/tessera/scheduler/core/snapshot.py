@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 
-from tessera.domain.ids import InstanceId, NodeId, ProfileClass, VariantKey
-from tessera.domain.instance import InstanceState
-from tessera.domain.records import NodeRecord, ProfileRecord, VariantRecord
+from tessera.domain.ids import InstanceId, NodeId
+from tessera.domain.records import NodeRecord
 from tessera.policy.view import NodeCondition, NodeView
 from tessera.scheduler.core.observed import ObservedNode
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    nodes: tuple[NodeView, ...]
-    variants: Mapping[VariantKey, VariantRecord]
-    profiles: Mapping[tuple[VariantKey, ProfileClass], ProfileRecord]
 
 
 def node_views(
@@ -42,7 +33,7 @@ def node_views(
 
 def _reported(node_id: NodeId, node: ObservedNode, condition: NodeCondition, starting: int, stopping: Collection[InstanceId]) -> NodeView:
     report = node.report
-    ended = (InstanceState.GONE, InstanceState.FAILED)
+    ends_here = bool(stopping) and any(item.instance_id in stopping for item in node.views)
     return NodeView(
         node_id=node_id,
         build_class=report.build_class,
@@ -53,9 +44,10 @@ def _reported(node_id: NodeId, node: ObservedNode, condition: NodeCondition, sta
         store_budget_bytes=report.store_budget_bytes,
         store_held_bytes=report.store_held_bytes,
         runtimes=report.runtimes,
-        instances=tuple(item.view() for item in node.instances if item.state not in ended and item.instance_id not in stopping),
+        instances=tuple(item for item in node.views if item.instance_id not in stopping) if ends_here else node.views,
         starting=starting,
         condition=condition,
+        ready=None if ends_here else node.ready,
     )
 
 

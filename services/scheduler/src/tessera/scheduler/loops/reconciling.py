@@ -15,25 +15,27 @@ from tessera.coord import keys
 from tessera.coord.interface import Coordinator, Delete, Leadership, ModRevisionIs, Put
 from tessera.coord.records import encode
 from tessera.domain.errors import Conflict, NotFound, StaleTerm, TesseraError, Unavailable
-from tessera.domain.ids import Digest, InstanceId, NodeId
+from tessera.domain.ids import Digest, InstanceId, NodeId, RequestId
 from tessera.domain.records import AssignmentRecord
-from tessera.policy.scaling.base import KeepAlivePolicy
+from tessera.policy.scaling.base import KeepAlivePolicy, StopProposal
 from tessera.scheduler.core.assignments import (
     Adopted,
     DeleteRecord,
     Instruction,
     Limits,
+    RenewProvisional,
     StopInstance,
     World,
     WriteRecord,
     reconcile,
     vet_stop,
+    write_behind,
 )
 from tessera.scheduler.core.cluster import Cluster
 from tessera.scheduler.core.observed import ObservedInstance
 from tessera.scheduler.loops.leading import Leading
 from tessera.scheduler.loops.starting import Starter
-from tessera.scheduler.ports import Agents, Meter, Records
+from tessera.scheduler.ports import Agents, Meter, Records, StartOrder
 from tessera.telemetry import get_logger
 
 log = get_logger("tessera.scheduler")
@@ -75,30 +77,39 @@ class Reconciler:
         self._meter = meter
         self._limits = limits
         self._period_s = period_s
-        self._etcd_away = False
         self._ahead: dict[InstanceId, tuple[AssignmentRecord | None, float]] = {}
 
     async def run(self) -> None:
+        """A whole pass each period; in between only the records of new starts are written."""
         while True:
-            self._wake.clear()
+            until_s = self._clock.monotonic_s() + self._period_s
             leadership = self._leading.leadership
             self._meter.leading(leadership is not None)
             if leadership is not None:
                 await self.once(leadership)
-                # Starts that come in a burst are written in one pass.
-                await self._clock.sleep(GAP_S)
-            try:
-                async with asyncio.timeout(self._period_s):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
+            while (left_s := until_s - self._clock.monotonic_s()) > 0 and await self._woken(left_s):
+                leadership = self._leading.leadership
+                if leadership is not None:
+                    # Starts that come in a burst are written in one go.
+                    await self._clock.sleep(GAP_S)
+                    recorded = self._recorded(self._clock.monotonic_s())
+                    await self._act(leadership, write_behind(self._cluster.desired, self._cluster.take_fresh(), recorded))
+
+    async def _woken(self, within_s: float) -> bool:
+        try:
+            async with asyncio.timeout(within_s):
+                await self._wake.wait()
+        except TimeoutError:
+            return False
+        self._wake.clear()
+        return True
 
     async def once(self, leadership: Leadership) -> None:
         """One pass: propose, compare, act."""
+        await self._end_idle()
         now_s = self._clock.monotonic_s()
         recorded = self._recorded(now_s)
-        if not self._etcd_away:
-            self._propose(now_s)
+        self._cluster.take_fresh()
         world = World(recorded, self._cluster.observed, self._records.nodes().keys(), leadership.term, self._leading.since_s)
         self._cluster.desired, instructions = reconcile(self._cluster.desired, world, now_s, self._limits)
         await self._act(leadership, instructions)
@@ -147,33 +158,47 @@ class Reconciler:
                 shown.pop(instance_id, None)
         return shown
 
-    def _propose(self, now_s: float) -> None:
-        """Lets the policy propose stops, and vets each one."""
-        views = self._cluster.views(self._records.nodes(), {})
-        for proposal in self._keep_alive.propose(views):
-            shown = self._cluster.find(proposal.instance_id)
+    async def _end_idle(self) -> None:
+        """Lets the policy propose stops, and vets each one. Nothing ends while etcd is away: its record could not be deleted."""
+        proposals = [item for item in self._keep_alive.propose(self._cluster.views(self._records.nodes(), {})) if self._may_end(item)]
+        if not proposals or not await self._etcd_answers():
+            return
+        for proposal in proposals:
+            # Looked at again, because the question above took its time.
             assignment = self._cluster.desired.assignments.get(proposal.instance_id)
-            refusal = vet_stop(shown, assignment, self._starter.waited_for, shown is not None)
-            if refusal is None and assignment is not None:
+            if assignment is not None and self._may_end(proposal):
                 log.info("instance ends", instance=proposal.instance_id, node=proposal.node_id, reason=proposal.reason)
-                self._cluster.stop(assignment.record, proposal.reason, now_s)
+                self._cluster.stop(assignment.record, proposal.reason, self._clock.monotonic_s())
                 self._meter.stopped(self._keep_alive.name)
+
+    def _may_end(self, proposal: StopProposal) -> bool:
+        shown = self._cluster.find(proposal.instance_id)
+        assignment = self._cluster.desired.assignments.get(proposal.instance_id)
+        return vet_stop(shown, assignment, self._starter.waited_for, shown is not None) is None
+
+    async def _etcd_answers(self) -> bool:
+        try:
+            async with asyncio.timeout(WRITE_TIMEOUT_S):
+                await self._coordinator.leader(keys.SCHEDULER_ELECTION)
+        except (TesseraError, TimeoutError):
+            return False
+        return True
 
     async def _act(self, leadership: Leadership, instructions: Sequence[Instruction]) -> None:
         """etcd's part in order, then the agents' side by side. etcd away: the rest of its part waits for the next pass."""
-        self._etcd_away = False
-        stops: list[StopInstance] = []
+        told: list[StopInstance | RenewProvisional] = []
+        etcd_answers = True
         for instruction in instructions:
-            if isinstance(instruction, StopInstance):
-                stops.append(instruction)
+            if isinstance(instruction, StopInstance | RenewProvisional):
+                told.append(instruction)
             elif isinstance(instruction, Adopted):
                 record = instruction.record
                 log.info("instance adopted", instance=record.instance_id, node=record.node_id, reason=instruction.reason)
-            elif not self._etcd_away:
-                self._etcd_away = not await self._write(leadership, instruction)
+            elif etcd_answers:
+                etcd_answers = await self._write(leadership, instruction)
         async with asyncio.TaskGroup() as group:
-            for stop in stops:
-                group.create_task(self._stop(leadership, stop))
+            for instruction in told:
+                group.create_task(self._tell(leadership, instruction))
 
     async def _write(self, leadership: Leadership, instruction: WriteRecord | DeleteRecord) -> bool:
         """One guarded transaction; whether etcd answered. Losing the guard means that another leads: the elector looks."""
@@ -197,19 +222,40 @@ class Reconciler:
             return False
         return True
 
-    async def _stop(self, leadership: Leadership, stop: StopInstance) -> None:
-        address = self._cluster.address(stop.node_id, self._records.nodes())
+    async def _tell(self, leadership: Leadership, instruction: StopInstance | RenewProvisional) -> None:
+        """One call to an agent. Not answered: the next passes try again."""
+        about = instruction if isinstance(instruction, StopInstance) else instruction.record
+        node_id, instance_id = about.node_id, about.instance_id
+        address = self._cluster.address(node_id, self._records.nodes())
         if address is None:
             return
         try:
             async with asyncio.timeout(STOP_BUDGET_S + 1.0):
-                await self._agents.stop(address, leadership.term, stop.instance_id, STOP_BUDGET_S)
+                if isinstance(instruction, StopInstance):
+                    await self._agents.stop(address, leadership.term, instance_id, STOP_BUDGET_S)
+                else:
+                    await self._agents.start(address, self._order(leadership, instruction.record))
         except StaleTerm:
             self._leading.doubt.set()
         except NotFound:
             return
         except (TesseraError, TimeoutError) as error:
-            log.info("stop not answered; tried again", instance=stop.instance_id, node=stop.node_id, reason=str(error))
+            log.info("agent not told; tried again", instance=instance_id, node=node_id, what=type(instruction).__name__, reason=str(error))
+
+    def _order(self, leadership: Leadership, record: AssignmentRecord) -> StartOrder:
+        """The same start again: the agent answers for the instance that exists and keeps it for longer."""
+        return StartOrder(
+            term=leadership.term,
+            node_id=record.node_id,
+            instance_id=record.instance_id,
+            generation=record.generation,
+            variant=record.variant,
+            artifact=record.artifact or None,
+            start_path=record.start_path,
+            expires_after_s=self._limits.provisional_s,
+            budget_s=STOP_BUDGET_S,
+            request_id=RequestId(""),
+        )
 
 
 def _adopting(item: ObservedInstance, leadership: Leadership) -> AssignmentRecord:

@@ -56,8 +56,9 @@ def test_no_network(tmp_path: Path, without_namespaces: bool) -> None:
     "code",
     [
         "open('/tmp/registry-sandbox-probe', 'w')", "os.open('/tmp/registry-sandbox-probe', os.O_CREAT | os.O_WRONLY)",
-        "os.remove('/etc/hostname')", "os.mkdir('/tmp/registry-sandbox-probe')", "os.system('true')", "import subprocess; subprocess.run(['true'])",
-        "os.fork()", "os.symlink('/etc', '/tmp/registry-sandbox-probe')", "import pickle; pickle.loads(b'cos\\nsystem\\n.')",
+        "os.remove('/etc/hostname')", "os.mkdir('/tmp/registry-sandbox-probe')", "os.system('true')",
+        "import subprocess; subprocess.run(['true'])", "os.fork()",
+        "os.symlink('/etc', '/tmp/registry-sandbox-probe')", "import pickle; pickle.loads(b'cos\\nsystem\\n.')",
     ],
 )  # fmt: skip
 def test_no_writing_outside_no_programs_no_pickled_classes(tmp_path: Path, code: str) -> None:

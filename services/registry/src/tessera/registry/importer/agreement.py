@@ -35,17 +35,24 @@ class Case:
 
 
 def cases(loaded: Loaded) -> list[Case]:
-    """Two batch sizes, one of them 1, and two lengths where the length varies."""
+    """Two batch sizes, one of them 1, and two lengths where the length varies.
+
+    Raises:
+        Unsupported: the model does not take them.
+    """
     dims = {dim for spec in loaded.inputs for dim in spec.shape}
     batches = (1, 3) if Axis.BATCH in dims else (1,)
     made = []
     for place, batch in enumerate(batches):
         length = EXAMPLE_SEQUENCE - 5 * (1 - place)
         inputs = loaded.examples(batch, length, seed=1 + place)
-        with torch.no_grad():
-            found = loaded.module(*inputs)
         shapes = ", ".join(f"{spec.name} {list(value.shape)}" for spec, value in zip(loaded.inputs, inputs, strict=True))
-        made.append(Case(shapes, inputs, tuple(np.array(value.detach().contiguous()) for value in found)))
+        try:
+            with torch.no_grad():
+                found = loaded.module(*inputs)
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise Unsupported(f"the model itself fails with {shapes}: {str(error).strip().splitlines()[0][:300]}") from error
+        made.append(Case(shapes, inputs, tuple(value.detach().numpy().copy() for value in found)))
     return made
 
 

@@ -23,6 +23,7 @@ from tessera.domain.ids import RuntimeId, TrustDomain
 from tessera.domain.records import ServiceRecord
 from tessera.gateway.adapters.channels import Channels
 from tessera.gateway.adapters.host import host_id
+from tessera.gateway.adapters.identifiers import Identifiers
 from tessera.gateway.adapters.links import FrameLinks
 from tessera.gateway.adapters.metrics import PrometheusMeter
 from tessera.gateway.adapters.platform import Platform
@@ -100,9 +101,11 @@ async def run(
             catalogue, scheduler, tasks, clock, meter, limit=config.start_queue_limit, budget_s=config.start_budget_s
         )  # fmt: skip
         inference = Inference(
-            catalogue, lambda: watched.synced, links, starts, decisions, clock, meter,
+            catalogue, lambda: watched.synced, links, starts, decisions, clock, meter, Identifiers(),
             default_budget_s=config.default_budget_s, held_bytes_limit=config.held_bytes_limit,
+            export_spans=config.otlp_endpoint is not None,
         )  # fmt: skip
+        meter.in_flight = lambda: inference.in_flight
 
         def ready() -> bool:
             return watched.synced and not stop.is_set()
@@ -150,6 +153,7 @@ async def run(
             _log.info("draining", reason=stop.reason, in_flight=inference.in_flight, grace_s=config.drain_grace_s)
         finally:
             await asyncio.gather(public.stop(config.drain_grace_s), private.stop(min(1.0, config.drain_grace_s)))
+            inference.close()
             links.close()
             await tasks.aclose()
             await channels.close()

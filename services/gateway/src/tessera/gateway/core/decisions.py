@@ -1,4 +1,4 @@
-"""What was decided for each of the last requests, kept for `tessera explain`."""
+"""What was decided for each of the last requests, kept for `tessera explain` and `tessera trace`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from tessera.policy.variant.base import VariantPlan
 class Decision:
     """One request: what was known when it was decided (`plan`, with the losers), and what came of it. Times in ms.
 
-    `start_request_id` is the request that the scheduler knows the start by: requests that wait for one start share it.
+    `start_request_id` is the request that the scheduler knows the start by: requests that wait for one start share it. `queued_ms`
+    and `sent_ms` are offsets from its arrival: when it began to wait for a start (-1: it did not), when it was sent.
     """
 
     request_id: str
-    model: str
+    span_id: str
+    parent_span_id: str
+    sampled: bool
     started_unix_s: float
+    model: str = ""
     version: VersionKey | None = None
     plan: VariantPlan | None = None
     variant: str = ""
@@ -28,6 +32,10 @@ class Decision:
     start_path: str = ""
     start_request_id: str = ""
     stages: tuple[StageTime, ...] = ()
+    queued_ms: float = -1.0
+    waited_ms: float = 0.0
+    sent_ms: float = 0.0
+    batch_size: int = 0
     queue_us: int = 0
     run_us: int = 0
     predicted_ms: float = 0.0
@@ -61,7 +69,12 @@ class DecisionLog:
         self._by_id[decision.request_id] = decision
 
     def get(self, request_id: str) -> Decision | None:
+        """The youngest request of that id."""
         return self._by_id.get(request_id)
+
+    def of_trace(self, request_id: str) -> list[Decision]:
+        """Every request of that trace, the oldest first."""
+        return [decision for decision in self._order if decision.request_id == request_id]
 
     def __len__(self) -> int:
         return len(self._order)

@@ -16,15 +16,17 @@ from tessera.domain.errors import (
     Unavailable,
 )
 from tessera.domain.instance import Stage, StageTime, StartPath
-from tessera.frames import FrameClient, FrameResponse, RequestHeader, Status
+from tessera.frames import FrameResponse, RequestHeader, Status
 from tessera.frames.openinference import parse_head
 from tessera.gateway.core.catalogue import Catalogue, Route
 from tessera.gateway.core.decisions import Decision, DecisionLog
 from tessera.gateway.core.requests import queue_budget_s, reply_suffix
 from tessera.gateway.core.slots import InstanceSlot
+from tessera.gateway.core.spans import spans_of_decision
 from tessera.gateway.loops.starts import Started, StartQueues
+from tessera.gateway.loops.watchdog import Watchdog
 from tessera.gateway.ports import Meter, RuntimeLinks
-from tessera.telemetry import TraceContext, get_logger, is_sampled, new_span_id, new_trace_id, parse_traceparent, record_span
+from tessera.telemetry import TraceContext, get_logger, is_sampled, parse_traceparent, record_span
 
 MAX_SENDS = 2
 """A request is sent to a second instance when the first one cannot have executed it."""
@@ -49,8 +51,10 @@ class Inference:
 
     Args:
         synced: whether the catalogue has been read; before that "not registered" would be a guess.
+        identifiers: draws (trace id, span id) in hex.
         default_budget_s: for a request whose client sets no deadline.
         held_bytes_limit: request bytes that are kept until answered, all requests together.
+        export_spans: hand every request's spans on at once (they go out by OTLP); else they are made when somebody asks.
     """
 
     def __init__(
@@ -62,128 +66,112 @@ class Inference:
         decisions: DecisionLog,
         clock: Clock,
         meter: Meter,
+        identifiers: Callable[[], tuple[str, str]],
         *,
         default_budget_s: float,
         held_bytes_limit: int,
+        export_spans: bool = False,
     ) -> None:
         self._catalogue = catalogue
         self._synced = synced
         self._links = links
         self._starts = starts
         self._decisions = decisions
-        self._clock = clock
+        self._now_s = clock.monotonic_s
+        self._wall_s = clock.wall_s
         self._meter = meter
-        self._default_budget_s = default_budget_s
+        self._identifiers = identifiers
+        self._watchdog = Watchdog(default_budget_s)
         self._held_bytes_limit = held_bytes_limit
         self._held_bytes = 0
+        self._export_spans = export_spans
         self.in_flight = 0
 
     async def infer(self, body: bytes, remaining_s: float | None = None, traceparent: str = "") -> bytes:
         """Answers an encoded ModelInferRequest with an encoded ModelInferResponse.
 
         Args:
-            remaining_s: what is left of the client's deadline, None where it set none.
+            remaining_s: what is left of the client's deadline, None where it set none. Whoever calls cancels at the deadline, as
+                gRPC does; without one the default budget ends the request here.
             traceparent: the client's W3C context; its trace id becomes the request id.
 
         Raises:
             TesseraError: one clear error; its kind decides the status.
         """
-        began_s = self._clock.monotonic_s()
-        outer = parse_traceparent(traceparent) if traceparent else None
-        trace_id = outer.trace_id if outer is not None else new_trace_id()
-        sampled = outer.sampled if outer is not None else is_sampled(trace_id)
-        context = TraceContext(trace_id, new_span_id(), sampled)
-        decision = Decision(trace_id, "", self._clock.wall_s())
+        began_s = self._now_s()
+        decision = self._new_decision(traceparent)
         self.in_flight += 1
         self._held_bytes += len(body)
-        self._meter.arrived()
+        watched = self._watchdog.enter() if remaining_s is None else None
         try:
-            if self._held_bytes > self._held_bytes_limit:
-                raise ResourceExhausted(
-                    f"request of {len(body)} bytes: {self._held_bytes - len(body)} bytes of unanswered requests are held, "
-                    f"at most held_bytes_limit = {self._held_bytes_limit}"
-                )
-            answer = await self._within_budget(body, remaining_s, decision, context, began_s)
+            answer = await self._answer(body, remaining_s, decision, began_s)
             decision.outcome = "ok"
             return answer
         except TesseraError as error:
             decision.outcome = f"{error.kind}: {error.message}"
             raise
         except asyncio.CancelledError:
-            decision.outcome = "cancelled: the client went away"
+            elapsed_s = self._now_s() - began_s
+            if watched is not None and self._watchdog.leave(watched):
+                late = _too_late(decision, elapsed_s)
+                decision.outcome = f"{late.kind}: {late.message}"
+                raise late from None
+            over = remaining_s is not None and elapsed_s >= remaining_s
+            decision.outcome = f"deadline_exceeded: {_too_late(decision, elapsed_s)}" if over else "cancelled: the client went away"
             raise
         except Exception as error:
             decision.outcome = f"internal: {error}"
-            _log.exception("request failed", request_id=trace_id, model=decision.model)
+            _log.exception("request failed", request_id=decision.request_id, model=decision.model)
             raise Internal(f"the gateway failed: {type(error).__name__}: {error}") from error
         finally:
+            if watched is not None:
+                self._watchdog.leave(watched)
             self.in_flight -= 1
             self._held_bytes -= len(body)
-            self._finished(decision, context, outer, began_s)
+            self._finished(decision, began_s)
 
-    async def _within_budget(
-        self, body: bytes, remaining_s: float | None, decision: Decision, context: TraceContext, began_s: float
-    ) -> bytes:
-        budget_s = self._default_budget_s if remaining_s is None else remaining_s
+    def close(self) -> None:
+        self._watchdog.close()
+
+    async def _answer(self, body: bytes, remaining_s: float | None, decision: Decision, began_s: float) -> bytes:
+        """Checks the request, then sends it until an instance has answered, twice at most."""
+        if self._held_bytes > self._held_bytes_limit:
+            raise ResourceExhausted(
+                f"request of {len(body)} bytes: {self._held_bytes - len(body)} bytes of unanswered requests are held, "
+                f"at most held_bytes_limit = {self._held_bytes_limit}"
+            )
+        budget_s = self._watchdog.budget_s if remaining_s is None else remaining_s
         if budget_s <= 0:
             raise DeadlineExceeded(f"expired budget: the deadline passed {-budget_s * 1000:.1f} ms before the request arrived")
         head = parse_head(body)
-        decision.model = f"{head.model_name}@{head.model_version}" if head.model_version else head.model_name
-        queue_s = queue_budget_s(head.parameters)
-        try:
-            async with asyncio.timeout(budget_s):
-                return await self._send(
-                    body,
-                    head.model_name,
-                    head.model_version,
-                    began_s + budget_s,
-                    began_s + (budget_s if queue_s is None else min(budget_s, queue_s)),
-                    decision,
-                    context,
-                    began_s,
-                )
-        except TimeoutError:
-            doing = f"executing on instance {decision.instance_id}" if decision.instance_id else "waiting for an instance"
-            raise DeadlineExceeded(f"the budget of {budget_s * 1000:.0f} ms ended while {doing}") from None
-
-    async def _send(
-        self,
-        body: bytes,
-        name: str,
-        version: str,
-        deadline_s: float,
-        queue_deadline_s: float,
-        decision: Decision,
-        context: TraceContext,
-        began_s: float,
-    ) -> bytes:
+        name, version = head.model_name, head.model_version
+        decision.model = f"{name}@{version}" if version else name
+        queue_s = queue_budget_s(head.parameters) if head.parameters else None
+        # The whole time that is left, but where the client bounded its waiting: the runtime drops what is late in its queue.
+        wait_until_s = began_s + (budget_s if queue_s is None else min(budget_s, queue_s))
         start_path = StartPath.WARM.value
         while True:
-            try:
-                route = self._catalogue.route(name, version)
-            except NotFound:
-                if not self._synced():
-                    raise Unavailable("the gateway has not read the models yet: the coordination service does not answer") from None
-                raise
+            route = self._route(name, version)
             slot = route.pick()
-            self._note_choice(route, decision)
-            now_s = self._clock.monotonic_s()
+            now_s = self._now_s()
             if not decision.attempts:
                 self._meter.decided(now_s - began_s)
+            _note_choice(route, decision)
             if slot is None:
                 slot = await self._revived(route)
-            if slot is None:
-                started = await self._start(route, queue_deadline_s, decision, context)
-                slot, start_path = started.slot, started.start_path
-                now_s = self._clock.monotonic_s()
+                if slot is None:
+                    started = await self._start(route, wait_until_s, decision, began_s)
+                    slot, start_path = started.slot, started.start_path
+                now_s = self._now_s()
             decision.attempts += 1
-            decision.instance_id = slot.instance_id
-            decision.node_id = slot.node_id
-            decision.start_path = start_path
-            # The whole time that is left, but where the client bounded its waiting: the runtime drops what is late in its queue.
-            budget_us = int((min(deadline_s, max(queue_deadline_s, now_s)) - now_s) * 1e6)
+            decision.instance_id, decision.node_id, decision.start_path = slot.instance_id, slot.node_id, start_path
+            decision.sent_ms = (now_s - began_s) * 1000
             header = RequestHeader(
-                slot.generation, max(1, budget_us), bytes.fromhex(context.trace_id), bytes.fromhex(context.span_id), int(context.sampled)
+                slot.generation,
+                max(1, int((wait_until_s - now_s) * 1e6)),
+                bytes.fromhex(decision.request_id),
+                bytes.fromhex(decision.span_id),
+                int(decision.sampled),
             )
             try:
                 response = await self._exchange(slot, header, body)
@@ -195,16 +183,22 @@ class Inference:
                 decision.instance_id = ""
                 continue
             if response.status == Status.OK:
-                decision.queue_us, decision.run_us = response.queue_us, response.run_us
-                self._note_stages(decision, response, now_s, context)
-                return b"".join((response.body, reply_suffix(slot, start_path, context.trace_id)))
-            if response.status == Status.WRONG_GENERATION:
-                self._catalogue.mark_stale(slot)
-                if decision.attempts < MAX_SENDS:
-                    decision.instance_id = ""
-                    continue
+                decision.batch_size, decision.queue_us, decision.run_us = response.batch_size, response.queue_us, response.run_us
+                return b"".join((response.body, reply_suffix(slot, start_path, decision.request_id)))
+            if response.status != Status.WRONG_GENERATION:
+                raise response.error() or Internal(f"the runtime answered with status {response.status}")
+            self._catalogue.mark_stale(slot)
+            if decision.attempts >= MAX_SENDS:
                 raise Unavailable(f"two instances of {slot.variant} were gone when the request reached them")
-            raise response.error() or Internal(f"the runtime answered with status {response.status}")
+            decision.instance_id = ""
+
+    def _route(self, name: str, version: str) -> Route:
+        try:
+            return self._catalogue.route(name, version)
+        except NotFound:
+            if not self._synced():
+                raise Unavailable("the gateway has not read the models yet: the coordination service does not answer") from None
+            raise
 
     async def _exchange(self, slot: InstanceSlot, header: RequestHeader, body: bytes) -> FrameResponse:
         """Sends to one instance. Raises: _Lost, and what the link refuses (TooLarge)."""
@@ -214,9 +208,14 @@ class Inference:
                 link = await self._links.connect(slot)
             except (Unavailable, FailedPrecondition) as error:
                 raise _Lost(Unavailable(f"instance {slot.instance_id} cannot be reached: {error.message}"), sent=False) from None
+        if link.draining:
+            raise _Lost(Unavailable(f"instance {slot.instance_id}: its runtime takes no new requests"), sent=False)
         slot.in_flight += 1
         try:
-            return await _request(link, slot, header, body)
+            return await link.request(header, body)
+        except Unavailable as error:
+            words = f"the connection to instance {slot.instance_id} broke while it may have been executing the request"
+            raise _Lost(Unavailable(f"{words}, which was not repeated ({error.message})"), sent=True) from None
         finally:
             slot.in_flight -= 1
 
@@ -232,77 +231,37 @@ class Inference:
                 continue
         return None
 
-    async def _start(self, route: Route, queue_deadline_s: float, decision: Decision, context: TraceContext) -> Started:
+    async def _start(self, route: Route, wait_until_s: float, decision: Decision, began_s: float) -> Started:
         chosen = route.plan.chosen
         if chosen is None:
             why = f"{route.resolved.version} has no variant that can serve: {route.plan.refusal()}"
             raise Unavailable(why) if not self._catalogue.nodes else FailedPrecondition(why)
-        began_s = self._clock.monotonic_s()
-        wall_ns = int(self._clock.wall_s() * 1e9)
-        budget_s = queue_deadline_s - began_s
+        queued_s = self._now_s()
+        decision.queued_ms = (queued_s - began_s) * 1000
+        budget_s = wait_until_s - queued_s
+        context = TraceContext(decision.request_id, decision.span_id, decision.sampled)
         try:
             async with asyncio.timeout(max(0.0, budget_s)):
                 started = await self._starts.wait(route, budget_s, context)
         except TimeoutError:
-            raise DeadlineExceeded(
-                f"no instance of {chosen.variant} became ready within the {budget_s * 1000:.0f} ms that were left"
-            ) from None
+            left = f"within the {budget_s * 1000:.0f} ms that were left"
+            raise DeadlineExceeded(f"no instance of {chosen.variant} became ready {left}") from None
         finally:
-            waited_s = self._clock.monotonic_s() - began_s
-            if context.sampled:
-                record_span(
-                    "tessera.gateway.queue",
-                    context.trace_id,
-                    start_unix_ns=wall_ns,
-                    end_unix_ns=wall_ns + int(waited_s * 1e9),
-                    parent_span_id=context.span_id,
-                    attributes={"variant": str(chosen.variant)},
-                )
+            decision.waited_ms = (self._now_s() - queued_s) * 1000
         decision.start_request_id = started.request_id
         known_ms = sum(stage.ms for stage in started.stages)
-        decision.stages = (StageTime(Stage.QUEUE, max(0.0, waited_s * 1000 - known_ms)), *started.stages)
+        decision.stages = (StageTime(Stage.QUEUE, max(0.0, decision.waited_ms - known_ms)), *started.stages)
         return started
 
-    def _note_choice(self, route: Route, decision: Decision) -> None:
-        decision.version, decision.plan = route.resolved.version, route.plan
-        chosen = route.plan.chosen
-        if chosen is not None:
-            decision.variant = chosen.variant.variant
-            decision.predicted_ms = chosen.expected_ms or 0.0
+    def _new_decision(self, traceparent: str) -> Decision:
+        trace_id, span_id = self._identifiers()
+        outer = parse_traceparent(traceparent) if traceparent else None
+        if outer is not None:
+            return Decision(outer.trace_id, span_id, outer.span_id, outer.sampled, self._wall_s())
+        return Decision(trace_id, span_id, "", is_sampled(trace_id), self._wall_s())
 
-    def _note_stages(self, decision: Decision, response: FrameResponse, sent_s: float, context: TraceContext) -> None:
-        if context.sampled:
-            # The runtime keeps no spans: its two times hang below ours, at the end of the exchange, where they were.
-            end_ns = int(self._clock.wall_s() * 1e9)
-            begin_ns = end_ns - int((self._clock.monotonic_s() - sent_s) * 1e9)
-            forward = record_span(
-                "tessera.gateway.forward",
-                context.trace_id,
-                start_unix_ns=begin_ns,
-                end_unix_ns=end_ns,
-                parent_span_id=context.span_id,
-                attributes={"instance": decision.instance_id, "node": decision.node_id},
-            )
-            run_ns = max(begin_ns, end_ns - response.run_us * 1000)
-            record_span(
-                "tessera.runtime.run",
-                context.trace_id,
-                start_unix_ns=run_ns,
-                end_unix_ns=end_ns,
-                parent_span_id=forward,
-                attributes={"batch_size": response.batch_size, "instance": decision.instance_id},
-            )
-            if response.queue_us:
-                record_span(
-                    "tessera.runtime.queue",
-                    context.trace_id,
-                    start_unix_ns=max(begin_ns, run_ns - response.queue_us * 1000),
-                    end_unix_ns=run_ns,
-                    parent_span_id=forward,
-                )
-
-    def _finished(self, decision: Decision, context: TraceContext, outer: TraceContext | None, began_s: float) -> None:
-        elapsed_s = self._clock.monotonic_s() - began_s
+    def _finished(self, decision: Decision, began_s: float) -> None:
+        elapsed_s = self._now_s() - began_s
         decision.actual_ms = elapsed_s * 1000
         self._decisions.add(decision)
         version = decision.version
@@ -311,33 +270,31 @@ class Inference:
             str(version.version) if version is not None else "",
             decision.variant,
             decision.node_id,
-            "ok" if decision.outcome == "ok" else decision.outcome.partition(":")[0],
+            decision.outcome.partition(":")[0],
             elapsed_s,
         )
-        if context.sampled:
-            start_ns = int(decision.started_unix_s * 1e9)
-            record_span(
-                "tessera.gateway.infer",
-                context.trace_id,
-                start_unix_ns=start_ns,
-                end_unix_ns=start_ns + int(elapsed_s * 1e9),
-                parent_span_id=outer.span_id if outer is not None else "",
-                span_id=context.span_id,
-                attributes={
-                    "model": decision.model,
-                    "variant": decision.variant,
-                    "node": decision.node_id,
-                    "start_path": decision.start_path,
-                },
-                error="" if decision.outcome == "ok" else decision.outcome,
-            )
+        if self._export_spans:
+            for span in spans_of_decision(decision):
+                record_span(
+                    span.name,
+                    decision.request_id,
+                    start_unix_ns=span.start_unix_ns,
+                    end_unix_ns=span.end_unix_ns,
+                    parent_span_id=span.parent_span_id,
+                    span_id=span.span_id,
+                    attributes=span.attributes,
+                    error=span.error,
+                )
 
 
-async def _request(link: FrameClient, slot: InstanceSlot, header: RequestHeader, body: bytes) -> FrameResponse:
-    if link.closed or link.draining:
-        raise _Lost(Unavailable(f"instance {slot.instance_id}: its runtime takes no new requests"), sent=False)
-    try:
-        return await link.request(header, body)
-    except Unavailable as error:
-        words = f"the connection to instance {slot.instance_id} broke while it may have been executing the request, which was not repeated"
-        raise _Lost(Unavailable(f"{words} ({error.message})"), sent=True) from None
+def _note_choice(route: Route, decision: Decision) -> None:
+    decision.version, decision.plan = route.resolved.version, route.plan
+    chosen = route.plan.chosen
+    if chosen is not None:
+        decision.variant = chosen.variant.variant
+        decision.predicted_ms = chosen.expected_ms or 0.0
+
+
+def _too_late(decision: Decision, elapsed_s: float) -> DeadlineExceeded:
+    doing = f"executing on instance {decision.instance_id}" if decision.instance_id else "waiting for an instance"
+    return DeadlineExceeded(f"the budget of {elapsed_s * 1000:.0f} ms ended while {doing}")

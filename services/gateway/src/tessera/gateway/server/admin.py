@@ -13,6 +13,7 @@ from tessera.gateway.adapters.platform import Platform
 from tessera.gateway.adapters.scheduler import SchedulerClient
 from tessera.gateway.core.catalogue import Catalogue
 from tessera.gateway.core.decisions import Decision, DecisionLog
+from tessera.gateway.core.spans import RequestSpan, spans_of_decision
 from tessera.telemetry import FinishedSpan, spans_of
 from tessera.wire import encode_stage_times, encode_variant_key
 
@@ -54,6 +55,9 @@ class AdminServer(gateway_pb2_grpc.GatewayServicer):
         decision = self._decisions.get(request_id)
         traces = dict.fromkeys((request_id, decision.start_request_id if decision and decision.start_request_id else request_id))
         found: dict[str, common_pb2.Span] = {}
+        for own in self._decisions.of_trace(request_id):
+            for made in spans_of_decision(own):
+                found[made.span_id] = _request_span(request_id, made)
         for trace_id in traces:
             for span in (*map(_span, spans_of(trace_id)), *await self._platform.spans(trace_id)):
                 if trace_id == request_id or "start" in span.name:
@@ -93,6 +97,20 @@ def _explanation(decision: Decision) -> gateway_pb2.ExplainResponse:
         predicted_ms=decision.predicted_ms,
         actual_ms=decision.actual_ms,
         outcome=decision.outcome,
+    )
+
+
+def _request_span(request_id: str, span: RequestSpan) -> common_pb2.Span:
+    return common_pb2.Span(
+        trace_id=request_id,
+        span_id=span.span_id,
+        parent_span_id=span.parent_span_id,
+        name=span.name,
+        service="gateway",
+        start_unix_ns=span.start_unix_ns,
+        end_unix_ns=span.end_unix_ns,
+        attributes=dict(span.attributes),
+        status=span.error or "ok",
     )
 
 

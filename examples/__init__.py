@@ -1,0 +1,1 @@
+"""Examples that use Tessera as its users do."""

@@ -58,6 +58,24 @@ def test_an_answer_counts_until_the_reports_say_so_too() -> None:
     assert not never.instances, "an answer that no report confirms is not believed for ever"
 
 
+@given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from(InstanceState), st.booleans()), max_size=10))
+def test_views_and_index_always_agree_with_the_instances(steps: list[tuple[int, InstanceState, bool]]) -> None:
+    found = node()
+    for at_s, (number, state, is_answer) in enumerate(steps):
+        item = instance(f"i-{number}", state=InstanceState.READY if is_answer else state, variant=key(f"v{1 + number % 2}"))
+        found = observed.answered(found, item, float(at_s)) if is_answer else fold(found, report(instances=[item]), 1, float(at_s))
+        ids = [shown.instance_id for shown in found.instances]
+        assert len(ids) == len(set(ids))
+        ended = (InstanceState.GONE, InstanceState.FAILED)
+        assert sorted(view.instance_id for view in found.views) == sorted(
+            shown.instance_id for shown in found.instances if shown.state not in ended
+        )
+        for variant in (key("v1"), key("v2")):
+            ready = [shown.instance_id for shown in found.instances if shown.variant == variant and shown.state is InstanceState.READY]
+            index = found.ready.get(variant)
+            assert (None if index is None else index.instance_id) == min(ready, default=None)
+
+
 def test_an_instance_that_an_agent_is_starting_already_is_found() -> None:
     nodes = [node("n1", [instance("i-1", state=InstanceState.LOADING)]), node("n2", build_class=BuildClass("b"))]
     found = observed.begun(nodes, key(), BuildClass("a"))

@@ -75,17 +75,9 @@ class ObservedNode:
     stream: int | None
     reported_at_s: float
     answered: tuple[tuple[ObservedInstance, float], ...] = ()
-    instances: tuple[ObservedInstance, ...] = field(init=False)
-    views: tuple[InstanceView, ...] = field(init=False)
-    ready: Mapping[VariantKey, InstanceView] = field(init=False)
-
-    def __post_init__(self) -> None:
-        ahead = {item.instance_id: item for item, _ in self.answered}
-        rest = tuple(item for item in self.report.instances if item.instance_id not in ahead)
-        shown = rest + tuple(ahead.values())
-        object.__setattr__(self, "instances", shown)
-        object.__setattr__(self, "views", tuple(item.view() for item in shown if item.state not in TERMINAL))
-        object.__setattr__(self, "ready", ready_index(self.views))
+    instances: tuple[ObservedInstance, ...] = ()
+    views: tuple[InstanceView, ...] = ()
+    ready: Mapping[VariantKey, InstanceView] = field(default_factory=dict)
 
     @property
     def live(self) -> bool:
@@ -114,18 +106,37 @@ def fold(previous: ObservedNode | None, report: NodeReport, stream: int, now_s: 
         for item, at_s in (previous.answered if previous is not None else ())
         if now_s - at_s < ANSWER_AHEAD_S and (item.instance_id not in shown or shown[item.instance_id] in STARTING)
     )
-    return ObservedNode(replace(report, added=frozenset(), removed=frozenset()), digests, stream, now_s, answered)
+    return _node(replace(report, added=frozenset(), removed=frozenset()), digests, stream, now_s, answered)
+
+
+def _node(
+    report: NodeReport,
+    digests: frozenset[Digest],
+    stream: int | None,
+    now_s: float,
+    answered: tuple[tuple[ObservedInstance, float], ...],
+) -> ObservedNode:
+    ahead = {item.instance_id: item for item, _ in answered}
+    shown = tuple(item for item in report.instances if item.instance_id not in ahead) + tuple(ahead.values())
+    views = tuple(item.view() for item in shown if item.state not in TERMINAL)
+    return ObservedNode(report, digests, stream, now_s, answered, shown, views, ready_index(views))
 
 
 def answered(node: ObservedNode, instance: ObservedInstance, now_s: float) -> ObservedNode:
-    """Notes that the agent answered a start, ahead of its next report."""
-    kept = tuple(entry for entry in node.answered if entry[0].instance_id != instance.instance_id)
-    return replace(node, answered=(*kept, (instance, now_s)))
+    """Notes that the agent answered a start, ahead of its next report. Only adds: this is on the path of every start."""
+    name, view = instance.instance_id, instance.view()
+    kept = tuple(entry for entry in node.answered if entry[0].instance_id != name)
+    rest = tuple(item for item in node.instances if item.instance_id != name)
+    views = tuple(item for item in node.views if item.instance_id != name)
+    ready = {**node.ready, instance.variant: min((view, node.ready.get(instance.variant, view)), key=lambda item: item.instance_id)}
+    return replace(
+        node, answered=(*kept, (instance, now_s)), instances=(*rest, instance), views=(*views, view), ready=ready,
+    )  # fmt: skip
 
 
 def ended(node: ObservedNode, stream: int) -> ObservedNode:
     """The stream is over; a newer one of the same node is not touched."""
-    return replace(node, stream=None, answered=()) if node.stream == stream else node
+    return _node(node.report, node.digests, None, node.reported_at_s, ()) if node.stream == stream else node
 
 
 def begun(nodes: Iterable[ObservedNode], variant: VariantKey, build_class: BuildClass) -> ObservedInstance | None:

@@ -132,9 +132,7 @@ def triton(client: Client) -> None:
         (ours,) = client.infer("digits-medium", {name: images}).outputs.values()
         same = np.array_equal(predicted, ours.argmax(axis=1))
         right = int((predicted == held_out.labels[:BATCH]).sum())
-        line(
-            f"\nthrough tritonclient: {right} of {BATCH} held-out digits right, {'the same answers as' if same else 'NOT the answers of'} the SDK"
-        )
+        line(f"\nthrough tritonclient: {right} of {BATCH} held-out digits right; the SDK's answers are {'the same' if same else 'OTHERS'}")
         if not same:
             raise SystemExit("tritonclient and the SDK disagree")
     finally:

@@ -17,6 +17,7 @@ from tessera.cli.embedded.layout import HOST, Layout
 from tessera.cli.embedded.leftovers import leftovers, processes_of
 from tessera.clock import Clock
 from tessera.domain.errors import DeadlineExceeded, FailedPrecondition, Unavailable
+from tessera.program import ChildProcess
 
 UP_TIMEOUT_S = 120.0
 DOWN_TIMEOUT_S = 90.0
@@ -64,9 +65,7 @@ async def up_detached(layout: Layout, clock: Clock) -> platform.PlatformState:
     (layout.state / platform.FILE).unlink(missing_ok=True)
     log = layout.logs / "supervisor.log"
     with log.open("ab") as file:
-        process = await asyncio.create_subprocess_exec(
-            *supervisor_command(layout), stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True, cwd="/"
-        )
+        process = ChildProcess(supervisor_command(layout), stderr=file, cwd=Path("/"))
     deadline = clock.monotonic_s() + UP_TIMEOUT_S
     while clock.monotonic_s() < deadline:
         found = platform.load(layout.state)

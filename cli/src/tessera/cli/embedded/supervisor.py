@@ -10,21 +10,20 @@ import argparse
 import asyncio
 import os
 import signal
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import yaml
-from tessera.coord.binary import etcd_command, find_etcd
 
 from tessera.cli.embedded import state as platform
 from tessera.cli.embedded.health import serving
 from tessera.cli.embedded.layout import Layout
 from tessera.cli.embedded.leftovers import leases_left
 from tessera.clock import Clock, SystemClock
+from tessera.coord.binary import etcd_command, find_etcd
 from tessera.domain.errors import FailedPrecondition, TesseraError, Unavailable
-from tessera.program import Stop, run
+from tessera.program import ChildProcess, Stop, run
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
@@ -40,15 +39,13 @@ class Child:
     name: str
     command: list[str]
     log: Path
-    process: asyncio.subprocess.Process | None = None
+    process: ChildProcess | None = None
     started_unix_s: float = 0.0
     restarts: int = 0
 
-    async def start(self) -> None:
+    def start(self) -> None:
         with self.log.open("ab") as log:
-            self.process = await asyncio.create_subprocess_exec(
-                *self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
+            self.process = ChildProcess(self.command, stderr=log)
         try:
             self.started_unix_s = psutil.Process(self.process.pid).create_time()
         except psutil.NoSuchProcess:
@@ -66,8 +63,7 @@ class Child:
             async with asyncio.timeout(timeout_s):
                 await self.process.wait()
         except TimeoutError:
-            self.process.kill()
-            await self.process.wait()
+            self.process.kill_group()
 
 
 class Supervisor:
@@ -123,7 +119,7 @@ class Supervisor:
         Raises:
             Unavailable: with the process's last words when it ends or stays silent.
         """
-        await child.start()
+        child.start()
         self._children.append(child)
         self._record()
         deadline = self._clock.monotonic_s() + START_TIMEOUT_S
@@ -159,7 +155,7 @@ class Supervisor:
             print(f"{child.name} ended with {code}; starting it again in {wait_s} s", flush=True)
             await self._clock.sleep(wait_s)
             child.restarts += 1
-            await child.start()
+            child.start()
             self._record()
 
     async def keep(self, stop: Stop) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import AsyncGenerator
@@ -16,9 +13,9 @@ from tessera.domain.errors import Internal, error_of
 from tessera.domain.ids import BuildClass, Digest
 from tessera.node_agent.adapters.processes import lower_priority
 from tessera.node_agent.loops.jobs import Baked, BakedBlob
+from tessera.program import ChildProcess
 
-MAX_LINE_BYTES = 64 << 20
-STDERR_TAIL_CHARS = 500
+STDERR_TAIL_CHARS = 1500
 
 
 class ProcessBaker:
@@ -41,24 +38,24 @@ class ProcessBaker:
 
     async def bake(self, source: Path, out: Path, max_batch: int) -> AsyncGenerator[str | Baked, None]:
         log = out / "bake.log"
-        command = ["-m", "tessera.runtime.bake", "--source", str(source), "--store", str(self._store), "--out", str(out)]
+        command = [
+            "-X",
+            "faulthandler",
+            "-m",
+            "tessera.runtime.bake",
+            "--source",
+            str(source),
+            "--store",
+            str(self._store),
+            "--out",
+            str(out),
+        ]
         with log.open("wb") as errors:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *command,
-                "--max-batch",
-                str(max_batch),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=errors,
-                limit=MAX_LINE_BYTES,
-                start_new_session=True,
-            )
+            process = ChildProcess([sys.executable, *command, "--max-batch", str(max_batch)], stderr=errors, piped=True)
         lower_priority(process.pid)
-        assert process.stdout is not None
         last: dict[str, object] = {}
         try:
-            async for line in process.stdout:
+            async for line in process.lines():
                 said = json.loads(line)
                 if "event" in said:
                     yield f"{said.get('step', 'baking')} ({100 * float(said.get('share', 0.0)):.0f} %)"
@@ -66,9 +63,7 @@ class ProcessBaker:
                     last = said
             code = await process.wait()
         finally:
-            if process.returncode is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                await process.wait()
+            process.kill_group()
         if "kind" in last:
             raise error_of(str(last["kind"]), str(last.get("message", "")))
         if code != 0 or "artifact" not in last:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from tessera.domain.artifact import Artifact
-from tessera.domain.errors import DataCorrupted, Internal, InvalidInput, Unsupported
+from tessera.domain.errors import DataCorrupted, Internal, InvalidInput, ResourceExhausted, TesseraError, Unsupported
 from tessera.domain.ids import Digest
 from tessera.runtime.backends.interface import BackendConfig, BlobSource, Tensor
 from tessera.runtime.backends.ort.graph import ELEMENT_TYPES, Initializer, external_initializers, warm_graph
@@ -47,9 +47,7 @@ class OrtLoaded:
             else:
                 arrays = session.run(self._names, {name: tensor.array for name, tensor in inputs.items()})
         except Exception as error:
-            if type(error).__name__ == "InvalidArgument":
-                raise InvalidInput("inputs", None, _first_line(error)) from error
-            raise Internal(f"ONNX Runtime: {_first_line(error)}") from error
+            raise _run_error(error) from error
         return {name: Tensor(self._datatypes[name], array) for name, array in zip(self._names, arrays, strict=True)}
 
     def _run_values(self, session: Any, inputs: Mapping[str, Tensor]) -> list[npt.NDArray[Any]]:
@@ -166,6 +164,16 @@ def _check_signature(artifact: Artifact, session: Any) -> None:
         missing = [spec.name for spec in specs if spec.name not in names]
         if missing or len(names) != len(specs):
             raise DataCorrupted(f"{kind}s of the graph are {sorted(names)}, the signature says {[spec.name for spec in specs]}")
+
+
+def _run_error(error: Exception) -> TesseraError:
+    """The graph ran when it was baked; what differs from then is the input (lengths that must agree, an index too large) or memory."""
+    text = _first_line(error)
+    if "allocate memory" in text or isinstance(error, MemoryError):
+        return ResourceExhausted(f"ONNX Runtime: {text}")
+    if type(error).__name__ in ("InvalidArgument", "Fail", "RuntimeException"):
+        return InvalidInput("inputs", None, f"the model cannot take them: {text}")
+    return Internal(f"ONNX Runtime: {text}")
 
 
 def _first_line(error: Exception) -> str:

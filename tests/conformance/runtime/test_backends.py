@@ -1,0 +1,194 @@
+"""What every backend must do. A new one is added to `BACKENDS` in conftest and changes nothing here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tessera.domain.errors import DataCorrupted, InvalidInput
+from tessera.runtime import backends
+from tessera.runtime.blobs import ArtifactBlobs
+from tessera.runtime.measure import synthetic_inputs
+from tessera.tensorstore import artifact as artifacts
+from tessera.tensorstore.mapping import BlobMap
+
+BACKENDS = ("aten", "ort")
+MODELS = ("resnet18", "bert")
+
+each_backend = pytest.mark.parametrize("backend", BACKENDS)
+each_model = pytest.mark.parametrize("model", MODELS)
+
+
+def agrees(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> None:
+    assert set(got) == set(want)
+    for name, expected in want.items():
+        assert got[name].shape == expected.shape
+        assert got[name].dtype == expected.dtype
+        assert np.abs(got[name] - expected).max() <= 1e-4 * max(1.0, np.abs(expected).max())
+
+
+@each_backend
+@each_model
+def test_agrees_with_eager_at_every_batch(backend, model, models, open_artifact):
+    opened = open_artifact(models[model].artifacts[backend])
+    for batch in (1, 2, 3, 4):
+        inputs = models[model].inputs(batch, batch)
+        agrees(opened.run(inputs), models[model].eager(inputs))
+
+
+@each_backend
+@each_model
+def test_same_inputs_give_the_same_bits(backend, model, models, open_artifact):
+    opened = open_artifact(models[model].artifacts[backend])
+    inputs = models[model].inputs(2, 5)
+    first, second = opened.run(inputs), opened.run(inputs)
+    assert all(first[name].tobytes() == second[name].tobytes() for name in first)
+
+
+@each_backend
+@each_model
+def test_joined_equals_apart(backend, model, models, open_artifact):
+    opened = open_artifact(models[model].artifacts[backend])
+    inputs = models[model].inputs(4, 6)
+    joined = opened.run(inputs)
+    apart = [opened.run({name: array[row : row + 1] for name, array in inputs.items()}) for row in range(4)]
+    agrees(joined, {name: np.concatenate([part[name] for part in apart]) for name in joined})
+
+
+@each_backend
+def test_two_models_side_by_side(backend, models, open_artifact):
+    opened = {name: open_artifact(models[name].artifacts[backend]) for name in MODELS}
+    for seed in (1, 2):
+        for name in MODELS:
+            inputs = models[name].inputs(1, seed)
+            agrees(opened[name].run(inputs), models[name].eager(inputs))
+
+
+@each_backend
+@each_model
+def test_sharing_off_gives_the_same_bits(backend, model, models, open_artifact):
+    inputs = models[model].inputs(1, 9)
+    shared = open_artifact(models[model].artifacts[backend]).run(inputs)
+    private = open_artifact(models[model].artifacts[backend], private=True)
+    assert private.blobs.mapped_bytes == 0
+    answers = private.run(inputs)
+    assert all(shared[name].tobytes() == answers[name].tobytes() for name in shared)
+
+
+@each_backend
+def test_siblings_have_one_graph(backend, models, sibling, store):
+    def graph(digest):
+        return artifacts.decode((store / "blobs" / digest).read_bytes()).graph
+
+    assert graph(models["bert"].artifacts[backend]) == graph(sibling[backend])
+    assert models["bert"].artifacts[backend] != sibling[backend]
+
+
+@each_backend
+def test_a_swapped_tensor_is_refused_by_name(backend, models, store, backend_of):
+    """Same bytes, another shape: the graph's own word is what counts."""
+    digest = models["bert"].artifacts[backend]
+    artifact = artifacts.decode((store / "blobs" / digest).read_bytes())
+    place, ref = next((place, ref) for place, ref in enumerate(artifact.tensors) if len(ref.shape) == 2 and ref.shape[0] != ref.shape[1])
+    tensors = list(artifact.tensors)
+    tensors[place] = replace(ref, shape=ref.shape[::-1])
+    wrong = replace(artifact, tensors=tuple(tensors))
+    blobs = ArtifactBlobs(store, wrong, BlobMap(), False, False)
+    with pytest.raises(DataCorrupted, match=ref.slot.replace(".", r"\.")):
+        backend_of(backend).load(wrong, digest, blobs)
+    fewer = replace(artifact, tensors=artifact.tensors[:place] + artifact.tensors[place + 1 :])
+    blobs = ArtifactBlobs(store, fewer, BlobMap(), False, False)
+    with pytest.raises(DataCorrupted, match=ref.slot.replace(".", r"\.")):
+        backend_of(backend).load(fewer, digest, blobs)
+
+
+@each_backend
+def test_inputs_that_do_not_fit_each_other_are_the_callers_fault(backend, models, open_artifact):
+    opened = open_artifact(models["bert"].artifacts[backend])
+    inputs = models["bert"].inputs(1, 1)
+    inputs["token_type_ids"] = inputs["token_type_ids"][:, :-1]
+    with pytest.raises(InvalidInput):
+        opened.run(inputs)
+    inputs = models["bert"].inputs(1, 1)
+    inputs["input_ids"] = inputs["input_ids"] + 100_000
+    with pytest.raises(InvalidInput):
+        opened.run(inputs)
+
+
+@each_backend
+@each_model
+def test_synthetic_inputs_run(backend, model, models, open_artifact):
+    opened = open_artifact(models[model].artifacts[backend])
+    for batch in (1, 3):
+        answers = opened.loaded.run(synthetic_inputs(opened.artifact.signature, batch))
+        assert all(tensor.array.shape[0] == batch and np.isfinite(tensor.array).all() for tensor in answers.values())
+
+
+MEMORY = """
+import asyncio, json, sys
+from pathlib import Path
+from tessera.clock import SystemClock
+from tessera.runtime import memory
+from tessera.runtime.manager import InstanceManager, LoadRequest, RuntimeConfig
+from tessera.runtime.measure import synthetic_inputs
+from tessera.tensorstore import artifact as artifacts
+
+async def main(flavour, store, run_folder, digest, private):
+    store = Path(store)
+    config = RuntimeConfig("r", flavour, "default", store, Path(run_folder), private=private)
+    config.folder.mkdir()
+    manager = InstanceManager(config, SystemClock())
+    await manager.start()
+    artifact = artifacts.decode((store / "blobs" / digest).read_bytes())
+    digests = [blob.digest for blob in artifact.blobs()]
+    figures = []
+    for _ in range(3):
+        before = memory.memory_use(store).private_bytes
+        manager.holds.declare(digests)
+        answer = await manager.load(LoadRequest("i", 1, "m@1/v", digest))
+        await manager.measure("i", 1, 0.0, 2)
+        loaded = memory.memory_use(store).private_bytes
+        maps = sum(name in Path("/proc/self/maps").read_text() for name in digests)
+        released = await manager.unload("i", 0)
+        after = memory.memory_use(store).private_bytes
+        left = sum(name in Path("/proc/self/maps").read_text() for name in digests)
+        figures.append([before, loaded, after, maps, left, sorted(released) == sorted(digests), answer.mapped_bytes])
+    await manager.close(0)
+    print(json.dumps(figures))
+
+asyncio.run(main(*sys.argv[1:5], sys.argv[5] == "private"))
+"""
+
+
+@each_backend
+@pytest.mark.parametrize("sharing", ["shared", "private"])
+def test_unload_gives_the_memory_back(backend, sharing, models, store, tmp_path):
+    """ResNet-18 has 47 MB of weights: private ones are there and gone again; shared ones never count, and their maps go."""
+    digest = models["resnet18"].artifacts[backend]
+    weights = artifacts.decode((store / "blobs" / digest).read_bytes()).tensor_bytes
+    command = [sys.executable, "-c", MEMORY, backend, str(store), str(tmp_path), digest, sharing]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert found.returncode == 0, found.stderr
+    figures = json.loads(found.stdout)
+    assert len(figures) == 3
+    for before, loaded, after, maps, left, released, mapped_bytes in figures[1:]:  # the first load also warms the allocator
+        assert released
+        assert left == 0
+        assert after - before < 4 << 20
+        if sharing == "shared":
+            assert maps > 15
+            assert mapped_bytes == weights
+            assert loaded - before < 24 << 20
+        else:
+            assert maps == 0
+            assert mapped_bytes == 0
+            assert loaded - before > 0.9 * weights
+
+
+def test_every_backend_has_a_flavour_and_a_name():
+    assert {name for names in backends.FLAVOURS.values() for name in names} == {"identity", *BACKENDS}

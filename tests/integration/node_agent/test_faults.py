@@ -290,7 +290,7 @@ async def test_a_full_store_refuses_and_says_who_holds_it(agent: Any, kit: Any) 
     await agent.start(store_budget_bytes=40_000)
     await agent.start_instance("a", models[0].artifact)
     await agent.start_instance("b", models[1].artifact)
-    with pytest.raises(TesseraError, match="held by") as caught:
+    with pytest.raises(TesseraError, match="pinned 35976 by rt-ort-") as caught:
         await agent.start_instance("c", models[2].artifact)
     assert caught.value.kind == "resource_exhausted"
     await agent.stop_instance("a")

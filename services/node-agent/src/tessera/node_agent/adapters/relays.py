@@ -49,13 +49,14 @@ class RelayProcess:
         if self.alive or self._adopt():
             return
         (self._run / INFO_FILE).unlink(missing_ok=True)
-        command = [sys.executable, "-m", "tessera.node_agent.relay", "--listen", self._listen, "--run-folder", str(self._run)]
+        # The address that others were told stays, also where the first relay was free to choose its port.
+        command = [sys.executable, "-m", "tessera.node_agent.relay", "--listen", self.address, "--run-folder", str(self._run)]
         watched = Watched(spawn_detached([*command, "--orphan-s", str(self._orphan_s)], self._log, os.environ))
         deadline_s = self._clock.monotonic_s() + START_S
         try:
             while not self._take(watched):
                 if not watched.alive or self._clock.monotonic_s() >= deadline_s:
-                    raise FailedPrecondition(f"the relay did not start on {self._listen}: {log_tail(self._log) or 'no word from it'}")
+                    raise FailedPrecondition(f"the relay did not start on {self.address}: {log_tail(self._log) or 'no word from it'}")
                 await self._clock.sleep(POLL_S)
         except BaseException:
             await watched.end(END_S)
@@ -86,10 +87,14 @@ class RelayProcess:
         self._watched, self.address = watched, info[1]
         return True
 
+    def _is_mine(self, listens: str) -> bool:
+        host, _, port = self._listen.rpartition(":")
+        return listens == self._listen or (port == "0" and listens.rpartition(":")[0] == host)
+
     def _adopt(self) -> bool:
         """A pid may be somebody else's by now: it must be a relay of this very run folder."""
         info = self._info()
-        if info is None or info[2] != self._listen:
+        if info is None or not self._is_mine(info[2]):
             return False
         try:
             watched = Watched(info[0])

@@ -206,7 +206,18 @@ class ProcessRuntimes:
                 group.create_task(self._zygote(flavour))
 
     async def fork(self, flavour: str, runtime_id: RuntimeId, threads: int) -> Runtime:
-        zygote = await self._zygote(flavour)
+        for last in (False, True):
+            zygote = await self._zygote(flavour)
+            try:
+                await self._fork(zygote, runtime_id, threads)
+                break
+            except Unavailable:
+                # Died under our hands: once more with a new one. Where it only lost the connection, its child may have come up.
+                if last or (self._run / runtime_id).exists():
+                    raise
+        return await self._reach(self._run / runtime_id, CALL_S)
+
+    async def _fork(self, zygote: _Zygote, runtime_id: RuntimeId, threads: int) -> None:
         await zygote.client.call(
             "fork",
             CALL_S,
@@ -217,7 +228,6 @@ class ProcessRuntimes:
             private=not self._sharing,
             seconds_orphan=self._orphan_s,
         )
-        return await self._reach(self._run / runtime_id, CALL_S)
 
     async def end(self) -> None:
         async with asyncio.TaskGroup() as group:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tessera.clock import Clock
 from tessera.domain.errors import (
@@ -101,7 +101,9 @@ class Starter:
         Raises:
             AlreadyExists: its id is here with another generation or artifact, or its generation with another id.
             FailedPrecondition: it belongs to another trust domain.
+            InvalidInput: it names no artifact, and its model is not built in.
         """
+        instance = replace(instance, artifact=self._larder.artifact_of(instance.variant, instance.artifact))
         known = self._table.find(instance.instance_id)
         if known is not None:
             if (known.generation, known.artifact) != (instance.generation, instance.artifact):
@@ -196,8 +198,8 @@ class Starter:
         await self._note(instance_id)
 
     async def _bring_up(self, instance: Instance, flight: _Flight, watch: Stopwatch) -> None:
-        instance_id = instance.instance_id
-        artifact = self._larder.artifact_of(instance.variant, instance.artifact)
+        instance_id, artifact = instance.instance_id, instance.artifact
+        assert artifact is not None
         isolated = self._poison.isolated(instance.variant, self._clock.monotonic_s())
         load = self._larder.take(artifact, instance_id)
         if load is None:

@@ -62,7 +62,10 @@ class _Channel(grpc.aio.Channel):
 
         def call(request: Any = None, *, timeout: float | None = None, metadata: Any = None, **options: Any) -> Any:
             chosen = deadline_s if timeout is None else timeout
-            return call_type(invoke(request, timeout=chosen, metadata=metadata_of(metadata, token), **options))
+            made = invoke(request, timeout=chosen, metadata=metadata_of(metadata, token), **options)
+            if issubclass(call_type, _Requests):  # type: ignore[arg-type] # always a class here
+                made._cython_call = _KeepsStatus(made._cython_call)
+            return call_type(made)
 
         return call
 
@@ -83,6 +86,21 @@ class _Channel(grpc.aio.Channel):
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
         await self._inner.close()
+
+
+class _KeepsStatus:
+    """A write that races with the server's end of the call fails, and grpc.aio then puts "Internal error from Core" in the place of
+    the status that is on its way, so that the caller never learns why. Without that the failed write waits for the real one.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def set_internal_error(self, _message: str) -> None:
+        return
 
 
 class _Call(grpc.aio.Call):

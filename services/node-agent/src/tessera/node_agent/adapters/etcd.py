@@ -39,7 +39,8 @@ class EtcdRecords:
         self._clock = clock
         self._wanted: dict[str, bytes] = {}
         self._dirty: set[str] = set()
-        self._revisions: dict[str, int] = {}
+        self._revisions: dict[str, int | None] = {}
+        """Key -> revision of our last write, or None where it has to be looked at."""
         self._wake = asyncio.Event()
         self._session: Session | None = None
         domain, node = identity.trust_domain, identity.node_id
@@ -102,7 +103,7 @@ class EtcdRecords:
         while not stop.is_set():
             try:
                 session = self._session = await self._coordinator.session(self._ttl_s)
-                self._revisions.clear()
+                self._revisions = dict.fromkeys(self._wanted)
                 self._dirty |= set(self._wanted) | await self._left_behind()
                 self._wake.set()
                 await self._write_until_lost(session, stop)
@@ -141,12 +142,12 @@ class EtcdRecords:
             for key in sorted(self._dirty):
                 try:
                     await self._write(key, session)
-                    self._dirty.discard(key)
                 except LeaseLost:
                     return
                 except Conflict:
-                    self._revisions.pop(key, None)
+                    self._revisions[key] = None  # somebody else wrote it: look first
                 except TesseraError as error:
+                    self._revisions[key] = None  # it may have been written all the same
                     _log.debug("a record waits for etcd", key=key, reason=str(error))
                     if await stop.wait_for(RETRY_S):
                         return
@@ -173,14 +174,15 @@ class EtcdRecords:
             Unavailable: etcd is away.
         """
         value = self._wanted.get(key)
-        revision = self._revisions.get(key)
+        revision = self._revisions.get(key, 0)  # what was not there when this session began, and not written since, is absent
         if revision is None:
             found = await self._coordinator.get(key)
             revision = found.mod_revision if found is not None else 0
-        if value is None and revision == 0:
-            return
-        write = Delete(key) if value is None else Put(key, value, session.lease_id)
-        written = await self._coordinator.transact([ModRevisionIs(key, revision)], [write])
-        self._revisions[key] = 0 if value is None else written
-        if self._wanted.get(key) != value:
-            raise Conflict(f"{key} changed while it was written")  # written again with what is wanted now
+        if value is not None:
+            self._revisions[key] = await self._coordinator.transact([ModRevisionIs(key, revision)], [Put(key, value, session.lease_id)])
+        else:
+            if revision:
+                await self._coordinator.transact([ModRevisionIs(key, revision)], [Delete(key)])
+            self._revisions.pop(key, None)
+        if self._wanted.get(key) == value:  # else it is written again, with what is wanted now
+            self._dirty.discard(key)

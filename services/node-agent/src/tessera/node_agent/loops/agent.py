@@ -36,6 +36,8 @@ from tessera.tensorstore.interface import StoreStatus, TensorStore
 
 STORE_STATUS_S = 5.0
 SAMPLE_S = 5.0
+GATHER_S = 0.02
+"""Changes within this time are one pass, and whoever waits for an answer gets it first."""
 
 _log = get_logger(__name__)
 
@@ -200,6 +202,7 @@ class Agent:
             except TesseraError as error:
                 _log.warning("reconciling failed; it is tried again", reason=str(error))
             await self._pulse.wait_or(stop, self._reconcile_s)
+            await stop.wait_for(GATHER_S)
 
     async def reconcile_once(self) -> None:
         """One pass. Raises: FailedPrecondition when a zygote does not come back."""

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from tessera import failpoint
 from tessera.clock import Clock
 from tessera.domain.errors import (
     AlreadyExists,
@@ -194,8 +195,8 @@ class Starter:
             del self._flights[instance_id]
             flight.done.set()
             self._changed()
+        await self._note(instance_id)  # in a thread: the answer leaves meanwhile, before anything is told about it
         self._tell(instance_id, watch)
-        await self._note(instance_id)
 
     async def _bring_up(self, instance: Instance, flight: _Flight, watch: Stopwatch) -> None:
         instance_id, artifact = instance.instance_id, instance.artifact
@@ -232,6 +233,7 @@ class Starter:
     async def _fetch(self, instance_id: InstanceId, artifact: Digest, watch: Stopwatch) -> Load:
         self._table.move(instance_id, InstanceState.FETCHING, self._clock.monotonic_s(), f"artifact {artifact[:12]}")
         with watch.stage(Stage.FETCH):
+            await failpoint.async_hit("node_agent.before_fetch")
             load, fetched_bytes = await self._larder.fetch(artifact, instance_id)
         self._table.note(instance_id, fetched=fetched_bytes > 0)
         return load
@@ -258,18 +260,22 @@ class Starter:
     async def _load(self, instance_id: InstanceId, runtime_id: RuntimeId, load: Load, artifact: Digest, watch: Stopwatch) -> LoadReport:
         instance = self._table.get(instance_id)
         try:
+            await failpoint.async_hit("node_agent.before_load")
             self._fleet.pin(runtime_id, load.blobs)
             runtime = self._fleet.get(runtime_id)
-            await runtime.hold(load.held)
             if instance.state is not InstanceState.LOADING:  # a second try stays where it is: states go forward only
                 self._table.move(
-                    instance_id, InstanceState.MAPPED, self._clock.monotonic_s(), f"{len(load.blobs)} blobs held by {runtime_id}"
+                    instance_id, InstanceState.MAPPED, self._clock.monotonic_s(), f"{len(load.blobs)} blobs pinned for {runtime_id}"
                 )
                 self._table.move(instance_id, InstanceState.LOADING, self._clock.monotonic_s(), "")
             rest = Stage.FORK if self._table.get(instance_id).start_path is StartPath.FORK else Stage.LOAD
             with watch.loading(rest) as loading:
-                report = await runtime.load(
-                    instance_id, instance.generation, instance.variant, artifact, self._settings.verify, self._settings.load_timeout_s
+                # Told in this order on one connection, so that the load finds its blobs held without a way back in between.
+                _, report = await asyncio.gather(
+                    runtime.hold(load.held),
+                    runtime.load(
+                        instance_id, instance.generation, instance.variant, artifact, self._settings.verify, self._settings.load_timeout_s
+                    ),
                 )
                 loading.take(report.stages)
                 return report

@@ -157,6 +157,7 @@ class Instance:
                 return
             if not items:
                 continue
+            self._cancel_timer()
             running = self._running = _Running(items, self._clock.monotonic_s())
             call = partial(_run, self.loaded, [item.request.tensors for item in items])
             if self.loaded.inline:
@@ -214,12 +215,18 @@ class Instance:
             or self.phase is not InstancePhase.SERVING
         ):
             return False
-        until = min(first.arrived_s + self.limits.max_delay_us / 1e6, first.deadline_s)
+        # At most half of its budget: waiting must not be what makes it late.
+        until = first.arrived_s + min(self.limits.max_delay_us / 1e6, (first.deadline_s - first.arrived_s) / 2)
         if until <= now:
             return False
         if self._timer is None:
             self._timer = self._loop.call_later(until - now, self._timer_fired)
         return True
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _timer_fired(self) -> None:
         self._timer = None
@@ -303,10 +310,8 @@ class Instance:
     async def drain(self, drain_s: float) -> None:
         """Takes nothing new, gives what waits `drain_s` seconds, then answers the rest with WrongGeneration; returns when nothing runs."""
         self.phase = InstancePhase.DRAINING
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-            self._dispatch()
+        self._cancel_timer()
+        self._dispatch()
         try:
             async with asyncio.timeout(drain_s):
                 while self._queue or self._running is not None:

@@ -67,7 +67,7 @@ def resolve(name: str) -> Callable[..., Any]:
     if base in _REFUSED:
         raise Unsupported(f"operator {name}: it has effects beyond its results")
     packet = getattr(torch.ops.aten, base, None)
-    if packet is None or overload not in packet.overloads():
+    if not isinstance(packet, torch._ops.OpOverloadPacket) or overload not in packet.overloads():
         raise Unsupported(f"operator {name}: this version of PyTorch ({torch.__version__}) does not have it")
     found_operator = getattr(packet, overload)
     schema = found_operator._schema

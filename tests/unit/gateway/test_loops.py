@@ -1,0 +1,314 @@
+"""Starts and requests in virtual time, without sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tessera.domain.errors import DeadlineExceeded, Internal, ResourceExhausted, StaleTerm, TesseraError, Unavailable
+from tessera.domain.ids import Generation, InstanceId, VariantKey
+from tessera.domain.instance import Stage, StageTime
+from tessera.frames import FrameResponse, RequestHeader
+from tessera.frames.openinference import encode_parameters
+from tessera.gateway.adapters.identifiers import Identifiers
+from tessera.gateway.core.catalogue import Catalogue, slot_of
+from tessera.gateway.core.decisions import DecisionLog
+from tessera.gateway.core.slots import InstanceSlot
+from tessera.gateway.loops.inference import Inference
+from tessera.gateway.loops.starts import StartQueues
+from tessera.gateway.loops.watchdog import Watchdog
+from tessera.gateway.ports import StartedInstance
+from tessera.policy.variant.plain import PlainVariantPolicy
+from tessera.program import Stop, Tasks
+from tessera.testing import LoopClock, run_virtual
+from tessera.testing.builders import a_model, a_node, a_variant, a_version, an_instance
+
+REQUEST = b"\x0a\x06digits"
+
+
+class SilentMeter:
+    def decided(self, seconds: float) -> None: ...
+    def answered(self, model: str, version: str, variant: str, node: str, outcome: str, seconds: float) -> None: ...
+    def waiting(self, change: int) -> None: ...
+    def started(self, start_path: str, stages: Sequence[StageTime]) -> None: ...
+
+
+class FakeLink:
+    """Answers after `delay_s` with what `answer` makes."""
+
+    closed = draining = False
+
+    def __init__(self) -> None:
+        self.delay_s = 0.001
+        self.answer: Callable[[RequestHeader], FrameResponse] = lambda header: FrameResponse(0, 1, 0, 1000, b"")
+        self.headers: list[RequestHeader] = []
+        self.cancelled = 0
+
+    async def request(self, header: RequestHeader, body: bytes) -> FrameResponse:
+        self.headers.append(header)
+        try:
+            await asyncio.sleep(self.delay_s)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return self.answer(header)
+
+
+class FakeLinks:
+    def __init__(self) -> None:
+        self.link = FakeLink()
+        self.reachable = True
+
+    def connected(self, slot: InstanceSlot) -> Any:
+        return self.link if self.reachable else None
+
+    async def connect(self, slot: InstanceSlot) -> Any:
+        if not self.reachable:
+            raise Unavailable("nobody listens")
+        return self.link
+
+
+class FakeScheduler:
+    """Starts an instance after `delay_s`; `errors` come first, one per call."""
+
+    def __init__(self) -> None:
+        self.delay_s = 1.0
+        self.errors: list[TesseraError] = []
+        self.calls: list[float] = []
+        self.generation = 100
+        self.fixed_generation: int | None = None
+
+    async def start_instance(self, candidates: Sequence[VariantKey], request_id: str, budget_s: float) -> StartedInstance:
+        self.calls.append(budget_s)
+        await asyncio.sleep(self.delay_s)
+        if self.errors:
+            raise self.errors.pop(0)
+        self.generation += 1
+        generation = self.fixed_generation or self.generation
+        record = an_instance(variant=candidates[0], generation=Generation(generation), instance_id=InstanceId(f"i{generation}"))
+        return StartedInstance(slot_of(record), "bind", False, (StageTime(Stage.LOAD, self.delay_s * 1000),))
+
+
+class Parts:
+    def __init__(self, tasks: Tasks, *, limit: int = 8, budget_s: float = 30.0) -> None:
+        self.clock = LoopClock()
+        self.catalogue = Catalogue(a_model().trust_domain, PlainVariantPolicy())
+        for key, record in {"m": a_model(), "v": a_version(), "x": a_variant(build_class=None), "n": a_node()}.items():
+            self.catalogue.put(key, record)  # type: ignore[arg-type] # four kinds of record
+        self.links, self.scheduler, self.decisions = FakeLinks(), FakeScheduler(), DecisionLog(100)
+        meter = SilentMeter()
+        self.starts = StartQueues(self.catalogue, self.scheduler, tasks, self.clock, meter, limit=limit, budget_s=budget_s)
+        self.inference = Inference(
+            self.catalogue, lambda: True, self.links, self.starts, self.decisions, self.clock, meter, Identifiers(),
+            default_budget_s=60.0, held_bytes_limit=1 << 20,
+        )  # fmt: skip
+
+
+def virtually(test: Callable[[Parts], Awaitable[None]], **settings: Any) -> None:
+    async def main() -> None:
+        stop = Stop()
+        async with Tasks(stop) as tasks:
+            parts = Parts(tasks, **settings)
+            try:
+                await test(parts)
+            finally:
+                parts.inference.close()
+        assert stop.error is None
+
+    run_virtual(main)
+
+
+def test_a_cold_request_and_what_it_leaves_behind() -> None:
+    async def test(parts: Parts) -> None:
+        await parts.inference.infer(REQUEST)
+        (decision,) = parts.decisions._order
+        assert decision.outcome == "ok"
+        assert decision.start_path == "bind"
+        assert decision.start_request_id == decision.request_id
+        assert decision.waited_ms == pytest.approx(1000, abs=1)
+        assert sum(stage.ms for stage in decision.all_stages()) == pytest.approx(decision.actual_ms, abs=1)
+        await parts.inference.infer(REQUEST)
+        assert parts.decisions._order[-1].start_path == "warm"
+        assert len(parts.scheduler.calls) == 1
+
+    virtually(test)
+
+
+def test_the_start_goes_on_when_all_who_waited_have_left() -> None:
+    async def test(parts: Parts) -> None:
+        parts.scheduler.delay_s = 10.0
+        waiting = asyncio.ensure_future(parts.inference.infer(REQUEST))
+        await asyncio.sleep(1)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert parts.decisions._order[-1].outcome.startswith("cancelled")
+        await asyncio.sleep(10)
+        await parts.inference.infer(REQUEST)
+        assert parts.decisions._order[-1].start_path == "warm"
+        assert len(parts.scheduler.calls) == 1
+
+    virtually(test)
+
+
+def test_asking_again_backs_off_and_ends_with_the_budget() -> None:
+    async def test(parts: Parts) -> None:
+        parts.scheduler.delay_s = 0.0
+        parts.scheduler.errors = [StaleTerm("old")] * 1000
+        began = parts.clock.monotonic_s()
+        with pytest.raises(StaleTerm):
+            await parts.inference.infer(REQUEST)
+        assert 9.0 <= parts.clock.monotonic_s() - began <= 10.0
+        assert len(parts.scheduler.calls) < 16
+        assert parts.scheduler.calls == sorted(parts.scheduler.calls, reverse=True)
+
+    virtually(test, budget_s=10.0)
+
+
+def test_an_instance_that_appears_by_itself_ends_the_asking() -> None:
+    async def test(parts: Parts) -> None:
+        parts.scheduler.delay_s = 0.0
+        parts.scheduler.errors = [Unavailable("nobody leads")] * 1000
+        waiting = asyncio.ensure_future(parts.inference.infer(REQUEST))
+        await asyncio.sleep(2)
+        parts.catalogue.put("i", an_instance(variant=a_variant().key))
+        await asyncio.wait_for(waiting, 2)
+        assert parts.decisions._order[-1].start_path == "warm"
+
+    virtually(test)
+
+
+def test_a_failed_start_pauses_longer_each_time() -> None:
+    async def test(parts: Parts) -> None:
+        parts.scheduler.delay_s = 0.0
+        parts.scheduler.errors = [Internal("poison")] * 3
+        tried_at = []
+        while parts.scheduler.errors:
+            before = len(parts.scheduler.calls)
+            with pytest.raises(Internal, match="poison"):
+                await parts.inference.infer(REQUEST)
+            if len(parts.scheduler.calls) > before:
+                tried_at.append(parts.clock.monotonic_s())
+            await asyncio.sleep(0.1)
+        gaps = [later - earlier for earlier, later in itertools.pairwise(tried_at)]
+        assert gaps == pytest.approx([0.5, 1.0], abs=0.11)
+        await asyncio.sleep(2.5)
+        await parts.inference.infer(REQUEST)
+        # A start that worked wipes the slate: the next failure pauses for half a second again.
+        assert not parts.starts._failed
+
+    virtually(test)
+
+
+def test_a_scheduler_that_names_a_gone_generation_is_asked_again() -> None:
+    async def test(parts: Parts) -> None:
+        parts.scheduler.delay_s = 0.1
+        parts.scheduler.fixed_generation = 7
+        parts.links.link.answer = lambda header: FrameResponse(2 if header.generation == 7 else 0)
+        waiting = asyncio.ensure_future(parts.inference.infer(REQUEST))
+        await asyncio.sleep(1)
+        parts.scheduler.fixed_generation = None
+        await waiting
+        first, second = (header.generation for header in parts.links.link.headers)
+        assert (first, second > 100) == (7, True)
+        assert len(parts.scheduler.calls) > 2
+        assert parts.decisions._order[-1].attempts == 2
+
+    virtually(test)
+
+
+def test_queue_limit_counts_only_who_waits() -> None:
+    async def test(parts: Parts) -> None:
+        first = [asyncio.ensure_future(parts.inference.infer(REQUEST)) for _ in range(2)]
+        await asyncio.sleep(0.1)
+        with pytest.raises(ResourceExhausted, match="start_queue_limit = 2"):
+            await parts.inference.infer(REQUEST)
+        first[0].cancel()
+        await asyncio.sleep(0)
+        third = asyncio.ensure_future(parts.inference.infer(REQUEST))
+        await asyncio.gather(first[1], third)
+
+    virtually(test, limit=2)
+
+
+def test_default_budget_ends_a_request_that_hangs_in_the_runtime() -> None:
+    async def test(parts: Parts) -> None:
+        parts.catalogue.put("i", an_instance(variant=a_variant().key))
+        parts.links.link.delay_s = 1000.0
+        began = parts.clock.monotonic_s()
+        with pytest.raises(DeadlineExceeded, match="executing on instance instance-0"):
+            await parts.inference.infer(REQUEST)
+        assert parts.clock.monotonic_s() - began == pytest.approx(60.0)
+        assert parts.links.link.cancelled == 1
+        assert parts.inference.in_flight == 0
+        # A cancellation that was turned into an answer leaves the task usable.
+        parts.links.link.delay_s = 0.0
+        await parts.inference.infer(REQUEST)
+
+    virtually(test)
+
+
+def test_budgets_in_the_frames() -> None:
+    async def test(parts: Parts) -> None:
+        parts.catalogue.put("i", an_instance(variant=a_variant().key))
+        await parts.inference.infer(REQUEST)
+        await parts.inference.infer(REQUEST, 5.0)
+        await parts.inference.infer(REQUEST + encode_parameters({"timeout": 1500}), 5.0)
+        with pytest.raises(DeadlineExceeded, match="expired budget"):
+            await parts.inference.infer(REQUEST, -0.001)
+        assert [header.budget_us for header in parts.links.link.headers] == [60_000_000, 5_000_000, 1_500]
+
+    virtually(test)
+
+
+def test_unreachable_instances_are_left_for_a_start() -> None:
+    async def test(parts: Parts) -> None:
+        parts.catalogue.put("i", an_instance(variant=a_variant().key))
+        parts.links.reachable = False
+        with pytest.raises(Unavailable, match="cannot be reached"):
+            await parts.inference.infer(REQUEST)
+        assert len(parts.scheduler.calls) == 1
+
+    virtually(test)
+
+
+def test_a_bug_is_an_internal_error_and_leaves_no_count_behind() -> None:
+    async def test(parts: Parts) -> None:
+        parts.catalogue.put("i", an_instance(variant=a_variant().key))
+        parts.links.link.answer = lambda header: replace(FrameResponse(0), status="odd", nothing=1)  # type: ignore[call-arg,arg-type]
+        with pytest.raises(Internal, match="the gateway failed: TypeError"):
+            await parts.inference.infer(REQUEST)
+        assert parts.inference.in_flight == 0
+        assert parts.catalogue.slots()[0].in_flight == 0
+
+    virtually(test)
+
+
+def test_the_watchdog_ends_each_in_its_turn_and_only_those_that_stay() -> None:
+    async def main() -> None:
+        watchdog = Watchdog(10.0)
+        ended: list[tuple[int, float, bool]] = []
+
+        async def work(number: int, seconds: float) -> None:
+            task = watchdog.enter()
+            loop = asyncio.get_running_loop()
+            try:
+                await asyncio.sleep(seconds)
+            except asyncio.CancelledError:
+                ended.append((number, loop.time(), watchdog.leave(task)))
+                return
+            ended.append((number, loop.time(), watchdog.leave(task)))
+
+        async with asyncio.TaskGroup() as group:
+            for number, seconds in enumerate((100.0, 3.0, 100.0, 100.0)):
+                task = group.create_task(work(number, seconds))
+                await asyncio.sleep(2.0)
+            task.cancel()
+        watchdog.close()
+        assert ended == [(1, 5.0, False), (3, 8.0, False), (0, 10.0, True), (2, 14.0, True)]
+
+    run_virtual(main)

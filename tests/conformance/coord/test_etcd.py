@@ -27,7 +27,7 @@ class EtcdWorld:
     async def client(self) -> Coordinator:
         proxy = FaultyProxy(*self._target)
         await proxy.start()
-        coordinator = EtcdCoordinator([proxy.address], timeout_s=1.0)
+        coordinator = EtcdCoordinator([proxy.address], timeout_s=2.0)
         self._clients.append((coordinator, proxy))
         return coordinator
 

@@ -65,7 +65,7 @@ async def test_an_endpoint_that_dies_later_is_left_with_no_loss_of_the_session(
 async def test_a_silent_endpoint_is_noticed_by_calls_and_by_an_idle_watch(
     etcd: EtcdProcess, proxy: FaultyProxy, connect: Connect, until: Until
 ) -> None:
-    coordinator, writer = connect(proxy.address, etcd.endpoint, timeout_s=1.0, progress_s=0.5), connect()
+    coordinator, writer = connect(proxy.address, etcd.endpoint, timeout_s=1.5, progress_s=0.5), connect()
     events: list[WatchEvent] = []
 
     async def watch() -> None:
@@ -85,7 +85,7 @@ async def test_a_silent_endpoint_is_noticed_by_calls_and_by_an_idle_watch(
 
 
 async def test_a_frozen_server_costs_a_call_its_budget_and_no_more(etcd: EtcdProcess, connect: Connect) -> None:
-    coordinator = connect(timeout_s=0.5)
+    coordinator = connect(timeout_s=1.5)
     await coordinator.transact([ModRevisionIs("/a", 0)], [Put("/a", b"1")])
     etcd.pause()
     try:
@@ -102,7 +102,7 @@ async def test_a_frozen_server_costs_a_call_its_budget_and_no_more(etcd: EtcdPro
 async def test_a_write_whose_answer_is_lost_was_applied_once_and_is_not_sent_again(
     etcd: EtcdProcess, proxy: FaultyProxy, connect: Connect, until: Until
 ) -> None:
-    coordinator, observer = connect(proxy.address, etcd.endpoint, timeout_s=1.0), connect()
+    coordinator, observer = connect(proxy.address, etcd.endpoint, timeout_s=1.5), connect()
     await coordinator.cluster_id()
     proxy.freeze(answers_only=True)
     with pytest.raises(Unavailable, match="may have been applied"):

@@ -66,7 +66,7 @@ async def test_a_session_and_a_term_survive_a_restart_shorter_than_the_lease(etc
 
 
 async def test_a_session_is_lost_on_its_own_clock_when_etcd_stays_away(etcd: EtcdProcess, connect: Connect, until: Until) -> None:
-    coordinator = connect(timeout_s=0.5)
+    coordinator = connect()
     session = await coordinator.session(2.0)
     await create(coordinator, "/s/a", b"1", session.lease_id)
     await etcd.stop()

@@ -10,6 +10,7 @@ import pytest
 from tessera.coord.interface import (
     Coordinator,
     CreateRevisionIs,
+    Delete,
     LeaseLost,
     ModRevisionIs,
     Put,
@@ -169,6 +170,19 @@ class ElectionConformance:
             await until(waiting.done, world)
         assert isinstance(waiting.result(), Unavailable)
         assert [item.value for item in (await first.list("/c/e/")).items] == [b"one"]
+
+    async def test_a_candidate_whose_key_was_taken_away_does_not_wait_for_ever(self, world: CoordinationWorld) -> None:
+        first, second = await world.client(), await world.client()
+        one, two = await first.session(TTL_S), await second.session(TTL_S)
+        leadership = await first.campaign("/c/e/", one, b"one")
+        async with asyncio.TaskGroup() as group:
+            waiting = group.create_task(outcome_of(second.campaign("/c/e/", two, b"two")))
+            await until(lambda: self._candidates(first, 2), world)
+            (other,) = [item for item in (await first.list("/c/e/")).items if item.key != leadership.guard.key]
+            await first.transact([CreateRevisionIs(other.key, other.create_revision)], [Delete(other.key)])
+            await until(waiting.done, world)
+        assert isinstance(waiting.result(), Unavailable)
+        assert not two.lost.is_set()
 
     async def test_a_campaign_under_a_lost_session_does_not_stand(self, world: CoordinationWorld) -> None:
         coordinator = await world.client()

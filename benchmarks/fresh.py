@@ -1,85 +1,71 @@
-"""What a user's own process does for its first answer: import, build, load, run. One process, one JSON line of milliseconds.
+"""What a user's own process does for its first answer. One process, one JSON line of milliseconds by stage.
 
-    python -m benchmarks.fresh eager  MODEL WEIGHTS.pt     import torch, build the module, torch.load, run
-    python -m benchmarks.fresh export MODEL PROGRAM.pt2    import torch, torch.export.load, .module(), run
-    python -m benchmarks.fresh prepare MODEL FOLDER        writes both files (not timed)
+python -m benchmarks.fresh prepare MODEL FOLDER    writes MODEL.pt and MODEL.pt2 (not timed)
+python -m benchmarks.fresh eager   MODEL FOLDER    import torch, build the module, torch.load, run
+python -m benchmarks.fresh export  MODEL FOLDER    import torch, torch.export.load, .module(), run
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+
+from benchmarks.models import BY_NAME, BenchModel, arrays, build_module, pretrained_module
 
 
-def _minilm() -> Any:
-    from benchmarks.minilm import build
-
-    return build()
-
-
-def _module(name: str) -> Any:
-    from benchmarks.models import build_module, built
-
-    return _minilm() if name == "minilm" else build_module(built(name))
-
-
-def _tensors(name: str) -> tuple[Any, ...]:
+def _prepare(model: BenchModel, folder: Path) -> None:
     import torch
 
-    from benchmarks.models import inputs_of
-
-    return tuple(torch.from_numpy(array) for array in inputs_of(name)(1).values())
-
-
-def prepare(name: str, folder: Path) -> None:
-    import torch
-
-    folder.mkdir(parents=True, exist_ok=True)
-    weights, archive = folder / f"{name}.pt", folder / f"{name}.pt2"
+    weights, archive = folder / f"{model.name}.pt", folder / f"{model.name}.pt2"
     if weights.exists() and archive.exists():
         return
-    module = _module(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    module = pretrained_module(model)
     torch.save(module.state_dict(), weights)
-    torch.export.save(torch.export.export(module, _tensors(name), strict=False), archive)
+    torch.export.save(torch.export.export(module, tuple(torch.from_numpy(array) for array in arrays(model)), strict=False), archive)
+
+
+def _timed(kind: str, model: BenchModel, folder: Path) -> dict[str, float]:
+    stages: dict[str, float] = {}
+    begun = at = time.perf_counter()
+
+    def mark(stage: str) -> None:
+        nonlocal at
+        now = time.perf_counter()
+        stages[stage] = (now - at) * 1e3
+        at = now
+
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    mark("import")
+    if kind == "eager":
+        module = build_module(model)
+        mark("build")
+        module.load_state_dict(torch.load(folder / f"{model.name}.pt", weights_only=True))
+    else:
+        module = torch.export.load(folder / f"{model.name}.pt2").module()
+    mark("load")
+    inputs = [torch.from_numpy(array) for array in arrays(model)]
+    with torch.inference_mode():
+        module(*inputs)
+        mark("first_run")
+        total = (at - begun) * 1e3
+        module(*inputs)
+        mark("second_run")
+    return {**stages, "total": total}
 
 
 def main() -> None:
     kind, name, where = sys.argv[1:4]
+    model, folder = BY_NAME[name], Path(where)
     if kind == "prepare":
-        prepare(name, Path(where))
-        return
-    begun = time.perf_counter()
-    marks: dict[str, float] = {}
-
-    def mark(stage: str, since: float) -> float:
-        now = time.perf_counter()
-        marks[stage] = (now - since) * 1e3
-        return now
-
-    import torch
-
-    torch.set_num_threads(len(__import__("os").sched_getaffinity(0)))
-    at = mark("import", begun)
-    if kind == "eager":
-        module = _module(name)
-        at = mark("build", at)
-        module.load_state_dict(torch.load(where, weights_only=True))
-        at = mark("load", at)
+        _prepare(model, folder)
     else:
-        module = torch.export.load(where).module()
-        at = mark("load", at)
-    with torch.inference_mode():
-        inputs = _tensors(name)
-        at = time.perf_counter()
-        module(*inputs)
-        at = mark("first_run", at)
-        total = (at - begun) * 1e3
-        module(*inputs)
-        mark("run", at)
-    print(json.dumps({"total": total, **marks}))
+        print(json.dumps(_timed(kind, model, folder)))
 
 
 if __name__ == "__main__":

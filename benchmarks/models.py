@@ -1,50 +1,43 @@
-"""The benchmark models: how Tessera registers each, and how a user builds and runs it in a process of their own."""
+"""The benchmark models: how Tessera registers each, and how a user builds it in a process of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 SEED = 11
+TOKENS = 32
 
 
 @dataclass(frozen=True)
 class BenchModel:
-    """`reference` and `arguments` are what `tessera model register` gets; `inputs(batch)` are arrays by input name."""
+    """`source` and `arguments` are what `tessera model register` gets; weights are seeded where they do not come with the source."""
 
     name: str
-    reference: str
-    arguments: dict[str, Any]
-    inputs: Callable[[int], dict[str, np.ndarray]]
     family: str
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-def _image(size: int) -> Callable[[int], dict[str, np.ndarray]]:
-    def make(batch: int) -> dict[str, np.ndarray]:
-        return {"x": np.random.default_rng(SEED).standard_normal((batch, 3, size, size), dtype=np.float32)}
-
-    return make
-
-
-def _tokens(batch: int) -> dict[str, np.ndarray]:
-    ids = np.random.default_rng(SEED).integers(5, 1000, (batch, 32), dtype=np.int64)
-    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    source: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    seed: int | None = SEED
 
 
 def _cnn(name: str) -> BenchModel:
-    return BenchModel(name, "pytorchcv.model_provider:get_model", {"name": name, "pretrained": False}, _image(224), "cnn")
+    return BenchModel(name, "cnn", "pytorchcv.model_provider:get_model", {"name": name})
 
 
 def _bert(name: str, hidden: int, layers: int, heads: int) -> BenchModel:
-    arguments = {"hidden": hidden, "layers": layers, "heads": heads}
-    return BenchModel(name, "tessera.registry.builders:bert", arguments, _tokens, "transformer")
+    return BenchModel(name, "transformer", "tessera.registry.builders:bert", {"hidden": hidden, "layers": layers, "heads": heads})
 
 
-BUILT = (
+def _minilm() -> BenchModel:
+    from examples.demo.models import minilm_folder
+
+    return BenchModel("minilm", "minilm", str(minilm_folder()), seed=None)
+
+
+MODELS = (
+    _minilm(),
     _cnn("mobilenetv2_w1"),
     _cnn("resnet18"),
     _cnn("resnet50"),
@@ -52,14 +45,11 @@ BUILT = (
     _bert("bert-small", 512, 4, 8),
     _bert("bert-base", 768, 12, 12),
 )
-
-
-def built(name: str) -> BenchModel:
-    return next(model for model in BUILT if model.name == name)
+BY_NAME = {model.name: model for model in MODELS}
 
 
 def build_module(model: BenchModel) -> Any:
-    """The eager module, with seeded weights, as the registry's builder makes it."""
+    """The eager module in evaluation mode, as a user's script makes it (without loading weights)."""
     import torch
 
     torch.manual_seed(SEED)
@@ -67,6 +57,28 @@ def build_module(model: BenchModel) -> Any:
         from pytorchcv.model_provider import get_model
 
         return get_model(**model.arguments).eval()
+    if model.family == "minilm":
+        from transformers import BertConfig, BertModel
+
+        return BertModel(BertConfig.from_pretrained(model.source)).eval()
     from tessera.registry.builders import bert
 
     return bert(**model.arguments).eval()
+
+
+def pretrained_module(model: BenchModel) -> Any:
+    """The module with the weights that it is registered with."""
+    if model.family == "minilm":
+        from transformers import BertModel
+
+        return BertModel.from_pretrained(model.source).eval()
+    return build_module(model)
+
+
+def arrays(model: BenchModel, batch: int = 1) -> list[np.ndarray]:
+    """The inputs in the order of the model's signature: one image, or ids, mask and types of `TOKENS` tokens."""
+    draw = np.random.default_rng(SEED)
+    if model.family == "cnn":
+        return [draw.standard_normal((batch, 3, 224, 224), dtype=np.float32)]
+    ids = draw.integers(5, 1000, (batch, TOKENS), dtype=np.int64)
+    return [ids, np.ones_like(ids), np.zeros_like(ids)]

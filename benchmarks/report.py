@@ -22,7 +22,9 @@ _LIBRARIES = ("torch", "onnxruntime", "grpcio", "protobuf", "uvloop", "numpy")
 
 def machine() -> dict[str, Any]:
     """What a figure depends on: CPU, cores, memory, kernel, huge pages, library versions."""
-    cpu = next((line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
+    cpu = next(
+        (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), ""
+    )
     flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "").split()
     huge = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
     versions = {}

@@ -1,0 +1,158 @@
+"""First answers of known models: `bind` and `fork` against a fresh process, by stage. make bench NAME=start
+
+The store has the bytes already. *Platform part*: what the client waited for the first answer, less the kernel's own run, less the same of
+a warm answer. *Difference*: first answer less warm answer, the kernel's jitter included. Fresh processes do what users do, in between.
+
+    BENCH_MODELS=resnet18,minilm BENCH_BIND=200 BENCH_FORK=50 BENCH_FRESH=5 make bench NAME=start
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.embedded import STATE, platform, register, stop_all
+from benchmarks.models import BY_NAME, MODELS, BenchModel, arrays
+from benchmarks.report import Report, median, percentile
+from tessera.sdk import Client
+
+VARIANT = "ort-fp32"
+WARM = 3
+BIND_P50_MS, BIND_P99_MS, FORK_P50_MS, BIND_VS_FRESH = 6.0, 15.0, 20.0, 0.01
+MS_PER_MIB_WITHOUT_HUGE_PAGES = 0.09
+FRESH = STATE.parent / "bench-fresh"
+FORK_ENV = {"TESSERA_WARM_RUNTIMES": "0", "TESSERA_SURPLUS_RUNTIME_IDLE_S": "0"}
+"""No empty runtime waits and none stays: every start forks."""
+
+
+@dataclass
+class Starts:
+    """Milliseconds of many starts along one path."""
+
+    platform: list[float] = field(default_factory=list)
+    difference: list[float] = field(default_factory=list)
+    first: list[float] = field(default_factory=list)
+    stages: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    other_paths: int = 0
+
+
+def _timed(client: Client, name: str, inputs: dict[str, np.ndarray]) -> tuple[float, str, str]:
+    begun = time.perf_counter()
+    answer = client.infer(name, inputs)
+    return (time.perf_counter() - begun) * 1e3, answer.start_path, answer.request_id
+
+
+def _stages(client: Client, request_id: str) -> dict[str, float]:
+    return {stage.stage: stage.ms for stage in client.explain(request_id).stages}
+
+
+def _inputs(client: Client, model: BenchModel) -> dict[str, np.ndarray]:
+    names = [spec.name for spec in client.metadata(model.name).inputs]
+    return dict(zip(names, arrays(model), strict=True))
+
+
+def measure(client: Client, model: BenchModel, wanted: str, count: int) -> Starts:
+    """`count` starts along the path `wanted`; starts that took another path are counted and left out."""
+    name = f"{model.name}@1/{VARIANT}"
+    inputs = _inputs(client, model)
+    for _ in range(2):  # the store's bytes, and the first run of everything
+        stop_all(client, model.name)
+        client.infer(name, inputs)
+    found = Starts()
+    for _ in range(2 * count):
+        if len(found.platform) == count:
+            break
+        stop_all(client, model.name)
+        first_ms, path, request_id = _timed(client, name, inputs)
+        stages = _stages(client, request_id)
+        if path != wanted:
+            found.other_paths += 1
+            continue
+        warm = [_timed(client, name, inputs) for _ in range(WARM)]
+        over = [ms - _stages(client, warm_id).get("run", 0.0) for ms, _, warm_id in warm]
+        found.platform.append(first_ms - stages.get("run", 0.0) - median(over))
+        found.difference.append(first_ms - median([ms for ms, _, _ in warm]))
+        found.first.append(first_ms)
+        for stage, ms in stages.items():
+            found.stages[stage].append(ms)
+    stop_all(client, model.name)
+    return found
+
+
+def fresh(model: BenchModel, kind: str) -> dict[str, float]:
+    words = [sys.executable, "-W", "ignore", "-m", "benchmarks.fresh", kind, model.name, str(FRESH)]
+    answer: dict[str, float] = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+    return answer
+
+
+def _row(report: Report, model: BenchModel, path: str, found: Starts, mebibytes: float) -> None:
+    if not found.platform:
+        report.row(model=model.name, path=path, starts=0, note=f"{found.other_paths} starts took another path")
+        return
+    stages = ", ".join(f"{stage} {median(ms):.2f}" for stage, ms in found.stages.items() if stage != "run")
+    report.row(
+        model=model.name,
+        mib=mebibytes,
+        path=path,
+        starts=len(found.platform),
+        platform_p50_ms=median(found.platform),
+        platform_p99_ms=percentile(found.platform, 0.99),
+        difference_p50_ms=median(found.difference),
+        first_p50_ms=median(found.first),
+        stages_p50=stages,
+        note=f"{found.other_paths} others" if found.other_paths else "",
+    )
+
+
+def main() -> None:
+    chosen = [BY_NAME[name] for name in os.environ["BENCH_MODELS"].split(",")] if "BENCH_MODELS" in os.environ else list(MODELS)
+    binds, forks, freshes = (int(os.environ.get(f"BENCH_{what}", default)) for what, default in (("BIND", 200), ("FORK", 50), ("FRESH", 5)))
+    report = Report("start")
+    fresh_ms: dict[str, float] = {}
+    mebibytes: dict[str, float] = {}
+    Path(FRESH).mkdir(parents=True, exist_ok=True)
+    with platform() as client:
+        for model in chosen:
+            subprocess.run([sys.executable, "-W", "ignore", "-m", "benchmarks.fresh", "prepare", model.name, str(FRESH)], check=True)
+            register(client, model)
+            info = client.model(model.name).versions[0]
+            mebibytes[model.name] = next(each.tensor_bytes for each in info.variants if each.key.variant == VARIANT) / 2**20
+        huge = client.nodes()[0].store.huge_pages
+        client.infer("identity", {"INPUT0": np.zeros(1, np.float32)})
+        for model in chosen:
+            eager = [fresh(model, "eager") for _ in range(freshes)]
+            archive = [fresh(model, "export") for _ in range(freshes)]
+            found = measure(client, model, "bind", binds)
+            _row(report, model, "bind", found, mebibytes[model.name])
+            for kind, runs in (("fresh process", eager), ("torch.export.load", archive)):
+                medians = {stage: median([run[stage] for run in runs]) for stage in runs[0]}
+                shown = ", ".join(f"{stage} {ms:.0f}" for stage, ms in medians.items() if stage != "total")
+                report.row(model=model.name, path=kind, starts=len(runs), first_p50_ms=medians["total"], stages_p50=shown)
+            fresh_ms[model.name] = median([run["total"] - run["second_run"] for run in eager])
+            if found.platform:
+                slack = 0.0 if huge else MS_PER_MIB_WITHOUT_HUGE_PAGES * mebibytes[model.name]
+                report.goal(f"bind_p50_ms.{model.name}", median(found.platform), "<=", BIND_P50_MS + slack, "ms")
+                report.goal(f"bind_p99_ms.{model.name}", percentile(found.platform, 0.99), "<=", BIND_P99_MS + slack, "ms")
+                ratio = median(found.platform) / fresh_ms[model.name]
+                report.goal(f"bind_vs_fresh.{model.name}", ratio, "<=", BIND_VS_FRESH, "of a fresh process, both without the kernel's run")
+            print(f"bind {model.name}: done", flush=True)
+    with platform(env=FORK_ENV) as client:
+        for model in chosen:
+            found = measure(client, model, "fork", forks)
+            _row(report, model, "fork", found, mebibytes[model.name])
+            if found.platform:
+                report.goal(f"fork_p50_ms.{model.name}", median(found.platform), "<=", FORK_P50_MS, "ms")
+            print(f"fork {model.name}: done", flush=True)
+    report.finish()
+
+
+if __name__ == "__main__":
+    main()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from scheduler_builders import eventually
 
+from tessera.domain.artifact import Blob
 from tessera.domain.ids import Digest
 from tessera.program import Stop, Tasks
 from tessera.repository import Repository
@@ -36,7 +37,7 @@ async def test_what_is_wanted_is_read_and_kept(tmp_path: Path) -> None:
     async with running(lists):
         lists.want(digest)
         await known(lists, digest)
-    assert lists.blobs(digest) == artifact.blobs()
+    assert lists.blobs(digest) == (Blob(digest, len(encode(artifact))), *artifact.blobs())
     assert len(artifact.blobs()) == 5
 
 

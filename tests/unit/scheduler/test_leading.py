@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from scheduler_builders import key
+from scheduler_builders import assignment, instance, key
 from scheduler_world import World, hanging, slow, until
 
 from tessera.domain.errors import TesseraError, Unavailable
@@ -127,11 +127,32 @@ def test_a_leader_cut_off_from_etcd_goes_on_until_agents_know_a_newer_one_and_st
         assert world.live() == []
         world.coordinators[0].come_back()
         await until(lambda: first.leading.leadership is None)
+        assert (first.cluster.observed, dict(first.cluster.desired.assignments)) == ({}, {}), "what the other does is not known here"
         with pytest.raises(Unavailable, match=r"is a standby; the leader is scheduler-1:1"):
             await world.start(first)
         await world.kill(second)
         await until(lambda: first.leading.leadership is not None)
         assert (await world.start(first)).instance.variant == key()
+
+    in_world(scenario)
+
+
+def test_a_leader_that_does_not_know_yet_that_it_is_replaced_writes_and_deletes_nothing() -> None:
+    async def scenario(world: World) -> None:
+        first, second = await world.add_scheduler(), await world.add_scheduler()
+        kept = await world.start(first)
+        await until(lambda: len(world.recorded()) == 1)
+        old = first.leading.require()
+        world.coordinators[0].go_away()
+        await until(lambda: second.leading.leadership is not None)
+        # Its own wishes: one record to write, one to delete. Then etcd answers it again, before it has asked who leads.
+        first.cluster.planned(assignment("i-late", "n9"), 0.0)
+        first.cluster.answered(instance("i-late", "n9"), world.clock.monotonic_s())
+        first.cluster.stop(world.recorded()[0], "idle", 0.0)
+        world.coordinators[0].come_back()
+        await first.reconciler.once(old)
+        assert [item.instance_id for item in world.recorded()] == [kept.instance.instance_id]
+        await until(lambda: first.leading.leadership is None)
 
     in_world(scenario)
 

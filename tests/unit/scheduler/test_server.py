@@ -135,6 +135,8 @@ async def set_up(**settings: Any) -> AsyncIterator[Setting]:
         channel = connect(server.address)
         setting = Setting(scheduler, scheduler_pb2_grpc.SchedulerStub(channel), agent, agent_server.address, meter, own)
         try:
+            # A busy machine may take more than one try to connect.
+            await channel.channel_ready()
             scheduler.start()
             await eventually(lambda: scheduler.leading.leadership is not None)
             yield setting

@@ -10,7 +10,7 @@ from scheduler_builders import instance, key, variant
 from scheduler_world import CRASH, World, failing, hanging, slow, until
 
 from tessera.coord import keys
-from tessera.coord.interface import Delete, ModRevisionIs
+from tessera.coord.interface import Delete, KeyValue, ModRevisionIs
 from tessera.domain.errors import (
     DeadlineExceeded,
     FailedPrecondition,
@@ -189,9 +189,19 @@ def test_an_agent_that_never_answers_costs_its_budget_and_no_more() -> None:
 def test_a_newer_leader_known_to_the_agent_makes_this_one_look() -> None:
     async def scenario(world: World) -> None:
         scheduler = await world.add_scheduler()
+        await until(lambda: NodeId("n1") in scheduler.cluster.observed)
         world.nodes["n1"].behave = failing(StaleTerm("term 2 is older than 9"))
+        coordinator, looked = world.coordinators[0], []
+        leader = coordinator.leader
+
+        async def looking(election: str) -> KeyValue | None:
+            looked.append(election)
+            return await leader(election)
+
+        coordinator.leader = looking  # type: ignore[method-assign]
         answer = await world.start(scheduler)
         assert answer.instance.node_id == "n1", "it still led: the start is tried again"
+        assert looked, "it asked etcd who leads"
         assert scheduler.leading.leadership is not None
 
     in_world(scenario)
@@ -277,10 +287,11 @@ def test_an_instance_that_an_agent_is_starting_for_an_earlier_leader_is_taken_up
 
 def test_a_new_leader_waits_for_reports_before_it_starts_what_may_be_there() -> None:
     async def scenario(world: World) -> None:
-        node = world.nodes["n1"]
-        node.instances[InstanceId("i-old")] = instance("i-old")
+        node = await world.add_node("n2")
+        node.instances[InstanceId("i-old")] = instance("i-old", "n2")
         node.reporting = False
         scheduler = await world.add_scheduler()
+        await until(lambda: NodeId("n1") in scheduler.cluster.observed)
         task = asyncio.get_running_loop().create_task(world.start(scheduler))
         await asyncio.sleep(1.0)
         assert not task.done()

@@ -63,4 +63,6 @@ class BlobLists:
     def _read(self, artifact: Digest) -> tuple[Blob, ...]:
         if self._repository is None:
             self._repository = Repository(self._url)
-        return decode(self._repository.read(artifact)).blobs()
+        data = self._repository.read(artifact)
+        # A node fetches the artifact itself as well.
+        return (Blob(artifact, len(data)), *decode(data).blobs())

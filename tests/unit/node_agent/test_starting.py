@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
@@ -148,6 +149,30 @@ async def test_a_stop_during_the_start_wins(node: Any) -> None:
     assert isinstance(outcome, Cancelled | FailedPrecondition) or outcome.state is READY
     assert not node.table.get(InstanceId("a")).alive
     assert all(not runtime.loaded for runtime in node.runtimes.live)
+
+
+async def test_a_stop_ends_a_long_fetch(node: Any) -> None:
+    artifact = node.make_artifact(1, tensors=3)
+    reading = threading.Event()
+    original = node.repository.open_reader
+
+    def endless(digest: Any, *, verify: bool = True) -> Any:
+        for chunk in original(digest, verify=verify):
+            yield chunk[:0]
+            while not reading.wait(0.01):
+                yield b""
+            yield chunk
+
+    node.larder._blobs._repository.open_reader = endless
+    starting = asyncio.gather(node.start("a", artifact), return_exceptions=True)
+    await asyncio.sleep(0.1)
+    assert node.table.get(InstanceId("a")).state is InstanceState.FETCHING
+    async with asyncio.timeout(5):
+        await node.agent.stop_instance(Term(1, 5), InstanceId("a"))
+        (outcome,) = await starting
+    assert isinstance(outcome, Cancelled)
+    assert node.store.status().incoming_bytes == 0
+    reading.set()
 
 
 async def test_a_lost_runtime_fails_its_instances_and_frees_its_holds(node: Any) -> None:

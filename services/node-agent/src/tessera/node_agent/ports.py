@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,7 +11,7 @@ from tessera.domain.artifact import Artifact
 from tessera.domain.ids import Digest, Generation, InstanceId, RuntimeId, Term, VariantKey
 from tessera.domain.instance import StageTime, StartPath
 from tessera.domain.records import AssignmentRecord, InstanceRecord, LatencyRow
-from tessera.repository.fetch import Fetched
+from tessera.repository.fetch import Fetched, Progress
 
 RandomBytes = Callable[[int], bytes]
 """n -> n random bytes; runtime ids are drawn from it."""
@@ -155,9 +156,11 @@ class Runtimes(Protocol):
 class Blobs(Protocol):
     """Brings blobs from the repository into the store; blocks, so it runs in a thread."""
 
-    def fetch_artifact(self, artifact: Digest, holder: str) -> tuple[Artifact, Fetched]:
+    def fetch_artifact(
+        self, artifact: Digest, holder: str, progress: Progress | None = None, cancel: threading.Event | None = None
+    ) -> tuple[Artifact, Fetched]:
         """Everything that the artifact needs is in the store and held by `holder` afterwards. Raises: NotFound, DataCorrupted,
-        ResourceExhausted."""
+        ResourceExhausted; Cancelled when `cancel` is set meanwhile."""
         ...
 
 

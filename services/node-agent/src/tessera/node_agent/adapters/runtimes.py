@@ -193,6 +193,8 @@ class ProcessRuntimes:
                 continue
             try:
                 runtime = await self._reach(folder, CONNECT_S)
+            except FailedPrecondition:
+                raise
             except (TesseraError, KeyError, ValueError) as error:
                 _log.info("removing what a dead runtime left", folder=folder.name, reason=str(error))
                 shutil.rmtree(folder, ignore_errors=True)
@@ -249,11 +251,18 @@ class ProcessRuntimes:
 
         Raises:
             Unavailable: nobody answers within `timeout_s`.
+            FailedPrecondition: it belongs to another trust domain.
         """
         name = f"runtime {folder.name}"
         client = await self._connect(folder / "control.sock", name, timeout_s)
         try:
-            hello = hello_of(await client.call("hello", timeout_s))
+            answer = await client.call("hello", timeout_s)
+            if answer.get("trust_domain") != self._trust_domain:
+                raise FailedPrecondition(
+                    f"{name} in {self._run} is of trust domain {answer.get('trust_domain')!r}, this node of {self._trust_domain!r}: "
+                    "give each trust domain a run folder of its own"
+                )
+            hello = hello_of(answer)
             runtime = ProcessRuntime(folder, hello, client, self._clock, lambda: self._ended(RuntimeId(folder.name)))
         except ProcessLookupError as error:
             client.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tessera.domain.ids import BuildClass, NodeId, ProfileClass, RuntimeId, TrustDomain
+from tessera.domain.records import InstanceRecord
 from tessera.node_agent.core.table import Instance
 from tessera.tensorstore.interface import StoreStatus
 
@@ -27,6 +28,26 @@ class NodeIdentity:
     def unix_path(self, runtime_id: RuntimeId) -> str:
         """The data socket of a runtime of this node."""
         return f"{self.run_folder}/{runtime_id}/data.sock"
+
+
+def record_of(identity: NodeIdentity, instance: Instance) -> InstanceRecord:
+    """An instance that has a runtime, as etcd shall see it."""
+    assert instance.runtime_id is not None
+    return InstanceRecord(
+        instance.instance_id,
+        identity.node_id,
+        instance.runtime_id,
+        instance.variant,
+        instance.generation,
+        instance.state,
+        instance.start_path,
+        instance.fetched,
+        identity.host_id,
+        identity.unix_path(instance.runtime_id),
+        identity.relay_address,
+        instance.max_batch,
+        instance.stages,
+    )
 
 
 @dataclass(frozen=True, slots=True)

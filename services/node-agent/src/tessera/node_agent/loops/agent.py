@@ -23,7 +23,7 @@ from tessera.domain.records import AssignmentRecord
 from tessera.node_agent.core.fencing import Fence
 from tessera.node_agent.core.reconciler import Observed, Plan, reconcile
 from tessera.node_agent.core.runtimes import Purpose, RuntimeLimits, purpose_of
-from tessera.node_agent.core.status import InstanceSummary, NodeIdentity, NodeSummary, RuntimeSummary
+from tessera.node_agent.core.status import InstanceSummary, NodeIdentity, NodeSummary, RuntimeSummary, record_of
 from tessera.node_agent.core.table import Instance, InstanceTable, StoryLine
 from tessera.node_agent.loops.fleet import Fleet
 from tessera.node_agent.loops.larder import Larder
@@ -313,7 +313,7 @@ class Agent:
             changes |= {"start_path": record.start_path, "fetched": record.fetched, "stages": record.stages, "max_batch": record.max_batch}
             changes |= {"shared_bytes": shared_bytes, "private_bytes": private_bytes}
         self._table.note(held.instance_id, **changes)
-        self._records.publish(self._starter.record(self._table.get(held.instance_id)))
+        self._records.publish(record_of(self.identity, self._table.get(held.instance_id)))
 
     async def end(self, drain_ms: int) -> None:
         """The graceful end: every instance drains, every runtime and zygote ends."""

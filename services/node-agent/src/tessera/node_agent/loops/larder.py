@@ -4,6 +4,7 @@ runtime holds them."""
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import OrderedDict
 
 from tessera.domain.errors import InvalidInput, NotFound
@@ -78,13 +79,14 @@ class Larder:
             self._loads.popitem(last=False)
         return load
 
-    async def fetch(self, artifact: Digest, instance_id: InstanceId) -> tuple[Load, int]:
+    async def fetch(self, artifact: Digest, instance_id: InstanceId, cancel: threading.Event | None = None) -> tuple[Load, int]:
         """Brings in what is missing, held for the start; returns what to load and how many bytes came.
 
         Raises:
+            Cancelled: `cancel` was set.
             NotFound, DataCorrupted, ResourceExhausted: from repository and store.
         """
-        _, fetched = await asyncio.to_thread(self._blobs.fetch_artifact, artifact, holder_of(instance_id))
+        _, fetched = await asyncio.to_thread(self._blobs.fetch_artifact, artifact, holder_of(instance_id), None, cancel)
         return self.load(artifact), fetched.bytes_fetched
 
     async def bring(self, artifact: Digest, holder: InstanceId) -> None:

@@ -7,6 +7,7 @@ behind. A blob is pinned for whoever will map it before it is mapped.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -25,11 +26,10 @@ from tessera.domain.errors import (
 )
 from tessera.domain.ids import Digest, InstanceId, RuntimeId
 from tessera.domain.instance import InstanceState, Stage, StartPath
-from tessera.domain.records import InstanceRecord
 from tessera.node_agent.core.artifacts import Load
 from tessera.node_agent.core.poison import PoisonLedger
 from tessera.node_agent.core.runtimes import Purpose, RuntimeLimits, Wanted, choose_runtime
-from tessera.node_agent.core.status import NodeIdentity
+from tessera.node_agent.core.status import NodeIdentity, record_of
 from tessera.node_agent.core.table import Instance, InstanceTable
 from tessera.node_agent.loops.fleet import Fleet, Member
 from tessera.node_agent.loops.larder import Larder
@@ -43,9 +43,10 @@ _log = get_logger(__name__)
 
 @dataclass(slots=True)
 class _Flight:
-    """A start on its way. `stop_reason` is set when somebody wants the instance gone before it is there."""
+    """A start on its way. `stop_reason` is set when somebody wants the instance gone before it is there; `cancel` ends its fetching."""
 
     done: asyncio.Event = field(default_factory=asyncio.Event)
+    cancel: threading.Event = field(default_factory=threading.Event)
     stop_reason: str = ""
 
 
@@ -146,6 +147,7 @@ class Starter:
         flight = self._flights.get(instance_id)
         if flight is not None:
             flight.stop_reason = flight.stop_reason or reason
+            flight.cancel.set()
             await flight.done.wait()
         instance = self._table.find(instance_id)
         if instance is None or not instance.alive:
@@ -204,7 +206,7 @@ class Starter:
         isolated = self._poison.isolated(instance.variant, self._clock.monotonic_s())
         load = self._larder.take(artifact, instance_id)
         if load is None:
-            load = await self._fetch(instance_id, artifact, watch)
+            load = await self._fetch(instance_id, artifact, flight, watch)
         self._table.note(instance_id, shared_bytes=sum(load.blobs.values()), max_batch=load.max_batch)
         path = instance.start_path
         for last in (False, True):
@@ -228,13 +230,13 @@ class Starter:
             stages=stages,
             private_bytes=report.private_bytes,
         )
-        self._records.publish(self.record(self._table.get(instance_id)))
+        self._records.publish(record_of(self._identity, self._table.get(instance_id)))
 
-    async def _fetch(self, instance_id: InstanceId, artifact: Digest, watch: Stopwatch) -> Load:
+    async def _fetch(self, instance_id: InstanceId, artifact: Digest, flight: _Flight, watch: Stopwatch) -> Load:
         self._table.move(instance_id, InstanceState.FETCHING, self._clock.monotonic_s(), f"artifact {artifact[:12]}")
         with watch.stage(Stage.FETCH):
             await failpoint.async_hit("node_agent.before_fetch")
-            load, fetched_bytes = await self._larder.fetch(artifact, instance_id)
+            load, fetched_bytes = await self._larder.fetch(artifact, instance_id, flight.cancel)
         self._table.note(instance_id, fetched=fetched_bytes > 0)
         return load
 
@@ -360,25 +362,6 @@ class Starter:
         what = "while it loaded" if instance.state is InstanceState.LOADING else "that held"
         return f"runtime {member.runtime_id} (pid {member.runtime.hello.pid}) ended {what} variant {instance.variant}"
 
-    def record(self, instance: Instance) -> InstanceRecord:
-        """The instance as etcd shall see it."""
-        assert instance.runtime_id is not None
-        return InstanceRecord(
-            instance.instance_id,
-            self._identity.node_id,
-            instance.runtime_id,
-            instance.variant,
-            instance.generation,
-            instance.state,
-            instance.start_path,
-            instance.fetched,
-            self._identity.host_id,
-            self._identity.unix_path(instance.runtime_id),
-            self._identity.relay_address,
-            instance.max_batch,
-            instance.stages,
-        )
-
     def _tell(self, instance_id: InstanceId, watch: Stopwatch) -> None:
         instance = self._table.find(instance_id)
         if instance is None:
@@ -399,5 +382,5 @@ class Starter:
     async def _note(self, instance_id: InstanceId) -> None:
         instance = self._table.find(instance_id)
         if instance is not None and instance.state is InstanceState.READY:
-            record = self.record(instance)
+            record = record_of(self._identity, instance)
             await asyncio.to_thread(self._notes.write, record, instance.shared_bytes, instance.private_bytes)

@@ -26,7 +26,7 @@ def _missing_etcd() -> str | None:
         found = find_etcd()
     except TesseraError as error:
         return str(error)
-    return f"etcd {'.'.join(str(part) for part in found.version)} may lose data when killed" if found.warning else None
+    return f"etcd {found.version} may lose data when killed" if found.warning else None
 
 
 NEEDS: dict[str, Callable[[], str | None]] = {"root": _missing_root, "etcd": _missing_etcd}

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tessera.domain.errors import AlreadyExists, FailedPrecondition, InvalidInput, Unavailable, Unsupported
+from tessera.domain.errors import AlreadyExists, FailedPrecondition, Internal, InvalidInput, Unavailable, Unsupported
 from tessera.frames import FrameClient
 
 
@@ -178,6 +179,16 @@ async def test_zygote_refuses_what_it_cannot_do(zygotes, store):
     with pytest.raises(AlreadyExists):
         await zygote.fork(agent)
     assert (await agent.call("hello"))["flavour"] == "ort"
+
+
+async def test_runtime_that_cannot_start_is_an_error_of_its_fork(zygotes, run_folder):
+    zygote = zygotes("ort")
+    agent = await zygote.connect()
+    shutil.rmtree(run_folder)
+    with pytest.raises(Internal, match="ended with 1 before it served"):
+        await zygote.fork(agent)
+    run_folder.mkdir()
+    assert (await zygote.fork(agent)).pid > 0
 
 
 async def test_broken_control_message_ends_that_connection_alone(zygotes, kit):

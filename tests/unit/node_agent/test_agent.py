@@ -107,6 +107,8 @@ async def test_an_older_term_is_refused_also_after_a_restart(node: Any) -> None:
     assert node.table.get(InstanceId("a")).state is READY
     assert node.table.find(InstanceId("b")) is None
     assert node.terms.load() == Term(1, 7)
+    await node.agent.stop_instance(Term(1, 8), InstanceId("never-there"))
+    assert node.terms.load() == Term(1, 8)  # a newer leader's order is not answered before its term is on disk
     await node.agent.observe_term(Term(1, 9))
     assert node.terms.load() == Term(1, 9)
     await node.agent.observe_term(Term(1, 8))  # an old stream: no error, no effect

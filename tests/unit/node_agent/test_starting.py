@@ -237,6 +237,18 @@ async def test_a_corrupted_blob_is_quarantined_fetched_again_and_never_served(no
     assert third.runtime_id == second.runtime_id  # nothing new goes into the tainted one
 
 
+async def test_a_runtime_that_met_corrupted_bytes_is_not_tried_again(node: Any) -> None:
+    artifact = node.make_artifact()
+    first = await node.start("a", artifact)
+    await node.agent.stop_instance(Term(1, 5), first.instance_id)
+    node.corrupt(sorted(first.blobs - {artifact})[0])
+    second = await node.start("b", artifact)
+    assert second.runtime_id != first.runtime_id
+    await node.agent.reconcile_once()
+    await asyncio.sleep(0.01)
+    assert first.runtime_id not in {runtime.hello.runtime_id for runtime in node.runtimes.live}  # empty and tainted: it goes
+
+
 async def test_corruption_in_the_repository_is_an_error_and_is_not_stored(node: Any, make: Any) -> None:
     artifact = node.make_artifact()
     node.runtimes.faults["m"] = [DataCorrupted("blob x")]

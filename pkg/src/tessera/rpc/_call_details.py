@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Any
 
-from tessera import telemetry
 from tessera.domain.errors import InvalidInput
 
 _MAX_TOKEN_CHARS = 4096
@@ -24,6 +24,8 @@ def metadata_of(given: Iterable[tuple[str, Any]] | None, token: str | None) -> l
     names = {key for key, _ in metadata}
     if token is not None and "authorization" not in names:
         metadata.append(("authorization", f"Bearer {token}"))
-    if "traceparent" not in names and (context := telemetry.current_context()) is not None:
+    # Nobody has opened a span where telemetry was never imported, which a client need not pay for.
+    telemetry = sys.modules.get("tessera.telemetry")
+    if telemetry is not None and "traceparent" not in names and (context := telemetry.current_context()) is not None:
         metadata.append(("traceparent", telemetry.format_traceparent(context)))
     return metadata

@@ -8,6 +8,10 @@
 What fails raises the error classes of `tessera.domain.errors`, re-exported here.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from tessera.domain.errors import (
     AlreadyExists,
     Cancelled,
@@ -26,11 +30,13 @@ from tessera.domain.errors import (
     Unavailable,
     Unsupported,
 )
-from tessera.sdk._async_client import AsyncClient
 from tessera.sdk._client import Client
 from tessera.sdk._infer import InferResult
 from tessera.sdk._source import BuilderModel, DirectoryModel
 from tessera.sdk._target import Target, find_target
+
+if TYPE_CHECKING:
+    from tessera.sdk._async_client import AsyncClient
 
 __all__ = [
     "AlreadyExists",
@@ -57,3 +63,12 @@ __all__ = [
     "Unsupported",
     "find_target",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The asynchronous client is imported when it is first named: most programs use one of the two."""
+    if name == "AsyncClient":
+        from tessera.sdk import _async_client
+
+        return _async_client.AsyncClient
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,8 +16,9 @@ from tessera.api.open_inference import inference_pb2 as oip
 from tessera.api.profiler.v1 import profiler_pb2, profiler_pb2_grpc
 from tessera.api.registry.v1 import registry_pb2, registry_pb2_grpc
 from tessera.api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
+from tessera.domain.errors import TesseraError
 from tessera.rpc import connect_sync
-from tessera.sdk._infer import MODEL_INFER, InferResult, Parameter, fresh_traceparent, infer_request, infer_result
+from tessera.sdk._infer import MODEL_INFER, InferResult, Parameter, infer_request, infer_result, note, request_context
 from tessera.sdk._requests import LONG_S, profile_request, result_of
 from tessera.sdk._source import Progress, chunks, local_files, register_request, source_of
 from tessera.sdk._target import find_target
@@ -75,17 +76,24 @@ class Client:
         parameters: Mapping[str, Parameter] | None = None,
         id: str = "",
         timeout_s: float | None = None,
+        request_id: str | None = None,
     ) -> InferResult:
         """Runs a model: arrays by input name in, arrays by output name out.
 
         `model` is NAME, NAME@VERSION or NAME@VERSION/VARIANT. `timeout_s` is the whole budget, queueing and starting included.
+        `id` is echoed in the answer; `request_id` (32 hex digits, a W3C trace id) is what explain and trace know the request by, made
+        up where it is not given; an error carries it as a note.
 
         Raises:
             InvalidInput, ModelNotFound, ResourceExhausted, Unavailable, DeadlineExceeded, Internal: see `tessera.domain.errors`.
         """
         request = infer_request(model, inputs, version=version, outputs=outputs, parameters=parameters, request_id=id)
-        _, traceparent = fresh_traceparent()
-        answer: bytes = self._infer(request, timeout=timeout_s, metadata=(("traceparent", traceparent),))
+        known_as, metadata = request_context(request_id)
+        try:
+            answer: bytes = self._infer(request, timeout=timeout_s, metadata=metadata)
+        except TesseraError as error:
+            note(error, known_as)
+            raise
         return infer_result(answer)
 
     def _open_inference(self, method: str, request: Any, answer_type: Any) -> Any:
@@ -110,6 +118,18 @@ class Client:
         request = oip.ModelMetadataRequest(name=model, version="" if version is None else str(version))
         answer: oip.ModelMetadataResponse = self._open_inference("ModelMetadata", request, oip.ModelMetadataResponse)
         return answer
+
+    def config(self, model: str, version: int | str | None = None) -> oip.ModelConfig:
+        """Maximum batch size, and dims without the batch dimension."""
+        request = oip.ModelConfigRequest(name=model, version="" if version is None else str(version))
+        answer: oip.ModelConfigResponse = self._open_inference("ModelConfig", request, oip.ModelConfigResponse)
+        return answer.config
+
+    def repository_index(self, ready: bool = False) -> list[oip.RepositoryIndexResponse.ModelIndex]:
+        """Every version of every model with its state; with `ready` only those that can be served now or on demand."""
+        request = oip.RepositoryIndexRequest(ready=ready)
+        answer: oip.RepositoryIndexResponse = self._open_inference("RepositoryIndex", request, oip.RepositoryIndexResponse)
+        return list(answer.models)
 
     # Models
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tessera.api.open_inference import inference_pb2 as oip
-from tessera.domain.errors import InvalidInput
+from tessera.domain.errors import Internal, InvalidInput, TesseraError
 
 MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
 
@@ -104,25 +106,54 @@ def _set_parameter(target: oip.InferParameter, name: str, value: Parameter) -> N
 
 
 def _decode(output: oip.ModelInferResponse.InferOutputTensor, raw: bytes) -> Array:
+    """Raises: Internal when the bytes do not make the tensor that the answer describes."""
     shape = tuple(output.shape)
+    try:
+        if output.datatype == "BYTES":
+            return _objects(_split(raw)).reshape(shape)
+        if output.datatype == "BF16":
+            wide = np.frombuffer(raw, dtype="<u2").astype(np.uint32) << 16
+            return wide.view(np.float32).reshape(shape)
+        return np.frombuffer(raw, dtype=_FROM_WIRE[output.datatype]).reshape(shape)
+    except (KeyError, ValueError, struct.error) as error:
+        described = f"{output.datatype} {list(shape)}"
+        raise Internal(f"output {output.name}: {len(raw)} bytes do not make {described}: {error}") from None
+
+
+def _split(raw: bytes) -> list[bytes]:
+    elements: list[bytes] = []
+    at = 0
+    while at < len(raw):
+        (length,) = struct.unpack_from("<I", raw, at)
+        at += 4
+        if at + length > len(raw):
+            raise ValueError(f"element {len(elements)} of {length} bytes ends behind them")
+        elements.append(raw[at : at + length])
+        at += length
+    return elements
+
+
+def _objects(elements: Sequence[bytes]) -> Array:
+    array = np.empty(len(elements), dtype=object)
+    array[:] = elements
+    return array
+
+
+def _decode_typed(output: oip.ModelInferResponse.InferOutputTensor) -> Array:
+    """An output in the fields of InferTensorContents, which a server may answer with instead of raw bytes."""
+    filled = [values for _, values in output.contents.ListFields()]
+    values = filled[0] if filled else []
     if output.datatype == "BYTES":
-        elements: list[bytes] = []
-        at = 0
-        while at < len(raw):
-            (length,) = struct.unpack_from("<I", raw, at)
-            elements.append(raw[at + 4 : at + 4 + length])
-            at += 4 + length
-        array = np.empty(len(elements), dtype=object)
-        array[:] = elements
-        return array.reshape(shape)
-    if output.datatype == "BF16":
-        wide = np.frombuffer(raw, dtype="<u2").astype(np.uint32) << 16
-        return wide.view(np.float32).reshape(shape)
-    return np.frombuffer(raw, dtype=_FROM_WIRE[output.datatype]).reshape(shape)
+        return _objects(list(values)).reshape(tuple(output.shape))
+    return np.asarray(values, dtype=_FROM_WIRE[output.datatype]).reshape(tuple(output.shape))
 
 
 def infer_result(data: bytes) -> InferResult:
-    """Reads an encoded ModelInferResponse with raw contents."""
+    """Reads an encoded ModelInferResponse. Arrays are views of its bytes and cannot be written to.
+
+    Raises:
+        Internal: the answer does not hold what it describes.
+    """
     answer = oip.ModelInferResponse.FromString(data)
     found: dict[str, Parameter] = {}
     for name, parameter in answer.parameters.items():
@@ -130,11 +161,41 @@ def infer_result(data: bytes) -> InferResult:
         if kind is not None:
             found[name] = getattr(parameter, kind)
     known = {name: str(found.pop(name, "")) for name in ("variant", "node", "start_path", "request_id")}
-    outputs = {output.name: _decode(output, raw) for output, raw in zip(answer.outputs, answer.raw_output_contents, strict=True)}
+    raw = answer.raw_output_contents
+    if raw and len(raw) != len(answer.outputs):
+        raise Internal(f"the answer has {len(answer.outputs)} outputs and {len(raw)} raw contents")
+    if raw:
+        outputs = {output.name: _decode(output, content) for output, content in zip(answer.outputs, raw, strict=True)}
+    else:
+        outputs = {output.name: _decode_typed(output) for output in answer.outputs}
     return InferResult(outputs, answer.model_name, answer.model_version, id=answer.id, parameters=found, **known)
 
 
-def fresh_traceparent() -> tuple[str, str]:
-    """A new W3C context: (request id, header)."""
-    trace, span = os.urandom(16).hex(), os.urandom(8).hex()
-    return trace, f"00-{trace}-{span}-01"
+_REQUEST_ID = re.compile(r"(?!0{32})[0-9a-f]{32}")
+
+Metadata = tuple[tuple[str, str], ...]
+
+
+def request_context(request_id: str | None) -> tuple[str, Metadata]:
+    """The id that a request will be known by, and the metadata that says so.
+
+    Within a span of the program's own the request joins that trace, else it gets an id of its own.
+
+    Raises:
+        InvalidInput: a given id is not 32 lowercase hex digits.
+    """
+    if request_id is None:
+        # Nobody has opened a span where telemetry was never imported.
+        telemetry = sys.modules.get("tessera.telemetry")
+        context = telemetry.current_context() if telemetry is not None else None
+        if context is not None:
+            return context.trace_id, ()
+        request_id = os.urandom(16).hex()
+    elif not _REQUEST_ID.fullmatch(request_id):
+        raise InvalidInput("request_id", request_id[:80], "must be 32 lowercase hex digits, not all zero")
+    return request_id, (("traceparent", f"00-{request_id}-{os.urandom(8).hex()}-01"),)
+
+
+def note(error: TesseraError, request_id: str) -> None:
+    """Puts the request's id into the error's traceback, so that `tessera explain` can be asked about it."""
+    error.add_note(f"request id {request_id}")

@@ -317,11 +317,10 @@ class Zygote:
             self._send(bake.client, _bake_reply(bake, code))
             return
         child = self._runtimes.pop(pid)
-        if child.pipe >= 0:
-            self._close_pipe(child)
-            self._send(
-                child.client, control.refusal(child.request_id, Internal(f"runtime {child.name} ended with {code} before it served"))
-            )
+        self._close_pipe(child)
+        if child.client is not None:  # still waiting to hear that it serves
+            reason = Internal(f"runtime {child.name} ended with {code} before it served")
+            self._send(child.client, control.refusal(child.request_id, reason))
         _log.log(logging.INFO if code == 0 else logging.WARNING, "runtime %s (pid %d) ended with %d", child.name, pid, code)
         event = control.encode({"event": "exit", "runtime_id": child.name, "pid": pid, "code": code})
         for client in list(self._clients):

@@ -20,7 +20,7 @@ from tessera.domain.errors import InvalidInput, Unsupported
 
 _RE_EXPORT = "save it again with torch.export.save of a current torch"
 _JSON_LIMIT_BYTES = 256 << 20
-_OPERATOR = re.compile(r"torch\.ops\.[A-Za-z_]\w*\.[A-Za-z_]\w*(\.[A-Za-z_]\w*)?")
+_OPERATOR = re.compile(r"torch\.ops\.(aten|higher_order)\.[A-Za-z_]\w*(\.[A-Za-z_]\w*)?")
 _SCALAR = re.compile(
     r"_operator\.(add|sub|mul|truediv|floordiv|mod|pow|neg|eq|ne|lt|le|gt|ge|and_|or_|getitem)|math\.(ceil|floor|trunc|sqrt)"
 )

@@ -54,16 +54,20 @@ def load(folder: Path, config: dict[str, Any]) -> Loaded:
         model, report = architecture.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
         )
-    except PermissionError:
+    except (PermissionError, MemoryError):
         raise
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
-        raise InvalidInput("source", names[0], f"transformers cannot load it: {str(error).strip().splitlines()[0][:400]}") from error
+    except Exception as error:  # broken files make transformers and safetensors raise a dozen classes
+        raise InvalidInput("source", names[0], f"transformers cannot load it: {_first_line(error)}") from error
     mismatched = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in report.get("mismatched_keys", ()))
     if mismatched:
         raise InvalidInput("weights", mismatched[0], "has another shape in the file than config.json says")
     loaded = prepare(model, read_pooling(folder))
     loaded.suspect = frozenset(map(str, report.get("missing_keys", ())))
     return loaded
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:400]
 
 
 def _is_model(found: Any) -> bool:
@@ -83,8 +87,14 @@ def prepare(model: Any, pooling: Pooling | None = None) -> Loaded:
     names = tuple(spec.name for spec in inputs)
     generator = torch.Generator().manual_seed(0)
     example = {spec.name: spec.example(EXAMPLE_BATCH, EXAMPLE_SEQUENCE, generator) for spec in inputs}
-    with torch.no_grad():
-        found = model(**example)
+    try:
+        with torch.no_grad():
+            found = model(**example)
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        raise Unsupported(
+            f"{type(model).__name__} does not run with {', '.join(names)} ({_first_line(error)}); "
+            f"export it to .pt2 with torch.export.save and register that"
+        ) from error
     outputs = tuple(key for key, value in found.items() if isinstance(value, torch.Tensor))
     if not outputs:
         raise Unsupported(f"{type(model).__name__} answers with no tensor")

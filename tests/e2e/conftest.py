@@ -1,0 +1,64 @@
+"""A whole platform on loopback for all tests that leave it as it is, a second one for those that break things."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Plain classes that several test files import.
+sys.path.insert(0, str(Path(__file__).parent))
+
+import e2e_models
+from e2e_platform import Platform
+
+from tessera.sdk import Client
+
+BERT = {"hidden": 32, "layers": 1, "heads": 2, "vocabulary": 100}
+BERT_SEED = 3
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`net.pt2` and its sibling `sibling.pt2` (another head)."""
+    folder = tmp_path_factory.mktemp("sources")
+    e2e_models.save_net(folder, "net", head_seed=1)
+    e2e_models.save_net(folder, "sibling", head_seed=2)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def platform(tmp_path_factory: pytest.TempPathFactory, sources: Path) -> Iterator[Platform]:
+    """With the models `net` (an archive, task `shapes`) and `bert` (a builder with a seed). Nothing of it is left after the session."""
+    found = Platform(tmp_path_factory.mktemp("platform") / "state")
+    found.up()
+    try:
+        with found.client() as client:
+            client.register("net", sources / "net.pt2", task="shapes", dataset="made-up", accuracy=0.5, wait=True)
+            client.register("bert", "tessera.registry.builders:bert", builder_args=BERT, seed=BERT_SEED, wait=True)
+        yield found
+        done = found.down()
+        assert (done.returncode, found.leftovers()) == (0, []), done.stderr
+        assert "down; no process, socket, lease or tmpfs file is left" in done.stderr
+    finally:
+        found.end()
+
+
+@pytest.fixture
+def client(platform: Platform) -> Iterator[Client]:
+    with platform.client() as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def net() -> e2e_models.Net:
+    """The model `net`, eager."""
+    return e2e_models.Net(1)
+
+
+@pytest.fixture(scope="session")
+def bert_recipe() -> tuple[int, dict[str, int]]:
+    """Seed and arguments of the model `bert`."""
+    return BERT_SEED, BERT

@@ -241,6 +241,20 @@ def test_an_instance_that_was_stopped_in_order_is_no_orphan(catalogue: Catalogue
     assert picked(catalogue) is None
 
 
+def test_an_instance_that_was_stopped_without_a_word_is_forgotten(catalogue: Catalogue) -> None:
+    """Its agent deletes the record of a draining instance at once. Only the loss of a lease takes the node's record away with it."""
+    catalogue.remove(put(catalogue, instance()))
+    catalogue.sweep()
+    assert len(catalogue.slots()) == 1
+    catalogue.sweep()
+    assert not catalogue.slots()
+    catalogue.remove(put(catalogue, instance("i2", 2)))
+    catalogue.remove(keys.node(DOMAIN, NodeId("node-0")))
+    for _ in range(3):
+        catalogue.sweep()
+    assert picked(catalogue) == "i2"
+
+
 def test_orphans_are_bounded(catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_ORPHANS_PER_NODE", 2)
     for number in range(5):
@@ -304,6 +318,10 @@ class CatalogueMachine(RuleBasedStateMachine):
     @rule(number=numbers, suspect=st.booleans())
     def link(self, number: int, suspect: bool) -> None:
         self.catalogue.mark_runtime(RuntimeId(f"r{number}"), suspect=suspect)
+
+    @rule()
+    def sweep(self) -> None:
+        self.catalogue.sweep()
 
     @rule()
     def wrong_generation(self) -> None:

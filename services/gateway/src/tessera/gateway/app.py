@@ -40,6 +40,9 @@ from tessera.policy.variant import registry as policies
 from tessera.program import Stop, Tasks
 from tessera.rpc import RpcServer
 
+SWEEP_S = 5.0
+"""Far longer than the watches of instances and nodes can differ when one lease ends both."""
+
 _log = telemetry.get_logger("tessera.gateway")
 
 
@@ -141,6 +144,7 @@ async def run(
                 await public.set_serving(False, name)
             watched.start(tasks)
             tasks.start("leader", leader.run())
+            tasks.start("sweep", _sweep(catalogue, clock))
             presence = tasks.start("presence", announce(coordinator, clock, _record(config, public, private), config.session_ttl_s))
             tasks.start("health", _serving_once_synced(watched, public))
             if on_started is not None:
@@ -165,6 +169,12 @@ async def _serving_once_synced(watched: WatchedState, server: RpcServer) -> None
     await watched.wait_synced()
     for name in ("", open_inference.SERVICE):
         await server.set_serving(True, name)
+
+
+async def _sweep(catalogue: Catalogue, clock: Clock) -> None:
+    while True:
+        await clock.sleep(SWEEP_S)
+        catalogue.sweep()
 
 
 def _generic(handler: grpc.GenericRpcHandler) -> Callable[[grpc.aio.Server], None]:

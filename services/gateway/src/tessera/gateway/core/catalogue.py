@@ -75,6 +75,7 @@ class Catalogue:
         self._last_nodes: dict[NodeId, NodeRecord] = {}
         self._slots: dict[InstanceId, InstanceSlot] = {}
         self._orphans: dict[NodeId, dict[InstanceId, InstanceSlot]] = {}
+        self._seen_orphans: set[InstanceSlot] = set()
         self._stale: OrderedDict[Generation, None] = OrderedDict()
         self._by_variant: dict[VariantKey, dict[InstanceId, InstanceSlot]] = {}
         self._routes: dict[tuple[str, str], Route] = {}
@@ -167,6 +168,14 @@ class Catalogue:
             elif slot.suspect != suspect:
                 slot.suspect = suspect
                 self._forget_routes(slot.variant.version_key)
+
+    def sweep(self) -> None:
+        """Forgets orphans whose node is still there since the last sweep: they were stopped in order, no lease ran out."""
+        lasting = [slot for node_id in self.nodes for slot in self._orphans.get(node_id, {}).values()]
+        for slot in lasting:
+            if slot in self._seen_orphans:
+                self._discard(slot)
+        self._seen_orphans = {slot for slot in lasting if slot.orphan}
 
     # --- what a request asks ------------------------------------------------------------------------------------------------
 

@@ -80,14 +80,17 @@ class AgentDouble(node_pb2_grpc.NodeAgentServicer):
             for address in addresses:
                 channel = connect(address)
                 try:
-                    call = scheduler_pb2_grpc.SchedulerStub(channel).ReportStatus()
-                    while True:
-                        await call.write(self.status())
-                        await asyncio.sleep(0.1)
-                except (TesseraError, asyncio.InvalidStateError):
+                    async for _ in scheduler_pb2_grpc.SchedulerStub(channel).ReportStatus(self._statuses()):
+                        pass
+                except TesseraError:
                     pass
                 finally:
                     await channel.close()
+            await asyncio.sleep(0.1)
+
+    async def _statuses(self) -> AsyncIterator[node_pb2.NodeStatus]:
+        while True:
+            yield self.status()
             await asyncio.sleep(0.1)
 
 

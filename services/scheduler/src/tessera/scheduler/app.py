@@ -124,6 +124,7 @@ class Scheduler:
                 provisional_s=config.provisional_s,
                 least_budget_s=config.least_start_budget_s,
                 settle_s=config.settle_s,
+                patience_s=config.patience_s,
                 attempts=config.start_attempts,
             ),
         )

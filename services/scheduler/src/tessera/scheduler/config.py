@@ -32,6 +32,8 @@ class SchedulerConfig(ServiceConfig):
     """After this long without lease and status stream a node's assignments are dropped."""
     settle_s: float = Field(2.0, ge=0.0)
     """How long a new leader waits for the nodes' reports before it starts anything."""
+    patience_s: float = Field(5.0, ge=0.0)
+    """How long a start waits for a node that does not report or whose lease is lost, before it is refused."""
     reconcile_s: float = Field(1.0, gt=0.0)
     start_attempts: int = Field(4, ge=1)
     least_start_budget_s: float = Field(10.0, gt=0.0)

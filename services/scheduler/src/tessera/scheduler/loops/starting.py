@@ -31,6 +31,10 @@ from tessera.telemetry import get_logger, span
 log = get_logger("tessera.scheduler")
 
 
+PATIENT_SHARE = 0.8
+"""How much of a request's budget a refusal that may pass is waited out at most."""
+
+
 @dataclass(frozen=True, slots=True)
 class StartRequest:
     request_id: RequestId
@@ -53,7 +57,7 @@ class StartLimits:
     provisional_s: float = 30.0
     least_budget_s: float = 10.0
     settle_s: float = 2.0
-    patience_s: float = 2.0
+    patience_s: float = 5.0
     retry_s: float = 0.25
     attempts: int = 4
 
@@ -170,7 +174,8 @@ class Starter:
         self._leading.require()
         await self._settled()
         tried = _Attempts()
-        patient_until_s = self._clock.monotonic_s() + self._limits.patience_s
+        # Not to the budget's very end: the refusal says more than "too late".
+        patient_until_s = self._clock.monotonic_s() + min(self._limits.patience_s, PATIENT_SHARE * request.budget_s)
         while True:
             self._leading.require()
             decision = self._decide(request, tried)

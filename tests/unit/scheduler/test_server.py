@@ -123,7 +123,8 @@ async def set_up(**settings: Any) -> AsyncIterator[Setting]:
     stop = Stop()
     async with Tasks(stop) as tasks:
         scheduler = Scheduler(
-            SchedulerConfig(**{"address": "127.0.0.1:1", "patience_s": 0.3, **settings}), coordinator, agents=agents, clock=SystemClock(), tasks=tasks,
+            SchedulerConfig(**{"address": "127.0.0.1:1", "patience_s": 0.3, **settings}),
+            coordinator, agents=agents, clock=SystemClock(), tasks=tasks,
             random_bytes=os.urandom, meter=meter,
         )  # fmt: skip
 

@@ -3,12 +3,13 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tessera.domain.errors import InvalidInput, WrongGeneration
 from tessera.frames import codec
-from tessera.frames.codec import FrameDecoder, FrameError, FrameResponse, Hello, RequestHeader
+from tessera.frames.codec import FrameError, FrameResponse, Hello, RequestHeader
+from tessera.frames.reader import FrameDecoder, FrameReader
 
 FRAME = st.tuples(st.integers(0, 5), st.integers(0, 1), st.integers(0, 2**32 - 1), st.binary(max_size=300))
 
@@ -23,10 +24,33 @@ def test_frames_survive_any_cut_of_the_stream(frames, data):
     assert found == frames
 
 
-def test_payload_that_came_whole_is_a_view_of_what_was_fed():
-    data = codec.encode_frame(codec.REQUEST, 1, b"x" * 100)
-    (frame,) = FrameDecoder().feed(data)
-    assert frame.payload.obj is data
+LARGE = st.tuples(
+    st.integers(0, 5), st.integers(0, 1), st.integers(0, 99), st.integers(0, codec.MAX_PAYLOAD_BYTES).map(lambda size: b"ab" * (size // 2))
+)
+
+
+@settings(max_examples=60)
+@given(st.lists(LARGE | FRAME, max_size=6), st.lists(st.integers(1, 200_000), min_size=1, max_size=6))
+def test_reader_gives_every_frame_however_the_kernel_cuts(frames, cuts):
+    stream = memoryview(b"".join(codec.encode_frame(kind, number, payload, flags) for kind, flags, number, payload in frames))
+    reader, found, turn = FrameReader(), [], 0
+    while stream:
+        buffer = reader.buffer()
+        assert len(buffer)
+        count = min(len(buffer), len(stream), cuts[turn % len(cuts)])
+        turn += 1
+        buffer[:count] = stream[:count]
+        stream = stream[count:]
+        found += reader.advance(count)
+    assert [(frame.type, frame.flags, frame.stream, bytes(frame.payload)) for frame in found] == frames
+
+
+def test_payloads_stay_valid_while_the_reader_goes_on():
+    decoder = FrameDecoder()
+    (first,) = decoder.feed(codec.encode_frame(codec.REQUEST, 1, b"x" * 100))
+    for _ in range(1000):
+        list(decoder.feed(codec.encode_frame(codec.REQUEST, 2, b"y" * 100)))
+    assert bytes(first.payload) == b"x" * 100
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import pytest
 
 from tessera.domain.errors import Cancelled, FailedPrecondition, Internal, InvalidInput, TooLarge, Unavailable, WrongGeneration
 from tessera.frames import FrameClient, FrameResponse, FrameServer, RequestHeader, codec
-from tessera.frames.codec import FrameDecoder, Hello
+from tessera.frames.codec import Hello
+from tessera.frames.reader import FrameDecoder
 
 HEADER = RequestHeader(generation=5, budget_us=1_000_000, trace_id=b"t" * 16, span_id=b"s" * 8, flags=1)
 KIB = 1024

@@ -9,7 +9,8 @@ from typing import cast
 
 from tessera.domain.errors import FailedPrecondition, TesseraError, TooLarge, Unavailable
 from tessera.frames import codec
-from tessera.frames.codec import Buffer, Frame, FrameDecoder, FrameError, FrameResponse, Hello, RequestHeader
+from tessera.frames.codec import Buffer, Frame, FrameError, FrameResponse, Hello, RequestHeader
+from tessera.frames.reader import FrameReader
 from tessera.frames.stream import CreditGiver, Incoming, MessageSender
 
 CONNECT_TIMEOUT_S = 5.0
@@ -24,7 +25,7 @@ class _Stream:
         self.incoming: Incoming | None = None
 
 
-class _ClientProtocol(asyncio.Protocol):
+class _ClientProtocol(asyncio.BufferedProtocol):
     def __init__(self, hello: Hello) -> None:
         loop = asyncio.get_running_loop()
         self.hello = hello
@@ -35,7 +36,7 @@ class _ClientProtocol(asyncio.Protocol):
         self.refused: TesseraError | None = None
         self.max_message_bytes = 0
         self.reason = "connection closed"
-        self._decoder = FrameDecoder()
+        self._reader = FrameReader()
         self._next_stream = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -50,9 +51,12 @@ class _ClientProtocol(asyncio.Protocol):
     def resume_writing(self) -> None:
         self.sender.resume()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._reader.buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
         try:
-            for frame in self._decoder.feed(data):
+            for frame in self._reader.advance(nbytes):
                 self._on_frame(frame)
         except FrameError as error:
             self.reason = f"the peer broke the protocol: {error}"

@@ -6,7 +6,6 @@ A frame is u32 LE payload length, u8 type, u8 flags, u16 zero, u32 LE stream id,
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
@@ -232,81 +231,20 @@ def decode_error(body: Buffer) -> TesseraError:
     return error_of(data[1:end].decode(errors="replace"), data[end:].decode(errors="replace"))
 
 
-class FrameDecoder:
-    """Turns a byte stream into frames. Payloads that came in one piece are views of the bytes fed, not copies.
+def parse_header(data: Buffer, at: int, max_payload: int) -> tuple[int, int, int, int]:
+    """Payload length, type, flags, stream of the frame header at `at`.
 
-    Raises (from `feed`): FrameError for a payload beyond `max_payload`, an unknown type, a non-zero reserved field. After that the
-    stream has no meaning any more.
+    Raises:
+        FrameError: too long a payload, an unknown type, unknown bits.
     """
-
-    def __init__(self, max_payload: int = MAX_PAYLOAD_BYTES) -> None:
-        self._max = max_payload
-        self._head = b""
-        self._partial: bytearray | None = None
-        self._filled = 0
-        self._pending: tuple[int, int, int] = (0, 0, 0)
-
-    def feed(self, data: Buffer) -> Iterator[Frame]:
-        """Frames that `data` completes, in order. Consume it fully before feeding again; `data` must not change afterwards."""
-        view = memoryview(data)
-        at = 0
-        if self._partial is not None:
-            at = self._fill(view, 0)
-            if self._filled < len(self._partial):
-                return
-            yield self._take_partial()
-        elif self._head:
-            need = HEADER_BYTES - len(self._head)
-            self._head += bytes(view[:need])
-            if len(self._head) < HEADER_BYTES:
-                return
-            head, self._head = self._head, b""
-            length = self._open(head, 0)
-            at = need
-            if len(view) - at < length:
-                self._start_partial(length, view, at)
-                return
-            yield Frame(*self._pending, view[at : at + length])
-            at += length
-        end = len(view)
-        while end - at >= HEADER_BYTES:
-            length = self._open(view, at)
-            at += HEADER_BYTES
-            if end - at < length:
-                self._start_partial(length, view, at)
-                return
-            yield Frame(*self._pending, view[at : at + length])
-            at += length
-        if at < end:
-            self._head = bytes(view[at:])
-
-    def _open(self, data: Buffer, at: int) -> int:
-        length, kind, flags, zero, stream = _HEADER.unpack_from(data, at)
-        if kind > GOAWAY:
-            raise FrameError(f"frame type {kind}: must be 0 to {GOAWAY}")
-        if zero or flags > FLAG_LAST:
-            raise FrameError(f"frame flags {flags:#x} and reserved {zero:#x}: unknown bits are set")
-        if length > self._max:
-            raise FrameError(f"frame payload of {length} bytes: at most {self._max}")
-        self._pending = (kind, flags, stream)
-        return int(length)
-
-    def _start_partial(self, length: int, view: memoryview, at: int) -> None:
-        self._partial = bytearray(length)
-        self._filled = 0
-        self._fill(view, at)
-
-    def _fill(self, view: memoryview, at: int) -> int:
-        assert self._partial is not None
-        take = min(len(self._partial) - self._filled, len(view) - at)
-        self._partial[self._filled : self._filled + take] = view[at : at + take]
-        self._filled += take
-        return at + take
-
-    def _take_partial(self) -> Frame:
-        assert self._partial is not None
-        payload, self._partial = memoryview(self._partial), None
-        return Frame(*self._pending, payload)
+    length, kind, flags, zero, stream = _HEADER.unpack_from(data, at)
+    if kind > GOAWAY:
+        raise FrameError(f"frame type {kind}: must be 0 to {GOAWAY}")
+    if zero or flags > FLAG_LAST:
+        raise FrameError(f"frame flags {flags:#x} and reserved {zero:#x}: unknown bits are set")
+    if length > max_payload:
+        raise FrameError(f"frame payload of {length} bytes: at most {max_payload}")
+    return length, kind, flags, stream
 
 
 def _text(data: Buffer, what: str) -> str:

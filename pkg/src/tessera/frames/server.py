@@ -11,7 +11,8 @@ from typing import cast
 
 from tessera.domain.errors import Cancelled, Internal, ResourceExhausted, TesseraError, TooLarge
 from tessera.frames import codec
-from tessera.frames.codec import MAX_CHUNK_BYTES, Buffer, Frame, FrameDecoder, FrameError, FrameResponse, Hello, RequestHeader
+from tessera.frames.codec import MAX_CHUNK_BYTES, Buffer, Frame, FrameError, FrameResponse, Hello, RequestHeader
+from tessera.frames.reader import FrameReader
 from tessera.frames.stream import CreditGiver, Incoming, MessageSender
 
 Handler = Callable[[RequestHeader, Buffer], Awaitable[FrameResponse]]
@@ -33,10 +34,10 @@ class _Stream:
         self.future: asyncio.Future[FrameResponse] | None = None
 
 
-class _ServerProtocol(asyncio.Protocol):
+class _ServerProtocol(asyncio.BufferedProtocol):
     def __init__(self, server: FrameServer) -> None:
         self._server = server
-        self._decoder = FrameDecoder()
+        self._reader = FrameReader()
         self._greeted = False
         self._peer_max_bytes = 0
         self.streams: dict[int, _Stream] = {}
@@ -56,9 +57,12 @@ class _ServerProtocol(asyncio.Protocol):
     def resume_writing(self) -> None:
         self.sender.resume()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._reader.buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
         try:
-            for frame in self._decoder.feed(data):
+            for frame in self._reader.advance(nbytes):
                 self._on_frame(frame)
         except FrameError as error:
             self.end(str(error))

@@ -87,7 +87,7 @@ async def run(
     catalogue = Catalogue(TrustDomain(config.trust_domain), policies.make(config.variant_policy))
     decisions = DecisionLog(config.explain_ring_size)
     channels = Channels(config.max_message_bytes)
-    leader = Leader(coordinator)
+    leader = Leader(coordinator, channels)
     metrics_server = telemetry.MetricsServer(config.metrics_address, metrics) if config.metrics_address else None
     async with Tasks(stop) as tasks:
 

@@ -27,8 +27,9 @@ MAX_CANDIDATES = 64
 class Leader:
     """Who leads: the oldest key of the election. The last one known goes on being asked while etcd is away."""
 
-    def __init__(self, coordinator: Coordinator) -> None:
+    def __init__(self, coordinator: Coordinator, channels: Channels) -> None:
         self._coordinator = coordinator
+        self._channels = channels
         self._candidates: dict[str, KeyValue] = {}
 
     async def run(self) -> None:
@@ -41,6 +42,9 @@ class Leader:
                     self._candidates[item.key] = item
                 case Removed(key):
                     self._candidates.pop(key, None)
+            if self._candidates:
+                # Connected before the first start needs it: making the connection takes as long as a start.
+                self._channels.to(self.address()).get_state(try_to_connect=True)
 
     def address(self) -> str:
         """Raises: Unavailable when nobody leads."""

@@ -18,6 +18,7 @@ from tessera.telemetry import TraceContext, get_logger, span
 
 FIRST_RETRY_S = 0.05
 LONGEST_RETRY_S = 1.0
+NOTE_AFTER_S = 0.005
 
 _log = get_logger("tessera.gateway")
 
@@ -115,37 +116,38 @@ class StartQueues:
         result: Started | TesseraError = Internal(f"the start of {key} was broken off")
         try:
             result = await self._ask(route, start, context)
-            self._failed.pop(key, None)
-            self._meter.started(result.start_path, result.stages)
-            _log.info(
-                "instance started",
-                variant=str(key),
-                request_id=context.trace_id,
-                node=result.slot.node_id,
-                instance=result.slot.instance_id,
-                start_path=result.start_path,
-                waiting=start.waiting,
-                stages={stage.stage.value: round(stage.ms, 3) for stage in result.stages},
-                ms=round((self._clock.monotonic_s() - start.since_s) * 1000, 3),
-            )
-        except Exception as unknown:
-            # Never out of here: requests wait for the result, and a failed task would end the gateway.
-            error = unknown if isinstance(unknown, TesseraError) else Internal(f"{type(unknown).__name__}: {unknown}")
+        except TesseraError as error:
             result = error
-            failed = self._failed[key] = after_failure(self._failed.get(key), error, self._clock.monotonic_s())
-            _log.warning(
-                "start failed",
-                variant=str(key),
-                request_id=context.trace_id,
-                kind=error.kind,
-                reason=error.message,
-                waiting=start.waiting,
-                failures=failed.failures,
-                next_try_s=failed.pause_s,
-            )
+        except Exception as error:
+            # Never out of here: requests wait for the result, and a failed task would end the gateway.
+            result = Internal(f"{type(error).__name__}: {error}")
         finally:
+            ended_s = self._clock.monotonic_s()
+            if isinstance(result, Started):
+                self._failed.pop(key, None)
+            else:
+                self._failed[key] = after_failure(self._failed.get(key), result, ended_s)
+            waiting = start.waiting
             del self._starts[key]
             start.result.set_result(result)
+            if isinstance(result, Started):
+                self._meter.started(result.start_path, result.stages)
+        # Those who waited are sent on before anything is written about it: a line in the log takes longer than a frame.
+        await self._clock.sleep(NOTE_AFTER_S)
+        self._note(key, result, context.trace_id, waiting, ended_s - start.since_s)
+
+    def _note(self, key: VariantKey, result: Started | TesseraError, request_id: str, waiting: int, took_s: float) -> None:
+        about: dict[str, object] = {"variant": str(key), "request_id": request_id, "waiting": waiting, "ms": round(took_s * 1000, 3)}
+        if isinstance(result, Started):
+            stages = {stage.stage.value: round(stage.ms, 3) for stage in result.stages}
+            slot = result.slot
+            _log.info(
+                "instance started", node=slot.node_id, instance=slot.instance_id, start_path=result.start_path, stages=stages, **about
+            )
+            return
+        failed = self._failed.get(key)
+        retry = {"failures": failed.failures, "next_try_s": failed.pause_s} if failed is not None else {}
+        _log.warning("start failed", kind=result.kind, reason=result.message, **retry, **about)
 
     async def _ask(self, route: Route, start: _Start, context: TraceContext) -> Started:
         """Asks until the scheduler answers; nobody leading, or a leader on its way out, is waited out within the budget."""

@@ -80,8 +80,8 @@ def up(
             found = asyncio.run(control.up_detached(layout, SystemClock()))
             _say_running(found, layout.state)
             return
-        platform.prepare(layout)
         control.check_can_start(layout)
+        platform.prepare(layout)
         note(f"starting; Ctrl-C takes it down (gRPC will be on {layout.endpoint}, logs in {layout.logs})")
     command = control.supervisor_command(layout)
     os.execv(command[0], command)
@@ -117,7 +117,7 @@ def config_show(state: StateOption = None, output: OutputOption = Format.YAML) -
         rows = [
             {"process": name, "setting": key, "value": str(value)} for name, settings in data.items() for key, value in settings.items()
         ]
-        show(data, output, rows=rows, columns=("process", "setting", "value"))
+        show(data, output, rows=rows, columns=("process", "setting", "value"), name="\n".join)
 
 
 def register(app: typer.Typer) -> None:

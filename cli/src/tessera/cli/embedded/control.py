@@ -60,8 +60,8 @@ async def up_detached(layout: Layout, clock: Clock) -> platform.PlatformState:
     Raises:
         FailedPrecondition: when it failed, with its words. DeadlineExceeded: when it is not up in time.
     """
+    check_can_start(layout)  # before any folder is made: a refusal leaves nothing
     platform.prepare(layout)
-    check_can_start(layout)
     (layout.state / platform.FILE).unlink(missing_ok=True)
     log = layout.logs / "supervisor.log"
     with log.open("ab") as file:

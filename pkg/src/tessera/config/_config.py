@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from tessera.domain.errors import InvalidInput
@@ -123,7 +123,7 @@ def _lines(config_type: type[ServiceConfig], error: ValidationError) -> list[str
         path = [str(part) for part in problem["loc"]]
         field = ".".join(path)
         if problem["type"] == "extra_forbidden":
-            known = ", ".join(sorted(config_type.model_fields))
+            known = ", ".join(sorted(_fields_beside(config_type, problem["loc"])))
             lines.append(f"  {field}: unknown key; known are {known}")
             continue
         if problem["type"] == "missing":
@@ -134,10 +134,29 @@ def _lines(config_type: type[ServiceConfig], error: ValidationError) -> list[str
     return lines
 
 
+def _fields_beside(model: type[BaseModel], path: tuple[int | str, ...]) -> Iterable[str]:
+    """The names that the last part of `path` could have had: the fields of the model that it stands in."""
+    for part in path[:-1]:
+        inner = _model_in(model.model_fields[part].annotation) if isinstance(part, str) and part in model.model_fields else None
+        if inner is not None:
+            model = inner
+    return model.model_fields
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The model in `Model`, `Model | None`, `list[Model]`, `dict[str, Model]`; None where there is none."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_in, get_args(annotation))), None)
+
+
 def _is_secret(field: str) -> bool:
     return any(word in field.lower() for word in _SECRET_WORDS)
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, dict):
+        # It may hold a secret further in.
+        return f"a mapping of {', '.join(map(str, value)) or 'nothing'}"[:_MAX_SHOWN_CHARS]
     text = repr(value)
     return text if len(text) <= _MAX_SHOWN_CHARS else text[:_MAX_SHOWN_CHARS] + "..."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -22,6 +23,9 @@ def run(main: Callable[[Stop], Awaitable[None]]) -> None:
 
     Ends the process with code 1 when `main` raised, or when something stopped the program by failing (`stop.error`).
     """
+    if not structlog.is_configured():
+        # A process without telemetry still keeps its standard output for its results.
+        structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     failure: BaseException | None = None
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:

@@ -39,6 +39,7 @@ def _serve(found: argparse.Namespace) -> int:
 
     from tessera.clock import SystemClock
     from tessera.domain.errors import TesseraError
+    from tessera.frames.heap import keep_freed_memory
     from tessera.runtime import backends, classes
     from tessera.runtime.forking import Zygote, ZygoteConfig
 
@@ -48,6 +49,7 @@ def _serve(found: argparse.Namespace) -> int:
     except TesseraError as error:
         print(error, file=sys.stderr)
         return 2
+    keep_freed_memory()
     classes.build_class()  # found once here instead of in every child
     threads = len(os.listdir("/proc/self/task"))
     if threads > 1:

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+SCRIPT = """
+import resource
+from tessera.frames.heap import keep_freed_memory
+
+def faults(size, times):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(times):
+        body = bytearray(size)
+        body[::4096] = b"x" * len(body[::4096])
+        del body
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+size = 20 << 20
+plain = faults(size, 10)
+assert keep_freed_memory()
+faults(size, 2)
+print(plain, faults(size, 10))
+"""
+
+
+def test_freed_bodies_are_not_faulted_in_again():
+    """Counts page faults, in a process of its own because the setting stays."""
+    found = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=60, check=True)
+    plain, kept = map(int, found.stdout.split())
+    assert kept < plain / 10

@@ -139,6 +139,21 @@ async def test_cancelling_the_caller_cancels_the_handler(client: Any, echo: Any,
     await asyncio.wait_for(echo.cancelled.wait(), 5)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_a_cancelled_dependency_is_an_answer_not_a_silence(
+    client: Any, echo: Any, shape: Shape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    shared.cancel()
+
+    async def wait_for_shared(_text: str, _context: Any) -> str:
+        return await shared
+
+    monkeypatch.setattr(echo, "_act", wait_for_shared)
+    with pytest.raises(errors.Unavailable, match="waited for was cancelled"):
+        await asyncio.wait_for(shape(client, "ok"), 5)
+
+
 @pytest.mark.parametrize("text", ["wait", "then-wait"])
 async def test_leaving_a_stream_cancels_the_handler(client: Any, echo: Any, text: str) -> None:
     call = client.stream_out(text.encode())

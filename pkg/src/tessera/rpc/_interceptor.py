@@ -6,6 +6,7 @@ context: `abort` on a wrapped one is how other instrumentation lost statuses (op
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import inspect
 import re
@@ -16,7 +17,7 @@ import grpc
 import grpc.aio
 
 from tessera import telemetry
-from tessera.domain.errors import Internal, TesseraError, Unauthenticated
+from tessera.domain.errors import Internal, TesseraError, Unauthenticated, Unavailable
 from tessera.rpc._status import abort
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -101,11 +102,13 @@ def _streaming(behaviour: Callable[..., Any], method: str, traced: bool) -> Call
 
 
 def _guarded(run: Callable[[Any, Context], Awaitable[Any]], method: str, traced: bool) -> Callable[..., Any]:
-    """`asyncio.CancelledError` passes through both: the call is over then, and the span says "cancelled"."""
+    """Cancellation of the call passes through both: the call is over then, and the span says "cancelled"."""
 
     async def untraced(request: Any, context: Context) -> Any:
         try:
             return await run(request, context)
+        except asyncio.CancelledError:
+            await _fail_cancelled(context, method)
         except Exception as error:
             await _fail(context, error, method)
 
@@ -117,6 +120,8 @@ def _guarded(run: Callable[[Any, Context], Awaitable[Any]], method: str, traced:
                 except TesseraError as error:
                     span.set_attribute("error_kind", error.kind)
                     raise
+        except asyncio.CancelledError:
+            await _fail_cancelled(context, method)
         except Exception as error:
             await _fail(context, error, method)
 
@@ -141,6 +146,16 @@ async def _fail(context: Context, error: Exception, method: str) -> None:
         error = Internal(f"{type(error).__name__} in {method.rpartition('/')[2]}; the log has the details")
     if not context.done():
         await abort(context, error)
+
+
+async def _fail_cancelled(context: Context, method: str) -> None:
+    """Passes a cancellation of the call on. When it was not the call but something it waited for that was cancelled, gRPC would
+    send no status at all and the client would wait for its deadline; it gets one here.
+    """
+    task = asyncio.current_task()
+    if task is None or task.cancelling() or context.done():
+        raise asyncio.CancelledError
+    await abort(context, Unavailable(f"what {method.rpartition('/')[2]} waited for was cancelled"))
 
 
 def _parent(context: Context) -> telemetry.TraceContext | None:

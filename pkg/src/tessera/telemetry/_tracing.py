@@ -26,6 +26,9 @@ from tessera.telemetry._context import TraceContext, new_span_id, new_trace_id
 from tessera.telemetry._logging import LEVELS, configure_default, configure_logging
 from tessera.telemetry._ring import FinishedSpan, SpanRing
 
+_EXPORT_TIMEOUT_S = 2
+"""For one batch, retries included; a collector that is away must not hold up the end of a process."""
+
 Attribute = str | bool | int | float
 
 _wanted_trace_id: ContextVar[int] = ContextVar("tessera_wanted_trace_id", default=0)
@@ -122,7 +125,8 @@ def _exporter(endpoint: str) -> BatchSpanProcessor:
     # Imported where it is wanted: it takes longer than everything else a command-line tool needs of this package.
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 
-    return BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, insecure=not endpoint.startswith("https://")))
+    insecure = not endpoint.startswith("https://")
+    return BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, insecure=insecure, timeout=_EXPORT_TIMEOUT_S))
 
 
 def shutdown() -> None:

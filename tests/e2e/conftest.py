@@ -62,3 +62,25 @@ def net() -> e2e_models.Net:
 def bert_recipe() -> tuple[int, dict[str, int]]:
     """Seed and arguments of the model `bert`."""
     return BERT_SEED, BERT
+
+
+@pytest.fixture(scope="session")
+def fragile_platform(tmp_path_factory: pytest.TempPathFactory, sources: Path) -> Iterator[Platform]:
+    """A second one, with `net`, to break things in; small, and its runtimes check every blob that they map."""
+    found = Platform(tmp_path_factory.mktemp("fragile") / "state", store="64M", env={"TESSERA_VERIFY_ON_BIND": "1"})
+    try:
+        found.up()
+        with found.client() as client:
+            client.register("net", sources / "net.pt2", wait=True)
+        yield found
+    finally:
+        found.end()
+
+
+@pytest.fixture
+def fragile(fragile_platform: Platform) -> Platform:
+    """The second platform, running, every process of it ready."""
+    if fragile_platform.supervisor is None:
+        fragile_platform.up()
+    fragile_platform.until_ready()
+    return fragile_platform

@@ -154,6 +154,9 @@ def test_refusals_are_counted_in_one_sentence() -> None:
     assert explain(refusals[:1], 3) == "2 of 3 nodes: 1 is of another build class"
     assert explain([], 0) == "0 of 0 nodes: no node is registered"
     assert explain([], 2) == "2 of 2 nodes"
+    full = node("n4", store_budget_bytes=2 * GIB, store_held_bytes=GIB)
+    figures = "1 is short of 1.1 GiB in its store (2.1 GiB needed, of a budget of 2.0 GiB 1.0 GiB are pinned)"
+    assert explain([refusal(wanted, full, place(wanted, full))], 1) == f"0 of 1 nodes: {figures}"  # type: ignore[list-item]
     two = [node("n3", store_budget_bytes=0), node("n4", store_budget_bytes=GIB)]
     assert "2 are short of 1.1 GiB to 2.1 GiB in their stores" in explain([refusal(wanted, n, place(wanted, n)) for n in two], 2)  # type: ignore[misc]
 

@@ -32,12 +32,15 @@ class RefusalKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a node was not taken. `short_bytes` is what its store lacks, for the kind `store`."""
+    """Why a node was not taken. For the kind `store`: what its store lacks, of what, and how much of that nothing can reclaim now."""
 
     node_id: NodeId
     kind: RefusalKind
     reason: str
     short_bytes: int = 0
+    needed_bytes: int = 0
+    budget_bytes: int = 0
+    pinned_bytes: int = 0
 
 
 Filter = Callable[[Candidate, NodeView, Placement], Refusal | None]
@@ -78,7 +81,7 @@ def has_room(candidate: Candidate, node: NodeView, placement: Placement) -> Refu
         return None
     needed, room = size_words(placement.bytes_to_fetch), size_words(node.room_bytes)
     reason = f"is short of {size_words(short)} in its store: {needed} to fetch, {room} free or reclaimable"
-    return Refusal(node.node_id, RefusalKind.STORE, reason, short)
+    return Refusal(node.node_id, RefusalKind.STORE, reason, short, placement.bytes_to_fetch, node.store_budget_bytes, node.store_held_bytes)
 
 
 FILTERS: tuple[Filter, ...] = (same_domain, answering, same_build_class, has_flavour, has_room)
@@ -114,8 +117,15 @@ def _part(kind: RefusalKind, found: Sequence[Refusal]) -> str:
     if kind is RefusalKind.STORE:
         least, most = min(item.short_bytes for item in found), max(item.short_bytes for item in found)
         amount = size_words(least) if size_words(least) == size_words(most) else f"{size_words(least)} to {size_words(most)}"
-        return f"{len(found)} {'is' if one else 'are'} short of {amount} in {'its store' if one else 'their stores'}"
+        words = f"{len(found)} {'is' if one else 'are'} short of {amount} in {'its store' if one else 'their stores'}"
+        roomiest = min(found, key=lambda item: item.short_bytes)
+        return f"{words} ({_figures(roomiest)})" if roomiest.budget_bytes else words
     return f"{len(found)} {_WORDS[kind][0 if one else 1]}"
+
+
+def _figures(refusal: Refusal) -> str:
+    needed, budget, pinned = map(size_words, (refusal.needed_bytes, refusal.budget_bytes, refusal.pinned_bytes))
+    return f"{needed} needed, of a budget of {budget} {pinned} are pinned"
 
 
 def size_words(size_bytes: int) -> str:

@@ -1,0 +1,381 @@
+"""The `tessera` command on a running platform: what it prints in each form, its stable JSON keys, its exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import e2e_models
+import numpy as np
+import pytest
+import yaml
+from e2e_platform import Platform, free_port_base, tessera
+
+from tessera.sdk import Client
+
+STAGES = {"queue", "schedule", "fetch", "fork", "map", "load", "run"}
+KEYS = {
+    "status": {"kind", "id", "address", "ready", "detail"},
+    "ps": {
+        "id", "model", "version", "variant", "node", "runtime_id", "pid", "state", "start_path", "fetched", "start_ms", "shared_bytes",
+        "private_bytes", "idle_s", "served", "error",
+    },
+    "node": {
+        "id", "trust_domain", "address", "cpu_count", "build_class", "profile_class", "flavours", "instances", "runtimes", "store",
+    },
+    "runtime": {"id", "pid", "flavour", "threads", "instances", "private_bytes", "proportional_bytes"},
+    "store": {
+        "used_bytes", "budget_bytes", "pinned_bytes", "unlinked_bytes", "files", "huge_pages", "sharing", "fetched_bytes", "quarantined",
+    },
+    "model": {"name", "trust_domain", "task", "dataset", "accuracy", "aliases", "versions"},
+    "version": {"version", "source_kind", "source_digest", "created_unix_s", "batched", "inputs", "outputs", "variants"},
+    "variant": {
+        "name", "backend", "precision", "state", "reason", "build_class", "max_batch", "tensor_bytes", "tensor_bytes_shared",
+        "tensor_count", "artifact", "graph",
+    },
+    "registration": {"model", "version", "unchanged", "tensor_bytes", "tensor_bytes_already_stored", "variants"},
+    "profile": {"variant", "profile_class", "quick", "measured_unix_s", "load", "latency"},
+    "row": {"batch", "threads", "repeats", "p50_ms", "p99_ms", "mean_ms", "peak_private_bytes"},
+    "infer": {"model", "version", "variant", "node", "start_path", "request_id", "outputs"},
+    "explain": {
+        "request_id", "model", "outcome", "variant_policy", "variants", "node", "instance", "start_path", "start_policy", "start_options",
+        "stages_ms", "predicted_ms", "actual_ms",
+    },
+    "option": {"variant", "expected_ms", "active_instances", "chosen", "reason"},
+    "start_option": {"variant", "node", "start_path", "expected_ms", "bytes_to_fetch", "chosen", "reason"},
+    "span": {"name", "service", "span_id", "parent_span_id", "start_unix_ns", "end_unix_ns", "ms", "status", "attributes"},
+    "doctor": {"check", "status", "detail"},
+}  # fmt: skip
+"""What scripts rely on: written out here on purpose, not taken from the code."""
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("inputs") / "image.npy"
+    np.save(path, e2e_models.images(2))
+    return path
+
+
+@pytest.fixture(scope="module")
+def asked(platform: Platform, image: Path) -> dict[str, Any]:
+    """One request to `net`, as `tessera infer -o json` prints it."""
+    found: dict[str, Any] = platform.json("infer", "net", "--input", f"image={image}")
+    return found
+
+
+def test_a_second_up_says_what_runs(platform: Platform) -> None:
+    before = platform.recorded()
+    done = tessera("up", "--detach", "--state", str(platform.state), "--port-base", str(free_port_base()))
+    assert done.returncode == 0
+    assert "a platform runs here already" in done.stderr
+    assert platform.endpoint in done.stderr
+    assert f"tessera down --state {platform.state}" in done.stderr
+    assert platform.recorded() == before
+
+
+def test_status_names_every_service(platform: Platform) -> None:
+    rows = platform.json("status")
+    assert all(set(row) == KEYS["status"] and row["ready"] for row in rows)
+    assert sorted(row["kind"] for row in rows) == [
+        "etcd", "gateway", "node-agent", "profiler", "registry", "scheduler", "scheduler",
+    ]  # fmt: skip
+    assert sorted(row["detail"] for row in rows if row["kind"] == "scheduler") == ["leader", "standby"]
+
+
+def test_infer_answers_and_saves(platform: Platform, asked: dict[str, Any], image: Path, net: e2e_models.Net, tmp_path: Path) -> None:
+    assert set(asked) == KEYS["infer"]
+    (output,) = asked["outputs"].values()
+    assert (output["shape"], output["datatype"]) == ([2, 10], "float32")
+    assert e2e_models.agrees(np.array(output["data"], np.float32), net.eager(np.load(image)))
+    done = platform.tessera("infer", "net", "-i", f"image={image}", "--save", str(tmp_path / "out"))
+    assert (done.returncode, done.stderr) == (0, "")
+    (saved,) = (tmp_path / "out").iterdir()
+    assert e2e_models.agrees(np.load(saved), net.eager(np.load(image)))
+    words = platform.json("infer", "identity", "-i", 'INPUT0=["a", "b"]')
+    assert words["outputs"]["OUTPUT0"]["data"] == ["a", "b"]
+
+
+def test_ps_shows_what_the_request_started(platform: Platform, asked: dict[str, Any]) -> None:
+    rows = platform.json("ps")
+    assert all(set(row) == KEYS["ps"] for row in rows)
+    (row,) = [row for row in rows if (row["model"], row["variant"], row["state"]) == ("net", asked["variant"], "ready")]
+    assert set(row["start_ms"]) - {"total"} <= STAGES
+    assert row["start_ms"]["total"] > 0
+    assert (row["version"], row["node"]) == (1, "node-0")
+    assert row["served"] >= 1
+    assert row["shared_bytes"] > 0
+    command = Path(f"/proc/{row['pid']}/cmdline").read_bytes()
+    assert b"tessera.runtime" in command
+    assert str(platform.layout.run).encode() in command
+
+
+def test_node_list_shows_store_and_runtimes(platform: Platform) -> None:
+    (node,) = platform.json("node", "list")
+    assert set(node) == KEYS["node"]
+    assert set(node["store"]) == KEYS["store"]
+    assert all(set(runtime) == KEYS["runtime"] for runtime in node["runtimes"])
+    assert (node["id"], node["store"]["budget_bytes"], node["store"]["quarantined"]) == ("node-0", 512 << 20, 0)
+    assert 0 < node["store"]["pinned_bytes"] <= node["store"]["used_bytes"] <= node["store"]["budget_bytes"]
+    assert {runtime["flavour"] for runtime in node["runtimes"]} == {"aten", "ort"}
+
+
+def test_models_are_listed_and_shown(platform: Platform) -> None:
+    listed = {model["name"]: model for model in platform.json("model", "list")}
+    assert {"net", "bert", "identity"} <= set(listed)
+    assert [model["name"] for model in platform.json("model", "list", "--task", "shapes")] == ["net"]
+    shown = platform.json("model", "show", "net")
+    assert shown == listed["net"]
+    assert set(shown) == KEYS["model"]
+    assert (shown["task"], shown["dataset"], shown["accuracy"]) == ("shapes", "made-up", 0.5)
+    (version,) = shown["versions"]
+    assert set(version) == KEYS["version"]
+    assert (version["source_kind"], version["batched"]) == ("pt2", True)
+    assert version["inputs"] == [{"name": "image", "datatype": "FP32", "shape": [-1, 1, 8, 8]}]
+    assert all(set(variant) == KEYS["variant"] for variant in version["variants"])
+    assert {variant["name"] for variant in version["variants"]} == {"aten-fp32", "ort-fp32"}
+    assert platform.json("model", "show", "bert")["versions"][0]["source_kind"] == "builder"
+
+
+def test_registering_the_same_again_changes_nothing(platform: Platform, sources: Path) -> None:
+    words = ("model", "register", "net", str(sources / "net.pt2"), "--task", "shapes", "--dataset", "made-up", "--wait")
+    told = platform.tessera(*words)
+    assert told.returncode == 0
+    assert "net@1 was registered before with the same content; nothing changed" in told.stderr
+    result = platform.json(*words)
+    assert set(result) == KEYS["registration"]
+    assert (result["model"], result["version"], result["unchanged"]) == ("net", 1, True)
+    assert [version["version"] for version in platform.json("model", "show", "net")["versions"]] == [1]
+
+
+def test_a_sibling_shares_its_trunk_and_can_be_deleted(platform: Platform, sources: Path, image: Path) -> None:
+    """Registered, aliased, asked by the alias, not deleted while the alias points there, deleted afterwards."""
+    done = platform.tessera("model", "register", "sibling", str(sources / "sibling.pt2"), "--wait", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["model"], result["version"], result["unchanged"]) == ("sibling", 1, False)
+    assert 0.5 * result["tensor_bytes"] < result["tensor_bytes_already_stored"] < result["tensor_bytes"]
+    try:
+        assert platform.tessera("model", "alias", "favourite", "sibling@1").returncode == 0
+        assert platform.json("model", "show", "favourite")["aliases"] == ["favourite"]
+        answer = platform.json("infer", "favourite", "-i", f"image={image}")
+        (output,) = answer["outputs"].values()
+        assert e2e_models.agrees(np.array(output["data"], np.float32), e2e_models.Net(2).eager(np.load(image)))
+        refused = platform.tessera("model", "delete", "sibling", "--yes")
+        assert refused.returncode == 1
+        assert "favourite" in refused.stderr
+        assert platform.json("model", "show", "sibling")["versions"]
+        assert platform.tessera("model", "alias", "favourite", "net").returncode == 0, "an alias moves"
+        assert platform.json("model", "show", "favourite")["name"] == "net"
+    finally:
+        platform.tessera("model", "alias", "favourite", "--delete")
+        deleted = platform.tessera("model", "delete", "sibling", "--yes")
+    assert deleted.returncode == 0, deleted.stderr
+    assert "the repository got" in deleted.stderr
+    for name in ("sibling", "favourite"):
+        gone = platform.tessera("model", "show", name)
+        assert (gone.returncode, gone.stdout) == (1, "")
+        assert name in gone.stderr
+
+
+def test_profiles_are_measured_once_and_shown(platform: Platform) -> None:
+    done = platform.tessera("profile", "run", "net", "--quick", "--variant", "ort-fp32")
+    assert done.returncode == 0, done.stderr
+    assert "net@1/ort-fp32: b1" in done.stderr
+    (profile,) = [each for each in platform.json("profile", "show", "net") if each["variant"] == "net@1/ort-fp32"]
+    assert set(profile) == KEYS["profile"]
+    assert profile["quick"] is True
+    assert all(set(row) == KEYS["row"] and row["p50_ms"] <= row["p99_ms"] for row in profile["latency"])
+    assert [row["batch"] for row in profile["latency"]] == [1]
+    assert all(
+        set(cost) == {"start_path", "ms", "peak_private_bytes"} and set(cost["ms"]) - {"total"} <= STAGES for cost in profile["load"]
+    )
+    again = platform.tessera("profile", "run", "net", "--quick", "--variant", "ort-fp32")
+    assert again.returncode == 0
+    shown = platform.json("profile", "show", "net")
+    assert [each["measured_unix_s"] for each in shown if each["variant"] == profile["variant"]] == [profile["measured_unix_s"]]
+
+
+def test_a_request_is_explained_and_drawn(platform: Platform, asked: dict[str, Any]) -> None:
+    told = platform.json("explain", asked["request_id"])
+    assert set(told) == KEYS["explain"]
+    assert (told["request_id"], told["model"], told["outcome"], told["start_path"]) == (
+        asked["request_id"], "net@1", "ok", asked["start_path"],
+    )  # fmt: skip
+    assert all(set(option) == KEYS["option"] and option["reason"] for option in told["variants"])
+    assert [option["variant"] for option in told["variants"] if option["chosen"]] == [f"net@1/{asked['variant']}"]
+    assert all(set(option) == KEYS["start_option"] for option in told["start_options"])
+    assert set(told["stages_ms"]) - {"total"} <= STAGES
+    spans = platform.json("trace", "show", asked["request_id"])
+    assert all(set(span) == KEYS["span"] and span["name"].startswith("tessera.") for span in spans)
+    assert any(span["service"] == "gateway" for span in spans)
+    drawn = platform.tessera("trace", "show", asked["request_id"])
+    assert drawn.returncode == 0
+    assert all(span["name"] in drawn.stdout for span in spans)
+
+
+def test_doctor_and_config_know_the_platform(platform: Platform) -> None:
+    findings = {finding["check"]: finding for finding in platform.json("doctor")}
+    assert all(set(finding) == KEYS["doctor"] for finding in findings.values())
+    assert "fail" not in {finding["status"] for finding in findings.values()}
+    assert "a platform is running" in findings["state"]["detail"]
+    config = platform.json("config", "show")
+    assert set(config) == {"registry", "scheduler", "scheduler-standby", "profiler", "node-agent-0", "gateway"}
+    assert config["gateway"]["address"] == platform.endpoint
+    assert "token" not in config["gateway"], "only the file with the token is named"
+
+
+# One interpreter for all forms of all reads: what differs is only how the answer is printed.
+
+
+@pytest.fixture(scope="module")
+def reads(asked: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    return {
+        "status": ("status",),
+        "ps": ("ps",),
+        "nodes": ("node", "list"),
+        "models": ("model", "list"),
+        "model": ("model", "show", "net"),
+        "profiles": ("profile", "show", "net"),
+        "explain": ("explain", asked["request_id"]),
+        "trace": ("trace", "show", asked["request_id"]),
+        "doctor": ("doctor",),
+        "config": ("config", "show"),
+        "infer": ("infer", "identity", "-i", "INPUT0=[1, 2]"),
+    }
+
+
+@pytest.mark.parametrize("form", ["json", "yaml", "name", "table"])
+def test_every_read_comes_in_every_form(platform: Platform, reads: dict[str, tuple[str, ...]], form: str) -> None:
+    from typer.testing import CliRunner
+
+    from tessera.cli.__main__ import app
+
+    for what, words in reads.items():
+        result = CliRunner().invoke(app, [*words, "--state", str(platform.state), "-o", form])
+        assert result.exit_code == 0, (what, result.output)
+        if form == "json":
+            json.loads(result.stdout)
+        elif form == "yaml":
+            assert yaml.safe_load(result.stdout) is not None
+        elif form == "name":
+            lines = result.stdout.splitlines()
+            assert what == "profiles" or lines, what
+            assert all(line and (what == "doctor" or " " not in line) for line in lines), (what, lines)
+        else:
+            assert result.stdout.strip(), what
+
+
+# Exit codes
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("model", "show", "no-such-model"), 1, "no-such-model"),
+        (("infer", "no-such-model", "-i", "x=[1]"), 1, "no-such-model"),
+        (("infer", "net", "-i", "image=[[1.0]]"), 2, "image"),
+        (("infer", "net", "-i", "image"), 2, "NAME=FILE.npy"),
+        (("infer", "net", "-i", "image=/no/such/file.npy"), 2, "/no/such/file.npy"),
+        (("infer", "identity", "-i", "INPUT0=[1]", "--timeout", "0.000001"), 3, ""),
+        (("explain", "not-an-id"), 2, "32 lowercase hex digits"),
+        (("explain", "0" * 32), 1, "0" * 32),
+        (("model", "register", "Bad Name", "tessera.registry.builders:bert"), 2, "Bad Name"),
+        (("model", "delete", "no-such-model", "--yes"), 1, "no-such-model"),
+        (("model", "alias", "a", "no-such-model"), 1, "no-such-model"),
+        (("profile", "run", "no-such-model"), 1, "no-such-model"),
+        (("no-such-command",), 2, "no-such-command"),
+        (("ps", "-o", "xml"), 2, "xml"),
+    ],
+)
+def test_exit_codes(platform: Platform, words: tuple[str, ...], code: int, said: str) -> None:
+    done = tessera(*words, env={"TESSERA_STATE": str(platform.state)})
+    assert done.returncode == code, (done.stdout, done.stderr)
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_nothing_runs_where_nothing_was_started(tmp_path: Path) -> None:
+    for words in (("status",), ("ps",), ("down",)):
+        done = tessera(*words, "--state", str(tmp_path / "nowhere"))
+        assert done.returncode == 1, words
+        assert str(tmp_path / "nowhere") in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+# Coming up where it cannot
+
+
+def test_ports_in_use_are_named_and_nothing_is_left(tmp_path: Path) -> None:
+    base = free_port_base()
+    other = Platform(tmp_path / "state")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", base + 11))
+        taken.listen()
+        done = tessera("up", "--detach", "--state", str(other.state), "--port-base", str(base))
+        assert done.returncode == 1
+        assert f"{base + 11} (scheduler)" in done.stderr
+        assert "--port-base" in done.stderr
+        examined = tessera("doctor", "--state", str(other.state), "-o", "json")
+    assert examined.returncode == 0, "the default ports are meant: nobody recorded others"
+    assert other.leftovers() == []
+
+
+@pytest.mark.parametrize("where", ["/proc/tessera", "file"])
+def test_an_unwritable_state_folder_is_named(tmp_path: Path, where: str) -> None:
+    state = Path(where)
+    if where == "file":
+        state = tmp_path / "file" / "state"
+        state.parent.write_text("in the way")
+    done = tessera("up", "--detach", "--state", str(state), "--port-base", str(free_port_base()))
+    assert done.returncode == 1
+    assert f"state folder {state} cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert Platform(state).leftovers() == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--port-base", "80"), "--port-base 80: must be from 1024"),
+        (("--nodes", "0"), "--nodes 0: must be from 1"),
+        (("--store", "1M"), "--store '1M': must be at least 64M"),
+        (("--store", "lots"), "--store 'lots': must be a number"),
+    ],
+)
+def test_bad_options_of_up_are_usage_errors(tmp_path: Path, words: tuple[str, ...], said: str) -> None:
+    done = tessera("up", "--detach", "--state", str(tmp_path / "state"), *words)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_store_larger_than_the_machine_is_refused_with_both_figures(tmp_path: Path) -> None:
+    other = Platform(tmp_path / "state", store="99999G")
+    done = tessera("up", "--detach", "--state", str(other.state), "--port-base", str(other.port_base), "--store", other.store)
+    try:
+        assert done.returncode == 1
+        assert str(99999 << 30) in done.stderr
+        assert "memory" in done.stderr
+    finally:
+        other.end()
+    assert other.leftovers() == []
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("TESSERA_") and not name.startswith("TESSERA_REQUIRE_")]:
+        monkeypatch.delenv(name)
+
+
+def test_the_admin_door_wants_the_token(platform: Platform) -> None:
+    from tessera.sdk import Unauthenticated
+
+    assert (platform.state / "token").stat().st_mode & 0o777 == 0o600
+    assert platform.state.stat().st_mode & 0o777 == 0o700
+    with Client(platform.endpoint, admin_endpoint=platform.layout.admin_endpoint, token="wrong") as stranger:
+        assert stranger.is_live()
+        with pytest.raises(Unauthenticated):
+            stranger.models()

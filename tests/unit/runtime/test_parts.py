@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import struct
 
 import numpy as np
@@ -120,12 +121,13 @@ def test_profile_class_adds_the_cpu_and_its_cores():
 
 def test_memory_figures_are_of_this_process(tmp_path):
     before = memory.anonymous_bytes()
-    block = np.ones(8 << 20, np.uint8)
+    block = mmap.mmap(-1, 8 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # new pages whatever the heap has free
+    block.write(b"x" * (8 << 20))
     assert memory.anonymous_bytes() - before > 7 << 20
     use = memory.memory_use(tmp_path)
     assert use.private_bytes > 8 << 20
     assert use.proportional_bytes > 8 << 20
-    del block
+    block.close()
 
 
 def test_pages_of_the_store_never_count_as_private(tmp_path):

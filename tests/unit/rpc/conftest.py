@@ -17,11 +17,12 @@ SERVICE = "tessera.test.v1.Echo"
 
 
 class Echo:
-    """Requests are text: "ok", "raise KIND", "bug", "abort", "wait", "count N", "raise-after N KIND". Keeps what befell it."""
+    """Requests are text: "ok", "raise KIND", "bug", "abort", "wait", "count N", "raise-after N KIND", "flood". Keeps what befell it."""
 
     def __init__(self) -> None:
         self.cancelled = asyncio.Event()
         self.started = asyncio.Event()
+        self.closed_by: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self.metadata: list[dict[str, Any]] = []
 
     async def _act(self, text: str, context: Any) -> str:
@@ -57,6 +58,13 @@ class Echo:
             if kind:
                 await self._act(f"raise {kind}", context)
             return
+        if word == "flood":
+            task = asyncio.current_task()
+            try:
+                while True:
+                    yield bytes(1 << 20)
+            finally:
+                self.closed_by.set_result(asyncio.current_task() is task)
         if word == "then-wait":
             yield b"first"
             await self._act("wait", context)
@@ -103,7 +111,7 @@ StartServer = Callable[..., Any]
 
 
 @pytest.fixture
-def echo() -> Echo:
+async def echo() -> Echo:
     return Echo()
 
 

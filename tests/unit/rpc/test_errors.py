@@ -164,6 +164,15 @@ async def test_leaving_a_stream_cancels_the_handler(client: Any, echo: Any, text
     await asyncio.wait_for(echo.cancelled.wait(), 5)
 
 
+async def test_a_stream_cut_while_sending_cleans_up_in_its_own_task(client: Any, echo: Any) -> None:
+    call = client.stream_out(b"flood")
+    assert len(await call.read()) == 1 << 20
+    # Nobody reads on: the server now waits for window, outside of the handler's code.
+    await asyncio.sleep(0.1)
+    call.cancel()
+    assert await asyncio.wait_for(echo.closed_by, 5)
+
+
 @pytest.mark.parametrize("shape", [call_unary, call_untouched])
 async def test_deadline_of_the_caller_ends_both_sides(client: Any, echo: Any, shape: Shape) -> None:
     method = client.unary if shape is call_unary else client.untouched

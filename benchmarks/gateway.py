@@ -1,7 +1,7 @@
 """The gateway's front against a bare grpc.aio echo, both driven by h2load: make bench NAME=gateway
 
-`identity` of 1 KiB and 600 kB, a closed loop of 32. h2load counts a failed call as a success, so the answers are checked: before each round by
-a client, after it by the gateway's own count of outcomes. Rounds alternate, the ratio is of medians. CPU is the server process's own.
+`identity` of 1 KiB and 600 kB, a closed loop of 32. h2load counts a failed call as a success, so answers are checked: before the rounds by
+a client, after them by the gateway's own count of outcomes. Rounds alternate, the ratio is of medians. CPU is the server process's own.
 """
 
 from __future__ import annotations

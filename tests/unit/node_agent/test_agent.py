@@ -85,6 +85,21 @@ async def test_an_assignment_without_an_instance_is_started_once(node: Any, make
     assert sum(len(runtime.loaded) for runtime in node.runtimes.live) == 1
 
 
+async def test_what_an_earlier_agent_was_assigned_is_not_loaded_again(node: Any, make: Any) -> None:
+    """Its generation has served. It shows as failed until its record is gone; nothing is started meanwhile."""
+    node.records.desired = {InstanceId("a"): make.assignment("a", artifact=node.make_artifact())}
+    await node.agent.look_back()
+    await settle(node)
+    assert node.table.get(InstanceId("a")).state is InstanceState.FAILED
+    node.clock.move(1e6)
+    await settle(node)
+    assert node.table.get(InstanceId("a")).state is InstanceState.FAILED
+    assert not any(runtime.loaded for runtime in node.runtimes.live)
+    node.records.desired = {}
+    await settle(node)
+    assert node.table.find(InstanceId("a")) is None
+
+
 async def test_a_failed_generation_is_never_loaded_again(node: Any, make: Any) -> None:
     node.records.desired = {InstanceId("a"): make.assignment("a", artifact=make.digest(9))}  # the repository lacks it
     await settle(node)

@@ -90,6 +90,7 @@ async def serve_with(config: NodeAgentConfig, stop: Stop, coordinator: Coordinat
         parts = _Parts(config, stop, coordinator, clock, identity, store, run, state, tasks, relay)
         stack.push_async_callback(ending.choose, lambda: parts.agent.end(config.drain_ms), parts.agent.leave)
         await parts.agent.adopt()
+        await parts.agent.look_back()
         ending.adopted = bool(parts.fleet.members)
         await parts.runtimes.prepare()
         if config.metrics_address:

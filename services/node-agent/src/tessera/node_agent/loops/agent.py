@@ -35,6 +35,7 @@ from tessera.telemetry import get_logger
 from tessera.tensorstore.interface import StoreStatus, TensorStore
 
 STORE_STATUS_S = 5.0
+LOOK_BACK_S = 3.0
 SAMPLE_S = 5.0
 GATHER_S = 0.02
 """Changes within this time are one pass, and whoever waits for an answer gets it first."""
@@ -241,13 +242,15 @@ class Agent:
             _log.info("runtime retired", runtime_id=runtime_id)
             self._fleet.retire(runtime_id)
 
-    def _start_assigned(self, record: AssignmentRecord) -> None:
+    def _accepted(self, record: AssignmentRecord) -> Instance:
         now_s = self._clock.monotonic_s()
-        accepted = Instance(
+        return Instance(
             record.instance_id, record.variant, record.artifact, record.generation, InstanceState.ACCEPTED, now_s, None, record.start_path
         )
+
+    def _start_assigned(self, record: AssignmentRecord) -> None:
         try:
-            self._starter.begin(accepted, f"assigned by term {record.term.revision}")
+            self._starter.begin(self._accepted(record), f"assigned by term {record.term.revision}")
         except TesseraError as error:
             _log.error("assignment refused", instance_id=record.instance_id, reason=str(error))
 
@@ -276,6 +279,20 @@ class Agent:
                 await self._adopt_instance(hello, held)
         if adopted:
             _log.info("adopted", runtimes=len(adopted), instances=len(self._table))
+
+    async def look_back(self) -> None:
+        """After adoption, before anybody is answered: what an earlier agent's life was assigned and no living runtime holds was lost with
+        its runtime. Its generation has served and is not loaded again: it shows as failed, the leader takes the record away, and the next
+        request starts its model anew. Without etcd there is nothing to look at, and nothing is done."""
+        try:
+            async with asyncio.timeout(LOOK_BACK_S):
+                desired = await self._records.read_assignments()
+        except (TesseraError, TimeoutError) as error:
+            _log.info("etcd is away: earlier assignments are not looked at", reason=str(error))
+            return
+        for instance_id, record in desired.items():
+            if self._table.find(instance_id) is None:
+                self._starter.bury(self._accepted(record))
 
     async def _adopt_instance(self, hello: Hello, held: HeldInstance) -> None:
         now_s = self._clock.monotonic_s()

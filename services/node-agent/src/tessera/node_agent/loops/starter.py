@@ -122,6 +122,15 @@ class Starter:
         flight = self._flights[instance.instance_id] = _Flight()
         self._tasks.start(f"start {instance.instance_id}", self._fly(instance, flight))
 
+    def bury(self, instance: Instance) -> None:
+        """Takes in an instance whose runtime went with an earlier agent: failed from the start."""
+        try:
+            self._table.add(instance, "assigned in an earlier agent's life")
+        except AlreadyExists as error:
+            _log.error("assignment refused", instance_id=instance.instance_id, reason=str(error))
+            return
+        self._fail(instance.instance_id, Unavailable(f"the runtime of instance {instance.instance_id} is gone since before this agent"))
+
     async def ready(self, instance_id: InstanceId, budget_s: float) -> Instance:
         """Waits until a begun instance is ready.
 

@@ -36,11 +36,13 @@ def profile(
 
 def choose(*variants: VariantRecord, **known: object) -> VariantPlan:
     snapshot = VariantSnapshot(VERSION, variants, {NODE: 1}, {}, {})
-    return PlainVariantPolicy().choose(replace(snapshot, **known))  # type: ignore[arg-type]
+    policy = PlainVariantPolicy()
+    plan = policy.choose(replace(snapshot, **known))  # type: ignore[arg-type]
+    return replace(plan, options=policy.explain(plan))
 
 
-def profiles(*records: ProfileRecord) -> dict[VariantKey, dict[ProfileClass, ProfileRecord]]:
-    return {record.variant: {record.profile_class: record} for record in records}
+def profiles(*records: ProfileRecord) -> dict[VariantName, dict[ProfileClass, ProfileRecord]]:
+    return {record.variant.variant: {record.profile_class: record} for record in records}
 
 
 ORT, ATEN = variant("ort-fp32"), variant("aten-fp32", "aten")
@@ -72,7 +74,7 @@ def test_load_counts_for_an_inactive_variant() -> None:
 
 def test_an_active_variant_comes_before_a_faster_inactive_one() -> None:
     known = profiles(profile(ORT, 1.0), profile(ATEN, 50.0))
-    plan = choose(ORT, ATEN, profiles=known, active={ATEN.key: {NODE: 2}})
+    plan = choose(ORT, ATEN, profiles=known, active={ATEN.key.variant: {NODE: 2}})
     assert names(plan) == ["aten-fp32", "ort-fp32"]
     assert plan.options[0].active_instances == 2
     assert plan.options[0].expected_ms == 50.0
@@ -81,7 +83,7 @@ def test_an_active_variant_comes_before_a_faster_inactive_one() -> None:
 
 def test_among_active_ones_latency_decides_not_load() -> None:
     known = profiles(profile(ORT, 10.0, load_ms=1.0), profile(ATEN, 3.0, load_ms=100.0))
-    assert names(choose(ORT, ATEN, profiles=known, active={ATEN.key: {NODE: 1}, ORT.key: {NODE: 1}}))[0] == "aten-fp32"
+    assert names(choose(ORT, ATEN, profiles=known, active={ATEN.key.variant: {NODE: 1}, ORT.key.variant: {NODE: 1}}))[0] == "aten-fp32"
 
 
 def test_a_variant_that_was_not_measured_is_neither_preferred_nor_punished() -> None:
@@ -126,7 +128,7 @@ def test_no_nodes_and_no_variants() -> None:
 
 
 def test_active_instances_outlive_the_record_of_their_node() -> None:
-    plan = choose(ORT, classes={}, active={ORT.key: {NODE: 1}})
+    plan = choose(ORT, classes={}, active={ORT.key.variant: {NODE: 1}})
     assert plan.chosen is not None
 
 
@@ -136,6 +138,27 @@ def test_a_named_variant_is_the_only_one_and_may_be_lossy() -> None:
     assert plan.chosen is not None
     assert plan.chosen.variant == lossy.key
     assert [option.variant.variant for option in plan.usable] == ["ort-int8"]
+
+
+def test_what_it_remembers_is_made_anew_when_its_objects_change() -> None:
+    """One policy over a story gives the same plans as a new policy at each step."""
+    lasting = PlainVariantPolicy()
+    measured = profiles(profile(ORT, 20.0), profile(ATEN, 3.0))
+    two = replace(NODE, threads=2)
+    story = [
+        VariantSnapshot(VERSION, (ORT, ATEN), {NODE: 1}, {}, {}),
+        VariantSnapshot(VERSION, (ORT, ATEN), {NODE: 1}, {}, measured),
+        VariantSnapshot(VERSION, (ORT, ATEN), {NODE: 1}, {ORT.key.variant: {NODE: 1}}, measured),
+        VariantSnapshot(VERSION, (replace(ORT, state=VariantState.FAILED), ATEN), {NODE: 1}, {ORT.key.variant: {NODE: 1}}, measured),
+        VariantSnapshot(VERSION, (ORT, ATEN), {two: 1}, {}, measured),
+        VariantSnapshot(VERSION, (ORT, ATEN), {}, {}, measured),
+        VariantSnapshot(VERSION, (ORT, ATEN), {NODE: 1}, {}, profiles(profile(ORT, 1.0), profile(ATEN, 3.0))),
+        VariantSnapshot(VERSION, (variant("x", precision="int8"),), {NODE: 1}, {}, {}),
+        VariantSnapshot(VERSION, (variant("x", precision="int8"),), {NODE: 1}, {}, {}, VariantName("x")),
+        VariantSnapshot(VERSION, (variant("x", precision="int8"),), {NODE: 1}, {}, {}),
+    ]
+    for snapshot in story * 2:
+        assert lasting.choose(snapshot) == PlainVariantPolicy().choose(snapshot)
 
 
 def test_registry_names_what_exists() -> None:
@@ -163,7 +186,7 @@ def test_properties_of_every_plan(rows: list[tuple[str, str, VariantState, float
     """Every variant is in the plan once with a reason, refused ones last, and the choice is never a lossy or an unready one."""
     records = [variant(f"v{i}", backend, precision=precision, state=state) for i, (backend, precision, state, _, _) in enumerate(rows)]
     known = profiles(*(profile(record, row[3]) for record, row in zip(records, rows, strict=True) if row[3] is not None))
-    active = {record.key: {NODE: row[4]} for record, row in zip(records, rows, strict=True) if row[4]}
+    active = {record.key.variant: {NODE: row[4]} for record, row in zip(records, rows, strict=True) if row[4]}
     plan = choose(*records, profiles=known, active=active)
     assert sorted(names(plan)) == sorted(record.key.variant for record in records)
     assert all(option.reason for option in plan.options)

@@ -28,25 +28,30 @@ class NodeClass:
 class VariantSnapshot:
     """All that is known about one model version at one moment.
 
-    `active` counts ready instances per variant and class of their node. `named` is set when the user wrote MODEL@VERSION/VARIANT.
+    `active` counts ready instances per variant and class of their node (variants without any are left out). `named` is set when the
+    user wrote MODEL@VERSION/VARIANT. Records and the mappings of `classes` and of each variant's profiles are never changed in place:
+    a policy may remember what it made of one as long as it is the same object.
     """
 
     version: VersionKey
     variants: tuple[VariantRecord, ...]
     classes: Mapping[NodeClass, int]
-    active: Mapping[VariantKey, Mapping[NodeClass, int]]
-    profiles: Mapping[VariantKey, Mapping[ProfileClass, ProfileRecord]]
+    active: Mapping[VariantName, Mapping[NodeClass, int]]
+    profiles: Mapping[VariantName, Mapping[ProfileClass, ProfileRecord]]
     named: VariantName | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class VariantOption:
-    """One variant as the policy judged it. `expected_ms` is the time to an answer at batch 1, or None where nobody measured it."""
+    """One variant as the policy judged it. `expected_ms` is the time to an answer at batch 1, or None where nobody measured it.
+
+    `reason` says why a variant is refused; why a usable one won or lost is said by `VariantPolicy.explain`.
+    """
 
     variant: VariantKey
     usable: bool
     active_instances: int
-    reason: str
+    reason: str = ""
     latency_ms: float | None = None
     load_ms: float | None = None
 
@@ -85,3 +90,7 @@ class VariantPolicy(Protocol):
     def name(self) -> str: ...
 
     def choose(self, snapshot: VariantSnapshot) -> VariantPlan: ...
+
+    def explain(self, plan: VariantPlan) -> tuple[VariantOption, ...]:
+        """The options of a plan of this policy, each with its reason: asked when people ask, not for every request."""
+        ...

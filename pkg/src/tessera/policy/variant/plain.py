@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from tessera.domain.ids import ProfileClass
 from tessera.domain.records import ProfileRecord, VariantRecord, VariantState
@@ -22,48 +23,94 @@ DEFAULT_ORDER = ("identity", "ort", "aten")
 """Backends without numbers: `ort` opens faster and runs faster on every CPU measured so far (docs/performance.md)."""
 
 
+MAX_REMEMBERED = 65536
+
+_NOT_MEASURED: Mapping[ProfileClass, ProfileRecord] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """What holds of a variant whoever serves it now; valid as long as it was made of the same objects."""
+
+    record: VariantRecord
+    classes: Mapping[NodeClass, int]
+    profiles: Mapping[ProfileClass, ProfileRecord]
+    inactive: VariantOption
+    forbidden: bool
+    rank: int
+
+
 class PlainVariantPolicy:
+    """Remembers what it judged of each variant by itself, so that a plan after a change of instances costs a look-up per variant."""
+
     name = "plain"
 
+    def __init__(self) -> None:
+        self._judged: tuple[dict[int, _Judged], dict[int, _Judged]] = ({}, {})
+
     def choose(self, snapshot: VariantSnapshot) -> VariantPlan:
-        options = [_judge(record, snapshot) for record in snapshot.variants]
-        backends = {record.key: record.backend for record in snapshot.variants}
+        named = snapshot.named
+        ranked: list[tuple[int, float, int, str, VariantOption]] = []
+        measured = [True, True, False]
+        for record in snapshot.variants:
+            key = record.key
+            if named is not None and key.variant != named:
+                ranked.append((2, 0.0, 0, key.variant, VariantOption(key, False, 0, "not the variant that was named")))
+                continue
+            judged = self._judge(record, snapshot, named is not None)
+            option = judged.inactive
+            active = snapshot.active.get(key.variant) if snapshot.active else None
+            if active is not None and not judged.forbidden:
+                latency = _least([_latency(judged.profiles, cls) for cls in active])
+                option = VariantOption(key, True, sum(active.values()), "", latency)
+            tier = 2 if not option.usable else 0 if option.active_instances else 1
+            expected = option.expected_ms
+            measured[tier] = measured[tier] and expected is not None
+            ranked.append((tier, expected or 0.0, judged.rank, key.variant, option))
+        # Numbers count only in a tier where every candidate has them.
+        ranked.sort(key=lambda row: (row[0], row[1] if measured[row[0]] else 0.0, row[2], row[3]))
+        return VariantPlan(self.name, tuple([row[4] for row in ranked]))
 
-        def tier(option: VariantOption) -> int:
-            return 2 if not option.usable else 0 if option.active_instances else 1
+    def explain(self, plan: VariantPlan) -> tuple[VariantOption, ...]:
+        best = plan.chosen
+        if best is None:
+            return plan.options
+        tier = [option for option in plan.usable if bool(option.active_instances) == bool(best.active_instances)]
+        by_number = all(option.expected_ms is not None for option in tier)
+        return tuple(replace(one, reason=_reason(one, best, by_number)) if one.usable else one for one in plan.options)
 
-        measured = {number: all(option.expected_ms is not None for option in options if tier(option) == number) for number in (0, 1)}
+    def _judge(self, record: VariantRecord, snapshot: VariantSnapshot, named: bool) -> _Judged:
+        remembered = self._judged[named]
+        profiles = snapshot.profiles.get(record.key.variant, _NOT_MEASURED)
+        # By the object, not by its key: hashing a key of four names costs more than the rest of the look-up. What is remembered keeps
+        # its record alive, so that no other one gets its address.
+        known = remembered.get(id(record))
+        if known is not None and known.record is record and known.classes is snapshot.classes and known.profiles is profiles:
+            return known
+        if len(remembered) >= MAX_REMEMBERED:
+            remembered.clear()
+        forbidden = _forbidden(record, named)
+        option = VariantOption(record.key, False, 0, forbidden) if forbidden else _inactive(record, snapshot.classes, profiles)
+        judged = _Judged(record, snapshot.classes, profiles, option, bool(forbidden), _default_rank(record.backend))
+        remembered[id(record)] = judged
+        return judged
 
-        def rank(option: VariantOption) -> tuple[int, float, int, str]:
-            number = tier(option)
-            expected = option.expected_ms if measured.get(number) else None
-            return number, expected or 0.0, _default_rank(backends[option.variant]), option.variant.variant
 
-        options.sort(key=rank)
-        return VariantPlan(self.name, tuple(_explained(options, measured)))
-
-
-def _judge(record: VariantRecord, snapshot: VariantSnapshot) -> VariantOption:
-    """One variant by itself: is it allowed, where could it run, and what does that cost."""
-    key = record.key
-    active = snapshot.active.get(key, {})
-    instances = sum(active.values())
-
-    def refused(reason: str) -> VariantOption:
-        return VariantOption(key, False, instances, reason)
-
-    if snapshot.named is not None and key.variant != snapshot.named:
-        return refused("not the variant that was named")
+def _forbidden(record: VariantRecord, named: bool) -> str:
+    """Why it may not serve at all, also where it is active; "" when it may."""
     if record.state is not VariantState.READY:
-        return refused(f"{record.state.value}{': ' + record.reason if record.reason else ''}")
-    if snapshot.named is None and record.precision not in AGREEING_PRECISIONS:
-        return refused(f"{record.precision} may differ from the registered model; it must be named to be used")
-    hosts = [cls for cls in snapshot.classes if _can_run(record, cls)]
-    if not hosts and not active:
-        return refused(_why_nowhere(record, snapshot.classes))
-    profiles = snapshot.profiles.get(key, {})
-    if active:
-        return VariantOption(key, True, instances, "", _least(_latency(profiles, cls) for cls in active))
+        return f"{record.state.value}{': ' + record.reason if record.reason else ''}"
+    if not named and record.precision not in AGREEING_PRECISIONS:
+        return f"{record.precision} may differ from the registered model; it must be named to be used"
+    return ""
+
+
+def _inactive(record: VariantRecord, classes: Mapping[NodeClass, int], profiles: Mapping[ProfileClass, ProfileRecord]) -> VariantOption:
+    """What starting it would cost on the best class that can run it."""
+    key = record.key
+    hosts = [cls for cls in classes if _can_run(record, cls)]
+    if not hosts:
+        return VariantOption(key, False, 0, _why_nowhere(record, classes))
     cheapest = min(
         (
             (load + latency, load, latency)
@@ -77,30 +124,15 @@ def _judge(record: VariantRecord, snapshot: VariantSnapshot) -> VariantOption:
     return VariantOption(key, True, 0, "", cheapest[2], cheapest[1])
 
 
-def _explained(options: list[VariantOption], measured: Mapping[int, bool]) -> Iterable[VariantOption]:
-    """Adds to every usable option why it won, or what beat it."""
-    best = options[0] if options and options[0].usable else None
-    for option in options:
-        if not option.usable or best is None:
-            yield option
-            continue
-        yield VariantOption(
-            option.variant, True, option.active_instances, _reason(option, best, measured), option.latency_ms, option.load_ms
-        )
-
-
-def _reason(option: VariantOption, best: VariantOption, measured: Mapping[int, bool]) -> str:
-    by_number = measured[0 if best.active_instances else 1]
+def _reason(option: VariantOption, best: VariantOption, by_number: bool) -> str:
+    """Why it won, or what beat it."""
     basis = "least expected time" if by_number else "default order (not every candidate has a profile)"
-    state = "active" if best.active_instances else "inactive"
     if option is best:
-        return f"{state}, {basis}"
+        return f"{'active' if best.active_instances else 'inactive'}, {basis}"
     if best.active_instances and not option.active_instances:
         return f"inactive, and {best.variant.variant} is active"
-    if not by_number:
+    if not by_number or option.expected_ms is None or best.expected_ms is None:
         return f"after {best.variant.variant} in the default order"
-    assert option.expected_ms is not None
-    assert best.expected_ms is not None
     return f"{option.expected_ms - best.expected_ms:.3g} ms slower than {best.variant.variant}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import stat
 from collections.abc import Callable
@@ -167,6 +168,9 @@ async def run(
 
 async def _serving_once_synced(watched: WatchedState, server: RpcServer) -> None:
     await watched.wait_synced()
+    # What was read stays: without this every full collection walks all records, for milliseconds in the midst of requests.
+    gc.collect()
+    gc.freeze()
     for name in ("", open_inference.SERVICE):
         await server.set_serving(True, name)
 

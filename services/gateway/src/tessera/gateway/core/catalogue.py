@@ -7,7 +7,6 @@ slots) are memoised and dropped when something they were made of changes, so tha
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +37,7 @@ MAX_ROUTES = 65536
 MAX_ORPHANS_PER_NODE = 1024
 MAX_STALE = 65536
 
+_NOTHING: dict[Any, Any] = {}
 _UNKNOWN_CLASS = NodeClass(BuildClass("unknown"), ProfileClass("unknown"), (), 1)
 
 
@@ -68,16 +68,16 @@ class Catalogue:
         self.aliases: dict[ModelName, AliasRecord] = {}
         self.versions: dict[ModelName, dict[VersionNumber, VersionRecord]] = {}
         self.variants: dict[VersionKey, dict[VariantName, VariantRecord]] = {}
-        self.profiles: dict[VariantKey, dict[ProfileClass, ProfileRecord]] = {}
+        self.profiles: dict[VersionKey, dict[VariantName, dict[ProfileClass, ProfileRecord]]] = {}
         self.nodes: dict[NodeId, NodeRecord] = {}
         self._records: dict[str, Record] = {}
         self._classes: dict[NodeClass, int] = {}
-        self._last_nodes: dict[NodeId, NodeRecord] = {}
         self._slots: dict[InstanceId, InstanceSlot] = {}
         self._orphans: dict[NodeId, dict[InstanceId, InstanceSlot]] = {}
         self._seen_orphans: set[InstanceSlot] = set()
         self._stale: OrderedDict[Generation, None] = OrderedDict()
-        self._by_variant: dict[VariantKey, dict[InstanceId, InstanceSlot]] = {}
+        self._by_version: dict[VersionKey, dict[VariantName, dict[InstanceId, InstanceSlot]]] = {}
+        self._class_by_node: dict[NodeId, NodeClass] = {}
         self._routes: dict[tuple[str, str], Route] = {}
         self._routes_of: dict[VersionKey, set[tuple[str, str]]] = {}
 
@@ -105,7 +105,10 @@ class Catalogue:
                 self.variants.setdefault(record.key.version_key, {})[record.key.variant] = record
                 self._forget_routes(record.key.version_key)
             case ProfileRecord():
-                self.profiles.setdefault(record.variant, {})[record.profile_class] = record
+                # A new dict, never the old one changed: the policy remembers what it made of it.
+                of_version = self.profiles.setdefault(record.variant.version_key, {})
+                name = record.variant.variant
+                of_version[name] = {**of_version.get(name, {}), record.profile_class: record}
                 self._forget_routes(record.variant.version_key)
             case NodeRecord():
                 self._put_node(record)
@@ -129,7 +132,11 @@ class Catalogue:
                 _drop(self.variants, record.key.version_key, record.key.variant)
                 self._forget_routes(record.key.version_key)
             case ProfileRecord():
-                _drop(self.profiles, record.variant, record.profile_class)
+                of_version = self.profiles[record.variant.version_key]
+                left = {cls: one for cls, one in of_version[record.variant.variant].items() if cls != record.profile_class}
+                of_version[record.variant.variant] = left
+                if not left:
+                    _drop(self.profiles, record.variant.version_key, record.variant.variant)
                 self._forget_routes(record.variant.version_key)
             case NodeRecord():
                 self._remove_node(record)
@@ -206,33 +213,25 @@ class Catalogue:
         records = self.variants.get(resolved.version, {})
         if resolved.variant is not None and resolved.variant not in records:
             raise VariantNotFound(f"{resolved.version}/{resolved.variant}", ", ".join(sorted(records)))
-        active: dict[VariantKey, dict[NodeClass, int]] = {}
-        for record in records.values():
-            for slot in self.usable_slots(record.key):
-                counts = active.setdefault(record.key, {})
-                cls = self._class_of(slot.node_id)
-                counts[cls] = counts.get(cls, 0) + 1
+        slots = {name: self._usable(held) for name, held in self._by_version.get(resolved.version, _NOTHING).items()}
+        active = {name: self._classes_of(usable) for name, usable in slots.items() if usable}
         plan = self.policy.choose(
             VariantSnapshot(
                 version=resolved.version,
                 variants=tuple(records.values()),
                 classes=self._classes,
                 active=active,
-                profiles={key: self.profiles[key] for key in (record.key for record in records.values()) if key in self.profiles},
+                profiles=self.profiles.get(resolved.version, _NOTHING),
                 named=resolved.variant,
             )
         )
         chosen = plan.chosen
-        return Route(resolved, plan, tuple(self.usable_slots(chosen.variant)) if chosen is not None else ())
-
-    def usable_slots(self, variant: VariantKey) -> Iterable[InstanceSlot]:
-        for slot in self._by_variant.get(variant, {}).values():
-            if not slot.suspect and not (slot.orphan and slot.node_id in self.nodes):
-                yield slot
+        return Route(resolved, plan, slots.get(chosen.variant.variant, ()) if chosen is not None else ())
 
     def suspects(self, variant: VariantKey) -> tuple[InstanceSlot, ...]:
         """Instances that would be usable if only their connections worked."""
-        return tuple(slot for slot in self._by_variant.get(variant, {}).values() if slot.suspect)
+        held = self._by_version.get(variant.version_key, _NOTHING).get(variant.variant, _NOTHING)
+        return tuple(slot for slot in held.values() if slot.suspect)
 
     def slot(self, instance_id: InstanceId) -> InstanceSlot | None:
         return self._slots.get(instance_id)
@@ -277,7 +276,8 @@ class Catalogue:
 
     def _put_node(self, record: NodeRecord) -> None:
         returned = record.node_id not in self.nodes
-        self.nodes[record.node_id] = self._last_nodes[record.node_id] = record
+        self.nodes[record.node_id] = record
+        self._class_by_node[record.node_id] = node_class(record)
         if returned:
             for slot in list(self._orphans.get(record.node_id, {}).values()):
                 self._discard(slot)
@@ -286,24 +286,35 @@ class Catalogue:
     def _remove_node(self, record: NodeRecord) -> None:
         self.nodes.pop(record.node_id, None)
         if not any(slot.node_id == record.node_id for slot in self._slots.values()):
-            self._last_nodes.pop(record.node_id, None)
+            self._class_by_node.pop(record.node_id, None)
         self._count_classes()
 
     def _count_classes(self) -> None:
         classes: dict[NodeClass, int] = {}
-        for node in self.nodes.values():
-            cls = node_class(node)
+        for node_id in self.nodes:
+            cls = self._class_by_node[node_id]
             classes[cls] = classes.get(cls, 0) + 1
         self._classes = classes
         self._forget_routes()
 
-    def _class_of(self, node_id: NodeId) -> NodeClass:
-        node = self._last_nodes.get(node_id)
-        return node_class(node) if node is not None else _UNKNOWN_CLASS
+    def _usable(self, held: dict[InstanceId, InstanceSlot]) -> tuple[InstanceSlot, ...]:
+        nodes = self.nodes
+        return tuple([slot for slot in held.values() if not slot.suspect and not (slot.orphan and slot.node_id in nodes)])
+
+    def _classes_of(self, slots: tuple[InstanceSlot, ...]) -> dict[NodeClass, int]:
+        """How many of them each class of nodes holds; the class of a node outlives its record as long as it has instances."""
+        if len(slots) == 1:
+            return {self._class_by_node.get(slots[0].node_id, _UNKNOWN_CLASS): 1}
+        counts: dict[NodeClass, int] = {}
+        for slot in slots:
+            cls = self._class_by_node.get(slot.node_id, _UNKNOWN_CLASS)
+            counts[cls] = counts.get(cls, 0) + 1
+        return counts
 
     def _insert(self, slot: InstanceSlot) -> None:
         self._slots[slot.instance_id] = slot
-        self._by_variant.setdefault(slot.variant, {})[slot.instance_id] = slot
+        of_version = self._by_version.setdefault(slot.variant.version_key, {})
+        of_version.setdefault(slot.variant.variant, {})[slot.instance_id] = slot
         self._forget_routes(slot.variant.version_key)
 
     def _adopt_orphan(self, slot: InstanceSlot) -> None:
@@ -314,7 +325,10 @@ class Catalogue:
         self._adopt_orphan(slot)
         if self._slots.get(slot.instance_id) is slot:
             del self._slots[slot.instance_id]
-        _drop(self._by_variant, slot.variant, slot.instance_id)
+        of_version = self._by_version.get(slot.variant.version_key, {})
+        _drop(of_version, slot.variant.variant, slot.instance_id)
+        if not of_version:
+            self._by_version.pop(slot.variant.version_key, None)
         self._forget_routes(slot.variant.version_key)
 
     def _remember(self, key: tuple[str, str], route: Route) -> Route:

@@ -14,6 +14,7 @@ from tessera.gateway.adapters.scheduler import SchedulerClient
 from tessera.gateway.core.catalogue import Catalogue
 from tessera.gateway.core.decisions import Decision, DecisionLog
 from tessera.gateway.core.spans import RequestSpan, spans_of_decision
+from tessera.policy.variant.base import VariantPolicy
 from tessera.telemetry import FinishedSpan, spans_of
 from tessera.wire import encode_stage_times, encode_variant_key
 
@@ -39,7 +40,7 @@ class AdminServer(gateway_pb2_grpc.GatewayServicer):
         decision = self._decisions.get(request_id)
         if decision is None:
             raise NotFound(f"request {request_id!r} was not answered here, or is too long ago")
-        answer = _explanation(decision)
+        answer = _explanation(decision, self._catalogue.policy)
         # The ids of requests that shared a start differ; the scheduler may know it by either.
         for known_as in dict.fromkeys(name for name in (decision.start_request_id, request_id) if decision.start_request_id and name):
             try:
@@ -73,9 +74,10 @@ def _checked(request_id: str) -> str:
     return request_id
 
 
-def _explanation(decision: Decision) -> gateway_pb2.ExplainResponse:
-    options = decision.plan.options if decision.plan is not None else ()
-    chosen = decision.plan.chosen if decision.plan is not None else None
+def _explanation(decision: Decision, policy: VariantPolicy) -> gateway_pb2.ExplainResponse:
+    plan = decision.plan
+    options = policy.explain(plan) if plan is not None else ()
+    chosen = plan.chosen.variant if plan is not None and plan.chosen is not None else None
     return gateway_pb2.ExplainResponse(
         request_id=decision.request_id,
         model=str(decision.version) if decision.version is not None else decision.model,
@@ -84,12 +86,12 @@ def _explanation(decision: Decision) -> gateway_pb2.ExplainResponse:
                 variant=encode_variant_key(option.variant),
                 expected_ms=option.expected_ms or 0.0,
                 active_instances=option.active_instances,
-                chosen=option is chosen,
+                chosen=option.variant == chosen,
                 reason=option.reason,
             )
             for option in options
         ],
-        variant_policy=decision.plan.policy if decision.plan is not None else "",
+        variant_policy=plan.policy if plan is not None else "",
         node_id=decision.node_id,
         instance_id=decision.instance_id,
         start_path=decision.start_path,

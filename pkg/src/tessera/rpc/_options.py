@@ -31,7 +31,8 @@ def client_options(max_message_bytes: int) -> list[tuple[str, int]]:
         ("grpc.http2.max_pings_without_data", 0),
         # A service that was restarted is found again in a second, not in the two minutes that the back-off grows to.
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        # This one is also how long a connection may take to come about: a busy machine needs more than the back-off.
+        ("grpc.min_reconnect_backoff_ms", 1_000),
         ("grpc.max_reconnect_backoff_ms", 1_000),
         # Channels to the same address in one process are still connections of their own.
         ("grpc.use_local_subchannel_pool", 1),

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tessera.coord.binary import find_etcd
-
 from tessera.cli.embedded import state as platform
 from tessera.cli.embedded.control import ports_in_use
 from tessera.cli.embedded.layout import Layout
+from tessera.coord.binary import find_etcd
 from tessera.domain.errors import TesseraError
 
 MIN_SHM_BYTES = 1 << 30

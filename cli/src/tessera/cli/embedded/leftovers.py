@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 import psutil
-from tessera.coord.etcd import EtcdCoordinator
 
 from tessera.cli.embedded.layout import Layout
 from tessera.coord import keys
+from tessera.coord.etcd import EtcdCoordinator
 from tessera.domain.errors import TesseraError
 
 

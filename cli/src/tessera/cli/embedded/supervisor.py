@@ -45,7 +45,8 @@ class Child:
 
     def start(self) -> None:
         with self.log.open("ab") as log:
-            self.process = ChildProcess(self.command, stderr=log)
+            # gRPC's core writes lines of its own, such as of peers that went away; the services log what matters.
+            self.process = ChildProcess(self.command, stderr=log, env={"GRPC_VERBOSITY": "ERROR", **os.environ})
         try:
             self.started_unix_s = psutil.Process(self.process.pid).create_time()
         except psutil.NoSuchProcess:

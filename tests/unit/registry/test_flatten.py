@@ -160,6 +160,22 @@ def test_model_that_fixes_the_batch_is_exported_with_fixed_shapes(tmp_path: Path
     assert "exported with fixed shapes" in exported.loaded.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("body", "batched"),
+    [
+        (lambda m, x: torch.softmax(m.conv(x).flatten(1), 1), True),
+        (lambda m, x: m.conv(x) - m.conv(x).mean(0), False),
+        (lambda m, x: m.conv(x).flatten(1) @ m.conv(x).flatten(1).T, False),
+    ],
+)
+def test_model_whose_rows_change_one_another_is_not_batched(
+    tmp_path: Path, body: Callable[[Any, torch.Tensor], Any], batched: bool
+) -> None:
+    exported, _ = made(body, tmp_path)
+    assert exported.signature.inputs[0].shape[0] == -1
+    assert exported.signature.batched is batched
+
+
 @torch.library.custom_op("registrytest::twice", mutates_args=())
 def twice(x: torch.Tensor) -> torch.Tensor:
     return x * 2

@@ -33,7 +33,8 @@ class Exported:
 
 def export(loaded: Loaded, agree: Callable[[Exported], None]) -> Exported:
     """Exports with dynamic batch and sequence, else with dynamic batch, else with fixed shapes; `agree` raises where the result differs
-    from the model, which counts as a failure of that attempt too.
+    from the model, which counts as a failure of that attempt too. Where rows of a batch change one another the signature says
+    that it is not batched, so that no runtime joins requests.
 
     Raises:
         Unsupported: no attempt worked, or the program needs what the flat program lacks (that ends the attempts at once).
@@ -41,7 +42,7 @@ def export(loaded: Loaded, agree: Callable[[Exported], None]) -> Exported:
     if loaded.program is not None:
         made = _describe(loaded.program, loaded)
         agree(made)
-        return made
+        return _unbatched(made) if _rows_mix(made) else made
     reasons: list[str] = []
     for axes in ({Axis.BATCH, Axis.SEQUENCE}, {Axis.BATCH}, set[Axis]()):
         if Axis.SEQUENCE in axes and not loaded.has_sequence:
@@ -60,8 +61,31 @@ def export(loaded: Loaded, agree: Callable[[Exported], None]) -> Exported:
             continue
         if reasons:
             made.loaded.notes.append(f"exported with {'fixed shapes' if not axes else 'a dynamic batch only'}: {reasons[-1]}")
-        return made
+        return _unbatched(made) if _rows_mix(made) else made
     raise Unsupported(f"torch.export cannot trace the model: {reasons[-1]}")
+
+
+def _rows_mix(made: Exported) -> bool:
+    """Whether a row's answer depends on the rows beside it."""
+    if not made.signature.batched:
+        return False
+    inputs = made.loaded.examples(3, EXAMPLE_SEQUENCE, seed=3)
+    with torch.no_grad():
+        together, alone = made.loaded.module(*inputs), made.loaded.module(*(value[:1] for value in inputs))
+    return any(not _close(a[:1], b) for a, b in zip(together, alone, strict=True))
+
+
+def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Far looser than agreement: kernels for other batch sizes round differently, and deep random networks amplify that."""
+    if a.shape != b.shape or not a.dtype.is_floating_point:
+        return bool(torch.equal(a, b))
+    scale = max(1.0, float(b.abs().nan_to_num(posinf=0.0).max())) if b.numel() else 1.0
+    return bool(torch.allclose(a, b, rtol=0.0, atol=1e-2 * scale, equal_nan=True))
+
+
+def _unbatched(made: Exported) -> Exported:
+    made.loaded.notes.append("rows of a batch change one another's answers: requests are never joined")
+    return replace(made, signature=replace(made.signature, batched=False))
 
 
 def _first_line(error: Exception) -> str:
@@ -115,6 +139,10 @@ def _signature(flat: Flat, inputs: tuple[str, ...], outputs: tuple[str, ...]) ->
     values = [*flat.inputs, *flat.outputs]
     first: set[Any] = {_symbol(value.shape[0]) if value.dim() else None for value in values}
     batched = len(first) == 1 and None not in first
+    if batched:
+        # a batch that is also another dimension (similarities of all with all) must not be joined with other requests
+        batch = next(iter(first))
+        batched = not any(batch in (_symbol(length) or "") for value in values for length in value.shape[1:])
     return Signature(
         inputs=tuple(spec(name, value) for name, value in zip(inputs, flat.inputs, strict=True)),
         outputs=tuple(spec(name, value) for name, value in zip(outputs, flat.outputs, strict=True)),

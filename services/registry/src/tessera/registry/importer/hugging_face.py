@@ -98,7 +98,8 @@ def prepare(model: Any, pooling: Pooling | None = None) -> Loaded:
     outputs = tuple(key for key, value in found.items() if isinstance(value, torch.Tensor))
     if not outputs:
         raise Unsupported(f"{type(model).__name__} answers with no tensor")
-    longest = int(getattr(model.config, "max_position_embeddings", 0) or 512)
+    text = getattr(model.config, "text_config", model.config)
+    longest = int(getattr(text, "max_position_embeddings", 0) or 512)
     if longest < EXAMPLE_SEQUENCE:
         raise Unsupported(f"max_position_embeddings {longest}: at least {EXAMPLE_SEQUENCE}")
     if getattr(model.config, "model_type", "") in ("roberta", "xlm-roberta", "camembert", "mpnet"):

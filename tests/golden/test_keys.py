@@ -6,7 +6,18 @@ import os
 from pathlib import Path
 
 from tessera.coord import keys
-from tessera.domain.ids import Digest, InstanceId, JobId, ModelName, NodeId, ProfileClass, TrustDomain, VariantKey, VariantName, VersionNumber
+from tessera.domain.ids import (
+    Digest,
+    InstanceId,
+    JobId,
+    ModelName,
+    NodeId,
+    ProfileClass,
+    TrustDomain,
+    VariantKey,
+    VariantName,
+    VersionNumber,
+)
 
 GOLDEN = Path(__file__).parent / "keys.txt"
 

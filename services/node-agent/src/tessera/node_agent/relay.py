@@ -24,6 +24,7 @@ import uvloop
 
 from tessera.clock import Clock, SystemClock
 from tessera.frames.codec import FrameError, encode_goaway, peek_hello
+from tessera.frames.heap import keep_freed_memory
 
 INFO_FILE = "relay.json"
 HELLO_TIMEOUT_S = 10.0
@@ -206,6 +207,7 @@ def main() -> None:
     parser.add_argument("--run-folder", required=True, type=Path)
     parser.add_argument("--orphan-s", type=float, default=600.0)
     given = parser.parse_args()
+    keep_freed_memory()
     uvloop.run(_main(given.listen, given.run_folder, given.orphan_s))
 
 

@@ -19,6 +19,7 @@ from tessera.api.open_inference import inference_pb2
 from tessera.clock import Clock, SystemClock
 from tessera.coord.etcd import EtcdCoordinator
 from tessera.coord.interface import Coordinator
+from tessera.coord.presence import announce
 from tessera.domain.errors import FailedPrecondition
 from tessera.domain.ids import RuntimeId, TrustDomain
 from tessera.domain.records import ServiceRecord
@@ -28,7 +29,6 @@ from tessera.gateway.adapters.identifiers import Identifiers
 from tessera.gateway.adapters.links import FrameLinks
 from tessera.gateway.adapters.metrics import PrometheusMeter
 from tessera.gateway.adapters.platform import Platform
-from tessera.gateway.adapters.presence import announce
 from tessera.gateway.adapters.scheduler import Leader, SchedulerClient
 from tessera.gateway.adapters.watched import WatchedState
 from tessera.gateway.config import GatewayConfig

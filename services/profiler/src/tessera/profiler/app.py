@@ -8,9 +8,9 @@ from tessera import telemetry
 from tessera.api.profiler.v1 import profiler_pb2_grpc
 from tessera.clock import SystemClock
 from tessera.coord.etcd import EtcdCoordinator
+from tessera.coord.presence import announce
 from tessera.domain.records import ServiceRecord
 from tessera.profiler.adapters.agents import GrpcAgents
-from tessera.profiler.adapters.presence import Presence
 from tessera.profiler.adapters.records import EtcdRecords
 from tessera.profiler.config import ProfilerConfig
 from tessera.profiler.loops import Profiler, RunLimits
@@ -46,7 +46,7 @@ async def serve(config: ProfilerConfig, stop: Stop) -> None:
             await server.start()
             try:
                 record = ServiceRecord("profiler", config.address, server.address)
-                tasks.start("presence", Presence(coordinator, clock, record, config.lease_ttl_s).run())
+                tasks.start("presence", announce(coordinator, clock, record, config.lease_ttl_s))
                 await stop.wait()
             finally:
                 await server.stop(config.stop_grace_s)

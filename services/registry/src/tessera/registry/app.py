@@ -15,6 +15,7 @@ from tessera.api.registry.v1 import registry_pb2_grpc
 from tessera.clock import SystemClock
 from tessera.coord.etcd import EtcdCoordinator
 from tessera.coord.interface import Coordinator
+from tessera.coord.presence import announce
 from tessera.domain.errors import FailedPrecondition, InvalidInput
 from tessera.domain.ids import TrustDomain, checked_name
 from tessera.domain.records import ServiceRecord
@@ -30,7 +31,6 @@ from tessera.registry.loops.builtin import ensure_built_in
 from tessera.registry.loops.catalogue import Catalogue
 from tessera.registry.loops.imports import Imports, Limits
 from tessera.registry.loops.joblog import JobLog
-from tessera.registry.loops.presence import Presence
 from tessera.registry.loops.shelf import Shelf
 from tessera.registry.loops.tidying import Tidying
 from tessera.registry.loops.variants import VariantMaker
@@ -114,7 +114,7 @@ async def run(config: RegistryConfig, stop: Stop, coordinator: Coordinator, stat
         def add(server: grpc.aio.Server) -> None:
             registry_pb2_grpc.add_RegistryServicer_to_server(servicer, server)
 
-        server = RpcServer(config.address, handlers=[add], service_names=[SERVICE], token=config.token)
+        server = RpcServer(config.address, handlers=[add], service_names=[SERVICE], token=config.registry_token)
         try:
             await blobs.sweep()
             for domain in domains:
@@ -127,7 +127,7 @@ async def run(config: RegistryConfig, stop: Stop, coordinator: Coordinator, stat
             tasks.start("variants", variants.run())
             tasks.start("tidying", tidying.run())
             record = ServiceRecord("registry", config.address, server.address, {"pid": str(os.getpid())})
-            tasks.start("presence", Presence(coordinator, clock, record, config.lease_ttl_s).run())
+            tasks.start("presence", announce(coordinator, clock, record, config.lease_ttl_s))
             await stop.wait()
         finally:
             await server.stop(config.stop_grace_s)

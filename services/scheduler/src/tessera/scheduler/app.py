@@ -12,6 +12,7 @@ from tessera.api.scheduler.v1 import scheduler_pb2_grpc
 from tessera.clock import Clock, SystemClock
 from tessera.coord.etcd import EtcdCoordinator
 from tessera.coord.interface import Coordinator
+from tessera.coord.presence import announce
 from tessera.domain.ids import TrustDomain
 from tessera.domain.records import ServiceRecord, VariantRecord
 from tessera.policy.placement import registry as placements
@@ -29,7 +30,6 @@ from tessera.scheduler.core.assignments import Limits
 from tessera.scheduler.core.cluster import Cluster
 from tessera.scheduler.core.explanations import Explanations
 from tessera.scheduler.loops.leading import Elector, LeaderFollower, Leading
-from tessera.scheduler.loops.presence import Presence
 from tessera.scheduler.loops.pulse import Pulse
 from tessera.scheduler.loops.reconciling import Reconciler
 from tessera.scheduler.loops.starting import Starter, StartLimits
@@ -155,8 +155,8 @@ class Scheduler:
         )
         self._elector = Elector(coordinator, self.leading, clock, lease_ttl_s=config.lease_ttl_s, on_end=self.cluster.reset)
         self._follower = LeaderFollower(coordinator, self.leading, clock)
-        record = ServiceRecord("scheduler", config.address, config.address)
-        self._presence = Presence(coordinator, clock, record, config.lease_ttl_s)
+        self._presence = ServiceRecord("scheduler", config.address, config.address)
+        self._coordinator, self._clock, self._lease_ttl_s = coordinator, clock, config.lease_ttl_s
 
     def start(self) -> None:
         for view in self.records.views:
@@ -165,7 +165,7 @@ class Scheduler:
         self._tasks.start("leader", self._follower.run())
         self._tasks.start("election", self._lead())
         self._tasks.start("reconciling", self.reconciler.run())
-        self._tasks.start("presence", self._presence.run())
+        self._tasks.start("presence", announce(self._coordinator, self._clock, self._presence, self._lease_ttl_s))
 
     async def _lead(self) -> None:
         """A leader must know the records before it acts on them."""

@@ -1,1 +1,1 @@
-"""The registry's asyncio shell: imports, variants, deletion, presence. Decisions are in `core`, effects behind `ports`."""
+"""The registry's asyncio shell: imports, variants, deletion. Decisions are in `core`, effects behind `ports`."""

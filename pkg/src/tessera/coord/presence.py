@@ -1,4 +1,4 @@
-"""Says in etcd where this gateway answers, under a lease; again whenever the lease was lost."""
+"""Says in etcd where a service answers, under a lease; again whenever the lease was lost."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tessera.telemetry import get_logger
 
 RETRY_S = 1.0
 
-_log = get_logger("tessera.gateway")
+_log = get_logger("tessera.coord")
 
 
 async def announce(coordinator: Coordinator, clock: Clock, record: ServiceRecord, ttl_s: float) -> None:
@@ -26,7 +26,7 @@ async def announce(coordinator: Coordinator, clock: Clock, record: ServiceRecord
             finally:
                 await session.close()
         except TesseraError as error:
-            _log.info("service record not written; tried again", reason=error.message)
+            _log.info("service record not written; tried again", reason=str(error))
         await clock.sleep(RETRY_S)
 
 

@@ -16,7 +16,7 @@ from tessera.coord import keys
 from tessera.coord.binary import EtcdProcess
 from tessera.coord.etcd import EtcdCoordinator
 from tessera.domain.errors import TesseraError
-from tessera.domain.ids import TrustDomain
+from tessera.domain.ids import Digest, TrustDomain
 from tessera.runtime.classes import build_class
 
 BERT = registry_pb2.BuilderSource(
@@ -32,8 +32,9 @@ async def until(check: Any, seconds: float = 90.0) -> None:
             await clock.sleep(0.05)
 
 
-def sandboxes() -> list[psutil.Process]:
-    return [p for p in psutil.process_iter(["cmdline"]) if "tessera.registry.importer" in (p.info["cmdline"] or [])]
+def sandboxes(registry: RegistryProcess) -> list[psutil.Process]:
+    assert registry.process is not None
+    return psutil.Process(registry.process.pid).children()
 
 
 @pytest.mark.parametrize("point", ["registry.store_blob=2*off->kill", "registry.before_commit=kill", "registry.after_commit=kill"])
@@ -60,14 +61,10 @@ async def test_killed_at_a_point_it_goes_on_after_the_restart(
         assert (await registry.register("m", BERT))[-1].result.unchanged
         await registry.stub.DeleteModel(registry_pb2.DeleteModelRequest(name="m"))
         assert [size for _, size in registry.repository.digests()] == [
-            len(registry.repository.read(_digest((await registry.model("identity")).versions[0].variants[0].artifact_digest)))
+            len(registry.repository.read(Digest((await registry.model("identity")).versions[0].variants[0].artifact_digest)))
         ]
     finally:
         await registry.stop()
-
-
-def _digest(text: str) -> Any:
-    return text
 
 
 async def test_killed_inside_the_sandbox_takes_it_along_and_goes_on(
@@ -76,8 +73,8 @@ async def test_killed_inside_the_sandbox_takes_it_along_and_goes_on(
     registry = RegistryProcess(tmp_path, etcd.endpoint)
     await registry.start()
     task = asyncio.create_task(registry.register("m", BERT))
-    await until(lambda: _any(sandboxes))
-    (running,) = sandboxes()
+    await until(lambda: _any(sandboxes, registry))
+    (running,) = sandboxes(registry)
     await registry.kill()
     with pytest.raises(TesseraError):
         await task
@@ -96,8 +93,8 @@ async def test_killed_inside_the_sandbox_takes_it_along_and_goes_on(
         await registry.stop()
 
 
-async def _any(found: Any) -> bool:
-    return bool(found())
+async def _any(found: Any, of: Any) -> bool:
+    return bool(found(of))
 
 
 async def test_job_whose_files_are_gone_leaves_nothing(tmp_path: Path, etcd: EtcdProcess, coordinator: EtcdCoordinator) -> None:
@@ -135,9 +132,9 @@ async def test_etcd_away_while_the_import_ends(tmp_path: Path, etcd: EtcdProcess
     await registry.start()
     try:
         task = asyncio.create_task(registry.register("m", BERT))
-        await until(lambda: _any(sandboxes))
+        await until(lambda: _any(sandboxes, registry))
         await etcd.stop()
-        await until(lambda: _none(sandboxes))
+        await until(lambda: _none(sandboxes, registry))
         await SystemClock().sleep(1.0)
         await etcd.start()
         assert (await task)[-1].step == "registered"
@@ -145,5 +142,5 @@ async def test_etcd_away_while_the_import_ends(tmp_path: Path, etcd: EtcdProcess
         await registry.stop()
 
 
-async def _none(found: Any) -> bool:
-    return not found()
+async def _none(found: Any, of: Any) -> bool:
+    return not found(of)

@@ -159,6 +159,7 @@ class Imports:
 
     async def _run(self, job: JobRecord, registration: Registration, digest: Digest) -> None:
         folder = self._work / job.job_id
+        failure: TesseraError | None = None
         try:
             if registration.attempt > self._limits.attempts:
                 raise Internal(f"the registry died {self._limits.attempts} times while it imported this model; it is not tried again")
@@ -168,12 +169,14 @@ class Imports:
                 with telemetry.span("tessera.registry.import", model=registration.name, job=job.job_id):
                     await self._import(job, registration, digest, folder)
         except TesseraError as error:
-            await self._fail(job, error)
+            failure = error
         except OSError as error:
-            await self._fail(job, Internal(f"the import cannot be written: {error.strerror or error}"))
+            failure = Internal(f"the import cannot be written: {error.strerror or error}")
         finally:
-            self._running.pop((job.trust_domain, digest), None)
             await asyncio.to_thread(shutil.rmtree, folder, True)
+        if failure is not None:
+            await self._fail(job, failure)
+        self._running.pop((job.trust_domain, digest), None)
 
     async def _import(self, job: JobRecord, registration: Registration, digest: Digest, folder: Path) -> None:
         begun_s = self._clock.monotonic_s()

@@ -209,3 +209,38 @@ def test_spans_go_out_by_otlp() -> None:
 def test_the_current_span_is_opentelemetrys() -> None:
     with span("ours"):
         assert trace.get_current_span().get_span_context().is_valid
+
+
+def test_a_span_that_has_ended_stays_as_it_is() -> None:
+    with span("work", parent=TraceContext(TRACE, PARENT), model="digits") as own:
+        assert own.is_recording()
+        own.set_attributes({"rows": 3})
+        own.update_name("more work")
+        own.set_status(trace.Status(trace.StatusCode.ERROR, "first words"))
+        own.set_status(trace.StatusCode.OK)
+    assert not own.is_recording()
+    own.set_attribute("late", True)
+    own.set_status(trace.StatusCode.ERROR, "late words")
+    own.end()
+    (found,) = spans_of(TRACE)
+    assert (found.name, found.attributes, found.status) == ("more work", {"model": "digits", "rows": "3"}, "ok")
+
+
+def test_the_events_of_a_span_go_out_with_it() -> None:
+    collector = Collector()
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        telemetry.configure("registry", otlp_endpoint=f"http://127.0.0.1:{port}")
+        with span("work", parent=TraceContext(TRACE, PARENT)) as own:
+            own.add_event("looked", {"rows": 3})
+            own.record_exception(Conflict("somebody was faster"))
+        telemetry.shutdown()
+    finally:
+        server.stop(0).wait()
+    _, work = collector.spans()["work"]
+    assert work.parent_span_id.hex() == PARENT
+    assert [event.name for event in work.events] == ["looked", "exception"]
+    assert {each.key: each.value.string_value for each in work.events[1].attributes}["exception.message"] == "somebody was faster"

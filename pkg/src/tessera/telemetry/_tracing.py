@@ -7,22 +7,23 @@ agent), which costs one append when nothing is exported. An unsampled trace cost
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from contextvars import ContextVar, Token
+from collections.abc import Mapping, Sequence
+from contextvars import Token
 from types import TracebackType
 from typing import Literal
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.trace.id_generator import IdGenerator
-from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
 from opentelemetry.trace import NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags
+from opentelemetry.util import types
 
 from tessera.domain.errors import InvalidInput
 from tessera.telemetry._context import TraceContext, new_span_id, new_trace_id
+from tessera.telemetry._live import LiveSpan
 from tessera.telemetry._logging import LEVELS, configure_default, configure_logging
 from tessera.telemetry._ring import FinishedSpan, SpanRing
 
@@ -30,43 +31,6 @@ _EXPORT_TIMEOUT_S = 2
 """For one batch, retries included; a collector that is away must not hold up the end of a process."""
 
 Attribute = str | bool | int | float
-
-_wanted_trace_id: ContextVar[int] = ContextVar("tessera_wanted_trace_id", default=0)
-
-
-class _Ids(IdGenerator):
-    """Random ids, except that the root span of a trace whose id is given beforehand (a request's id) takes that one."""
-
-    def generate_trace_id(self) -> int:
-        return _wanted_trace_id.get() or int(new_trace_id(), 16)
-
-    def generate_span_id(self) -> int:
-        return int(new_span_id(), 16)
-
-
-class _RingProcessor(SpanProcessor):
-    def __init__(self, ring: SpanRing, service: str) -> None:
-        self._ring = ring
-        self._service = service
-
-    def on_end(self, span: ReadableSpan) -> None:
-        own = span.get_span_context()
-        if own is None:
-            return
-        status = span.status
-        self._ring.add(
-            FinishedSpan(
-                trace_id=f"{own.trace_id:032x}",
-                span_id=f"{own.span_id:016x}",
-                parent_span_id=f"{span.parent.span_id:016x}" if span.parent else "",
-                name=span.name,
-                service=self._service,
-                start_unix_ns=span.start_time or 0,
-                end_unix_ns=span.end_time or 0,
-                attributes={key: str(value) for key, value in (span.attributes or {}).items()},
-                status=(status.description or "error") if status.status_code is StatusCode.ERROR else "ok",
-            )
-        )
 
 
 class _State:
@@ -79,13 +43,6 @@ class _State:
         self.resource = Resource({"service.name": f"tessera-{service}" if service else "tessera"})
         self.sampler = TraceIdRatioBased(sample_ratio)
         self.sample_ratio = sample_ratio
-        self.provider = TracerProvider(
-            resource=self.resource, sampler=ParentBased(self.sampler), id_generator=_Ids(), shutdown_on_exit=False
-        )
-        self.provider.add_span_processor(_RingProcessor(self.ring, service))
-        if exporter is not None:
-            self.provider.add_span_processor(exporter)
-        self.tracer = self.provider.get_tracer("tessera")
 
 
 _state = _State("", 4096, 1.0, None)
@@ -116,8 +73,8 @@ def configure(
     if log_level not in LEVELS:
         raise InvalidInput("log_level", log_level, f"must be one of {', '.join(LEVELS)}")
     exporter = _exporter(otlp_endpoint) if otlp_endpoint else None
-    old, _state = _state, _State(service, ring_size, sample_ratio, exporter)
-    old.provider.shutdown()
+    shutdown()
+    _state = _State(service, ring_size, sample_ratio, exporter)
     configure_logging(log_level, json_logs, current_trace_id, service)
 
 
@@ -155,7 +112,10 @@ def is_sampled(trace_id: str) -> bool:
 
 def current_context() -> TraceContext | None:
     """Trace id and span id of the current span, or None outside of any."""
-    own = trace.get_current_span().get_span_context()
+    current = trace.get_current_span()
+    if isinstance(current, LiveSpan):
+        return current.context
+    own = current.get_span_context()
     if not own.is_valid:
         return None
     return TraceContext(f"{own.trace_id:032x}", f"{own.span_id:016x}", own.trace_flags.sampled)
@@ -163,8 +123,8 @@ def current_context() -> TraceContext | None:
 
 def current_trace_id() -> str:
     """32 hex digits, or "" outside of any span."""
-    own = trace.get_current_span().get_span_context()
-    return f"{own.trace_id:032x}" if own.is_valid else ""
+    context = current_context()
+    return context.trace_id if context is not None else ""
 
 
 class span:
@@ -184,17 +144,12 @@ class span:
         self._token: Token[otel_context.Context] | None = None
 
     def __enter__(self) -> trace.Span:
-        parent = self._parent
-        if parent is None:
-            outer = trace.get_current_span()
-            own = outer.get_span_context()
-            if own.is_valid and not own.trace_flags.sampled:
-                # Not sampled: the children of the block see the same unsampled parent, and nothing is made.
-                self._span = outer
-                return outer
-            self._span = _state.tracer.start_span(self._name, attributes=self._attributes)
-        else:
-            self._span = _start_below(parent, self._name, self._attributes)
+        outer = current_context() if self._parent is None else self._parent
+        if self._parent is None and outer is not None and not outer.sampled:
+            # Not sampled: the children of the block see the same unsampled parent, and nothing is made.
+            self._span = trace.get_current_span()
+            return self._span
+        self._span = _begin(self._name, outer, self._attributes)
         self._token = otel_context.attach(trace.set_span_in_context(self._span))
         return self._span
 
@@ -203,24 +158,30 @@ class span:
             otel_context.detach(self._token)
             if error is not None:
                 words = "cancelled" if isinstance(error, asyncio.CancelledError) else (str(error) or type(error).__name__)
-                self._span.set_status(Status(StatusCode.ERROR, words))
+                self._span.set_status(StatusCode.ERROR, words)
             self._span.end()
         return False
 
 
-def _start_below(parent: TraceContext, name: str, attributes: Mapping[str, Attribute]) -> trace.Span:
-    trace_id = int(parent.trace_id, 16)
-    flags = TraceFlags(TraceFlags.SAMPLED if parent.sampled else TraceFlags.DEFAULT)
-    if not parent.sampled:
-        return NonRecordingSpan(SpanContext(trace_id, int(parent.span_id or new_span_id(), 16), is_remote=False, trace_flags=flags))
-    if not parent.span_id:
-        reset = _wanted_trace_id.set(trace_id)
-        try:
-            return _state.tracer.start_span(name, context=otel_context.Context(), attributes=attributes)
-        finally:
-            _wanted_trace_id.reset(reset)
-    remote = NonRecordingSpan(SpanContext(trace_id, int(parent.span_id, 16), is_remote=True, trace_flags=flags))
-    return _state.tracer.start_span(name, context=trace.set_span_in_context(remote), attributes=attributes)
+def _begin(name: str, parent: TraceContext | None, attributes: dict[str, Attribute]) -> trace.Span:
+    """A span below `parent`; one without an id is the trace itself, and then the trace's id decides, as for a trace that begins here."""
+    trace_id = parent.trace_id if parent is not None else new_trace_id()
+    above = parent.span_id if parent is not None else ""
+    sampled = parent.sampled if parent is not None else True
+    if sampled and (above or is_sampled(trace_id)):
+        return LiveSpan(name, TraceContext(trace_id, new_span_id()), above, {**attributes}, _ended)
+    flags = TraceFlags(TraceFlags.DEFAULT)
+    return NonRecordingSpan(SpanContext(int(trace_id, 16), int(above or new_span_id(), 16), is_remote=False, trace_flags=flags))
+
+
+def _ended(own: LiveSpan) -> None:
+    state, trace_id, span_id = _state, own.context.trace_id, own.context.span_id
+    shown = {key: str(value) for key, value in own.attributes.items()}
+    begin, end = own.start_unix_ns, own.end_unix_ns
+    state.ring.add(FinishedSpan(trace_id, span_id, own.parent_span_id, own.name, state.service, begin, end, shown, own.error or "ok"))
+    if state.exporter is not None:
+        readable = _readable(state, trace_id, span_id, own.parent_span_id, own.name, begin, end, own.attributes, own.error, own.events)
+        state.exporter.on_end(readable)
 
 
 def record_span(
@@ -255,8 +216,9 @@ def _readable(
     name: str,
     start_unix_ns: int,
     end_unix_ns: int,
-    attributes: Mapping[str, Attribute] | None,
+    attributes: types.Attributes,
     error: str,
+    events: Sequence[Event] = (),
 ) -> ReadableSpan:
     flags = TraceFlags(TraceFlags.SAMPLED)
     trace_number = int(trace_id, 16)
@@ -267,6 +229,7 @@ def _readable(
         parent=parent,
         resource=state.resource,
         attributes=dict(attributes or {}),
+        events=events,
         status=Status(StatusCode.ERROR, error) if error else Status(StatusCode.OK),
         start_time=start_unix_ns,
         end_time=end_unix_ns,

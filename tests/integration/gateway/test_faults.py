@@ -156,6 +156,24 @@ async def test_draining_answers_what_is_there_and_takes_nothing_new(served: Worl
     assert (await executing).raw_output_contents
 
 
+async def test_going_it_gives_its_lease_back_however_slow_etcd_is(served: World) -> None:
+    revoke = served.coordinator._revoke
+    given_back: list[int] = []
+
+    async def slowly(lease_id: int) -> None:
+        await asyncio.sleep(0.5)  # longer than everything else takes that ends now
+        await revoke(lease_id)
+        given_back.append(lease_id)
+
+    served.coordinator._revoke = slowly  # type: ignore[method-assign]
+    assert served.etcd.items(keys.SERVICES + "gateway/")
+    served.stop.request("SIGTERM")
+    async with asyncio.timeout(5):
+        while not given_back:  # noqa: ASYNC110 - the gateway ends by itself
+            await asyncio.sleep(0.02)
+    assert not served.etcd.items(keys.SERVICES + "gateway/")
+
+
 async def test_a_taken_port_is_named(served: World, start: Any, tmp_path: Any) -> None:
     from tessera.gateway.app import run
     from tessera.gateway.config import GatewayConfig

@@ -20,7 +20,7 @@ from tessera.gateway.core.catalogue import Catalogue, slot_of
 from tessera.gateway.core.decisions import DecisionLog
 from tessera.gateway.core.slots import InstanceSlot
 from tessera.gateway.loops.inference import Inference
-from tessera.gateway.loops.starts import StartQueues
+from tessera.gateway.loops.starts import REACH_S, StartQueues
 from tessera.gateway.loops.watchdog import Watchdog
 from tessera.gateway.ports import StartedInstance
 from tessera.policy.variant.plain import PlainVariantPolicy
@@ -63,12 +63,13 @@ class FakeLinks:
     def __init__(self) -> None:
         self.link = FakeLink()
         self.reachable = True
+        self.dead: set[InstanceId] = set()
 
     def connected(self, slot: InstanceSlot) -> Any:
-        return self.link if self.reachable else None
+        return self.link if self.reachable and slot.instance_id not in self.dead else None
 
     async def connect(self, slot: InstanceSlot) -> Any:
-        if not self.reachable:
+        if not self.reachable or slot.instance_id in self.dead:
             raise Unavailable("nobody listens")
         return self.link
 
@@ -102,7 +103,7 @@ class Parts:
             self.catalogue.put(key, record)  # type: ignore[arg-type] # four kinds of record
         self.links, self.scheduler, self.decisions = FakeLinks(), FakeScheduler(), DecisionLog(100)
         meter = SilentMeter()
-        self.starts = StartQueues(self.catalogue, self.scheduler, tasks, self.clock, meter, limit=limit, budget_s=budget_s)
+        self.starts = StartQueues(self.catalogue, self.scheduler, self.links, tasks, self.clock, meter, limit=limit, budget_s=budget_s)
         self.inference = Inference(
             self.catalogue, lambda: True, self.links, self.starts, self.decisions, self.clock, meter, Identifiers(),
             default_budget_s=60.0, held_bytes_limit=1 << 20,
@@ -269,9 +270,23 @@ def test_unreachable_instances_are_left_for_a_start() -> None:
     async def test(parts: Parts) -> None:
         parts.catalogue.put("i", an_instance(variant=a_variant().key))
         parts.links.reachable = False
+        began_s = parts.clock.monotonic_s()
         with pytest.raises(Unavailable, match="cannot be reached"):
             await parts.inference.infer(REQUEST)
-        assert len(parts.scheduler.calls) == 1
+        assert len(parts.scheduler.calls) > 1
+        assert parts.clock.monotonic_s() - began_s <= 2 * parts.scheduler.delay_s + REACH_S
+
+    virtually(test)
+
+
+def test_a_scheduler_that_does_not_know_yet_what_died_is_asked_again() -> None:
+    async def test(parts: Parts) -> None:
+        parts.scheduler.delay_s = 0.01
+        parts.links.dead = {InstanceId("i101"), InstanceId("i102"), InstanceId("i103")}
+        await parts.inference.infer(REQUEST)
+        assert len(parts.scheduler.calls) == 4
+        (decision,) = parts.decisions._order
+        assert (decision.outcome, decision.instance_id, decision.attempts) == ("ok", "i104", 1)
 
     virtually(test)
 

@@ -6,9 +6,10 @@ import asyncio
 import gc
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 from prometheus_client import CollectorRegistry
@@ -102,7 +103,7 @@ async def run(
         watched = WatchedState(coordinator, catalogue, links.prepare)
         scheduler = SchedulerClient(leader, channels, catalogue.trust_domain)
         starts = StartQueues(
-            catalogue, scheduler, tasks, clock, meter, limit=config.start_queue_limit, budget_s=config.start_budget_s
+            catalogue, scheduler, links, tasks, clock, meter, limit=config.start_queue_limit, budget_s=config.start_budget_s
         )  # fmt: skip
         inference = Inference(
             catalogue, lambda: watched.synced, links, starts, decisions, clock, meter, Identifiers(),
@@ -136,6 +137,7 @@ async def run(
             token=token,
             max_message_bytes=config.max_message_bytes,
         )
+        presence: asyncio.Task[None] | None = None
         try:
             if metrics_server is not None:
                 metrics_server.start()
@@ -157,7 +159,11 @@ async def run(
             presence.cancel()
             _log.info("draining", reason=stop.reason, in_flight=inference.in_flight, grace_s=config.drain_grace_s)
         finally:
-            await asyncio.gather(public.stop(config.drain_grace_s), private.stop(min(1.0, config.drain_grace_s)))
+            ends: list[Awaitable[Any]] = [public.stop(config.drain_grace_s), private.stop(min(1.0, config.drain_grace_s))]
+            if presence is not None and presence.cancelling():
+                # It may still be giving its lease back; cancelled once more, below, it would leave the record until the lease runs out.
+                ends.append(asyncio.wait({presence}))
+            await asyncio.gather(*ends)
             inference.close()
             links.close()
             await tasks.aclose()

@@ -6,21 +6,27 @@ import asyncio
 from dataclasses import dataclass
 
 from tessera.clock import Clock
-from tessera.domain.errors import Conflict, Internal, StaleTerm, TesseraError, Unavailable, error_of
+from tessera.domain.errors import Conflict, FailedPrecondition, Internal, StaleTerm, TesseraError, Unavailable, error_of
 from tessera.domain.ids import VariantKey
 from tessera.domain.instance import StageTime, StartPath
 from tessera.gateway.core.admission import FailedStart, StartForecast, after_failure, refusal
 from tessera.gateway.core.catalogue import Catalogue, Route
 from tessera.gateway.core.slots import InstanceSlot
-from tessera.gateway.ports import Meter, StartRequests
+from tessera.gateway.ports import Meter, RuntimeLinks, StartRequests
 from tessera.program import Tasks
 from tessera.telemetry import TraceContext, get_logger, span
 
 FIRST_RETRY_S = 0.05
 LONGEST_RETRY_S = 1.0
+REACH_S = 3.0
+"""How long the scheduler may go on naming an instance that does not take connections: it learns of a dead runtime later than we do."""
 NOTE_AFTER_S = 0.005
 
 _log = get_logger("tessera.gateway")
+
+
+class _Unreachable(Unavailable):
+    """The scheduler named an instance that takes no connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +57,20 @@ class StartQueues:
     """
 
     def __init__(
-        self, catalogue: Catalogue, scheduler: StartRequests, tasks: Tasks, clock: Clock, meter: Meter, *, limit: int, budget_s: float
+        self,
+        catalogue: Catalogue,
+        scheduler: StartRequests,
+        links: RuntimeLinks,
+        tasks: Tasks,
+        clock: Clock,
+        meter: Meter,
+        *,
+        limit: int,
+        budget_s: float,
     ) -> None:
         self._catalogue = catalogue
         self._scheduler = scheduler
+        self._links = links
         self._tasks = tasks
         self._clock = clock
         self._meter = meter
@@ -150,21 +166,29 @@ class StartQueues:
         _log.warning("start failed", kind=result.kind, reason=result.message, **retry, **about)
 
     async def _ask(self, route: Route, start: _Start, context: TraceContext) -> Started:
-        """Asks until the scheduler answers; nobody leading, or a leader on its way out, is waited out within the budget."""
+        """Asks until the scheduler names an instance that is there; nobody leading, or a leader on its way out, is waited out within the
+        budget, a leader that does not know yet what died for `REACH_S`.
+        """
         candidates = [option.variant for option in route.plan.usable]
         deadline_s = start.since_s + self._budget_s
         pause_s = FIRST_RETRY_S
+        unreachable = False
         with span("tessera.gateway.start", parent=context, variant=str(candidates[0])) as own:
             while True:
                 try:
                     answer = await self._scheduler.start_instance(candidates, context.trace_id, deadline_s - self._clock.monotonic_s())
                     if self._catalogue.is_stale(answer.slot.generation):
                         raise Unavailable(f"the scheduler named instance {answer.slot.instance_id}, whose generation is gone")
+                    await self._reach(answer.slot)
                     own.set_attribute("start_path", answer.start_path)
                     own.set_attribute("node", str(answer.slot.node_id))
                     return Started(self._catalogue.adopt(answer.slot), answer.start_path, answer.stages, context.trace_id)
                 except (Unavailable, StaleTerm, Conflict) as error:
-                    if not start.waiting or self._clock.monotonic_s() + pause_s >= deadline_s:
+                    now_s = self._clock.monotonic_s()
+                    if isinstance(error, _Unreachable):
+                        deadline_s = min(deadline_s, now_s + REACH_S) if not unreachable else deadline_s
+                        unreachable = True
+                    if not start.waiting or now_s + pause_s >= deadline_s:
                         raise
                     _log.info("start is asked for again", variant=str(candidates[0]), request_id=context.trace_id, reason=error.message)
                 await self._clock.sleep(pause_s)
@@ -172,6 +196,15 @@ class StartQueues:
                 slot = self._ready_meanwhile(route)
                 if slot is not None:
                     return Started(slot, StartPath.WARM.value, (), "")
+
+    async def _reach(self, slot: InstanceSlot) -> None:
+        """Connects to what the scheduler named, before anybody relies on it. Raises: _Unreachable."""
+        try:
+            async with asyncio.timeout(REACH_S):
+                await self._links.connect(slot)
+        except (Unavailable, FailedPrecondition, TimeoutError) as error:
+            words = str(error) or f"no connection after {REACH_S} s"
+            raise _Unreachable(f"instance {slot.instance_id} cannot be reached: {words}") from None
 
     def _ready_meanwhile(self, route: Route) -> InstanceSlot | None:
         """An instance that came to be without us: another gateway's, or one that is reported again."""

@@ -135,6 +135,21 @@ class Platform:
     def endpoint(self) -> str:
         return self.layout.endpoint
 
+    @contextmanager
+    def frozen(self, model: str, variant: str) -> Iterator[None]:
+        """The runtimes that hold a ready instance of the variant stand still meanwhile (SIGSTOP): no request of it is answered."""
+        with self.client() as client:
+            found = [i for _, i in client.instances() if (i.variant.model, i.variant.variant, i.state) == (model, variant, "ready")]
+        pids = {instance.pid for instance in found}
+        assert pids, f"nothing serves {model}/{variant}"
+        try:
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+
     # Its processes
 
     def recorded(self) -> Any:

@@ -279,7 +279,6 @@ def test_every_read_comes_in_every_form(platform: Platform, reads: dict[str, tup
         (("infer", "net", "-i", "image=[[1.0]]"), 2, "image"),
         (("infer", "net", "-i", "image"), 2, "NAME=FILE.npy"),
         (("infer", "net", "-i", "image=/no/such/file.npy"), 2, "/no/such/file.npy"),
-        (("infer", "identity", "-i", "INPUT0=[1]", "--timeout", "0.000001"), 3, ""),
         (("explain", "not-an-id"), 2, "32 lowercase hex digits"),
         (("explain", "0" * 32), 1, "0" * 32),
         (("model", "register", "Bad Name", "tessera.registry.builders:bert"), 2, "Bad Name"),
@@ -295,6 +294,15 @@ def test_exit_codes(platform: Platform, words: tuple[str, ...], code: int, said:
     assert done.returncode == code, (done.stdout, done.stderr)
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_deadline_has_an_exit_code_of_its_own(platform: Platform, image: Path) -> None:
+    words = ("infer", "net@1/ort-fp32", "-i", f"image={image}", "--timeout")
+    assert platform.tessera(*words, "60").returncode == 0
+    with platform.frozen("net", "ort-fp32"):
+        late = platform.tessera(*words, "0.3")
+    assert (late.returncode, late.stdout) == (3, "")
+    assert late.stderr.startswith("error: ")
 
 
 def test_nothing_runs_where_nothing_was_started(tmp_path: Path) -> None:

@@ -200,11 +200,13 @@ def test_what_is_no_trace_context_is_passed_over(sync: Any) -> None:
     assert len(parameters(answer)["request_id"]) == 32
 
 
-def test_client_timeout_is_a_deadline(sync: Any) -> None:
-    with pytest.raises(triton.InferenceServerException) as late:
-        sync.infer("net", image_input(e2e_models.images(1)), client_timeout=1e-6)
+def test_client_timeout_is_a_deadline(platform: Platform, sync: Any) -> None:
+    given = image_input(e2e_models.images(1))
+    assert parameters(sync.infer("net@1/ort-fp32", given, client_timeout=60.0))["variant"] == "ort-fp32"
+    with platform.frozen("net", "ort-fp32"), pytest.raises(triton.InferenceServerException) as late:
+        sync.infer("net@1/ort-fp32", given, client_timeout=0.3)
     assert late.value.status() == "StatusCode.DEADLINE_EXCEEDED"
-    assert sync.infer("net", image_input(e2e_models.images(1)), client_timeout=60.0).get_response().model_name == "net"
+    assert parameters(sync.infer("net@1/ort-fp32", given, client_timeout=60.0))["variant"] == "ort-fp32"
 
 
 # Raw protobuf stubs
@@ -250,7 +252,17 @@ def test_what_is_not_offered_is_unimplemented(stub: Any) -> None:
     assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-# Reflection
+# Reflection and health
+
+
+def test_the_standard_health_service_answers(platform: Platform) -> None:
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    with grpc.insecure_channel(platform.endpoint) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        for service in ("", "inference.GRPCInferenceService"):
+            answer = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=30)
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_a_reflection_client_lists_and_calls_the_service(platform: Platform, net: e2e_models.Net) -> None:
@@ -328,8 +340,14 @@ def test_the_sdk_asks_for_everything(client: Client) -> None:
     assert [node.node_id for node in client.nodes()] == ["node-0"]
     with pytest.raises(NotFound, match="no-such-model"):
         client.infer("no-such-model", {"image": e2e_models.images(1)})
-    with pytest.raises(DeadlineExceeded):
-        client.infer("net", {"image": e2e_models.images(1)}, timeout_s=1e-6)
+
+
+def test_the_sdks_timeout_is_a_deadline(platform: Platform, client: Client) -> None:
+    given = {"image": e2e_models.images(1)}
+    client.infer("net@1/ort-fp32", given)
+    with platform.frozen("net", "ort-fp32"), pytest.raises(DeadlineExceeded):
+        client.infer("net@1/ort-fp32", given, timeout_s=0.3)
+    assert client.infer("net@1/ort-fp32", given, timeout_s=60).outputs
 
 
 async def test_the_asynchronous_sdk(platform: Platform, net: e2e_models.Net) -> None:

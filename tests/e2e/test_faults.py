@@ -42,9 +42,12 @@ def load(fragile: Platform, net: Net) -> Iterator[Load]:
 def instance_of(client: Client, reference: str = MODEL) -> Any:
     """The ready instance of a variant."""
     model, _, variant = reference.partition("@1/")
-    found = [i for _, i in client.instances() if (i.variant.model, i.variant.variant, i.state) == (model, variant, "ready")]
-    assert len(found) == 1, found
-    return found[0]
+
+    def ready() -> list[Any]:
+        return [i for _, i in client.instances() if (i.variant.model, i.variant.variant, i.state) == (model, variant, "ready")]
+
+    (found,) = until(ready, f"an instance of {reference} is ready")
+    return found
 
 
 def stop(client: Client, reference: str) -> None:
@@ -88,15 +91,16 @@ def test_etcd_killed_and_started_again_costs_nothing(fragile: Platform, client: 
 
 
 def test_a_killed_runtime_costs_what_it_executed_one_error(fragile: Platform, client: Client, load: Load) -> None:
-    victim = instance_of(client)
-    os.kill(victim.pid, signal.SIGKILL)
-    load.progress()
-    assert len(load.errors) <= load.threads, "at most one for each request that was executing"
-    assert all(isinstance(error, Unavailable) for error in load.errors), load.errors
-    assert all(victim.instance_id in str(error) for error in load.errors), load.errors
-    served = until(lambda: [i for _, i in client.instances() if i.state == "ready" and i.variant.variant == "ort-fp32"], "a new instance")
-    assert victim.pid not in {instance.pid for instance in served}
-    assert victim.generation not in {instance.generation for instance in served}
+    for _ in range(2):  # a third time would be the variant's own fault, and slowed down
+        victim, errors_before = instance_of(client), len(load.errors)
+        os.kill(victim.pid, signal.SIGKILL)
+        load.progress()
+        errors = load.errors[errors_before:]
+        assert len(errors) <= load.threads, f"at most one for each request that was executing: {errors}"
+        assert all(isinstance(error, Unavailable) and victim.instance_id in str(error) for error in errors), errors
+        served = instance_of(client)
+        assert served.pid != victim.pid
+        assert served.generation != victim.generation
 
 
 def test_a_killed_agent_adopts_its_runtimes(fragile: Platform, client: Client, load: Load, net: Net) -> None:
@@ -149,6 +153,13 @@ def test_a_killed_leader_is_followed_by_the_standby(fragile: Platform, client: C
     assert load.errors == []
 
 
+def is_gone(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
 def importers(platform: Platform) -> list[psutil.Process]:
     """Sandboxes of this platform's registry."""
     try:
@@ -170,7 +181,7 @@ def test_an_import_whose_registry_was_killed_is_resumed(fragile: Platform, clien
     assert done[0].returncode == 1
     assert "Traceback" not in done[0].stderr
     assert done[0].stderr.startswith("error: ")
-    until(lambda: not sandbox.is_running(), "the sandbox goes with its registry")
+    until(lambda: is_gone(sandbox), "the sandbox goes with its registry")
     fragile.until_restarted("registry", pid)
     try:
         until(lambda: "sibling" in names(client), "the import is resumed", 120)
@@ -187,26 +198,29 @@ def test_an_import_whose_registry_was_killed_is_resumed(fragile: Platform, clien
             client.delete_model("sibling")
 
 
-def test_corrupted_bytes_are_quarantined_fetched_again_and_never_served(fragile: Platform, client: Client, net: Net) -> None:
-    for reference in (MODEL, COLD):
-        client.infer(reference, {"image": e2e_models.images(1)})
-        stop(client, reference)
-        variant = reference.rpartition("/")[2]
-        (row,) = [row for row in client.model("net").versions[0].variants if row.key.variant == variant]
-        artifact = decode(Repository(fragile.layout.repository_url).read(Digest(row.artifact_digest)))
-        largest = max((ref for ref in artifact.tensors if ref.pack_offset is None), key=lambda ref: ref.size_bytes)
-        (file,) = [path for path in store_blobs(fragile) if path.name == largest.digest]
-        before = client.nodes()[0].store
-        flip(file)
-        assert cold_start(client, net, reference) in {"bind", "fork"}
-        after = until(lambda: changed_store(client, before), "the node reports it (its store is counted every few seconds)")
-        assert after.quarantined == before.quarantined + 1
-        assert after.fetched_bytes >= before.fetched_bytes + largest.size_bytes
-        assert instance_of(client, reference).fetched
-        (whole,) = [path for path in store_blobs(fragile) if path.name == largest.digest]
-        assert whole.stat().st_mode & 0o777 == 0o444
-        assert whole.read_bytes() == Repository(fragile.layout.repository_url).read(largest.digest)
-        assert cold_start(client, net, reference) == "warm"
+@pytest.mark.parametrize("reference", [MODEL, COLD])
+def test_corrupted_bytes_are_quarantined_fetched_again_and_never_served(
+    fragile: Platform, client: Client, net: Net, reference: str
+) -> None:
+    client.infer(reference, {"image": e2e_models.images(1)})
+    stop(client, reference)
+    variant = reference.rpartition("/")[2]
+    (row,) = [row for row in client.model("net").versions[0].variants if row.key.variant == variant]
+    repository = Repository(fragile.layout.repository_url)
+    artifact = decode(repository.read(Digest(row.artifact_digest)))
+    largest = max((ref for ref in artifact.tensors if ref.pack_offset is None), key=lambda ref: ref.size_bytes)
+    (file,) = [path for path in store_blobs(fragile) if path.name == largest.digest]
+    before = client.nodes()[0].store
+    flip(file)
+    assert cold_start(client, net, reference) in {"bind", "fork"}
+    after = until(lambda: changed_store(client, before), "the node reports it (its store is counted every few seconds)")
+    assert after.quarantined == before.quarantined + 1
+    assert after.fetched_bytes >= before.fetched_bytes + largest.size_bytes
+    assert instance_of(client, reference).fetched
+    (whole,) = [path for path in store_blobs(fragile) if path.name == largest.digest]
+    assert whole.stat().st_mode & 0o777 == 0o444
+    assert whole.read_bytes() == repository.read(largest.digest)
+    assert cold_start(client, net, reference) == "warm"
 
 
 def changed_store(client: Client, before: Any) -> Any:
@@ -241,6 +255,7 @@ def test_what_a_killed_supervisor_leaves_serves_on_and_is_taken_down(fragile: Pl
     assert supervisor is not None
     with Load(fragile, MODEL, net) as load:
         supervisor.kill()
+        until(lambda: is_gone(supervisor), "the supervisor is dead")
         load.progress()
         assert load.errors == []
     refused = tessera("up", "--detach", "--state", str(fragile.state), "--port-base", str(fragile.port_base), "--store", fragile.store)

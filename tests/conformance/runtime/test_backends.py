@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -192,3 +193,19 @@ def test_unload_gives_the_memory_back(backend, sharing, models, store, tmp_path)
 
 def test_every_backend_has_a_flavour_and_a_name():
     assert {name for names in backends.FLAVOURS.values() for name in names} == {"identity", *BACKENDS}
+
+
+PRELOAD = """
+import os
+from tessera.runtime import backends
+backends.preload("FLAVOUR")
+print(len(os.listdir("/proc/self/task")))
+"""
+
+
+@pytest.mark.parametrize("flavour", backends.FLAVOURS)
+def test_what_is_done_before_a_fork_starts_no_thread(flavour):
+    single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ORT_DISABLE_TELEMETRY"), "1")
+    command = [sys.executable, "-c", PRELOAD.replace("FLAVOUR", flavour)]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | single)
+    assert (found.returncode, found.stdout.strip()) == (0, "1"), found.stderr

@@ -20,14 +20,15 @@ _MODULES = {
 
 
 def preload(flavour: str) -> None:
-    """Imports the backends of a flavour and runs nothing; what a zygote does before it forks.
+    """Imports the backends of a flavour and calls their modules' `prepare`, which must leave nothing at work: no thread, no open
+    library environment. What a zygote does before it forks.
 
     Raises:
         Unsupported: there is no such flavour, or its libraries are not installed.
     """
     for name in names(flavour):
         try:
-            importlib.import_module(_MODULES[name])
+            importlib.import_module(_MODULES[name]).prepare()
         except ImportError as error:
             raise Unsupported(f"flavour {flavour} cannot run here: {error}; install tessera-runtime[{flavour}]") from error
 

@@ -1,4 +1,7 @@
-"""What a backend is. One folder each; adding one touches nothing else but the table in `tessera.runtime.backends`."""
+"""What a backend is. One folder each; adding one touches nothing else but the table in `tessera.runtime.backends`.
+
+Its module `backend` has `create(config) -> Backend`, and `prepare()`: what a zygote may do for all its children before it forks.
+"""
 
 from __future__ import annotations
 

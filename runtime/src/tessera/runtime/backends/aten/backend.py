@@ -97,6 +97,10 @@ class AtenBackend:
         """PyTorch gives CPU memory back by itself; the heap is trimmed by the caller."""
 
 
+def prepare() -> None:
+    """Nothing beyond the import is worth doing before a fork."""
+
+
 def create(config: BackendConfig) -> AtenBackend:
     return AtenBackend(config)
 

@@ -33,5 +33,9 @@ class IdentityBackend:
         """Keeps nothing."""
 
 
+def prepare() -> None:
+    """Nothing beyond the import is worth doing before a fork."""
+
+
 def create(config: BackendConfig) -> IdentityBackend:
     return IdentityBackend()

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tessera.api.open_inference.inference_pb2 import InferParameter, ModelInferRequest, ModelInferResponse
 from tessera.domain.errors import InvalidInput
 from tessera.frames import openinference as oi
+from tessera.frames import protowire as wire
 
 NAMES = st.text(max_size=12)
 INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -197,3 +198,47 @@ def test_typed_response_is_what_protobuf_reads(kind, data):
     message = ModelInferResponse.FromString(oi.encode_response("m", "1", "", [oi.OutputTensor("o", "X", [len(values)], (field, ours))]))
     assert list(getattr(message.outputs[0].contents, field)) == values
     assert not message.raw_output_contents
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [b"\x3a\x00", b"\x22\x00", b"\x40\x01", b"\x1a\x00", b"\x4b\x4c"],
+    ids=["raw contents", "parameters", "unknown number", "id", "unknown group"],
+)
+def test_a_head_of_many_fields_is_refused_and_the_limit_itself_is_not(piece):
+    start = b"\x0a\x01m"
+    assert oi.parse_head(start + piece * (oi.MAX_HEAD_FIELDS - 1)).model_name == "m"
+    with pytest.raises(InvalidInput, match=f"ModelInferRequest fields .*at most {oi.MAX_HEAD_FIELDS}"):
+        oi.parse_head(start + piece * oi.MAX_HEAD_FIELDS)
+
+
+def test_fields_inside_a_skipped_group_count():
+    def inside(count: int) -> bytes:
+        return b"\x4b" + b"\x53\x54" + b"\x08\x01" * count + b"\x4c"
+
+    oi.parse_head(inside(oi.MAX_HEAD_FIELDS - 2))
+    with pytest.raises(InvalidInput, match="ModelInferRequest fields"):
+        oi.parse_head(inside(oi.MAX_HEAD_FIELDS - 1))
+    oi.parse_request(inside(oi.MAX_HEAD_FIELDS))
+
+
+def test_parameters_of_a_head_have_a_length_in_all():
+    def message(total: int) -> bytes:
+        made = ModelInferRequest(model_name="m")
+        made.parameters["a"].string_param = "x" * 1000
+        first = made.SerializeToString()[3:]
+        made.parameters.clear()
+        made.parameters["b"].string_param = "x" * 1000
+        spare = total - 2 * (len(first) - 3)
+        made.parameters["b"].string_param = "x" * (1000 + spare)
+        entry = made.SerializeToString()[3:]
+        return b"\x0a\x01m" + first + entry
+
+    for total in range(oi.MAX_HEAD_PARAMETER_BYTES - 20, oi.MAX_HEAD_PARAMETER_BYTES + 20):
+        data = message(total)
+        real = sum(len(value) for number, _, value in wire.fields(memoryview(data), "m") if number == 4)
+        if real <= oi.MAX_HEAD_PARAMETER_BYTES:
+            assert set(oi.parse_head(data).parameters) == {"a", "b"}
+        else:
+            with pytest.raises(InvalidInput, match=f"parameters bytes {real}: at most {oi.MAX_HEAD_PARAMETER_BYTES}"):
+                oi.parse_head(data)

@@ -23,6 +23,8 @@ _CONTENT_FIELDS = {
     1: "bool_contents", 2: "int_contents", 3: "int64_contents", 4: "uint_contents",
     5: "uint64_contents", 6: "fp32_contents", 7: "fp64_contents", 8: "bytes_contents",
 }  # fmt: skip
+MAX_HEAD_FIELDS = 4096
+MAX_HEAD_PARAMETER_BYTES = 64 << 10
 _CONTENT_NUMBERS = {name: number for number, name in _CONTENT_FIELDS.items()}
 _FIXED_WIDTH = {6: 4, 7: 8}
 _DOUBLE = struct.Struct("<d")
@@ -98,13 +100,21 @@ def parse_request(data: Buffer) -> InferRequest:
 def parse_head(data: Buffer) -> InferRequestHead:
     """Reads name, version, id and parameters of a ModelInferRequest and skips the rest.
 
+    What it costs is bounded, whatever a stranger sends: at most `MAX_HEAD_FIELDS` fields of the message itself (an input, a parameter,
+    a piece of raw contents is one) and `MAX_HEAD_PARAMETER_BYTES` of parameters.
+
     Raises:
-        InvalidInput: as `parse_request`, as far as it reads.
+        InvalidInput: as `parse_request`, as far as it reads; or more than these.
     """
     head = InferRequestHead()
-    for number, kind, value in wire.fields(memoryview(data), "ModelInferRequest"):
+    parameter_bytes = 0
+    for number, kind, value in wire.fields(memoryview(data), "ModelInferRequest", MAX_HEAD_FIELDS):
         if kind == wire.LENGTH and number <= 4:
             assert isinstance(value, memoryview)
+            if number == 4:
+                parameter_bytes += len(value)
+                if parameter_bytes > MAX_HEAD_PARAMETER_BYTES:
+                    raise InvalidInput("parameters bytes", parameter_bytes, f"at most {MAX_HEAD_PARAMETER_BYTES}")
             _head_field(head, number, value)
     return head
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Iterator
 
 from tessera.domain.errors import InvalidInput
@@ -70,14 +71,19 @@ def varints(kind: int, value: int | memoryview, field: str) -> list[int]:
     return numbers
 
 
-def fields(data: memoryview, message: str) -> Iterator[tuple[int, int, int | memoryview]]:
+def fields(data: memoryview, message: str, limit: int = sys.maxsize) -> Iterator[tuple[int, int, int | memoryview]]:
     """(field number, wire type, value) in order: an unsigned integer for numbers, a view for length-delimited ones; groups are skipped.
 
     Raises:
-        InvalidInput: the bytes are no message; names the message and the offset.
+        InvalidInput: the bytes are no message; names the message and the offset. Or they are more than `limit` fields, those in groups
+            among them.
     """
     at, end = 0, len(data)
+    left = limit
     while at < end:
+        left -= 1
+        if left < 0:
+            raise _too_many(message, limit)
         tag = data[at]
         if tag < 128:
             at += 1
@@ -107,9 +113,15 @@ def fields(data: memoryview, message: str) -> Iterator[tuple[int, int, int | mem
             yield number, kind, code.unpack_from(data, at)[0]
             at += code.size
         elif kind == GROUP:
-            at = _skip_group(data, at, number, message, 1)
+            at, left = _skip_group(data, at, number, message, 1, left)
+            if left < 0:
+                raise _too_many(message, limit)
         else:
             raise InvalidInput(message, None, f"malformed message: wire type {kind} of field {number} at byte {at}")
+
+
+def _too_many(message: str, limit: int) -> InvalidInput:
+    return InvalidInput(f"{message} fields", f"{limit + 1} or more", f"at most {limit}")
 
 
 def _long_tag(data: memoryview, at: int, message: str) -> tuple[int, int]:
@@ -120,15 +132,17 @@ def _long_tag(data: memoryview, at: int, message: str) -> tuple[int, int]:
     return tag, at
 
 
-def _skip_group(data: memoryview, at: int, group: int, message: str, depth: int) -> int:
-    """The offset behind the end of an unknown group (deprecated, but valid protobuf)."""
+def _skip_group(data: memoryview, at: int, group: int, message: str, depth: int, left: int) -> tuple[int, int]:
+    """The offset behind the end of an unknown group (deprecated, but valid protobuf), and how many fields of `left` remain (below 0: it
+    was given up)."""
     if depth > _MAX_GROUP_DEPTH:
         raise InvalidInput(message, None, f"malformed message: groups nested deeper than {_MAX_GROUP_DEPTH}")
-    while at < len(data):
+    while at < len(data) and left >= 0:
+        left -= 1
         tag, at = _long_tag(data, at, message)
         number, kind = tag >> 3, tag & 7
         if kind == END_GROUP and number == group:
-            return at
+            return at, left + 1
         if number == 0 or kind == END_GROUP or kind > FIXED32:
             break
         if kind == VARINT:
@@ -137,7 +151,9 @@ def _skip_group(data: memoryview, at: int, group: int, message: str, depth: int)
             length, at = read_varint(data, at, message)
             at += length
         elif kind == GROUP:
-            at = _skip_group(data, at, number, message, depth + 1)
+            at, left = _skip_group(data, at, number, message, depth + 1, left)
         else:
             at += 8 if kind == FIXED64 else 4
+    if left < 0:
+        return at, left
     raise InvalidInput(message, None, f"malformed message: group {group} does not end")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,12 @@ KEYS = {
     "doctor": {"check", "status", "detail"},
 }  # fmt: skip
 """What scripts rely on: written out here on purpose, not taken from the code."""
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_documentation_lists_the_keys() -> None:
+    listed = [set(words.split()) for words in re.findall(r"`([a-z0-9_ \n]+)`", (ROOT / "docs" / "cli.md").read_text())]
+    assert [what for what, keys in KEYS.items() if keys not in listed] == []
 
 
 @pytest.fixture(scope="module")

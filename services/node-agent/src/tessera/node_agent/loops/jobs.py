@@ -166,6 +166,7 @@ class Jobs:
             yield runtime_id, runtime, watch
         finally:
             self._fleet.discard(runtime_id)
+            await self._fleet.kill(runtime_id)  # whoever gets the last answer finds nothing of it
 
     async def _load(
         self, runtime_id: RuntimeId, runtime: Runtime, name: InstanceId, variant: VariantKey, load: Load, watch: Stopwatch, path: StartPath

@@ -52,9 +52,12 @@ class _Flight:
 
 @dataclass(frozen=True, slots=True)
 class StarterSettings:
+    """`behind_s`: how long after its answer a start is published, noted and told about; none of that shall take the answer's time."""
+
     load_timeout_s: float
     drain_ms: int
     verify: bool
+    behind_s: float = 0.0
 
 
 class Starter:
@@ -202,11 +205,15 @@ class Starter:
             _log.exception("a start failed unexpectedly", instance_id=instance_id)
             self._fail(instance_id, Internal(f"start of instance {instance_id}: {type(error).__name__}: {error}"))
         finally:
-            self._larder.release(instance_id)
             del self._flights[instance_id]
             flight.done.set()
-            self._changed()
-        await self._note(instance_id)  # in a thread: the answer leaves meanwhile, before anything is told about it
+            try:
+                if self._settings.behind_s and self._ready_one(instance_id) is not None:
+                    await self._clock.sleep(self._settings.behind_s)
+            finally:
+                self._larder.release(instance_id)
+                self._changed()
+        await self._record(instance_id)
         self._tell(instance_id, watch)
 
     async def _bring_up(self, instance: Instance, flight: _Flight, watch: Stopwatch) -> None:
@@ -230,16 +237,8 @@ class Starter:
                 if last or not await self._replace_corrupted(instance_id, load, artifact, watch):
                     raise
                 self._table.tell(instance_id, self._clock.monotonic_s(), f"loads once more: {error}")
-        stages = watch.stages()
-        self._table.move(
-            instance_id,
-            InstanceState.READY,
-            self._clock.monotonic_s(),
-            f"in {runtime_id}",
-            stages=stages,
-            private_bytes=report.private_bytes,
-        )
-        self._records.publish(record_of(self._identity, self._table.get(instance_id)))
+        outcome = {"stages": watch.stages(), "private_bytes": report.private_bytes}
+        self._table.move(instance_id, InstanceState.READY, self._clock.monotonic_s(), f"in {runtime_id}", **outcome)
 
     async def _fetch(self, instance_id: InstanceId, artifact: Digest, flight: _Flight, watch: Stopwatch) -> Load:
         self._table.move(instance_id, InstanceState.FETCHING, self._clock.monotonic_s(), f"artifact {artifact[:12]}")
@@ -378,18 +377,18 @@ class Starter:
         watch.record_spans(instance)
         if instance.state is InstanceState.READY:
             self._meter.started(instance.start_path, instance.stages)
-            _log.info(
-                "instance ready",
-                instance_id=instance_id,
-                variant=str(instance.variant),
-                runtime_id=instance.runtime_id,
-                start_path=str(instance.start_path),
-                fetched=instance.fetched,
-                total_ms=round(sum(stage.ms for stage in instance.stages), 3),
-            )
+            total_ms = round(sum(stage.ms for stage in instance.stages), 3)
+            _log.info("instance ready", instance_id=instance_id, variant=str(instance.variant), runtime_id=instance.runtime_id,
+                      start_path=str(instance.start_path), fetched=instance.fetched, total_ms=total_ms)  # fmt: skip
 
-    async def _note(self, instance_id: InstanceId) -> None:
+    def _ready_one(self, instance_id: InstanceId) -> Instance | None:
         instance = self._table.find(instance_id)
-        if instance is not None and instance.state is InstanceState.READY:
+        return instance if instance is not None and instance.state is InstanceState.READY else None
+
+    async def _record(self, instance_id: InstanceId) -> None:
+        """Unless it was stopped or lost since: what was withdrawn stays so."""
+        instance = self._ready_one(instance_id)
+        if instance is not None:
             record = record_of(self._identity, instance)
+            self._records.publish(record)
             await asyncio.to_thread(self._notes.write, record, instance.shared_bytes, instance.private_bytes)

@@ -18,6 +18,7 @@ class GrpcAgents:
 
     def __init__(self) -> None:
         self._channels: dict[str, grpc.aio.Channel] = {}
+        self._stubs: dict[str, node_pb2_grpc.NodeAgentAsyncStub] = {}
 
     def expect(self, address: str) -> None:
         self._channel(address).get_state(try_to_connect=True)
@@ -45,9 +46,13 @@ class GrpcAgents:
         for channel in self._channels.values():
             await channel.close()
         self._channels.clear()
+        self._stubs.clear()
 
     def _stub(self, address: str) -> node_pb2_grpc.NodeAgentAsyncStub:
-        return node_pb2_grpc.NodeAgentStub(self._channel(address))
+        stub = self._stubs.get(address)
+        if stub is None:
+            stub = self._stubs[address] = node_pb2_grpc.NodeAgentStub(self._channel(address))
+        return stub
 
     def _channel(self, address: str) -> grpc.aio.Channel:
         channel = self._channels.get(address)

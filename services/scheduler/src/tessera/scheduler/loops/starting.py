@@ -7,6 +7,7 @@ goes away; each waiter keeps to its own budget and, when a start fails, decides 
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -30,6 +31,9 @@ from tessera.telemetry import get_logger, span
 
 log = get_logger("tessera.scheduler")
 
+
+NOTE_AFTER_S = 0.002
+"""A decision is written to the log while the agent is at work on it, not before the agent knows of it."""
 
 PATIENT_SHARE = 0.8
 """How much of a request's budget a refusal that may pass is waited out at most."""
@@ -211,11 +215,12 @@ class Starter:
             if unusable:
                 text = "; ".join(part for part in (decision.explanation, *unusable) if part)
                 decision = replace(decision, explanation=text, may_pass=True)
-            for name, value in _words(decision).items():
-                found.set_attribute(name, value)
+            words = _words(decision)
+            found.set_attributes(words)
         self._meter.decided(self._clock.monotonic_s() - began_s)
         self._explanations.decided(request.request_id, decision)
-        log.info("start decided", request_id=request.request_id, **_words(decision))
+        note = functools.partial(log.info, "start decided", request_id=request.request_id, **words)
+        asyncio.get_running_loop().call_later(NOTE_AFTER_S, note)
         return decision
 
     def _candidates(self, wanted: Sequence[VariantKey]) -> tuple[tuple[Candidate, ...], list[str]]:

@@ -76,6 +76,9 @@ def _wrap(handler: Handler, method: str) -> Handler:
 
 
 def _unary(behaviour: Callable[..., Any], method: str, traced: bool) -> Callable[..., Any]:
+    if inspect.iscoroutinefunction(behaviour):
+        return _guarded(behaviour, method, traced)
+
     async def run(request: Any, context: Context) -> Any:
         answer = behaviour(request, context)
         return await answer if inspect.isawaitable(answer) else answer
@@ -103,6 +106,7 @@ def _streaming(behaviour: Callable[..., Any], method: str, traced: bool) -> Call
 
 def _guarded(run: Callable[[Any, Context], Awaitable[Any]], method: str, traced: bool) -> Callable[..., Any]:
     """Cancellation of the call passes through both: the call is over then, and the span says "cancelled"."""
+    name = span_name(method)
 
     async def untraced(request: Any, context: Context) -> Any:
         try:
@@ -114,7 +118,7 @@ def _guarded(run: Callable[[Any, Context], Awaitable[Any]], method: str, traced:
 
     async def call(request: Any, context: Context) -> Any:
         try:
-            with telemetry.span(span_name(method), parent=_parent(context)) as span:
+            with telemetry.span(name, parent=_parent(context)) as span:
                 try:
                     return await run(request, context)
                 except TesseraError as error:

@@ -61,6 +61,7 @@ class SchedulerClient:
         self._leader = leader
         self._channels = channels
         self._trust_domain = trust_domain
+        self._stubs: dict[str, scheduler_pb2_grpc.SchedulerAsyncStub] = {}
 
     async def start_instance(self, candidates: Sequence[VariantKey], request_id: str, budget_s: float) -> StartedInstance:
         request = scheduler_pb2.StartInstanceRequest(
@@ -93,4 +94,9 @@ class SchedulerClient:
         return answer
 
     def _stub(self) -> scheduler_pb2_grpc.SchedulerAsyncStub:
-        return scheduler_pb2_grpc.SchedulerStub(self._channels.to(self._leader.address()))
+        """One per address, as the channel below it: a stub makes a callable of every method, at the cost of a call."""
+        address = self._leader.address()
+        stub = self._stubs.get(address)
+        if stub is None:
+            stub = self._stubs[address] = scheduler_pb2_grpc.SchedulerStub(self._channels.to(address))
+        return stub

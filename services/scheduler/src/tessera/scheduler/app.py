@@ -73,6 +73,7 @@ async def run(config: SchedulerConfig, stop: Stop, coordinator: Coordinator) -> 
             metrics_server.start()
         try:
             scheduler.start()
+            tasks.start("freeze", _freeze(scheduler.records))
             await stop.wait()
         finally:
             if metrics_server is not None:
@@ -81,6 +82,13 @@ async def run(config: SchedulerConfig, stop: Stop, coordinator: Coordinator) -> 
             await server.stop(config.stop_grace_s)
             await tasks.aclose()
             await agents.close()
+
+
+async def _freeze(records: EtcdRecords) -> None:
+    """What was imported and read stays: without this a full collection walks all of it, for milliseconds in the midst of starts."""
+    await records.wait_synced()
+    gc.collect()
+    gc.freeze()
 
 
 class Scheduler:
@@ -170,11 +178,7 @@ class Scheduler:
 
     async def _lead(self) -> None:
         """A leader must know the records before it acts on them."""
-        for view in self.records.views:
-            await view.synced.wait()
-        # What was read stays: without this every full collection walks all records, for milliseconds in the midst of starts.
-        gc.collect()
-        gc.freeze()
+        await self.records.wait_synced()
         await self._elector.run()
 
     def _variant_ready(self, variant: VariantRecord) -> None:

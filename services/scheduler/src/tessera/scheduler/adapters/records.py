@@ -41,6 +41,11 @@ class EtcdRecords:
             assignments.on_change(self._assignment)
             self.views += [variants, profiles, nodes, assignments]
 
+    async def wait_synced(self) -> None:
+        """Until every prefix was listed once."""
+        for view in self.views:
+            await view.synced.wait()
+
     def variant(self, key: VariantKey) -> VariantRecord | None:
         return self._variants.get(key)
 

@@ -209,3 +209,13 @@ def test_what_is_done_before_a_fork_starts_no_thread(flavour):
     command = [sys.executable, "-c", PRELOAD.replace("FLAVOUR", flavour)]
     found = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | single)
     assert (found.returncode, found.stdout.strip()) == (0, "1"), found.stderr
+
+
+def test_baked_attention_is_one_operator(models, store):
+    import onnx
+
+    artifact = artifacts.decode((store / "blobs" / models["bert"].artifacts["ort"]).read_bytes())
+    graph = onnx.load_model_from_string((store / "blobs" / artifact.graph.digest).read_bytes()).graph
+    found = [node.op_type for node in graph.node]
+    assert found.count("Attention") == 2
+    assert "Softmax" not in found

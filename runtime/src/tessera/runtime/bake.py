@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import shutil
 import sys
@@ -19,16 +20,21 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tessera.domain.artifact import PACK_ALIGNMENT_BYTES, PACK_THRESHOLD_BYTES, Artifact, Blob, TensorRef
 from tessera.domain.errors import Internal, InvalidInput, TesseraError
 from tessera.domain.ids import BuildClass, Digest
 
+if TYPE_CHECKING:  # what imports numpy and ONNX Runtime waits until `main` has set the environment
+    from tessera.runtime.agreement import Case
+    from tessera.runtime.baked_graph import Optimised
+    from tessera.runtime.blobs import ArtifactBlobs
+
+_log = logging.getLogger(__name__)
+
 Progress = Callable[[str, float], None]
 """Step in words and the share that is done, 0 to 1."""
-
-_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +54,6 @@ def bake(source: Path, store: Path, out: Path, max_batch: int, progress: Progres
         Internal: ONNX Runtime failed, or the baked graph does not agree with the export within 1e-4.
     """
     from tessera.runtime import classes
-    from tessera.runtime.baked_graph import optimise
     from tessera.runtime.blobs import ArtifactBlobs
     from tessera.tensorstore import artifact as artifacts
     from tessera.tensorstore.mapping import BlobMap
@@ -63,8 +68,9 @@ def bake(source: Path, store: Path, out: Path, max_batch: int, progress: Progres
     out.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix="bake-", dir=out))
     try:
-        progress("optimising", 0.1)
-        graph, tensors = optimise(blobs.graph(), blobs.tensors(), scratch)
+        progress("running the export", 0.05)
+        wanted = _wanted(artifact, blobs, min(max_batch, 2), scratch)
+        graph, tensors = _optimised(blobs, wanted, scratch, progress)
         progress("writing", 0.5)
         writer = _BlobWriter(out)
         refs, pack = _write_tensors(writer, tensors)
@@ -78,7 +84,7 @@ def bake(source: Path, store: Path, out: Path, max_batch: int, progress: Progres
             max_batch=max_batch if artifact.signature.batched else 1,
         )
         progress("comparing", 0.8)
-        _compare(artifact, baked, blobs, graph, tensors, scratch)
+        _compare(baked, graph, tensors, wanted, scratch)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     data = artifacts.encode(baked)
@@ -128,14 +134,38 @@ def _write_tensors(writer: _BlobWriter, tensors: Mapping[str, tuple[Any, str]]) 
     return tuple(refs), writer.put(bytes(pack)) if has_pack else None
 
 
-def _compare(source: Artifact, baked: Artifact, blobs: Any, graph: bytes, tensors: Mapping[str, tuple[Any, str]], scratch: Path) -> None:
-    """Opens the baked graph as a runtime would and compares it with the export, at two batch sizes where there is a batch."""
-    import numpy as np
+def _wanted(artifact: Artifact, blobs: ArtifactBlobs, max_batch: int, scratch: Path) -> list[Case]:
+    """What the export itself answers, not optimised."""
+    from tessera.runtime import agreement
+    from tessera.runtime.baked_graph import runner
 
+    return agreement.cases(artifact.signature, max_batch, runner(blobs.graph(), blobs.tensors(), scratch))
+
+
+def _optimised(blobs: ArtifactBlobs, wanted: list[Case], scratch: Path, progress: Progress) -> Optimised:
+    """With attention fused where that is possible and agrees with the export, else without."""
+    from tessera.runtime.agreement import disagreement
+    from tessera.runtime.baked_graph import fuse_attention, optimise, runner
+
+    fused = fuse_attention(blobs.graph(), blobs.tensors())
+    if fused is not None:
+        progress("optimising with fused attention", 0.1)
+        try:
+            graph, tensors = optimise(*fused, scratch)
+            run = runner(graph, {name: array for name, (array, _) in tensors.items()}, scratch)
+            if all(disagreement(run(case.inputs), case.wanted) is None for case in wanted):
+                return graph, tensors
+        except Exception as error:  # whatever ONNX Runtime makes of it: there is another way
+            _log.info("attention cannot be fused: %s", error)
+    progress("optimising", 0.3)
+    return optimise(blobs.graph(), blobs.tensors(), scratch)
+
+
+def _compare(baked: Artifact, graph: bytes, tensors: Mapping[str, tuple[Any, str]], wanted: list[Case], scratch: Path) -> None:
+    """Opens the baked graph as a runtime would and compares it with the export."""
+    from tessera.runtime.agreement import TOLERANCE, disagreement
     from tessera.runtime.backends.interface import BackendConfig
     from tessera.runtime.backends.ort.backend import OrtBackend
-    from tessera.runtime.baked_graph import reference_session
-    from tessera.runtime.measure import synthetic_inputs
 
     class Baking:
         def graph(self) -> bytes:
@@ -144,22 +174,12 @@ def _compare(source: Artifact, baked: Artifact, blobs: Any, graph: bytes, tensor
         def tensors(self) -> Mapping[str, Any]:
             return {name: array for name, (array, _) in tensors.items()}
 
-    reference = reference_session(blobs.graph(), blobs.tensors(), scratch)
-    cases = [synthetic_inputs(source.signature, batch) for batch in sorted({1, min(2, baked.max_batch)})]
-    wants = [reference.run(None, {name: tensor.array for name, tensor in inputs.items()}) for inputs in cases]
-    names = [output.name for output in reference.get_outputs()]
     loaded = OrtBackend(BackendConfig(1, scratch)).load(baked, Digest(""), Baking())  # from here on sessions share one thread pool
-    for inputs, wanted in zip(cases, wants, strict=True):
-        found = loaded.run(inputs)
-        for name, want in zip(names, wanted, strict=True):
-            got = found[name].array
-            if not np.issubdtype(want.dtype, np.floating):
-                agrees = bool(np.array_equal(got, want))
-            else:
-                limit = _TOLERANCE * max(1.0, float(np.abs(want).max(initial=0.0)))
-                agrees = got.shape == want.shape and bool(np.allclose(got, want, rtol=0, atol=limit, equal_nan=True))
-            if not agrees:
-                raise Internal(f"output {name} of the baked graph differs from the export's by more than {_TOLERANCE}")
+    for case in wanted:
+        found = loaded.run(case.inputs)
+        name = disagreement({name: tensor.array for name, tensor in found.items()}, case.wanted)
+        if name is not None:
+            raise Internal(f"output {name} of the baked graph differs from the export's by more than {TOLERANCE}")
     loaded.close()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,30 @@ import onnxruntime as ort
 from onnx import TensorProto, numpy_helper
 
 from tessera.domain.errors import DataCorrupted, Internal
+from tessera.runtime.backends.interface import Tensor
 from tessera.runtime.backends.ort.backend import EXTERNAL_NAME
 from tessera.runtime.backends.ort.graph import ELEMENT_TYPES, external_initializers
+from tessera.runtime.fused_attention import fuse
 
 _FLOATS = {TensorProto.FLOAT: "FP32", TensorProto.DOUBLE: "FP64", TensorProto.FLOAT16: "FP16", TensorProto.BFLOAT16: "BF16"}
 _DATATYPES = {number: name for name, number in ELEMENT_TYPES.items()}
 _WEIGHTS = "weights"
 
 
-def optimise(graph: bytes, tensors: Mapping[str, npt.NDArray[Any]], scratch: Path) -> tuple[bytes, dict[str, tuple[npt.NDArray[Any], str]]]:
-    """The optimised graph without weights, as deterministic bytes, and its float initializers: name -> (array, datatype).
+Optimised = tuple[bytes, dict[str, tuple[npt.NDArray[Any], str]]]
+"""A graph without weights, as deterministic bytes, and its float initializers: name -> (array, datatype)."""
+
+
+def fuse_attention(graph: bytes, tensors: Mapping[str, npt.NDArray[Any]]) -> tuple[bytes, Mapping[str, npt.NDArray[Any]]] | None:
+    """The export and its tensors with every self-attention that is recognised as one operator; None where there is none."""
+    model = onnx.load_model_from_string(graph)
+    weights = {name: tensors[name].reshape(found.shape) for name, found in external_initializers(graph).items() if name in tensors}
+    fused, needed = fuse(model, weights)
+    return None if fused is model else (fused.SerializeToString(deterministic=True), needed)
+
+
+def optimise(graph: bytes, tensors: Mapping[str, npt.NDArray[Any]], scratch: Path) -> Optimised:
+    """The graph as ONNX Runtime optimises it for this CPU.
 
     Raises:
         Internal: ONNX Runtime cannot open or optimise it.
@@ -36,9 +50,16 @@ def optimise(graph: bytes, tensors: Mapping[str, npt.NDArray[Any]], scratch: Pat
     return model.SerializeToString(deterministic=True), found
 
 
-def reference_session(graph: bytes, tensors: Mapping[str, npt.NDArray[Any]], scratch: Path) -> Any:
-    """The export itself, not optimised: what the baked graph must agree with."""
-    return _session(graph, tensors, scratch, None)
+def runner(graph: bytes, tensors: Mapping[str, npt.NDArray[Any]], scratch: Path) -> Callable[[Mapping[str, Tensor]], dict[str, Any]]:
+    """Runs a graph as it is, not optimised; answers by output name."""
+    session = _session(graph, tensors, scratch, None)
+    names = [output.name for output in session.get_outputs()]
+
+    def run(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+        answers = session.run(names, {name: tensor.array for name, tensor in inputs.items()})
+        return dict(zip(names, answers, strict=True))
+
+    return run
 
 
 def _session(graph: bytes, tensors: Mapping[str, npt.NDArray[Any]], scratch: Path, optimised: Path | None) -> Any:

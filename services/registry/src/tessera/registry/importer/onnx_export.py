@@ -7,6 +7,7 @@ keep their names and layout (ONNX Runtime folds, fuses and transposes when the g
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -168,7 +169,7 @@ def _externalise(model: ir.Model) -> OnnxGraph:
         tensor = value.const_value
         assert tensor is not None
         if int(tensor.dtype) in _FLOATS:
-            tensors.append((name, np.ascontiguousarray(tensor.numpy())))
+            tensors.append((name, np.asarray(tensor.numpy(), order="C")))  # a scalar keeps its shape ()
             external.append((name, int(tensor.dtype), [int(d) for d in tensor.shape.numpy()]))
             del model.graph.initializers[name]
     proto = ir.to_proto(model)
@@ -184,6 +185,7 @@ def _externalise(model: ir.Model) -> OnnxGraph:
 
 def onnx_runner(graph: OnnxGraph, signature: Signature, folder: Path) -> Run:
     """Runs the graph with ONNX Runtime over the tensors in memory. `folder` receives the empty file that ONNX Runtime wants to see."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     import onnxruntime
 
     (folder / _LOCATION).touch()

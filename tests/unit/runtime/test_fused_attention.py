@@ -30,7 +30,7 @@ def model(
     sources: tuple[str, str, str] = ("x", "x", "x"),
     opset: int = 20,
 ) -> onnx.ModelProto:
-    """`mask`: none, padding (unsqueezed), counted (gathered by positions, as transformers does), causal."""
+    """`mask`: none, padding (unsqueezed), counted (gathered by positions, as transformers does), true (all of it), causal."""
     nodes: list[onnx.NodeProto] = []
     constants: dict[str, np.ndarray] = {"fill": np.float32(fill).reshape(()), "zero": np.float32(0).reshape(())}
 
@@ -57,6 +57,8 @@ def model(
             keep = node("Unsqueeze", ["kept", constant("middle", [1, 2])], "keep")
         elif mask == "counted":
             keep = counted(node, constant)
+        elif mask == "true":
+            keep = node("Expand", [constant("true", [[[[True]]]], np.bool_), node("Shape", [scores], "scores.shape")], "keep")
         else:
             constants["lower"] = np.tril(np.ones((LENGTH, LENGTH), np.bool_))[None, None]
             keep = node("And", [node("Unsqueeze", ["kept", constant("middle", [1, 2])], "row"), "lower"], "keep")
@@ -123,7 +125,7 @@ def operators(made: onnx.ModelProto) -> list[str]:
     return [node.op_type for node in made.graph.node]
 
 
-@pytest.mark.parametrize("mask", ["none", "padding", "counted"])
+@pytest.mark.parametrize("mask", ["none", "padding", "counted", "true"])
 @pytest.mark.parametrize(("fill", "guarded"), [(-np.inf, True), (float(np.finfo(np.float32).min), False)])
 def test_attention_becomes_one_operator_and_answers_the_same(mask, fill, guarded):
     weights = draw()

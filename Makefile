@@ -19,7 +19,7 @@ help: ## list every target
 
 setup: $(STAMP) ## make .venv with everything pinned (seconds when it is there already)
 
-$(STAMP): constraints.txt requirements-dev.txt $(addsuffix /pyproject.toml,$(DISTRIBUTIONS))
+$(STAMP): Makefile constraints.txt requirements-dev.txt $(addsuffix /pyproject.toml,$(DISTRIBUTIONS))
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not on PATH; set PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(SAY) "setup 1/4: virtual environment in $(VENV)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -148,7 +148,7 @@ async def main(flavour, store, run_folder, digest, private):
     artifact = artifacts.decode((store / "blobs" / digest).read_bytes())
     digests = [blob.digest for blob in artifact.blobs()]
     figures = []
-    for _ in range(3):
+    for _ in range(5):
         before = memory.memory_use(store).private_bytes
         manager.holds.declare(digests)
         answer = await manager.load(LoadRequest("i", 1, "m@1/v", digest))
@@ -176,11 +176,12 @@ def test_unload_gives_the_memory_back(backend, sharing, models, store, tmp_path)
     found = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert found.returncode == 0, found.stderr
     figures = json.loads(found.stdout)
-    assert len(figures) == 3
-    for before, loaded, after, maps, left, released, mapped_bytes in figures[1:]:  # the first load also warms the allocator
+    assert len(figures) == 5
+    # The allocator warms up over the first rounds and keeps what it has; whatever a load left behind would be there three times over.
+    assert figures[4][2] - figures[1][2] < 4 << 20
+    for before, loaded, _, maps, left, released, mapped_bytes in figures[1:]:  # the first load also warms the allocator
         assert released
         assert left == 0
-        assert after - before < 4 << 20
         if sharing == "shared":
             assert maps > 15
             assert mapped_bytes == weights

@@ -56,8 +56,7 @@ def tensor_view(view: memoryview, ref: TensorRef) -> npt.NDArray[Any]:
         raise DataCorrupted(f"tensor {ref.slot}: {ref.dtype} of shape {list(ref.shape)} is not {ref.size_bytes} bytes long")
     if offset < 0 or offset + ref.size_bytes > len(view) or (ref.pack_offset is None and ref.size_bytes != len(view)):
         raise DataCorrupted(f"tensor {ref.slot}: bytes {offset} to {offset + ref.size_bytes} of a blob of {len(view)}")
-    array = np.frombuffer(view, dtype=dtype, count=count, offset=offset) if count else np.empty(0, dtype)
-    array = array.reshape(ref.shape)
+    array: npt.NDArray[Any] = np.ndarray(ref.shape, dtype, view if count else None, offset if count else 0)
     array.flags.writeable = False
     return array
 
@@ -91,11 +90,13 @@ class BlobMap:
         digest = Digest(os.path.basename(path))
         with self._lock:
             try:
-                seen = os.stat(path)
                 mapped = self._mapped.get(digest)
-                if mapped is None or mapped.file != (seen.st_dev, seen.st_ino):
-                    references = mapped.references if mapped else 0
-                    mapped = self._mapped[digest] = _map(path, references)
+                if mapped is None:
+                    mapped = self._mapped[digest] = _map(path, 0)
+                else:
+                    seen = os.stat(path)
+                    if mapped.file != (seen.st_dev, seen.st_ino):
+                        mapped = self._mapped[digest] = _map(path, mapped.references)
             except FileNotFoundError as error:
                 raise NotFound(f"blob file {path} is not there") from error
             mapped.references += 1

@@ -35,8 +35,10 @@ class Holds:
 
     def missing(self, digests: Iterable[Digest]) -> list[Digest]:
         """Those that are not held."""
-        held = self.held()
-        return [digest for digest in digests if digest not in held]
+        with self._lock:
+            rest = [digest for digest in digests if digest not in self._declared]
+            held = self._held() if rest else set()
+        return [digest for digest in rest if digest not in held]
 
     def use(self, instance_id: InstanceId, digests: Iterable[Digest]) -> None:
         """The announced load of `instance_id` begins: what was declared for it is now used by it."""

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 from tessera.clock import Clock
@@ -38,6 +38,10 @@ from tessera.tensorstore import artifact as artifacts
 from tessera.tensorstore.mapping import BlobMap
 
 _log = logging.getLogger(__name__)
+
+TIDY_AFTER_S = 1.0
+"""How long memory that an unload left free is kept for a load that may follow it."""
+_KNOWN_ARTIFACTS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +85,12 @@ class LoadAnswer:
 @dataclass(slots=True)
 class _Held:
     instance: Instance
-    backend: Backend
     blobs: ArtifactBlobs
 
 
 @dataclass(slots=True)
 class _Opened:
     artifact: Artifact
-    backend: Backend
     loaded: Loaded
     blobs: ArtifactBlobs
     answer: LoadAnswer
@@ -110,6 +112,8 @@ class InstanceManager:
         self._loading: set[InstanceId] = set()
         self._by_generation: dict[int, Instance] = {}
         self._build_class = classes.build_class()
+        self._artifact = lru_cache(_KNOWN_ARTIFACTS)(partial(_read_artifact, config.store))
+        self._tidying: asyncio.TimerHandle | None = None
         self.on_released: Callable[[list[Digest]], None] | None = None
 
     def start(self) -> Awaitable[None]:
@@ -161,6 +165,7 @@ class InstanceManager:
             opened = await self._loop.run_in_executor(self._loader, self._open, request)
         except BaseException as error:
             self._note_released(self.holds.end(request.instance_id))
+            self._tidy_later()
             if isinstance(error, TesseraError) or not isinstance(error, Exception):
                 raise
             raise Internal(f"artifact {request.artifact} cannot be loaded: {type(error).__name__}: {error}") from error
@@ -170,7 +175,7 @@ class InstanceManager:
         identity = InstanceIdentity(request.instance_id, request.generation, request.variant, str(version or ""), request.artifact)
         submit = partial(self._loop.run_in_executor, self._workers)
         instance = Instance(identity, opened.artifact, opened.loaded, limits, self._clock, submit)
-        self._held[request.instance_id] = _Held(instance, opened.backend, opened.blobs)
+        self._held[request.instance_id] = _Held(instance, opened.blobs)
         self._by_generation[request.generation] = instance
         return opened.answer
 
@@ -179,9 +184,8 @@ class InstanceManager:
         started = self._clock.monotonic_s()
         private_before = memory.anonymous_bytes()
         store = self.config.store
-        artifact = artifacts.decode(read_blob(store, request.artifact))
+        artifact, digests = self._artifact(request.artifact)
         backend = self._backend_for(artifact)
-        digests = [blob.digest for blob in artifact.blobs()]
         missing = self.holds.missing(digests)
         if missing:
             raise FailedPrecondition(
@@ -198,7 +202,7 @@ class InstanceManager:
         done = self._clock.monotonic_s()
         grown = max(0, memory.anonymous_bytes() - private_before)
         answer = LoadAnswer((mapped - started) * 1e3, (done - mapped) * 1e3, blobs.mapped_bytes, grown)
-        return _Opened(artifact, backend, loaded, blobs, answer)
+        return _Opened(artifact, loaded, blobs, answer)
 
     def _backend_for(self, artifact: Artifact) -> Backend:
         backend = self._backends.get(artifact.backend)
@@ -210,7 +214,9 @@ class InstanceManager:
         return backend
 
     async def unload(self, instance_id: InstanceId, drain_s: float) -> list[Digest]:
-        """Ends an instance and gives its memory back. Returns the digests that this runtime no longer holds.
+        """Ends an instance and its mappings. Returns the digests that this runtime no longer holds.
+
+        Free heap goes back to the system a little later, at once for all unloads of `TIDY_AFTER_S`: a load that follows finds it warm.
 
         Raises:
             NotFound: there is no such instance, or its end has begun.
@@ -224,6 +230,7 @@ class InstanceManager:
             await self._loop.run_in_executor(self._loader, _end, held)
         finally:
             del self._held[instance_id]
+            self._tidy_later()
         released = self.holds.end(instance_id)
         self._note_released(released)
         return released
@@ -256,17 +263,41 @@ class InstanceManager:
         async with asyncio.TaskGroup() as tasks:
             for instance_id in serving:
                 tasks.create_task(self.unload(instance_id, drain_s))
+        if self._tidying is not None:
+            self._tidying.cancel()
         self._workers.shutdown(wait=False)
         self._loader.shutdown(wait=False)
+
+    def _tidy_later(self) -> None:
+        if self._tidying is None:
+            self._tidying = self._loop.call_later(TIDY_AFTER_S, self._tidy)
+
+    def _tidy(self) -> None:
+        self._tidying = None
+        self._loader.submit(_give_back, list(self._backends.values()))
 
     def _note_released(self, digests: list[Digest]) -> None:
         if digests and self.on_released is not None:
             self.on_released(digests)
 
 
+def _read_artifact(store: Path, digest: Digest) -> tuple[Artifact, tuple[Digest, ...]]:
+    """An artifact of the store and the digests of its blobs."""
+    artifact = artifacts.decode(read_blob(store, digest))
+    return artifact, tuple(blob.digest for blob in artifact.blobs())
+
+
 def _end(held: _Held) -> None:
-    """On the loader thread: first what points into the mappings, then the mappings, then what was kept for reuse."""
+    """On the loader thread: first what points into the mappings, then the mappings."""
     held.instance.loaded.close()
     held.blobs.close()
-    held.backend.release()
-    memory.trim()
+
+
+def _give_back(used: list[Backend]) -> None:
+    """On the loader thread: what was kept for reuse, then the heap."""
+    try:
+        for backend in used:
+            backend.release()
+        memory.trim()
+    except Exception:
+        _log.exception("free memory could not be given back")

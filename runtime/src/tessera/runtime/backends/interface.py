@@ -83,5 +83,5 @@ class Backend(Protocol):
         ...
 
     def release(self) -> None:
-        """Called after an unload: gives memory that is kept for reuse back to the system."""
+        """Called a while after unloads, in the thread that loads: gives memory that is kept for reuse back to the system."""
         ...

@@ -22,6 +22,7 @@ from tessera.runtime.backends.ort.graph import ELEMENT_TYPES, Initializer, exter
 
 EXTERNAL_NAME = "tessera"
 _ERROR_LEVEL = 3
+_CPU = C.OrtDevice(C.OrtDevice.cpu(), C.OrtDevice.default_memory(), 0)
 _SHRINK = "memory.enable_memory_arena_shrinkage"
 
 
@@ -129,7 +130,7 @@ def _value(array: npt.NDArray[Any], datatype: str) -> Any:
     """An OrtValue on the array's own memory, which must outlive it."""
     if datatype == "BF16":
         return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, ELEMENT_TYPES["BF16"])
-    return ort.OrtValue.ortvalue_from_numpy(array)
+    return ort.OrtValue(C.OrtValue.ortvalue_from_numpy(array, _CPU), array)  # as `ortvalue_from_numpy` does, with one device for all
 
 
 def _check_initializers(artifact: Artifact, wanted: Mapping[str, Initializer]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import mmap
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -234,3 +236,24 @@ def test_flavours_name_their_backends():
     assert backends.names("ort") == ("identity", "ort")
     with pytest.raises(Unsupported, match="there are ort, aten"):
         backends.names("tpu")
+
+
+ROOM = """
+import os, resource
+from tessera.runtime.process import make_room_for_descriptors
+resource.setrlimit(resource.RLIMIT_NOFILE, LIMITS)
+before = os.listdir("/proc/self/fd")
+make_room_for_descriptors()
+table = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("FDSize"))
+print(*resource.getrlimit(resource.RLIMIT_NOFILE), int(table), len(os.listdir("/proc/self/fd")) - len(before))
+"""
+
+
+@pytest.mark.parametrize(("limits", "table"), [((100, 300), 300), ((300, 300), 300), ((128, 6000), 4096)])
+def test_room_for_open_files_is_made_once_and_as_far_as_the_limit_allows(limits, table):
+    command = [sys.executable, "-c", ROOM.replace("LIMITS", str(limits))]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert found.returncode == 0, found.stderr
+    soft, hard, places, left_open = map(int, found.stdout.split())
+    assert (soft, hard, left_open) == (limits[1], limits[1], 0)
+    assert table <= places < 2 * table

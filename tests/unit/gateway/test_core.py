@@ -11,7 +11,6 @@ from tessera.domain.errors import DeadlineExceeded, FailedPrecondition, Internal
 from tessera.domain.instance import Stage, StageTime
 from tessera.domain.signature import ANY_DATATYPE, DATATYPES, Signature, TensorSpec
 from tessera.frames.openinference import encode_response
-from tessera.gateway.adapters.host import host_id
 from tessera.gateway.adapters.identifiers import Identifiers
 from tessera.gateway.app import read_token
 from tessera.gateway.core.admission import FailedStart, StartForecast, after_failure, refusal
@@ -172,9 +171,10 @@ def test_identifiers_are_well_formed_and_differ() -> None:
 
 
 def test_the_host_is_called_the_same_by_node_agents() -> None:
-    from tessera.node_agent.adapters import processes
+    from tessera.gateway import app as gateway
+    from tessera.node_agent import app as node_agent
 
-    assert host_id() == processes.host_id()
+    assert gateway.host_id() == node_agent.host_id()
 
 
 def test_descriptions_of_batched_and_free_signatures() -> None:

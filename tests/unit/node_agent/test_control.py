@@ -16,7 +16,8 @@ from tessera.domain.errors import DataCorrupted, FailedPrecondition, Unavailable
 from tessera.domain.ids import InstanceId, RuntimeId, Term
 from tessera.node_agent.adapters.control import ControlClient
 from tessera.node_agent.adapters.files import RuntimeNotes, TermFile, writable_folder
-from tessera.node_agent.adapters.processes import Watched, host_id, log_tail, mapping_count, max_map_count, spawn_detached
+from tessera.node_agent.adapters.processes import Watched, log_tail, mapping_count, max_map_count, spawn_detached
+from tessera.program import host_id
 from tessera.runtime.control import ControlDecoder, encode, refusal, reply
 from tessera.testing.builders import an_instance
 

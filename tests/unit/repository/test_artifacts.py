@@ -10,7 +10,8 @@ from tessera.domain.errors import InvalidInput
 from tessera.domain.ids import Digest
 from tessera.domain.signature import Signature
 from tessera.repository import Repository
-from tessera.repository.artifacts import PackWriter, StoredTensors, build_pack, decode, digest_of, store_artifact, store_tensors
+from tessera.repository.artifacts import StoredTensors, decode, digest_of, store_artifact, store_tensors
+from tessera.tensorstore.pack import PackWriter, build_pack
 
 
 def _artifact(stored: StoredTensors, graph: Blob) -> Artifact:

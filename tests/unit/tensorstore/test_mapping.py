@@ -14,10 +14,10 @@ from tessera.domain.artifact import TensorRef
 from tessera.domain.errors import DataCorrupted, InvalidInput, NotFound
 from tessera.domain.ids import Digest
 from tessera.domain.signature import DATATYPES
-from tessera.repository.artifacts import build_pack
 from tessera.tensorstore.artifact import digest_of
 from tessera.tensorstore.local import LocalTensorStore
 from tessera.tensorstore.mapping import BlobMap, numpy_dtype, tensor_view
+from tessera.tensorstore.pack import build_pack
 from tessera.testing.conformance_tensorstore import ABSENT, blob_of, put
 
 

@@ -1,67 +1,21 @@
-"""What the registry does with artifacts: packs small tensors, stores large ones by digest, stores the artifact itself."""
+"""What the registry does with artifacts: stores large tensors by digest, small ones packed, and the artifact itself."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tessera.domain.artifact import PACK_ALIGNMENT_BYTES, PACK_THRESHOLD_BYTES, Artifact, Blob, TensorRef
+from tessera.domain.artifact import Artifact, Blob, TensorRef
 from tessera.domain.errors import InvalidInput
 from tessera.domain.ids import Digest
-from tessera.domain.signature import DATATYPES
 from tessera.repository.interface import BlobRepository
 from tessera.tensorstore.artifact import decode, digest_of, encode
 from tessera.tensorstore.interface import BytesLike, flat
+from tessera.tensorstore.pack import NamedTensor, PackWriter
 
-__all__ = ["NamedTensor", "PackWriter", "StoredTensors", "build_pack", "decode", "digest_of", "encode", "store_artifact", "store_tensors"]
-
-NamedTensor = tuple[str, str, tuple[int, ...], BytesLike]
-"""Slot, Open Inference datatype, shape, and the raw little-endian row-major bytes."""
+__all__ = ["StoredTensors", "decode", "digest_of", "encode", "store_artifact", "store_tensors"]
 
 _CHUNK_BYTES = 1 << 20
-
-
-class PackWriter:
-    """Collects tensors: those below the threshold go into the pack, of the others only the reference is made."""
-
-    def __init__(self) -> None:
-        self._pack = bytearray()
-        self._refs: list[TensorRef] = []
-
-    def add(self, slot: str, dtype: str, shape: tuple[int, ...], data: BytesLike) -> TensorRef:
-        """Raises:
-        InvalidInput: dtype and shape do not make the length of `data`; names the slot.
-        """
-        view = flat(data)
-        item_bytes = DATATYPES.get(dtype)
-        if not item_bytes or min(shape, default=0) < 0 or math.prod(shape) * item_bytes != len(view):
-            raise InvalidInput(f"tensor {slot}", f"{dtype} {list(shape)}", f"does not make the {len(view)} bytes given")
-        offset = None
-        if len(view) < PACK_THRESHOLD_BYTES:
-            self._pack.extend(bytes(-len(self._pack) % PACK_ALIGNMENT_BYTES))
-            offset = len(self._pack)
-            self._pack.extend(view)
-        ref = TensorRef(slot, dtype, tuple(shape), digest_of(view), len(view), offset)
-        self._refs.append(ref)
-        return ref
-
-    def finish(self) -> tuple[tuple[TensorRef, ...], bytes | None]:
-        """All references in the order of `add`, and the pack's bytes (None where no tensor went into it)."""
-        packed = any(ref.pack_offset is not None for ref in self._refs)
-        return tuple(self._refs), bytes(self._pack) if packed else None
-
-
-def build_pack(tensors: Iterable[NamedTensor]) -> tuple[tuple[TensorRef, ...], bytes | None]:
-    """References of all tensors, and the pack of the small ones (see `PackWriter`).
-
-    Raises:
-        InvalidInput: dtype and shape do not make the length of the data; names the slot.
-    """
-    writer = PackWriter()
-    for slot, dtype, shape, data in tensors:
-        writer.add(slot, dtype, shape, data)
-    return writer.finish()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +32,7 @@ def store_tensors(repository: BlobRepository, tensors: Iterable[NamedTensor]) ->
     """Stores tensors one by one (each may be dropped before the next is made) and then their pack. Distinct bytes count once.
 
     Raises:
-        InvalidInput: see `build_pack`.
+        InvalidInput: see `PackWriter.add`.
     """
     writer = PackWriter()
     counted: dict[Digest, bool] = {}

@@ -15,6 +15,7 @@ from tessera.rpc._status import KIND_METADATA, abort, error_of_rpc, status_of
 if TYPE_CHECKING:
     from tessera.rpc._reflection import CombinedPool
     from tessera.rpc._server import HEALTH_SERVICE, RpcServer
+    from tessera.rpc._traces import encode_span
 
 __all__ = [
     "HEALTH_SERVICE",
@@ -26,6 +27,7 @@ __all__ = [
     "abort",
     "connect",
     "connect_sync",
+    "encode_span",
     "error_of_rpc",
     "status_of",
 ]
@@ -40,4 +42,8 @@ def __getattr__(name: str) -> Any:
         from tessera.rpc import _server
 
         return getattr(_server, name)
+    if name == "encode_span":
+        from tessera.rpc import _traces
+
+        return _traces.encode_span
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

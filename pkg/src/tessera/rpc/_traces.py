@@ -15,10 +15,11 @@ class TracesServicer(traces_pb2_grpc.TracesServicer):
     async def GetSpans(self, request: traces_pb2.GetSpansRequest, context: object) -> traces_pb2.GetSpansResponse:
         if not _TRACE_ID.fullmatch(request.trace_id):
             raise InvalidInput("trace_id", request.trace_id[:80], "must be 32 lowercase hex digits")
-        return traces_pb2.GetSpansResponse(spans=[_message(span) for span in telemetry.spans_of(request.trace_id)])
+        return traces_pb2.GetSpansResponse(spans=[encode_span(span) for span in telemetry.spans_of(request.trace_id)])
 
 
-def _message(span: telemetry.FinishedSpan) -> common_pb2.Span:
+def encode_span(span: telemetry.FinishedSpan) -> common_pb2.Span:
+    """A finished span as it travels."""
     return common_pb2.Span(
         trace_id=span.trace_id,
         span_id=span.span_id,

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tessera.domain.artifact import PACK_ALIGNMENT_BYTES, PACK_THRESHOLD_BYTES, Artifact, Blob, TensorRef
+from tessera.domain.artifact import Artifact, Blob, TensorRef
 from tessera.domain.errors import Internal, InvalidInput, TesseraError
 from tessera.domain.ids import BuildClass, Digest
 
@@ -102,10 +102,11 @@ class _BlobWriter:
         self._folder = folder
         self.written: dict[Digest, Blob] = {}
 
-    def put(self, data: bytes | memoryview) -> Blob:
+    def put(self, data: bytes, digest: Digest | None = None) -> Blob:
+        """Writes `data` unless it is here; `digest` where it is known already."""
         from tessera.tensorstore.artifact import digest_of
 
-        digest = digest_of(data)
+        digest = digest or digest_of(data)
         if digest not in self.written:
             fd, name = tempfile.mkstemp(prefix="blob-", dir=self._folder)
             with os.fdopen(fd, "wb") as file:
@@ -117,21 +118,16 @@ class _BlobWriter:
 
 def _write_tensors(writer: _BlobWriter, tensors: Mapping[str, tuple[Any, str]]) -> tuple[tuple[TensorRef, ...], Blob | None]:
     """Writes (array, datatype) by name: large ones as blobs, small ones into one pack, in order of name."""
-    from tessera.tensorstore.artifact import digest_of
+    from tessera.tensorstore.pack import PackWriter
 
-    refs: list[TensorRef] = []
-    pack = bytearray()
+    packer = PackWriter()
     for name, (array, datatype) in sorted(tensors.items()):
         raw = array.tobytes()
-        if len(raw) >= PACK_THRESHOLD_BYTES:
-            blob = writer.put(raw)
-            refs.append(TensorRef(name, datatype, tuple(array.shape), blob.digest, blob.size_bytes))
-            continue
-        pack.extend(bytes(-len(pack) % PACK_ALIGNMENT_BYTES))
-        refs.append(TensorRef(name, datatype, tuple(array.shape), digest_of(raw), len(raw), len(pack)))
-        pack.extend(raw)
-    has_pack = any(ref.pack_offset is not None for ref in refs)
-    return tuple(refs), writer.put(bytes(pack)) if has_pack else None
+        ref = packer.add(name, datatype, tuple(array.shape), raw)
+        if ref.pack_offset is None:
+            writer.put(raw, ref.digest)
+    refs, pack = packer.finish()
+    return refs, writer.put(pack) if pack is not None else None
 
 
 def _wanted(artifact: Artifact, blobs: ArtifactBlobs, max_batch: int, scratch: Path) -> list[Case]:

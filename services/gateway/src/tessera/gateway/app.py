@@ -25,7 +25,6 @@ from tessera.domain.errors import FailedPrecondition
 from tessera.domain.ids import RuntimeId, TrustDomain
 from tessera.domain.records import ServiceRecord
 from tessera.gateway.adapters.channels import Channels
-from tessera.gateway.adapters.host import host_id
 from tessera.gateway.adapters.identifiers import Identifiers
 from tessera.gateway.adapters.links import FrameLinks
 from tessera.gateway.adapters.metrics import PrometheusMeter
@@ -39,7 +38,7 @@ from tessera.gateway.loops.inference import Inference
 from tessera.gateway.loops.starts import StartQueues
 from tessera.gateway.server import admin, open_inference, proxy
 from tessera.policy.variant import registry as policies
-from tessera.program import Stop, Tasks
+from tessera.program import Stop, Tasks, host_id
 from tessera.rpc import RpcServer
 
 SWEEP_S = 5.0

@@ -26,7 +26,7 @@ from tessera.node_agent.adapters.baking import ProcessBaker
 from tessera.node_agent.adapters.etcd import EtcdRecords
 from tessera.node_agent.adapters.files import RuntimeNotes, TermFile, writable_folder
 from tessera.node_agent.adapters.meter import PrometheusMeter
-from tessera.node_agent.adapters.processes import host_id, max_map_count
+from tessera.node_agent.adapters.processes import max_map_count
 from tessera.node_agent.adapters.relays import RelayProcess
 from tessera.node_agent.adapters.runtimes import ProcessRuntimes
 from tessera.node_agent.adapters.scheduler import SchedulerLeader
@@ -43,7 +43,7 @@ from tessera.node_agent.loops.pulse import Pulse
 from tessera.node_agent.loops.reporter import Reporter
 from tessera.node_agent.loops.starter import Starter, StarterSettings
 from tessera.node_agent.server import NodeAgentServer, status_message
-from tessera.program import Stop, Tasks
+from tessera.program import Stop, Tasks, host_id
 from tessera.repository import Repository
 from tessera.repository.fetch import Fetcher
 from tessera.rpc import RpcServer

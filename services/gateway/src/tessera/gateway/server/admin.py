@@ -15,7 +15,8 @@ from tessera.gateway.core.catalogue import Catalogue
 from tessera.gateway.core.decisions import Decision, DecisionLog
 from tessera.gateway.core.spans import RequestSpan, spans_of_decision
 from tessera.policy.variant.base import VariantPolicy
-from tessera.telemetry import FinishedSpan, spans_of
+from tessera.rpc import encode_span
+from tessera.telemetry import spans_of
 from tessera.wire import encode_stage_times, encode_variant_key
 
 SERVICE = "tessera.api.gateway.v1.Gateway"
@@ -60,7 +61,7 @@ class AdminServer(gateway_pb2_grpc.GatewayServicer):
             for made in spans_of_decision(own):
                 found[made.span_id] = _request_span(request_id, made)
         for trace_id in traces:
-            for span in (*map(_span, spans_of(trace_id)), *await self._platform.spans(trace_id)):
+            for span in (*map(encode_span, spans_of(trace_id)), *await self._platform.spans(trace_id)):
                 if trace_id == request_id or "start" in span.name:
                     found[span.span_id] = span
         if not found:
@@ -113,18 +114,4 @@ def _request_span(request_id: str, span: RequestSpan) -> common_pb2.Span:
         end_unix_ns=span.end_unix_ns,
         attributes=dict(span.attributes),
         status=span.error or "ok",
-    )
-
-
-def _span(span: FinishedSpan) -> common_pb2.Span:
-    return common_pb2.Span(
-        trace_id=span.trace_id,
-        span_id=span.span_id,
-        parent_span_id=span.parent_span_id,
-        name=span.name,
-        service=span.service,
-        start_unix_ns=span.start_unix_ns,
-        end_unix_ns=span.end_unix_ns,
-        attributes=dict(span.attributes),
-        status=span.status,
     )

@@ -133,15 +133,3 @@ def max_map_count() -> int:
         return int(Path("/proc/sys/vm/max_map_count").read_text())
     except (OSError, ValueError):
         return 65530
-
-
-def host_id() -> str:
-    """A stable id of this machine: processes that see the same one share its Unix sockets. The boot id follows where containers
-    carry a copy of one image's machine id."""
-    words = []
-    for source in ("/etc/machine-id", "/proc/sys/kernel/random/boot_id"):
-        try:
-            words.append(Path(source).read_text().strip())
-        except OSError:
-            continue
-    return "-".join(word for word in words if word) or os.uname().nodename

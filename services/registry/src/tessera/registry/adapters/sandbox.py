@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,11 +18,11 @@ from tessera import telemetry
 from tessera.domain.artifact import Blob
 from tessera.domain.errors import DataCorrupted, DeadlineExceeded, Internal, ResourceExhausted, error_of
 from tessera.domain.ids import Digest
+from tessera.program import ChildProcess
 from tessera.registry.core.source import BuilderCall
 from tessera.registry.importer.task import Builder, Failure, Limits, Made, Progress, Task, decode_event, encode_task
 from tessera.registry.ports import Imported, OnProgress
 
-_LINE_LIMIT_BYTES = 64 << 20
 _WORDS_BYTES = 4096
 _log = telemetry.get_logger("tessera.registry.sandbox")
 
@@ -56,23 +55,21 @@ class Sandbox:
         try:
             async with asyncio.timeout(self._timeout_s):
                 ended = await self._follow(process, on_progress)
-                await _ended(process)
+                code = await process.wait()
         except TimeoutError:
             raise DeadlineExceeded(f"the import took longer than {self._timeout_s:g} s") from None
         finally:
-            _kill(process)
+            process.kill_group()
         if isinstance(ended, Failure):
             raise error_of(ended.kind, ended.message)
         if ended is None:
-            raise self._death(process.returncode, words)
+            raise self._death(code, words)
         return _imported(ended, out / "blobs")
 
-    async def _follow(self, process: subprocess.Popen[bytes], on_progress: OnProgress) -> Made | Failure | None:
-        reader = asyncio.StreamReader(limit=_LINE_LIMIT_BYTES)
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), process.stdout)
+    async def _follow(self, process: ChildProcess, on_progress: OnProgress) -> Made | Failure | None:
         ended: Made | Failure | None = None
         try:
-            async for line in reader:
+            async for line in process.lines():
                 event = decode_event(line)
                 if isinstance(event, Progress):
                     on_progress(event.message, event.fraction)
@@ -80,8 +77,6 @@ class Sandbox:
                     ended = event
         except (msgspec.MsgspecError, ValueError) as error:
             raise Internal(f"the import sandbox said what is no event: {error}") from error
-        finally:
-            transport.close()
         return ended
 
     def _death(self, code: int, words: Path) -> Exception:
@@ -111,43 +106,15 @@ def _environment(outer: Mapping[str, str], scratch: Path, threads: int) -> dict[
     }  # fmt: skip
 
 
-def _start(task_file: Path, out: Path, words: Path, threads: int) -> subprocess.Popen[bytes]:
-    """By `subprocess`, not asyncio's: it starts by vfork, and gRPC's fork handlers crash a child that is forked while calls run."""
+def _start(task_file: Path, out: Path, words: Path, threads: int) -> ChildProcess:
     with words.open("wb") as stderr:
-        return subprocess.Popen(
+        return ChildProcess(
             [sys.executable, "-P", "-m", "tessera.registry.importer", str(task_file), str(os.getpid())],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
             stderr=stderr,
-            start_new_session=True,
+            piped=True,
             cwd=out,
             env=_environment(os.environ, out / "tmp", threads),
         )
-
-
-async def _ended(process: subprocess.Popen[bytes]) -> None:
-    """Waits without a thread that would outlive a cancelled import."""
-    if process.poll() is not None:
-        return
-    descriptor = os.pidfd_open(process.pid)
-    loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    loop.add_reader(descriptor, ended.set)
-    try:
-        await ended.wait()
-    finally:
-        loop.remove_reader(descriptor)
-        os.close(descriptor)
-    process.wait()
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Ends the whole group; a killed process is gone in no time, so waiting for it does not hold up the loop."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # it ended, and so did all of its children
-    process.wait()
 
 
 def _imported(made: Made, folder: Path) -> Imported:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tessera.domain.artifact import Blob, TensorRef
 from tessera.domain.ids import Digest
-from tessera.repository.artifacts import PackWriter
 from tessera.tensorstore.artifact import digest_of
+from tessera.tensorstore.pack import PackWriter
 
 _CHUNK_BYTES = 1 << 20
 

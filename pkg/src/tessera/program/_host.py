@@ -1,4 +1,4 @@
-"""Which machine this is, in the same words as the node agent says it (tests compare the two)."""
+"""Which machine this is."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 
 def host_id() -> str:
-    """Processes that see the same id share the machine's Unix sockets. The boot id follows where containers carry a copy of one
-    image's machine id."""
+    """A stable id of this machine: processes that see the same one share its Unix sockets. The boot id follows where containers
+    carry a copy of one image's machine id."""
     words = []
     for source in ("/etc/machine-id", "/proc/sys/kernel/random/boot_id"):
         try:

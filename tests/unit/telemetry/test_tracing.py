@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from concurrent import futures
 from typing import Any
@@ -204,6 +206,25 @@ def test_spans_go_out_by_otlp() -> None:
     assert (after.parent_span_id.hex(), after.start_time_unix_nano, after.end_time_unix_nano) == (PARENT, 100, 200)
     assert after.status.message == "lost"
     assert {finished.name for finished in spans_of(TRACE)} == {"live", "after", "late"}
+
+
+def test_the_last_batch_of_a_process_that_ends_goes_out() -> None:
+    collector = Collector()
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    code = f"""
+from tessera import telemetry
+telemetry.configure("scheduler", otlp_endpoint="http://127.0.0.1:{port}")
+with telemetry.span("last words"):
+    pass
+"""
+    try:
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    finally:
+        server.stop(0).wait()
+    assert set(collector.spans()) == {"last words"}
 
 
 def test_the_current_span_is_opentelemetrys() -> None:

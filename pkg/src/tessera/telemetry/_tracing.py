@@ -7,6 +7,7 @@ agent), which costs one append when nothing is exported. An unsampled trace cost
 from __future__ import annotations
 
 import asyncio
+import atexit
 from collections.abc import Mapping, Sequence
 from contextvars import Token
 from types import TracebackType
@@ -82,6 +83,7 @@ def _exporter(endpoint: str) -> BatchSpanProcessor:
     # Imported where it is wanted: it takes longer than everything else a command-line tool needs of this package.
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 
+    atexit.register(shutdown)  # the last batch of every process, whoever composed it
     insecure = not endpoint.startswith("https://")
     return BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, insecure=insecure, timeout=_EXPORT_TIMEOUT_S))
 

@@ -70,7 +70,6 @@ async def serve(config: GatewayConfig, stop: Stop) -> None:
         await run(config, stop, coordinator)
     finally:
         await coordinator.close()
-        telemetry.shutdown()
 
 
 async def run(

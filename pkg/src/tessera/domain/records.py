@@ -144,11 +144,12 @@ class ProfileRecord:
 
 @dataclass(frozen=True, slots=True)
 class NodeRecord:
-    """A node, under its agent's lease. Writer: node agent."""
+    """A node, under its agent's lease. `start_address` takes StartInstance in frames. Writer: node agent."""
 
     node_id: NodeId
     host_id: str
     agent_address: str
+    start_address: str
     relay_address: str
     build_class: BuildClass
     profile_class: ProfileClass

@@ -13,6 +13,7 @@ from tessera.rpc._options import MAX_MESSAGE_BYTES, MESSAGE_OVERHEAD_BYTES
 from tessera.rpc._status import KIND_METADATA, abort, error_of_rpc, status_of
 
 if TYPE_CHECKING:
+    from tessera.rpc._framed import FramedCalls, FramedServer
     from tessera.rpc._reflection import CombinedPool
     from tessera.rpc._server import HEALTH_SERVICE, RpcServer
     from tessera.rpc._traces import encode_span
@@ -23,6 +24,8 @@ __all__ = [
     "MAX_MESSAGE_BYTES",
     "MESSAGE_OVERHEAD_BYTES",
     "CombinedPool",
+    "FramedCalls",
+    "FramedServer",
     "RpcServer",
     "abort",
     "connect",
@@ -38,6 +41,10 @@ def __getattr__(name: str) -> Any:
         from tessera.rpc import _reflection
 
         return _reflection.CombinedPool
+    if name in ("FramedCalls", "FramedServer"):
+        from tessera.rpc import _framed
+
+        return getattr(_framed, name)
     if name in ("HEALTH_SERVICE", "RpcServer"):
         from tessera.rpc import _server
 

@@ -148,6 +148,7 @@ def a_node(node_id: str = "node-0", **fields: Any) -> NodeRecord:
         "node_id": NodeId(node_id),
         "host_id": "host-0",
         "agent_address": "127.0.0.1:8020",
+        "start_address": "127.0.0.1:8060",
         "relay_address": "127.0.0.1:8021",
         "build_class": BUILD_CLASS,
         "profile_class": PROFILE_CLASS,

@@ -108,9 +108,9 @@ class Layout:
     def ports(self) -> dict[int, str]:
         """Every port that will be opened, and by whom."""
         taken = {1: "gateway (gRPC)", 2: "gateway (metrics)", 3: "gateway (admin)", 10: "registry", 11: "scheduler", 12: "profiler"}
-        taken |= {13: "scheduler (standby)", 90: "etcd", 91: "etcd (peers)"}
+        taken |= {13: "scheduler (standby)", 14: "scheduler (starts)", 15: "scheduler (standby, starts)", 90: "etcd", 91: "etcd (peers)"}
         for index in range(self.nodes):
-            taken |= {20 + 2 * index: f"node agent {index}", 21 + 2 * index: f"relay {index}"}
+            taken |= {20 + 2 * index: f"node agent {index}", 21 + 2 * index: f"relay {index}", 60 + index: f"node agent {index} (starts)"}
         return {self.port_base + offset: name for offset, name in taken.items()}
 
     def services(self) -> dict[str, tuple[str, Settings]]:
@@ -122,8 +122,12 @@ class Layout:
             "registry": ("tessera.registry", {
                 **common, "address": self.address(10), "repository_url": self.repository_url, "state_folder": str(self.state / "registry"),
             }),
-            "scheduler": ("tessera.scheduler", {**common, "address": self.address(11), "repository_url": self.repository_url}),
-            "scheduler-standby": ("tessera.scheduler", {**common, "address": self.address(13), "repository_url": self.repository_url}),
+            "scheduler": ("tessera.scheduler", {
+                **common, "address": self.address(11), "start_address": self.address(14), "repository_url": self.repository_url,
+            }),
+            "scheduler-standby": ("tessera.scheduler", {
+                **common, "address": self.address(13), "start_address": self.address(15), "repository_url": self.repository_url,
+            }),
             "profiler": ("tessera.profiler", {**common, "address": self.address(12)}),
         }  # fmt: skip
         for index in range(self.nodes):
@@ -131,6 +135,7 @@ class Layout:
                 **common,
                 "node_id": f"node-{index}",
                 "address": self.address(20 + 2 * index),
+                "start_address": self.address(60 + index),
                 "relay_address": self.address(21 + 2 * index),
                 "state_folder": str(self.state / f"node-{index}"),
                 "run_folder": str(self.node_run(index)),

@@ -39,7 +39,7 @@ from tessera.gateway.loops.starts import StartQueues
 from tessera.gateway.server import admin, open_inference, proxy
 from tessera.policy.variant import registry as policies
 from tessera.program import Stop, Tasks, host_id
-from tessera.rpc import RpcServer
+from tessera.rpc import FramedCalls, RpcServer
 
 SWEEP_S = 5.0
 """Far longer than the watches of instances and nodes can differ when one lease ends both."""
@@ -99,7 +99,9 @@ async def run(
             on_change=link_changed, wanted=lambda runtime_id: runtime_id in catalogue.runtimes(),
         )  # fmt: skip
         watched = WatchedState(coordinator, catalogue, links.prepare)
-        scheduler = SchedulerClient(leader, channels, catalogue.trust_domain)
+        calls = FramedCalls(tasks)
+        scheduler = SchedulerClient(leader, lambda: watched.services_of("scheduler"), channels, calls, catalogue.trust_domain)
+        watched.services.on_change(lambda _key, _old, _new: scheduler.expect())
         starts = StartQueues(
             catalogue, scheduler, links, tasks, clock, meter, limit=config.start_queue_limit, budget_s=config.start_budget_s
         )  # fmt: skip
@@ -164,6 +166,7 @@ async def run(
             await asyncio.gather(*ends)
             inference.close()
             links.close()
+            calls.close()
             await tasks.aclose()
             await channels.close()
             if metrics_server is not None:

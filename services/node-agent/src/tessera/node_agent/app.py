@@ -17,7 +17,7 @@ import grpc.aio
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from tessera import telemetry
-from tessera.api.node.v1 import node_pb2_grpc
+from tessera.api.node.v1 import node_pb2, node_pb2_grpc
 from tessera.clock import Clock, SystemClock
 from tessera.coord.etcd import EtcdCoordinator
 from tessera.coord.interface import Coordinator
@@ -46,13 +46,14 @@ from tessera.node_agent.server import NodeAgentServer, status_message
 from tessera.program import Stop, Tasks, host_id
 from tessera.repository import Repository
 from tessera.repository.fetch import Fetcher
-from tessera.rpc import RpcServer
+from tessera.rpc import FramedServer, RpcServer
 from tessera.runtime.classes import build_class, profile_class
 from tessera.telemetry import MetricsServer, get_logger
 from tessera.tensorstore.local import LocalTensorStore
 from tessera.tensorstore.mount import prepare_store_folder, remove_store_folder
 
 SERVICE = "tessera.api.node.v1.NodeAgent"
+START = f"/{SERVICE}/StartInstance"
 STORE_FOLDER = "store"
 BEHIND_S = 0.005
 """An answer is at its client by then: no record, note or report shall compete with it."""
@@ -104,6 +105,9 @@ async def serve_with(config: NodeAgentConfig, stop: Stop, coordinator: Coordinat
         server = RpcServer(config.address, handlers=[parts.add_servicer], service_names=[SERVICE])
         await server.start()
         stack.push_async_callback(server.stop, RPC_GRACE_S)
+        starts = FramedServer(config.start_address, {START: (node_pb2.StartInstanceRequest, parts.servicer.StartInstance)})
+        await starts.start()
+        stack.push_async_callback(starts.stop, RPC_GRACE_S)
         parts.start_loops()
         ending.started = True
         # What was imported and made so far stays: without this a full collection takes tens of milliseconds in the midst of starts.
@@ -173,6 +177,7 @@ def _identity(config: NodeAgentConfig, run: Path, relay_address: str) -> NodeIde
         TrustDomain(config.trust_domain),
         host_id(),
         config.address,
+        config.start_address,
         relay_address,
         built,
         profile_class(build=built),
@@ -256,14 +261,15 @@ class _Parts:
         )
         baker = ProcessBaker(state / "bake", store.root)
         baker.sweep()
-        self._jobs = Jobs(
+        jobs = Jobs(
             self.fleet, larder, baker, repository.has, baker.scratch, baker.remove, store.path, config.load_timeout_s, os.urandom, clock
         )
+        self.servicer = NodeAgentServer(self.agent, jobs)
         leader = SchedulerLeader(self.records, status_message)
         self._reporter = Reporter(self.agent, leader, config.report_s, clock, report)
 
     def add_servicer(self, server: grpc.aio.Server) -> None:
-        node_pb2_grpc.add_NodeAgentServicer_to_server(NodeAgentServer(self.agent, self._jobs), server)
+        node_pb2_grpc.add_NodeAgentServicer_to_server(self.servicer, server)
 
     def start_loops(self) -> None:
         self._tasks.start("watch assignments", self.records.watch(self._stop))

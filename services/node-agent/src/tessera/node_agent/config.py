@@ -22,6 +22,8 @@ class NodeAgentConfig(ServiceConfig):
     node_id: str = Field("node-0", pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
     trust_domain: str = Field("default", pattern=r"^[a-z0-9][a-z0-9._-]{0,127}$")
     address: str = "127.0.0.1:8020"
+    start_address: str = "127.0.0.1:8060"
+    """Where StartInstance is taken in frames."""
     relay_address: str = "127.0.0.1:8021"
     etcd_endpoints: list[str] = Field(default_factory=lambda: ["127.0.0.1:8090"], min_length=1)
     lease_ttl_s: float = Field(10.0, ge=1.0)

@@ -109,6 +109,7 @@ def status_message(report: tuple[NodeSummary, DigestChange]) -> node_pb2.NodeSta
         trust_domain=me.trust_domain,
         agent_address=me.address,
         cpu_count=me.cpu_count,
+        start_address=me.start_address,
     )
 
 

@@ -9,7 +9,7 @@ import os
 import grpc.aio
 
 from tessera import telemetry
-from tessera.api.scheduler.v1 import scheduler_pb2_grpc
+from tessera.api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from tessera.clock import Clock, SystemClock
 from tessera.coord.etcd import EtcdCoordinator
 from tessera.coord.interface import Coordinator
@@ -21,8 +21,8 @@ from tessera.policy.scaling import registry as keep_alives
 from tessera.policy.start import registry as starts
 from tessera.policy.start.costs import CostModel
 from tessera.program import Stop, Tasks
-from tessera.rpc import RpcServer
-from tessera.scheduler.adapters.agents import GrpcAgents
+from tessera.rpc import FramedCalls, FramedServer, RpcServer
+from tessera.scheduler.adapters.agents import RemoteAgents
 from tessera.scheduler.adapters.artifacts import BlobLists
 from tessera.scheduler.adapters.metrics import PrometheusMeter
 from tessera.scheduler.adapters.records import EtcdRecords
@@ -38,6 +38,7 @@ from tessera.scheduler.ports import Agents, Meter, RandomBytes
 from tessera.scheduler.server import SchedulerServer
 
 SERVICE = "tessera.api.scheduler.v1.Scheduler"
+START = f"/{SERVICE}/StartInstance"
 
 
 async def serve(config: SchedulerConfig, stop: Stop) -> None:
@@ -60,14 +61,16 @@ async def run(config: SchedulerConfig, stop: Stop, coordinator: Coordinator) -> 
     """The scheduler's process over any coordinator."""
     meter = PrometheusMeter()
     metrics_server = telemetry.MetricsServer(config.metrics_address, meter.registry) if config.metrics_address else None
-    agents = GrpcAgents()
     async with Tasks(stop) as tasks:
+        agents = RemoteAgents(FramedCalls(tasks))
         scheduler = Scheduler(config, coordinator, agents=agents, clock=SystemClock(), tasks=tasks, random_bytes=os.urandom, meter=meter)
 
         def add(server: grpc.aio.Server) -> None:
             scheduler_pb2_grpc.add_SchedulerServicer_to_server(scheduler.servicer, server)
 
         server = RpcServer(config.address, handlers=[add], service_names=[SERVICE])
+        starts = FramedServer(config.start_address, {START: (scheduler_pb2.StartInstanceRequest, scheduler.servicer.StartInstance)})
+        await starts.start()
         await server.start()
         if metrics_server is not None:
             metrics_server.start()
@@ -79,7 +82,7 @@ async def run(config: SchedulerConfig, stop: Stop, coordinator: Coordinator) -> 
             if metrics_server is not None:
                 metrics_server.stop()
             scheduler.servicer.close()
-            await server.stop(config.stop_grace_s)
+            await asyncio.gather(starts.stop(config.stop_grace_s), server.stop(config.stop_grace_s))
             await tasks.aclose()
             await agents.close()
 
@@ -164,7 +167,7 @@ class Scheduler:
         )
         self._elector = Elector(coordinator, self.leading, clock, lease_ttl_s=config.lease_ttl_s, on_end=self.cluster.reset)
         self._follower = LeaderFollower(coordinator, self.leading, clock)
-        self._presence = ServiceRecord("scheduler", config.address, config.address)
+        self._presence = ServiceRecord("scheduler", config.address, config.address, {"start_address": config.start_address})
         self._coordinator, self._clock, self._lease_ttl_s = coordinator, clock, config.lease_ttl_s
 
     def start(self) -> None:

@@ -16,6 +16,8 @@ class SchedulerConfig(ServiceConfig):
 
     address: str = "127.0.0.1:8011"
     """Where it listens, and what gateways and agents read as the leader's address."""
+    start_address: str = "127.0.0.1:8014"
+    """Where StartInstance is taken in frames."""
     etcd_endpoints: list[str] = Field(default_factory=lambda: ["127.0.0.1:8090"], min_length=1)
     trust_domains: list[DomainName] = Field(default_factory=lambda: ["default"], min_length=1)
     repository_url: str = ""

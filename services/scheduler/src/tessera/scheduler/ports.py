@@ -33,13 +33,13 @@ class StartOrder:
 
 
 class Agents(Protocol):
-    """The node agents, by address."""
+    """The node agents, by address: starts at their `start_address`, the rest at their `agent_address`."""
 
-    def expect(self, address: str) -> None:
+    def expect(self, start_address: str) -> None:
         """Connects in the background, so that the first start on this node does not wait for it."""
         ...
 
-    async def start(self, address: str, order: StartOrder) -> ObservedInstance:
+    async def start(self, start_address: str, order: StartOrder) -> ObservedInstance:
         """Answers when the instance is ready.
 
         Raises:

@@ -93,8 +93,8 @@ class SchedulerServer(scheduler_pb2_grpc.SchedulerServicer):
 
     def take_report(self, message: Any, stream: int) -> NodeId:
         report = report_of(message)
-        if report.full and report.agent_address:
-            self._agents.expect(report.agent_address)
+        if report.full and report.start_address:
+            self._agents.expect(report.start_address)
         self._cluster.report(report, stream, self._clock.monotonic_s())
         self.woken()
         return report.node_id

@@ -301,6 +301,7 @@ class NodeStatus(_message.Message):
     TRUST_DOMAIN_FIELD_NUMBER: _builtins.int
     AGENT_ADDRESS_FIELD_NUMBER: _builtins.int
     CPU_COUNT_FIELD_NUMBER: _builtins.int
+    START_ADDRESS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     build_class: _builtins.str
     profile_class: _builtins.str
@@ -309,6 +310,8 @@ class NodeStatus(_message.Message):
     trust_domain: _builtins.str
     agent_address: _builtins.str
     cpu_count: _builtins.int
+    start_address: _builtins.str
+    """where StartInstance is taken in frames (docs/adr/0005)"""
     @_builtins.property
     def flavours(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -339,10 +342,11 @@ class NodeStatus(_message.Message):
         trust_domain: _builtins.str = ...,
         agent_address: _builtins.str = ...,
         cpu_count: _builtins.int = ...,
+        start_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["store", b"store"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_address", b"agent_address", "build_class", b"build_class", "cpu_count", b"cpu_count", "digests_added", b"digests_added", "digests_removed", b"digests_removed", "flavours", b"flavours", "full", b"full", "instances", b"instances", "node_id", b"node_id", "profile_class", b"profile_class", "runtimes", b"runtimes", "store", b"store", "trust_domain", b"trust_domain"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_address", b"agent_address", "build_class", b"build_class", "cpu_count", b"cpu_count", "digests_added", b"digests_added", "digests_removed", b"digests_removed", "flavours", b"flavours", "full", b"full", "instances", b"instances", "node_id", b"node_id", "profile_class", b"profile_class", "runtimes", b"runtimes", "start_address", b"start_address", "store", b"store", "trust_domain", b"trust_domain"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

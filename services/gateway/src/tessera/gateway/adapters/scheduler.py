@@ -1,17 +1,19 @@
-"""The scheduler's leader, found by the election's key, asked by RPC."""
+"""The scheduler's leader, found by the election's key; starts are asked for in frames, the rest by gRPC."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from tessera.api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from tessera.coord import keys
 from tessera.coord.interface import Changed, Coordinator, KeyValue, Removed, Reset
 from tessera.domain.errors import Unavailable
 from tessera.domain.ids import InstanceId, NodeId, TrustDomain, VariantKey
+from tessera.domain.records import ServiceRecord
 from tessera.gateway.adapters.channels import Channels
 from tessera.gateway.core.slots import InstanceSlot
 from tessera.gateway.ports import StartedInstance
+from tessera.rpc import FramedCalls
 from tessera.wire import (
     decode_endpoint,
     decode_generation,
@@ -22,6 +24,7 @@ from tessera.wire import (
 )
 
 MAX_CANDIDATES = 64
+START = "/tessera.api.scheduler.v1.Scheduler/StartInstance"
 
 
 class Leader:
@@ -31,6 +34,11 @@ class Leader:
         self._coordinator = coordinator
         self._channels = channels
         self._candidates: dict[str, KeyValue] = {}
+        self._on_change: list[Callable[[], None]] = []
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """`callback` is called when another may lead."""
+        self._on_change.append(callback)
 
     async def run(self) -> None:
         """Follows the election until it is cancelled."""
@@ -45,6 +53,8 @@ class Leader:
             if self._candidates:
                 # Connected before the first start needs it: making the connection takes as long as a start.
                 self._channels.to(self.address()).get_state(try_to_connect=True)
+                for callback in self._on_change:
+                    callback()
 
     def address(self) -> str:
         """Raises: Unavailable when nobody leads."""
@@ -55,13 +65,34 @@ class Leader:
 
 
 class SchedulerClient:
-    """`StartRequests` over gRPC."""
+    """`StartRequests` in frames (docs/adr/0005-start-calls-in-frames.md); `explain` over gRPC.
 
-    def __init__(self, leader: Leader, channels: Channels, trust_domain: TrustDomain) -> None:
+    Args:
+        schedulers: the schedulers' own records, which say where each takes starts.
+    """
+
+    def __init__(
+        self,
+        leader: Leader,
+        schedulers: Callable[[], Iterable[ServiceRecord]],
+        channels: Channels,
+        calls: FramedCalls,
+        trust_domain: TrustDomain,
+    ) -> None:
         self._leader = leader
+        self._schedulers = schedulers
         self._channels = channels
+        self._calls = calls
         self._trust_domain = trust_domain
         self._stubs: dict[str, scheduler_pb2_grpc.SchedulerAsyncStub] = {}
+        leader.on_change(self.expect)
+
+    def expect(self) -> None:
+        """Connects to the leader in the background, where it is known; called when its record changes."""
+        try:
+            self._calls.expect(self._start_address())
+        except Unavailable:
+            pass  # the other of the two, election key and record, is still to come
 
     async def start_instance(self, candidates: Sequence[VariantKey], request_id: str, budget_s: float) -> StartedInstance:
         request = scheduler_pb2.StartInstanceRequest(
@@ -70,7 +101,7 @@ class SchedulerClient:
             candidates=[encode_variant_key(key) for key in candidates[:MAX_CANDIDATES]],
             budget_us=int(budget_s * 1e6),
         )
-        answer = await self._stub().StartInstance(request, timeout=budget_s)
+        answer = await self._calls.call(self._start_address(), START, request, scheduler_pb2.StartInstanceResponse, budget_s)
         endpoint = decode_endpoint(answer.endpoint)
         path = decode_start_path(answer.start_path)
         slot = InstanceSlot(
@@ -92,6 +123,14 @@ class SchedulerClient:
             scheduler_pb2.ExplainStartRequest(request_id=request_id), timeout=timeout_s
         )
         return answer
+
+    def _start_address(self) -> str:
+        """Raises: Unavailable when nobody leads, or the leader has not said where it takes starts."""
+        leader = self._leader.address()
+        found = next((record.metadata.get("start_address") for record in self._schedulers() if record.address == leader), None)
+        if not found:
+            raise Unavailable(f"scheduler {leader} leads, but has not announced where it takes starts")
+        return found
 
     def _stub(self) -> scheduler_pb2_grpc.SchedulerAsyncStub:
         """One per address, as the channel below it: a stub makes a callable of every method, at the cost of a call."""

@@ -55,6 +55,7 @@ class EtcdRecords:
             me.node_id,
             me.host_id,
             me.address,
+            me.start_address,
             me.relay_address,
             me.build_class,
             me.profile_class,

@@ -18,6 +18,7 @@ class NodeIdentity:
     trust_domain: TrustDomain
     host_id: str
     address: str
+    start_address: str
     relay_address: str
     build_class: BuildClass
     profile_class: ProfileClass

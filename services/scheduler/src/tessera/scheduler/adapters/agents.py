@@ -1,4 +1,4 @@
-"""Node agents over gRPC, one channel per address."""
+"""Node agents: starts in frames (docs/adr/0005-start-calls-in-frames.md), the rest over gRPC; one connection per address."""
 
 from __future__ import annotations
 
@@ -6,24 +6,27 @@ import grpc
 
 from tessera.api.node.v1 import node_pb2, node_pb2_grpc
 from tessera.domain.ids import InstanceId, Term
-from tessera.rpc import connect
+from tessera.rpc import FramedCalls, connect
 from tessera.scheduler.adapters.wire import started_instance_of
 from tessera.scheduler.core.observed import ObservedInstance
 from tessera.scheduler.ports import StartOrder
 from tessera.wire import encode_term, encode_variant_key
 
+START = "/tessera.api.node.v1.NodeAgent/StartInstance"
 
-class GrpcAgents:
-    """Channels are kept and come back by themselves when an agent restarts; the deadline of a call is its budget."""
 
-    def __init__(self) -> None:
+class RemoteAgents:
+    """Connections are kept and come back when an agent restarts; the deadline of a call is its budget."""
+
+    def __init__(self, calls: FramedCalls) -> None:
+        self._calls = calls
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._stubs: dict[str, node_pb2_grpc.NodeAgentAsyncStub] = {}
 
-    def expect(self, address: str) -> None:
-        self._channel(address).get_state(try_to_connect=True)
+    def expect(self, start_address: str) -> None:
+        self._calls.expect(start_address)
 
-    async def start(self, address: str, order: StartOrder) -> ObservedInstance:
+    async def start(self, start_address: str, order: StartOrder) -> ObservedInstance:
         request = node_pb2.StartInstanceRequest(
             term=encode_term(order.term),
             instance_id=order.instance_id,
@@ -35,7 +38,7 @@ class GrpcAgents:
             budget_us=int(order.budget_s * 1e6),
             request_id=order.request_id,
         )
-        response = await self._stub(address).StartInstance(request, timeout=order.budget_s)
+        response = await self._calls.call(start_address, START, request, node_pb2.StartInstanceResponse, order.budget_s)
         return started_instance_of(response.instance, order.node_id)
 
     async def stop(self, address: str, term: Term, instance_id: InstanceId, budget_s: float) -> None:
@@ -43,6 +46,7 @@ class GrpcAgents:
         await self._stub(address).StopInstance(request, timeout=budget_s)
 
     async def close(self) -> None:
+        self._calls.close()
         for channel in self._channels.values():
             await channel.close()
         self._channels.clear()

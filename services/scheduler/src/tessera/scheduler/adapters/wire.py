@@ -76,6 +76,7 @@ def report_of(message: node_pb2.NodeStatus) -> NodeReport:
         profile_class=ProfileClass(message.profile_class),
         trust_domain=TrustDomain(checked_name("trust_domain", message.trust_domain)),
         agent_address=message.agent_address,
+        start_address=message.start_address,
         flavours=tuple(message.flavours),
         cpu_count=message.cpu_count,
         instances=tuple(instance_of(item, node_id, f"instances[{index}]") for index, item in enumerate(message.instances)),

@@ -96,6 +96,13 @@ class Cluster:
             return node.report.agent_address
         return record.agent_address if record is not None else None
 
+    def start_address(self, node_id: NodeId, records: Mapping[NodeId, NodeRecord]) -> str | None:
+        """Where the node's agent takes starts: as it reports, else as its record says."""
+        node, record = self.observed.get(node_id), records.get(node_id)
+        if node is not None and node.report.start_address:
+            return node.report.start_address
+        return record.start_address if record is not None else None
+
     def _put(self, assignment: Assignment) -> None:
         name = assignment.record.instance_id
         self._desired = replace(self._desired, assignments={**self._desired.assignments, name: assignment})

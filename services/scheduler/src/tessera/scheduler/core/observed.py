@@ -50,6 +50,7 @@ class NodeReport:
     profile_class: ProfileClass
     trust_domain: TrustDomain
     agent_address: str
+    start_address: str
     flavours: tuple[str, ...]
     cpu_count: int
     instances: tuple[ObservedInstance, ...]

@@ -265,7 +265,7 @@ class Starter:
 
     def _open(self, key: MergeKey, request: StartRequest, option: StartOption) -> Flight:
         order = self._order(request, option, key[1])
-        address = self._cluster.address(order.node_id, self._records.nodes())
+        address = self._cluster.start_address(order.node_id, self._records.nodes())
         if address is None:
             raise Unavailable(f"node {order.node_id} has no address")
         flight = Flight(option, asyncio.get_running_loop().create_future())

@@ -1,4 +1,4 @@
-"""A whole gateway over a fake etcd, with runtimes that answer by frames and a scheduler that answers by gRPC."""
+"""A whole gateway over a fake etcd, with runtimes that answer in frames and a scheduler that answers by gRPC, but starts in frames."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import grpc
 import grpc.aio
 import pytest
 
+from tessera import telemetry
 from tessera.api.common.v1 import common_pb2
 from tessera.api.open_inference import inference_pb2 as pb
 from tessera.api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
@@ -47,10 +48,11 @@ from tessera.domain.records import (
 from tessera.domain.signature import Signature, TensorSpec
 from tessera.frames import FrameResponse, FrameServer, RequestHeader
 from tessera.frames.openinference import OutputTensor, encode_response, parse_request
+from tessera.gateway.adapters.scheduler import START
 from tessera.gateway.app import Doors, run
 from tessera.gateway.config import GatewayConfig
 from tessera.program import Stop
-from tessera.rpc import RpcServer
+from tessera.rpc import FramedServer, RpcServer
 from tessera.testing.coord import FakeCoordinator, FakeEtcd
 from tessera.wire import encode_variant_key
 
@@ -123,11 +125,12 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServicer):
 
     start: Callable[[scheduler_pb2.StartInstanceRequest], Awaitable[scheduler_pb2.StartInstanceResponse]] | None = None
     requests: list[scheduler_pb2.StartInstanceRequest] = field(default_factory=list)
-    traceparents: list[str] = field(default_factory=list)
+    trace_ids: list[str] = field(default_factory=list)
 
-    async def StartInstance(self, request: Any, context: Any) -> Any:
+    async def StartInstance(self, request: Any, _context: Any) -> Any:
         self.requests.append(request)
-        self.traceparents.append(dict(context.invocation_metadata()).get("traceparent", ""))
+        context = telemetry.current_context()
+        self.trace_ids.append(context.trace_id if context is not None else "")
         assert self.start is not None
         return await self.start(request)
 
@@ -165,6 +168,7 @@ class World:
         self.doors = Doors("", "", 0)
         self.stop = Stop()
         self.scheduler_address = ""
+        self.start_address = ""
         self._generation = itertools.count(1001)
         self._revision = itertools.count(1)
 
@@ -196,7 +200,9 @@ class World:
             await self.put(keys.variant(record.key), record)
 
     async def add_node(self, node_id: str = "node-0", agent_address: str = "127.0.0.1:1") -> None:
-        record = NodeRecord(NodeId(node_id), HOST, agent_address, "", BUILD, ProfileClass("test-2"), ("ort", "aten"), 2, 1 << 30, DOMAIN)
+        record = NodeRecord(
+            NodeId(node_id), HOST, agent_address, "", "", BUILD, ProfileClass("test-2"), ("ort", "aten"), 2, 1 << 30, DOMAIN
+        )
         await self.put(keys.node(DOMAIN, record.node_id), record)
 
     async def add_runtime(self, runtime_id: str) -> EchoRuntime:
@@ -234,7 +240,10 @@ class World:
         await self.put(self.instance_key(instance), replace(instance, state=state))
 
     async def lead(self, address: str | None = None) -> None:
-        await self.put_raw(keys.SCHEDULER_ELECTION + "1", (address or self.scheduler_address).encode())
+        address = address or self.scheduler_address
+        metadata = {"start_address": self.start_address}
+        await self.put(keys.service("scheduler", "leader"), ServiceRecord("scheduler", "leader", address, metadata))
+        await self.put_raw(keys.SCHEDULER_ELECTION + "1", address.encode())
 
     def starts_in(self, runtime: EchoRuntime, path: str = "bind", after_s: float = 0.0) -> None:
         """The scheduler makes an instance of the first candidate in this runtime."""
@@ -275,9 +284,12 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         service_names=["tessera.api.scheduler.v1.Scheduler"],
     )
     await scheduler.start()
-    world.scheduler_address = scheduler.address
+    starts = FramedServer("127.0.0.1:0", {START: (scheduler_pb2.StartInstanceRequest, world.scheduler.StartInstance)})
+    await starts.start()
+    world.scheduler_address, world.start_address = scheduler.address, starts.address
     yield world
     world.stop.request("test is over")
+    await starts.stop(0)
     await scheduler.stop(0)
     for runtime in world.runtimes.values():
         if runtime.server is not None:

@@ -39,7 +39,7 @@ async def test_the_first_request_starts_and_the_second_is_warm(cold: World, call
     asked = cold.scheduler.requests[0]
     assert [key.variant for key in asked.candidates] == ["ort-fp32", "aten-fp32"]
     assert asked.request_id == first.parameters["request_id"].string_param
-    assert asked.request_id in cold.scheduler.traceparents[0]
+    assert asked.request_id == cold.scheduler.trace_ids[0]
     assert 55e6 < asked.budget_us <= 60e6
 
 

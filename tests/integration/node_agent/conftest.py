@@ -143,6 +143,7 @@ class AgentProcess:
         self.settings = {
             "node_id": "n1",
             "address": self.address,
+            "start_address": f"127.0.0.1:{free_port()}",
             "relay_address": "127.0.0.1:0",
             "etcd_endpoints": [etcd],
             "lease_ttl_s": 2.0,

@@ -26,7 +26,8 @@ from tessera.coord.records import decode, encode
 from tessera.domain.errors import StaleTerm, TesseraError
 from tessera.domain.ids import NodeId, Term, TrustDomain
 from tessera.domain.records import AssignmentRecord
-from tessera.rpc import RpcServer, connect
+from tessera.rpc import FramedServer, RpcServer, connect
+from tessera.scheduler.adapters.agents import START
 from tessera.testing.builders import BUILD_CLASS, PROFILE_CLASS, a_node, a_variant, a_variant_key
 from tessera.testing.etcd import free_port, running_etcd
 from tessera.wire import encode_variant_key
@@ -40,6 +41,7 @@ class AgentDouble(node_pb2_grpc.NodeAgentServicer):
 
     def __init__(self) -> None:
         self.address = ""
+        self.start_address = ""
         self.newest = Term(0, 0)
         self.terms: list[Term] = []
         self.instances: dict[str, node_pb2.Instance] = {}
@@ -72,6 +74,7 @@ class AgentDouble(node_pb2_grpc.NodeAgentServicer):
             node_id="n1", build_class=BUILD_CLASS, profile_class=PROFILE_CLASS, flavours=["ort", "aten"],
             instances=list(self.instances.values()), runtimes=[node_pb2.Runtime(runtime_id="r-1", flavour="aten")],
             store=node_pb2.StoreStatus(budget_bytes=1 << 30), full=True, trust_domain="default", agent_address=self.address,
+            start_address=self.start_address,
         )  # fmt: skip
 
     async def report_for_ever(self, addresses: list[str]) -> None:
@@ -108,7 +111,9 @@ class Cluster:
 
     def start(self, address: str) -> None:
         config = self.folder / f"{address.rpartition(':')[2]}.yaml"
-        config.write_text(f"address: {address}\netcd_endpoints: ['{self.etcd.endpoint}']\nlease_ttl_s: 2.0\ninstance_keep_alive_s: 3600\n")
+        config.write_text(
+            f"address: {address}\nstart_address: 127.0.0.1:{free_port()}\netcd_endpoints: ['{self.etcd.endpoint}']\nlease_ttl_s: 2.0\ninstance_keep_alive_s: 3600\n"
+        )
         with config.with_suffix(".log").open("ab") as log:
             self.processes[address] = subprocess.Popen(
                 [sys.executable, "-m", "tessera.scheduler", "--config", str(config)], stdout=log, stderr=log, env={**os.environ}
@@ -185,10 +190,12 @@ async def _running(etcd: EtcdProcess, folder: Path) -> AsyncIterator[Cluster]:
 
     server = RpcServer("127.0.0.1:0", handlers=[add], service_names=["tessera.api.node.v1.NodeAgent"])
     await server.start()
-    cluster.agent.address = server.address
+    starts = FramedServer("127.0.0.1:0", {START: (node_pb2.StartInstanceRequest, cluster.agent.StartInstance)})
+    await starts.start()
+    cluster.agent.address, cluster.agent.start_address = server.address, starts.address
     await cluster.put(keys.variant(a_variant_key()), a_variant())
     await cluster.put(keys.variant(a_variant_key(variant="aten-other")), a_variant(variant="aten-other"))
-    await cluster.put(keys.node(DOMAIN, NodeId("n1")), a_node("n1", agent_address=server.address))
+    await cluster.put(keys.node(DOMAIN, NodeId("n1")), a_node("n1", agent_address=server.address, start_address=starts.address))
     reporting = asyncio.get_running_loop().create_task(cluster.agent.report_for_ever(cluster.addresses))
     try:
         yield cluster
@@ -200,6 +207,7 @@ async def _running(etcd: EtcdProcess, folder: Path) -> AsyncIterator[Cluster]:
         for channel in cluster.channels.values():
             await channel.close()
         await cluster.coordinator.close()
+        await starts.stop(0)
         await server.stop(0)
 
 

@@ -308,7 +308,17 @@ class Node:
         self.repository = Repository(f"file://{folder / 'repository'}")
         self.records = FakeRecords()
         self.identity = NodeIdentity(
-            NodeId("n1"), DOMAIN, "host", "127.0.0.1:1", "127.0.0.1:2", BuildClass("b"), ProfileClass("p"), ("ort",), 2, str(folder)
+            NodeId("n1"),
+            DOMAIN,
+            "host",
+            "127.0.0.1:1",
+            "127.0.0.1:3",
+            "127.0.0.1:2",
+            BuildClass("b"),
+            ProfileClass("p"),
+            ("ort",),
+            2,
+            str(folder),
         )
         self.limits = RuntimeLimits(max_instances=4, max_mappings=10_000, warm=1, surplus_idle_s=60.0)
         self.table = InstanceTable()

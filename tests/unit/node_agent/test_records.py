@@ -21,7 +21,9 @@ from tessera.testing.builders import an_instance
 from tessera.testing.coord import FakeCoordinator, FakeEtcd
 
 DOMAIN = TrustDomain("default")
-ME = NodeIdentity(NodeId("n1"), DOMAIN, "host", "127.0.0.1:1", "127.0.0.1:2", BuildClass("b"), ProfileClass("p"), ("ort",), 2, "/run/x")
+ME = NodeIdentity(
+    NodeId("n1"), DOMAIN, "host", "127.0.0.1:1", "127.0.0.1:3", "127.0.0.1:2", BuildClass("b"), ProfileClass("p"), ("ort",), 2, "/run/x"
+)
 
 
 class World:

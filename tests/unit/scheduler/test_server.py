@@ -22,8 +22,8 @@ from tessera.coord.records import encode
 from tessera.domain.errors import FailedPrecondition, Internal, InvalidInput, NotFound, Unavailable
 from tessera.domain.ids import NodeId, TrustDomain
 from tessera.program import Stop, Tasks
-from tessera.rpc import RpcServer, connect
-from tessera.scheduler.adapters.agents import GrpcAgents
+from tessera.rpc import FramedCalls, FramedServer, RpcServer, connect
+from tessera.scheduler.adapters.agents import START, RemoteAgents
 from tessera.scheduler.adapters.metrics import PrometheusMeter
 from tessera.scheduler.app import SERVICE, Scheduler
 from tessera.scheduler.config import SchedulerConfig
@@ -72,6 +72,7 @@ class Setting:
     stub: Any
     agent: FakeAgent
     agent_address: str
+    start_address: str
     metrics: PrometheusMeter
     etcd: FakeCoordinator
     streams: list[Any] = field(default_factory=list)
@@ -87,6 +88,7 @@ class Setting:
             "full": True,
             "trust_domain": "default",
             "agent_address": self.agent_address,
+            "start_address": self.start_address,
         }
         return node_pb2.NodeStatus(**{**values, **fields})
 
@@ -113,15 +115,18 @@ async def set_up(**settings: Any) -> AsyncIterator[Setting]:
     coordinator, own = FakeCoordinator(etcd), FakeCoordinator(etcd)
     for where, record in ((keys.variant(key()), variant()), (keys.node(DOMAIN, NodeId("n1")), node_record())):
         await own.transact([ModRevisionIs(where, 0)], [Put(where, encode(record))])
-    agent, agents, meter = FakeAgent(), GrpcAgents(), PrometheusMeter()
+    agent, meter = FakeAgent(), PrometheusMeter()
 
     def add_agent(server: grpc.aio.Server) -> None:
         node_pb2_grpc.add_NodeAgentServicer_to_server(agent, server)
 
     agent_server = RpcServer("127.0.0.1:0", handlers=[add_agent], service_names=["tessera.api.node.v1.NodeAgent"])
     await agent_server.start()
+    starts = FramedServer("127.0.0.1:0", {START: (node_pb2.StartInstanceRequest, agent.StartInstance)})
+    await starts.start()
     stop = Stop()
     async with Tasks(stop) as tasks:
+        agents = RemoteAgents(FramedCalls(tasks))
         scheduler = Scheduler(
             SchedulerConfig(**{"address": "127.0.0.1:1", "patience_s": 0.3, **settings}),
             coordinator, agents=agents, clock=SystemClock(), tasks=tasks,
@@ -134,7 +139,7 @@ async def set_up(**settings: Any) -> AsyncIterator[Setting]:
         server = RpcServer("127.0.0.1:0", handlers=[add], service_names=[SERVICE])
         await server.start()
         channel = connect(server.address)
-        setting = Setting(scheduler, scheduler_pb2_grpc.SchedulerStub(channel), agent, agent_server.address, meter, own)
+        setting = Setting(scheduler, scheduler_pb2_grpc.SchedulerStub(channel), agent, agent_server.address, starts.address, meter, own)
         try:
             # A busy machine may take more than one try to connect.
             await channel.channel_ready()
@@ -147,6 +152,7 @@ async def set_up(**settings: Any) -> AsyncIterator[Setting]:
             await channel.close()
             await server.stop(0)
             await agents.close()
+    await starts.stop(0)
     await agent_server.stop(0)
     await coordinator.close()
     await own.close()

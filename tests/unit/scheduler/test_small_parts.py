@@ -99,5 +99,7 @@ def test_an_agents_address_is_what_it_reports_else_what_its_record_says() -> Non
     cluster = Cluster()
     assert cluster.address(N1, {}) is None
     assert cluster.address(N1, {N1: node_record(agent_address="record:1")}) == "record:1"
+    assert cluster.start_address(N1, {N1: node_record(start_address="record:3")}) == "record:3"
     cluster.report(report(agent_address="report:1"), 1, 0.0)
     assert cluster.address(N1, {N1: node_record(agent_address="record:1")}) == "report:1"
+    assert cluster.start_address(N1, {N1: node_record(start_address="record:3")}) == f"{N1}:3"

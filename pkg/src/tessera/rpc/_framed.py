@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from tessera import telemetry
-from tessera.domain.errors import DeadlineExceeded, FailedPrecondition, InvalidInput, TesseraError, Unavailable, Unsupported
+from tessera.domain.errors import DeadlineExceeded, FailedPrecondition, Internal, InvalidInput, TesseraError, Unavailable, Unsupported
 from tessera.frames import FrameClient, FrameResponse, FrameServer, RequestHeader, Status
 from tessera.frames.codec import Buffer
 from tessera.program import Tasks
@@ -35,7 +35,7 @@ class FramedServer:
 
     def __init__(self, address: str, methods: Mapping[str, tuple[type[Message], Behaviour]]) -> None:
         self._address = address
-        self._methods = {name: (*method, span_name(name)) for name, method in methods.items()}
+        self._methods = {name: (*method, span_name(name), name.rpartition("/")[2]) for name, method in methods.items()}
         self._server: FrameServer | None = None
 
     @property
@@ -68,7 +68,7 @@ class FramedServer:
         found = self._methods.get(data[1:end].decode("utf-8", "replace"))
         if found is None:
             raise Unsupported(f"method {data[1:end]!r}: in frames this address answers {', '.join(self._methods)}")
-        request_type, behaviour, name = found
+        request_type, behaviour, name, verb = found
         try:
             request = request_type.FromString(data[end:])
         except DecodeError:
@@ -79,6 +79,9 @@ class FramedServer:
             except TesseraError as error:
                 span.set_attribute("error_kind", error.kind)
                 raise
+            except Exception as error:
+                _log.error("unexpected error in a handler", method=name, error=repr(error), exc_info=error)
+                raise Internal(f"{type(error).__name__} in {verb}; the log has the details") from None
         return FrameResponse(Status.OK, body=answer.SerializeToString())
 
 

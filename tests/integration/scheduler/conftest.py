@@ -111,9 +111,8 @@ class Cluster:
 
     def start(self, address: str) -> None:
         config = self.folder / f"{address.rpartition(':')[2]}.yaml"
-        config.write_text(
-            f"address: {address}\nstart_address: 127.0.0.1:{free_port()}\netcd_endpoints: ['{self.etcd.endpoint}']\nlease_ttl_s: 2.0\ninstance_keep_alive_s: 3600\n"
-        )
+        where = f"address: {address}\nstart_address: 127.0.0.1:{free_port()}\netcd_endpoints: ['{self.etcd.endpoint}']\n"
+        config.write_text(f"{where}lease_ttl_s: 2.0\ninstance_keep_alive_s: 3600\n")
         with config.with_suffix(".log").open("ab") as log:
             self.processes[address] = subprocess.Popen(
                 [sys.executable, "-m", "tessera.scheduler", "--config", str(config)], stdout=log, stderr=log, env={**os.environ}

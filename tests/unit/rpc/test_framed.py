@@ -62,7 +62,8 @@ async def test_a_call_is_answered_and_the_connection_is_kept(calls: FramedCalls)
     async with serving(echo) as server:
         answers = await asyncio.gather(*(ask(calls, server.address, f"r{number}") for number in range(20)))
         assert [answer.instance_id for answer in answers] == [f"r{number}" for number in range(20)]
-        assert server._server is not None and len(server._server.connections) == 1
+        assert server._server is not None
+        assert len(server._server.connections) == 1
 
 
 @pytest.mark.parametrize("error", [StaleTerm("term 3 is older than 4"), NotFound("no such thing"), FailedPrecondition("not now")])
@@ -144,7 +145,8 @@ async def test_the_trace_goes_through(calls: FramedCalls) -> None:
             await ask(calls, server.address)
     assert outer is not None
     spans = {span.name: span for span in telemetry.spans_of(outer.trace_id)}
-    assert seen[0] is not None and seen[0].trace_id == outer.trace_id
+    assert seen[0] is not None
+    assert seen[0].trace_id == outer.trace_id
     assert spans["tessera.start_instance"].parent_span_id == outer.span_id
 
 

@@ -55,7 +55,8 @@ def instance(name: str = "i-1", node: str = "n1", state: InstanceState = Instanc
 def report(node: str = "n1", instances: Iterable[ObservedInstance] = (), **changes: Any) -> NodeReport:
     values: dict[str, Any] = {
         "node_id": NodeId(node), "build_class": BuildClass("a"), "profile_class": ProfileClass("p"), "trust_domain": DOMAIN,
-        "agent_address": f"{node}:1", "start_address": f"{node}:3", "flavours": ("ort", "aten"), "cpu_count": 2, "instances": tuple(instances),
+        "agent_address": f"{node}:1", "start_address": f"{node}:3",
+        "flavours": ("ort", "aten"), "cpu_count": 2, "instances": tuple(instances),
         "runtimes": (RuntimeView(RuntimeId("r-1"), "ort", "", 0),), "store_budget_bytes": 1 << 30, "store_held_bytes": 0,
         "full": True, "added": frozenset(),
     }  # fmt: skip
@@ -70,7 +71,8 @@ def node(
 
 def node_record(name: str = "n1", **changes: Any) -> NodeRecord:
     values: dict[str, Any] = {
-        "node_id": NodeId(name), "host_id": "h", "agent_address": f"{name}:1", "start_address": f"{name}:3", "relay_address": f"{name}:2", "build_class": BuildClass("a"),
+        "node_id": NodeId(name), "host_id": "h", "agent_address": f"{name}:1", "start_address": f"{name}:3",
+        "relay_address": f"{name}:2", "build_class": BuildClass("a"),
         "profile_class": ProfileClass("p"), "flavours": ("ort", "aten"), "cpu_count": 2, "store_budget_bytes": 1 << 30,
         "trust_domain": DOMAIN,
     }  # fmt: skip

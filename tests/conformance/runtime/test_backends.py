@@ -156,6 +156,7 @@ async def main(flavour, store, run_folder, digest, private):
         loaded = memory.memory_use(store).private_bytes
         maps = sum(name in Path("/proc/self/maps").read_text() for name in digests)
         released = await manager.unload("i", 0)
+        await manager.trim()
         after = memory.memory_use(store).private_bytes
         left = sum(name in Path("/proc/self/maps").read_text() for name in digests)
         figures.append([before, loaded, after, maps, left, sorted(released) == sorted(digests), answer.mapped_bytes])

@@ -60,11 +60,39 @@ async def test_models_answer_side_by_side_and_unload_gives_the_maps_back(zygotes
     released = (await runtime.control.call("unload", instance_id="one", drain_ms=100))["released"]
     assert weights[0] in released
     assert weights[1] not in released
+    assert weights[0] in runtime.maps()  # kept for the next load of it, until somebody wants the room
+    assert (await runtime.control.call("trim"))["artifacts"] == 1
     assert weights[0] not in runtime.maps()
     assert weights[1] in runtime.maps()
     gone = await client.request(kit.header(one), kit.request(x))
     assert isinstance(gone.error(), WrongGeneration)
     assert np.abs(kit.output(await client.request(kit.header(two), kit.request(x))) - second.expected(x)).max() < 1e-4
+
+
+async def test_what_was_kept_is_used_again_only_where_the_store_has_the_same_file(zygotes, store, kit):
+    runtime = await zygotes("ort").fork()
+    model = kit.linear(store, "ort", seed=1)
+    digest = store.artifact(model.artifact).tensors[0].digest
+    x = np.ones((2, kit.width), np.float32)
+    client = await runtime.data()
+
+    async def answer() -> np.ndarray:
+        generation = await runtime.load(model.artifact, "one")
+        found = kit.output(await client.request(kit.header(generation), kit.request(x)))
+        await runtime.control.call("unload", instance_id="one", drain_ms=0)
+        return found
+
+    first = await answer()
+    (before,) = [line for line in runtime.maps().splitlines() if digest in line]
+    assert (await answer() == first).all()
+    assert [line for line in runtime.maps().splitlines() if digest in line] == [before]
+    path = store.root / "blobs" / digest
+    again = path.with_suffix(".new")
+    again.write_bytes(path.read_bytes())
+    again.replace(path)  # as after quarantine and a second fetch
+    assert (await answer() == first).all()
+    (after,) = [line for line in runtime.maps().splitlines() if digest in line]
+    assert after.split()[4] != before.split()[4], "another inode"
 
 
 async def test_siblings_share_a_tensor_until_the_last_is_gone(zygotes, store, kit):

@@ -148,6 +148,7 @@ class FakeRuntime:
         self.declared: list[frozenset[Digest]] = []
         self.unloads: list[tuple[InstanceId, int]] = []
         self.slow = False
+        self.trims = 0
 
     @property
     def hello(self) -> Hello:
@@ -202,6 +203,10 @@ class FakeRuntime:
             raise NotFound(f"instance {instance_id}")
         del self.loaded[instance_id]
         return self.mapped.pop(instance_id)
+
+    async def trim(self) -> None:
+        self._require()
+        self.trims += 1
 
     async def measure(self, instance_id: InstanceId, batch: int, seconds: float, min_repeats: int) -> LatencyRow:
         self._require()

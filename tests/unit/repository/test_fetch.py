@@ -272,3 +272,15 @@ def test_who_waits_can_be_cancelled_too(counting: CountingRepository, store: Loc
             second.result(30)
         counting.go_on.set()
         assert first.result(30).digests == (digest_of(blob_of(0, 2 * MIB)),)
+
+
+def test_who_maps_without_a_hold_is_asked_before_anything_is_reclaimed(counting: CountingRepository, store: LocalTensorStore) -> None:
+    asked: list[int] = []
+    fetcher = Fetcher(counting, store, before_reclaim=lambda: asked.append(len(store.digests())))
+    fetcher.fetch(_blobs(counting.inner, [MIB]), "fetch-1")
+    store.unpin("fetch-1", None)
+    assert asked == []
+    room = store.status().budget_bytes - MIB
+    fetcher.fetch(_blobs(counting.inner, [room + 1]), "fetch-2")
+    assert asked == [1], "once, and the blob was there still"
+    assert len(store.digests()) == 1

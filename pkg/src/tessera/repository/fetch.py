@@ -33,9 +33,20 @@ class Fetched:
 
 
 class Fetcher:
-    """One per store. At most `concurrency` blobs of a call are copied at a time."""
+    """One per store. At most `concurrency` blobs of a call are copied at a time.
 
-    def __init__(self, repository: RepositoryReader, store: TensorStore, concurrency: int = 4) -> None:
+    `before_reclaim` is called, in the worker thread, before the store is asked for room that it does not have free: whoever maps blobs
+    without holding them can let go first, because an unlinked file that is mapped frees nothing.
+    """
+
+    def __init__(
+        self,
+        repository: RepositoryReader,
+        store: TensorStore,
+        concurrency: int = 4,
+        before_reclaim: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._before_reclaim = before_reclaim
         self._repository = repository
         self._store = store
         self._concurrency = concurrency
@@ -81,6 +92,8 @@ class Fetcher:
             pins.add(blob.digest for blob in missing)
             with self._lock:  # what another call copies now has its room already
                 needed = sum(blob.size_bytes for blob in missing if blob.digest not in self._in_flight)
+            if not self._store.fits(needed):
+                self._before_reclaim()
             self._store.make_room(needed)
             call = _Call(holder, _Count(sum(blob.size_bytes for blob in missing), progress), cancel or threading.Event())
             copied = self._run(missing, call)

@@ -107,6 +107,10 @@ class TensorIngester(Protocol):
         """
         ...
 
+    def fits(self, size_bytes: int) -> bool:
+        """Whether so much more fits into the budget with nothing reclaimed."""
+        ...
+
     def make_room(self, size_bytes: int) -> list[Digest]:
         """Reclaims blobs that nobody holds, in the policy's order, until `size_bytes` fit. Returns what went.
 

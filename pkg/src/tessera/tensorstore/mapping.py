@@ -63,7 +63,7 @@ def tensor_view(view: memoryview, ref: TensorRef) -> npt.NDArray[Any]:
 
 @dataclass(slots=True)
 class _Mapped:
-    file: tuple[int, int]  # device, inode
+    file: tuple[int, int, int]  # device, inode, time of the last change
     view: memoryview
     references: int
 
@@ -94,13 +94,20 @@ class BlobMap:
                 if mapped is None:
                     mapped = self._mapped[digest] = _map(path, 0)
                 else:
-                    seen = os.stat(path)
-                    if mapped.file != (seen.st_dev, seen.st_ino):
+                    if mapped.file != _identity(os.stat(path)):
                         mapped = self._mapped[digest] = _map(path, mapped.references)
             except FileNotFoundError as error:
                 raise NotFound(f"blob file {path} is not there") from error
             mapped.references += 1
             return mapped.view
+
+    def is_current(self, path: Path | str) -> bool:
+        """Whether an open blob is the file that is there now, unchanged since it was mapped."""
+        mapped = self._mapped.get(Digest(os.path.basename(path)))
+        try:
+            return mapped is not None and mapped.file == _identity(os.stat(path))
+        except FileNotFoundError:
+            return False
 
     def close(self, path: Path | str) -> bool:
         """Gives one `open` of a path or digest back. True: that was the last one and the blob is let go.
@@ -187,4 +194,8 @@ def _map(path: Path | str, references: int) -> _Mapped:
             view = memoryview(mmap.mmap(fd, seen.st_size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ))
     finally:
         os.close(fd)
-    return _Mapped((seen.st_dev, seen.st_ino), view, references)
+    return _Mapped(_identity(seen), view, references)
+
+
+def _identity(seen: os.stat_result) -> tuple[int, int, int]:
+    return seen.st_dev, seen.st_ino, seen.st_mtime_ns

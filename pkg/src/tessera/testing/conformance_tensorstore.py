@@ -255,8 +255,11 @@ class TensorStoreConformance:
         first, second, third, fourth = (put(store, blob_of(seed, 250)) for seed in range(4))
         store.pin("a", [first])
         store.unpin("a", [first])
+        assert store.fits(0)
+        assert not store.fits(300)
         assert store.make_room(0) == []
         assert store.make_room(300) == [second, third]
+        assert store.fits(300)
         assert set(store.digests()) == {first, fourth}
         assert store.make_room(500) == []
 

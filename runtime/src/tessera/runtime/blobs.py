@@ -52,26 +52,35 @@ class ArtifactBlobs:
             DataCorrupted: a blob has other bytes (with `verify`) or another length than the artifact says; names the digest.
         """
         self._artifact = artifact
+        self._folder = f"{store}/blobs/"
         self._mapped = mapped
         self._open: list[Digest] = []
         self._arrays: dict[str, npt.NDArray[Any]] = {}
         self.mapped_bytes = 0
         self._graph = read_blob(store, artifact.graph.digest) if artifact.graph else b""
         try:
-            self._map(store, private, verify)
+            self._map(private, verify)
         except BaseException:
             self.close()
             raise
 
-    def _map(self, store: Path, private: bool, verify: bool) -> None:
+    @property
+    def files(self) -> int:
+        """How many files it keeps mapped."""
+        return len(self._open)
+
+    def is_current(self) -> bool:
+        """Whether every mapped blob is the store's file still, unchanged."""
+        return all(self._mapped.is_current(self._folder + digest) for digest in self._open)
+
+    def _map(self, private: bool, verify: bool) -> None:
         views: dict[Digest, memoryview] = {}
-        folder = f"{store}/blobs/"
         graph = self._artifact.graph.digest if self._artifact.graph else None
         for blob in self._artifact.blobs():
             if blob.digest == graph:
                 continue
             try:
-                view = self._mapped.open(folder + blob.digest)
+                view = self._mapped.open(self._folder + blob.digest)
             except NotFound:
                 raise NotFound(f"blob {blob.digest} is not in the store") from None
             self._open.append(blob.digest)

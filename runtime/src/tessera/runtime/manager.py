@@ -33,6 +33,7 @@ from tessera.runtime.backends.interface import Backend, BackendConfig, Loaded
 from tessera.runtime.blobs import ArtifactBlobs, read_blob
 from tessera.runtime.holds import Holds
 from tessera.runtime.instance import BatchLimits, Instance, InstanceIdentity, InstancePhase
+from tessera.runtime.kept import KeptArtifacts
 from tessera.runtime.measure import Measurement, measure
 from tessera.tensorstore import artifact as artifacts
 from tessera.tensorstore.mapping import BlobMap
@@ -41,6 +42,8 @@ _log = logging.getLogger(__name__)
 
 TIDY_AFTER_S = 1.0
 """How long memory that an unload left free is kept for a load that may follow it."""
+KEEP_S = 600.0
+"""How long what an unloaded instance mapped stays mapped for the next one of its artifact, unless the agent wants the room."""
 _KNOWN_ARTIFACTS = 32
 
 
@@ -107,6 +110,7 @@ class InstanceManager:
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._workers = ThreadPoolExecutor(config.workers, thread_name_prefix="worker")
         self._maps = BlobMap()
+        self._kept = KeptArtifacts()
         self._backends: dict[str, Backend] = {}
         self._held: dict[InstanceId, _Held] = {}
         self._loading: set[InstanceId] = set()
@@ -114,6 +118,7 @@ class InstanceManager:
         self._build_class = classes.build_class()
         self._artifact = lru_cache(_KNOWN_ARTIFACTS)(partial(_read_artifact, config.store))
         self._tidying: asyncio.TimerHandle | None = None
+        self._forgetting: asyncio.TimerHandle | None = None
         self.on_released: Callable[[list[Digest]], None] | None = None
 
     def start(self) -> Awaitable[None]:
@@ -192,7 +197,9 @@ class InstanceManager:
                 f"{len(missing)} blobs of the artifact are not held by this runtime, first {missing[0]}: send `hold` first"
             )
         self.holds.use(request.instance_id, digests)
-        blobs = ArtifactBlobs(store, artifact, self._maps, self.config.private, request.verify)
+        blobs = None if request.verify else self._kept.take(request.artifact)
+        if blobs is None:
+            blobs = ArtifactBlobs(store, artifact, self._maps, self.config.private, request.verify)
         mapped = self._clock.monotonic_s()
         try:
             loaded = backend.load(artifact, request.artifact, blobs)
@@ -227,10 +234,11 @@ class InstanceManager:
         await held.instance.drain(drain_s)
         del self._by_generation[held.instance.identity.generation]
         try:
-            await self._loop.run_in_executor(self._loader, _end, held)
+            await self._loop.run_in_executor(self._loader, self._end, held)
         finally:
             del self._held[instance_id]
             self._tidy_later()
+            self._forget_later()
         released = self.holds.end(instance_id)
         self._note_released(released)
         return released
@@ -263,10 +271,35 @@ class InstanceManager:
         async with asyncio.TaskGroup() as tasks:
             for instance_id in serving:
                 tasks.create_task(self.unload(instance_id, drain_s))
-        if self._tidying is not None:
-            self._tidying.cancel()
+        for timer in (self._tidying, self._forgetting):
+            if timer is not None:
+                timer.cancel()
         self._workers.shutdown(wait=False)
         self._loader.shutdown(wait=False)
+
+    def _end(self, held: _Held) -> None:
+        """On the loader thread: first what points into the mappings; those stay for a while."""
+        held.instance.loaded.close()
+        self._kept.keep(held.instance.identity.artifact_digest, held.blobs, self._clock.monotonic_s())
+
+    def _forget_later(self) -> None:
+        if self._forgetting is None:
+            self._forgetting = self._loop.call_later(KEEP_S, self._forget_old)
+
+    def _forget_old(self) -> None:
+        self._forgetting = None
+        self._loader.submit(self._kept.drop, self._clock.monotonic_s() - KEEP_S)
+        if len(self._kept):
+            self._forget_later()
+
+    async def trim(self) -> int:
+        """Lets go of everything that is kept for later loads: mappings of no instance, free heap. Returns how many artifacts went."""
+        return await self._loop.run_in_executor(self._loader, self._let_go)
+
+    def _let_go(self) -> int:
+        gone = self._kept.drop()
+        _give_back(list(self._backends.values()))
+        return gone
 
     def _tidy_later(self) -> None:
         if self._tidying is None:
@@ -285,12 +318,6 @@ def _read_artifact(store: Path, digest: Digest) -> tuple[Artifact, tuple[Digest,
     """An artifact of the store and the digests of its blobs."""
     artifact = artifacts.decode(read_blob(store, digest))
     return artifact, tuple(blob.digest for blob in artifact.blobs())
-
-
-def _end(held: _Held) -> None:
-    """On the loader thread: first what points into the mappings, then the mappings."""
-    held.instance.loaded.close()
-    held.blobs.close()
 
 
 def _give_back(used: list[Backend]) -> None:

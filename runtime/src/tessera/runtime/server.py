@@ -36,6 +36,7 @@ class ControlServer:
             "unload": self._unload,
             "measure": self._measure,
             "status": self._status,
+            "trim": self._trim,
             "shutdown": self._shutdown,
         }
         manager.on_released = self._tell_released
@@ -166,6 +167,9 @@ class ControlServer:
                 }
             )
         return {"instances": instances, "private_bytes": use.private_bytes, "proportional_bytes": use.proportional_bytes}
+
+    async def _trim(self, message: Message) -> Message:
+        return {"artifacts": await self._manager.trim()}
 
     async def _shutdown(self, message: Message) -> Message:
         self._stop(control.number_field(message, "drain_ms", 0) / 1e3)

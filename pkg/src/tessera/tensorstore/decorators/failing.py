@@ -67,6 +67,9 @@ class FailingTensorStore:
         hit("tensorstore.ingest")
         return FailingWriter(self._inner.ingest(digest, size_bytes, holder))
 
+    def fits(self, size_bytes: int) -> bool:
+        return self._inner.fits(size_bytes)
+
     def make_room(self, size_bytes: int) -> list[Digest]:
         hit("tensorstore.make_room")
         return self._inner.make_room(size_bytes)

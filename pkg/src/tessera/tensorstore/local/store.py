@@ -103,6 +103,10 @@ class LocalTensorStore:
             self._writers[name] = writer
         return writer
 
+    def fits(self, size_bytes: int) -> bool:
+        with self._lock:
+            return self._usage(scan=False).total + size_bytes <= self._budget
+
     def make_room(self, size_bytes: int) -> list[Digest]:
         with self._lock:
             self._require_open()

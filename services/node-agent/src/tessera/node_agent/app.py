@@ -6,12 +6,14 @@ other way round. When it ends by failing, or is to leave, runtimes and relay liv
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -58,6 +60,7 @@ STORE_FOLDER = "store"
 BEHIND_S = 0.005
 """An answer is at its client by then: no record, note or report shall compete with it."""
 RPC_GRACE_S = 2.0
+TRIM_S = 5.0
 
 _log = get_logger(__name__)
 
@@ -170,6 +173,20 @@ def _remove_run_folder(run: Path) -> None:
         pass
 
 
+def _from_thread(trim: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    """`trim` on this loop, waited for in the worker thread that calls."""
+    loop = asyncio.get_running_loop()
+
+    def call() -> None:
+        future = asyncio.run_coroutine_threadsafe(trim(), loop)
+        try:
+            future.result(TRIM_S)
+        except TimeoutError:
+            future.cancel()
+
+    return call
+
+
 def _identity(config: NodeAgentConfig, run: Path, relay_address: str) -> NodeIdentity:
     built = build_class()
     return NodeIdentity(
@@ -235,7 +252,7 @@ class _Parts:
         )
         self.fleet = Fleet(self.runtimes, store, table, identity.trust_domain, config.runtime_threads, clock, os.urandom, tasks)
         repository = Repository(config.repository_url)
-        larder = Larder(store, Fetcher(repository, store, config.fetch_concurrency), identity.build_class)
+        larder = Larder(store, Fetcher(repository, store, config.fetch_concurrency, _from_thread(self.fleet.trim)), identity.build_class)
         poison = PoisonLedger(BackOff(config.poison_first_back_off_s, config.poison_longest_back_off_s, config.poison_forgive_s))
         settings = StarterSettings(config.load_timeout_s, config.drain_ms, config.verify_on_bind, BEHIND_S)
         starter = Starter(identity, table, self.fleet, larder, poison, limits, self.records, notes, meter, settings, clock, tasks, changed)

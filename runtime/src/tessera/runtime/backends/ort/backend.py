@@ -93,7 +93,7 @@ class OrtBackend:
             options = ort.RunOptions()
             options.add_run_config_entry(_SHRINK, "cpu:0")
             self._warm_session.run(None, self._warm_inputs, options)
-        gc.collect(0)
+        gc.collect()  # sessions are garbage in circles, in whichever generation; what was there before the fork is frozen
 
     def _session(self, graph: bytes, weights: Mapping[str, tuple[npt.NDArray[Any], str]]) -> tuple[Any, list[Any]]:
         options = ort.SessionOptions()

@@ -97,6 +97,9 @@ class ProcessRuntime:
         answer = await self._call("unload", CALL_S + drain_ms / 1e3, instance_id=instance_id, drain_ms=drain_ms)
         return frozenset(Digest(digest) for digest in answer.get("released", ()))
 
+    async def trim(self) -> None:
+        await self._call("trim")
+
     async def measure(self, instance_id: InstanceId, batch: int, seconds: float, min_repeats: int) -> LatencyRow:
         answer = await self._call(
             "measure", 60.0 + 10 * seconds, instance_id=instance_id, batch=batch, seconds=seconds, min_repeats=min_repeats

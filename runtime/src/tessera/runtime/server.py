@@ -7,8 +7,9 @@ import logging
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import cast
 
-from tessera.domain.errors import Internal, TesseraError, Unsupported
+from tessera.domain.errors import Internal, InvalidInput, TesseraError, Unsupported
 from tessera.domain.ids import Digest, InstanceId, checked_digest
 from tessera.runtime import control, memory
 from tessera.runtime.control import ControlDecoder, Message
@@ -16,79 +17,118 @@ from tessera.runtime.manager import InstanceManager, LoadRequest
 
 _log = logging.getLogger(__name__)
 
-_READ_BYTES = 64 * 1024
+
+class _Connection(asyncio.Protocol):
+    def __init__(self, server: ControlServer) -> None:
+        self._server = server
+        self._decoder = ControlDecoder()
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+        self._server.connected(self)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for message in self._decoder.feed(data):
+                self._server.take(message, self)
+        except InvalidInput as error:
+            self.write(control.refusal(None, error))
+            self.close()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        self._server.disconnected(self)
+
+    def write(self, data: bytes) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
 
 
 class ControlServer:
-    """Several agents may be connected at a time. `on_connections` hears how many there are; `stop` is called by `shutdown`."""
+    """Several agents may be connected at a time. `on_connections` hears how many there are; `stop` is called by `shutdown`.
+
+    What takes no time is answered where it is read; the rest runs as tasks, which go on when the agent that asked disconnects.
+    """
 
     def __init__(self, manager: InstanceManager, on_connections: Callable[[int], None], stop: Callable[[float], None]) -> None:
         self._manager = manager
         self._on_connections = on_connections
         self._stop = stop
-        self._writers: set[asyncio.StreamWriter] = set()
+        self._connections: set[_Connection] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
-        self._operations: dict[str, Callable[[Message], Awaitable[Message]]] = {
+        self._at_once: dict[str, Callable[[Message], Message]] = {
             "hello": self._hello,
             "hold": self._hold,
             "release": self._release,
+            "shutdown": self._shutdown,
+        }
+        self._operations: dict[str, Callable[[Message], Awaitable[Message]]] = {
             "load": self._load,
             "unload": self._unload,
             "measure": self._measure,
             "status": self._status,
             "trim": self._trim,
-            "shutdown": self._shutdown,
         }
         manager.on_released = self._tell_released
 
     async def start(self, path: Path) -> None:
         path.unlink(missing_ok=True)
-        self._server = await asyncio.start_unix_server(self._serve, path)
+        self._server = await asyncio.get_running_loop().create_unix_server(lambda: _Connection(self), str(path))
 
     def close(self) -> None:
         if self._server is not None:
             self._server.close()
-        for writer in list(self._writers):
-            writer.close()
+        for connection in list(self._connections):
+            connection.close()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._writers.add(writer)
-        self._on_connections(len(self._writers))
-        decoder = ControlDecoder()
+    def connected(self, connection: _Connection) -> None:
+        self._connections.add(connection)
+        self._on_connections(len(self._connections))
+
+    def disconnected(self, connection: _Connection) -> None:
+        self._connections.discard(connection)
+        self._on_connections(len(self._connections))
+
+    def take(self, message: Message, connection: _Connection) -> None:
+        op = str(message.get("op"))
+        at_once = self._at_once.get(op)
+        if at_once is None:
+            task = asyncio.get_running_loop().create_task(self._answer(op, message, connection))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            return
         try:
-            async with asyncio.TaskGroup() as tasks:  # what an agent began goes on when it disconnects
-                while data := await reader.read(_READ_BYTES):
-                    for message in decoder.feed(data):
-                        tasks.create_task(self._answer(message, writer))
-        except* TesseraError as errors:
-            _write(writer, control.refusal(None, errors.exceptions[0]))  # type: ignore[arg-type]
-        except* ConnectionError:
-            pass
-        finally:
-            self._writers.discard(writer)
-            writer.close()
-            self._on_connections(len(self._writers))
+            data = control.reply(message.get("id"), at_once(message))
+        except TesseraError as error:
+            data = control.refusal(message.get("id"), error)
+        connection.write(data)
 
-    async def _answer(self, message: Message, writer: asyncio.StreamWriter) -> None:
+    async def _answer(self, op: str, message: Message, connection: _Connection) -> None:
         request_id = message.get("id")
         try:
-            operation = self._operations.get(str(message.get("op")))
+            operation = self._operations.get(op)
             if operation is None:
-                raise Unsupported(f"op {message.get('op')!r}: a runtime knows {', '.join(self._operations)}")
+                raise Unsupported(f"op {message.get('op')!r}: a runtime knows {', '.join((*self._at_once, *self._operations))}")
             data = control.reply(request_id, await operation(message))
         except TesseraError as error:
             data = control.refusal(request_id, error)
         except Exception as error:
-            _log.exception("control operation %s failed", message.get("op"))
+            _log.exception("control operation %s failed", op)
             data = control.refusal(request_id, Internal(f"{type(error).__name__}: {error}"))
-        _write(writer, data)
+        connection.write(data)
 
     def _tell_released(self, digests: list[Digest]) -> None:
         data = control.encode({"event": "released", "digests": digests})
-        for writer in list(self._writers):
-            _write(writer, data)
+        for connection in list(self._connections):
+            connection.write(data)
 
-    async def _hello(self, message: Message) -> Message:
+    def _hello(self, message: Message) -> Message:
         config = self._manager.config
         return {
             "runtime_id": config.runtime_id,
@@ -110,11 +150,11 @@ class ControlServer:
             ],
         }
 
-    async def _hold(self, message: Message) -> Message:
+    def _hold(self, message: Message) -> Message:
         self._manager.holds.declare(control.digests_field(message, "digests"))
         return {}
 
-    async def _release(self, message: Message) -> Message:
+    def _release(self, message: Message) -> Message:
         return {"released": self._manager.holds.withdraw(control.digests_field(message, "digests"))}
 
     async def _load(self, message: Message) -> Message:
@@ -171,11 +211,6 @@ class ControlServer:
     async def _trim(self, message: Message) -> Message:
         return {"artifacts": await self._manager.trim()}
 
-    async def _shutdown(self, message: Message) -> Message:
+    def _shutdown(self, message: Message) -> Message:
         self._stop(control.number_field(message, "drain_ms", 0) / 1e3)
         return {}
-
-
-def _write(writer: asyncio.StreamWriter, data: bytes) -> None:
-    if not writer.is_closing():
-        writer.write(data)

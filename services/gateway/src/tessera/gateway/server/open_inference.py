@@ -136,7 +136,7 @@ def own_version() -> str:
 
 
 def _unary(answer: Callable[[Any], Any], request_type: type[Any]) -> grpc.RpcMethodHandler[Any, Any]:
-    """A small method: parse, answer, serialise. Errors pass to the server's interceptor."""
+    """A small method: parse, answer, serialise. Errors pass to what the server wraps it in."""
 
     async def call(request: bytes, _context: Context) -> bytes:
         try:

@@ -16,19 +16,19 @@ class Watchdog:
         self._expired: set[asyncio.Task[object]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    def enter(self) -> asyncio.Task[object]:
-        loop = asyncio.get_running_loop()
+    def enter(self, now_s: float) -> asyncio.Task[object]:
+        """`now_s`: the loop's own time, or a reading of the clock that it goes by."""
         task = asyncio.current_task()
         assert task is not None
-        self._deadlines[task] = loop.time() + self.budget_s
+        self._deadlines[task] = now_s + self.budget_s
         if self._timer is None:
-            self._timer = loop.call_later(self.budget_s, self._expire)
+            self._timer = asyncio.get_running_loop().call_later(self.budget_s, self._expire)
         return task
 
     def leave(self, task: asyncio.Task[object]) -> bool:
         """Whether the task was cancelled because its time was over."""
         self._deadlines.pop(task, None)
-        if task in self._expired:
+        if self._expired and task in self._expired:
             self._expired.discard(task)
             task.uncancel()
             return True

@@ -338,3 +338,11 @@ async def test_cancelled_handler_is_answered_so_that_the_stream_ends(socket_fold
 
     async with pair(socket_folder, handler) as (client, _):
         assert isinstance((await client.request(HEADER, b"")).error(), Cancelled)
+
+
+@pytest.mark.parametrize("size", [100_000, 700_000])
+async def test_a_chunk_longer_than_the_message_is_refused_before_it_is_read(socket_folder, size):
+    head = codec.frame_head(codec.REQUEST, 1, codec.REQUEST_HEADER_BYTES + size % 300_000, False) + codec.request_header(HEADER, 50)
+    frames = await raw_exchange(socket_folder, HELLO, head, bytes(1000))
+    assert frames[-1].type == codec.GOAWAY
+    assert "its header said 50" in codec.decode_goaway(frames[-1].payload)

@@ -169,7 +169,8 @@ class _ServerProtocol(Connection):
                 return
         else:
             # Owned by `streams`: cancelled by CANCEL and by a lost connection, its result read in `_finished`.
-            stream.future = self._server.loop.create_task(_as_coroutine(awaitable))
+            coroutine = awaitable if asyncio.iscoroutine(awaitable) else _as_coroutine(awaitable)
+            stream.future = self._server.loop.create_task(coroutine)
         stream.future.add_done_callback(partial(self._finished, number, stream))
 
     def _finished(self, number: int, stream: _Stream, future: asyncio.Future[FrameResponse]) -> None:

@@ -49,6 +49,21 @@ async def test_body_of_any_size_comes_back(socket_folder, size):
         assert client.in_flight == 0
 
 
+@pytest.mark.parametrize("window", [1000, 8 * MIB])
+@pytest.mark.parametrize("size", [0, 1, KIB, 200 * KIB, 600_000])
+async def test_a_suffix_ends_the_body_of_an_answer_and_none_of_an_error(socket_folder, size, window):
+    async def handler(header, body):
+        if bytes(body[:1]) == b"!":
+            raise InvalidInput("x", None, "y" * size)
+        return FrameResponse(0, body=body)
+
+    async with pair(socket_folder, handler, client={"window_bytes": window}) as (client, _):
+        body = (await client.request(HEADER, b"z" * size, b"suffix")).body
+        assert type(body) is bytes
+        assert body == b"z" * size + b"suffix"
+        assert str((await client.request(HEADER, b"!", b"suffix")).error()).endswith("y" * min(size, 10))
+
+
 @pytest.mark.parametrize("window", [1000, 100 * KIB, 8 * MIB])
 async def test_many_sizes_at_once_under_any_window(socket_folder, window):
     """Large and small ones interleave and nothing locks up, also where the window is far below a message."""

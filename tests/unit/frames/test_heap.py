@@ -40,3 +40,17 @@ def test_unwritten_memory_has_its_size_and_can_be_written(size):
     made[:] = b"x" * size
     assert type(made) is bytearray
     assert bytes(made) == b"x" * size
+
+
+def test_bytes_that_were_unwritten_are_like_any_others():
+    made, view = heap.unwritten_bytes(700_000)
+    view[:] = b"x" * 700_000
+    assert type(made) is bytes
+    assert made == b"x" * 700_000
+    assert hash(made) == hash(b"x" * 700_000)
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_bytes_that_everybody_shares_are_not_given_out_for_writing(size):
+    with pytest.raises(ValueError, match="shared"):
+        heap.unwritten_bytes(size)

@@ -49,14 +49,15 @@ class FakeLink:
         self.headers: list[RequestHeader] = []
         self.cancelled = 0
 
-    async def request(self, header: RequestHeader, body: bytes) -> FrameResponse:
+    async def request(self, header: RequestHeader, body: bytes, suffix: bytes) -> FrameResponse:
         self.headers.append(header)
         try:
             await asyncio.sleep(self.delay_s)
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
-        return self.answer(header)
+        answer = self.answer(header)
+        return answer if answer.status else answer._replace(body=bytes(answer.body) + suffix)
 
 
 class FakeLinks:

@@ -18,10 +18,11 @@ CONNECT_TIMEOUT_S = 5.0
 class _Request(asyncio.Future[FrameResponse]):
     """A request under way: its answer, and what of it is here. Cancelling it cancels the request in the runtime."""
 
-    __slots__ = ("_incoming", "_number", "_protocol", "_response")
+    __slots__ = ("_incoming", "_number", "_protocol", "_response", "_suffix")
 
-    def __init__(self, protocol: _ClientProtocol, number: int) -> None:
+    def __init__(self, protocol: _ClientProtocol, number: int, suffix: bytes) -> None:
         super().__init__(loop=protocol.loop)
+        self._suffix = suffix
         self._protocol = protocol
         self._number = number
         self._response: tuple[int, int, int, int] = (0, 0, 0, 0)
@@ -79,7 +80,8 @@ class _ClientProtocol(Connection):
             self.credit.took(body_bytes)
             del self.streams[stream]
             if not request.done():
-                request.set_result(FrameResponse(status, batch_size, queue_us, run_us, bytes(data[start:stop])))
+                body = b"".join((data[start:stop], b"" if status else request._suffix))
+                request.set_result(FrameResponse(status, batch_size, queue_us, run_us, body))
         elif kind == codec.CREDIT:
             self.sender.grant(codec.decode_credit(data[start:stop]))
         elif kind == codec.GOAWAY:
@@ -108,7 +110,7 @@ class _ClientProtocol(Connection):
             raise FrameError(f"response of {body_bytes} bytes: at most {self.hello.max_message_bytes}")
         request = self.streams[stream]
         request._response = (head[0], head[1], head[2], head[3])
-        request._incoming = incoming = Incoming(body_bytes, keep=not request.done())
+        request._incoming = incoming = Incoming(body_bytes, not request.done(), b"" if head[0] else request._suffix)
         return incoming
 
     def took(self, stream: int, size: int, body: Buffer | None) -> None:
@@ -134,9 +136,9 @@ class _ClientProtocol(Connection):
         if not self.lost.done():
             self.lost.set_result(None)
 
-    def request(self, header: RequestHeader, body: Buffer) -> _Request:
+    def request(self, header: RequestHeader, body: Buffer, suffix: bytes) -> _Request:
         self._next_stream = number = (self._next_stream % 0xFFFFFFFE) + 1
-        self.streams[number] = request = _Request(self, number)
+        self.streams[number] = request = _Request(self, number, suffix)
         size, sender = len(body), self.sender
         if size <= sender.room:
             sender.spend(size)
@@ -213,11 +215,12 @@ class FrameClient:
     def target(self) -> str:
         return self._protocol.hello.target
 
-    def request(self, header: RequestHeader, body: Buffer) -> asyncio.Future[FrameResponse]:
+    def request(self, header: RequestHeader, body: Buffer, suffix: bytes = b"") -> asyncio.Future[FrameResponse]:
         """Sends a request; the future is its answer. An error answer is a result, not raised (`FrameResponse.error()`).
 
         `body` must not change until the answer is here. Cancelling the future, or a task that awaits it, cancels the request in the
-        runtime.
+        runtime. With a `suffix` the body of an answer that is none of an error is `bytes` which end with it: they are received into
+        their last place, where putting something behind them later would copy them.
 
         Raises:
             Unavailable: the connection is lost, or the peer takes nothing new; from the future where it gets lost later.
@@ -228,7 +231,7 @@ class FrameClient:
             raise Unavailable(f"runtime {self.target or '(any)'}: {protocol.reason}")
         if len(body) > protocol.max_message_bytes:
             raise TooLarge(f"request of {len(body)} bytes: at most {protocol.max_message_bytes}")
-        return protocol.request(header, body)
+        return protocol.request(header, body, suffix)
 
     def close(self) -> None:
         """Closes at once: what is in flight raises Unavailable, the runtime cancels it."""

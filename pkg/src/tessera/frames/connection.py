@@ -9,7 +9,7 @@ from typing import cast
 
 from tessera.frames import codec
 from tessera.frames.codec import Buffer, FrameError
-from tessera.frames.reader import FrameReader
+from tessera.frames.reader import FrameReader, Place
 from tessera.frames.stream import CreditGiver, Incoming, MessageSender
 
 _SEND_BUFFER_BYTES = 1024 * 1024
@@ -60,15 +60,16 @@ class Connection(asyncio.BufferedProtocol):
         finally:
             sender.flush()
 
-    def place(self, kind: int, stream: int, payload_bytes: int, data: memoryview, start: int, stop: int) -> memoryview | None:
+    def place(self, kind: int, stream: int, payload_bytes: int, data: memoryview, start: int, stop: int) -> Place | None:
         if kind != self._receives:
             raise FrameError(f"frame of type {kind} and {payload_bytes} bytes may not come now")
         incoming = self.incoming_of(stream)
         if incoming is not None:
-            return incoming.place(payload_bytes)
+            return incoming.place(payload_bytes), incoming
         if stop - start < self._header_bytes:
             return None
-        return self.begin(stream, data, start, stop).place(payload_bytes - self._header_bytes)
+        incoming = self.begin(stream, data, start, stop)
+        return incoming.place(payload_bytes - self._header_bytes), incoming
 
     def placed(self, kind: int, flags: int, stream: int, size: int) -> None:
         incoming = self.incoming_of(stream)

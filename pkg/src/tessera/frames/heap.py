@@ -34,3 +34,28 @@ def unwritten(size: int) -> bytearray:
     writes zeros first, which costs a large body a tenth of its way."""
     made: bytearray = _NEW_BYTEARRAY(None, size)
     return made
+
+
+_NEW_BYTES = ctypes.pythonapi.PyBytes_FromStringAndSize
+_NEW_BYTES.restype = ctypes.py_object
+_NEW_BYTES.argtypes = (ctypes.c_char_p, ctypes.c_ssize_t)
+_ADDRESS_OF = ctypes.pythonapi.PyBytes_AsString
+_ADDRESS_OF.restype = ctypes.c_void_p
+_ADDRESS_OF.argtypes = (ctypes.py_object,)
+_VIEW_OF = ctypes.pythonapi.PyMemoryView_FromMemory
+_VIEW_OF.restype = ctypes.py_object
+_VIEW_OF.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
+_WRITE = 0x200
+
+
+def unwritten_bytes(size: int) -> tuple[bytes, memoryview]:
+    """Bytes that are still to be written, and the view to do so. What needs `bytes` in the end is then received into them instead of
+    being copied; C code makes them this way, and only this way may they be written, before anybody else has seen them.
+
+    The view does not keep the bytes: whoever holds it holds both.
+    """
+    if size < 2:
+        raise ValueError("bytes of fewer than two are shared by everybody")
+    made: bytes = _NEW_BYTES(None, size)
+    view: memoryview = _VIEW_OF(_ADDRESS_OF(made), size, _WRITE)
+    return made, view

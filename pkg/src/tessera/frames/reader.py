@@ -12,6 +12,10 @@ LONG_PAYLOAD_BYTES = _SCRATCH_BYTES // 2
 """From here on a payload that is not there as a whole is not collected in the scratch but read to its place."""
 
 
+Place = tuple[memoryview, object]
+"""Memory, and what it lives as long as."""
+
+
 class FrameSink(Protocol):
     """Whose frames they are. `data[start:stop]` is lent until the call returns."""
 
@@ -19,9 +23,9 @@ class FrameSink(Protocol):
         """A frame with the payload data[start:stop]."""
         ...
 
-    def place(self, kind: int, stream: int, payload_bytes: int, data: memoryview, start: int, stop: int) -> memoryview | None:
-        """A long payload has begun with data[start:stop]: the memory where its last part goes, all of it behind a message header, or None
-        while there is too little to say."""
+    def place(self, kind: int, stream: int, payload_bytes: int, data: memoryview, start: int, stop: int) -> Place | None:
+        """A long payload has begun with data[start:stop]: where its last part goes, all of it behind a message header, or None while
+        there is too little to say."""
         ...
 
     def placed(self, kind: int, flags: int, stream: int, size: int) -> None:
@@ -41,6 +45,7 @@ class FrameReader:
         self._limit = _SCRATCH_BYTES
         self._open: tuple[int, int, int] = (0, 0, 0)
         self._target: memoryview | None = None
+        self._owner: object = None
         self._filled = 0
 
     def buffer(self) -> memoryview:
@@ -74,9 +79,10 @@ class FrameReader:
                 at = stop
                 continue
             if length >= LONG_PAYLOAD_BYTES:
-                target = sink.place(kind, stream, length, data, start, end)
-                if target is not None:
+                place = sink.place(kind, stream, length, data, start, end)
+                if place is not None:
                     self._start = self._end = 0
+                    target, self._owner = place
                     self._begin_payload((kind, flags, stream), target, start + length - len(target), end)
                     return
             break
@@ -95,6 +101,7 @@ class FrameReader:
             # Another chunk is likely next: only its header is read to here, so that it goes to its place as a whole.
             self._limit = HEADER_BYTES
         self._sink.placed(kind, flags, stream, len(target))
+        self._owner = None
 
     def _keep(self, at: int, end: int) -> None:
         """Moves an incomplete frame to the front where it would not fit behind."""
@@ -137,9 +144,9 @@ class FrameDecoder:
     def on_frame(self, kind: int, flags: int, stream: int, data: memoryview, start: int, stop: int) -> None:
         self.frames.append(Frame(kind, flags, stream, bytes(data[start:stop])))
 
-    def place(self, kind: int, stream: int, payload_bytes: int, data: memoryview, start: int, stop: int) -> memoryview | None:
+    def place(self, kind: int, stream: int, payload_bytes: int, data: memoryview, start: int, stop: int) -> Place | None:
         self._payload = bytearray(payload_bytes)
-        return memoryview(self._payload)
+        return memoryview(self._payload), self._payload
 
     def placed(self, kind: int, flags: int, stream: int, size: int) -> None:
         self.frames.append(Frame(kind, flags, stream, self._payload))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sized
 
 from tessera.frames import codec
 from tessera.frames.codec import MAX_CHUNK_BYTES, Buffer, FrameError
-from tessera.frames.heap import unwritten
+from tessera.frames.heap import unwritten, unwritten_bytes
 
 _JOIN_BYTES = 64 * 1024
 """Up to here one joined write is cheaper than many buffers."""
@@ -167,18 +167,21 @@ class MessageSender:
 
 
 class Incoming:
-    """A message that comes in more than one piece, put together where it stays. With `keep` False its bytes are only counted."""
+    """A message that comes in more than one piece, put together where it stays. With `keep` False its bytes are only counted; with a
+    `suffix` its body becomes `bytes` that end with that."""
 
-    __slots__ = ("_buffer", "_filled", "body_bytes", "keep")
+    __slots__ = ("_buffer", "_filled", "_suffix", "_whole", "body_bytes", "keep")
 
-    def __init__(self, body_bytes: int, keep: bool = True) -> None:
+    def __init__(self, body_bytes: int, keep: bool = True, suffix: bytes = b"") -> None:
         self.body_bytes = body_bytes
         self.keep = keep
+        self._suffix = suffix
         self._buffer: memoryview | None = None
+        self._whole: bytes | None = None
         self._filled = 0
 
     def place(self, size: int) -> memoryview:
-        """Where the next `size` bytes go; `took` says that they are there.
+        """Where the next `size` bytes go, as long as this object lives; `took` says that they are there.
 
         Raises:
             FrameError: they are more than the message header said.
@@ -189,7 +192,11 @@ class Incoming:
         if not self.keep:
             return memoryview(unwritten(size))
         if self._buffer is None:
-            self._buffer = memoryview(unwritten(self.body_bytes))
+            if self._suffix and self.body_bytes:
+                self._whole, self._buffer = unwritten_bytes(self.body_bytes + len(self._suffix))
+                self._buffer[self.body_bytes :] = self._suffix
+            else:
+                self._buffer = memoryview(unwritten(self.body_bytes))
         return self._buffer[self._filled : end]
 
     def took(self, size: int, last: bool) -> Buffer | None:
@@ -203,7 +210,7 @@ class Incoming:
             return None
         if self._filled != self.body_bytes:
             raise self._wrong_length(self._filled)
-        return self._buffer if self._buffer is not None else b""
+        return self._whole or self._buffer or self._suffix
 
     def take(self, data: memoryview, start: int, stop: int, last: bool) -> Buffer | None:
         """As `place` and `took`, of bytes that lie elsewhere."""

@@ -174,12 +174,13 @@ class Inference:
             header = RequestHeader(
                 slot.generation, budget_us if budget_us > 0 else 1, decision.trace_id, decision.own_span, decision.sampled
             )
+            suffix = reply_prefix(slot, start_path) + hexlify(decision.trace_id)
             slot.in_flight += 1
             try:
                 link = self._links.connected(slot) or await self._connect(slot)
                 if link.draining:
                     raise _Lost(Unavailable(f"instance {slot.instance_id}: its runtime takes no new requests"), sent=False)
-                status, batch_size, queue_us, run_us, answer = response = await link.request(header, body)
+                status, batch_size, queue_us, run_us, answer = response = await link.request(header, body, suffix)
             except (Unavailable, _Lost) as error:
                 lost = error if isinstance(error, _Lost) else _broken(slot, error)
                 if not lost.sent:
@@ -192,7 +193,7 @@ class Inference:
                 slot.in_flight -= 1
             if status == _OK:
                 decision.batch_size, decision.queue_us, decision.run_us = batch_size, queue_us, run_us
-                return b"".join((answer, reply_prefix(slot, start_path), hexlify(decision.trace_id)))
+                return answer if isinstance(answer, bytes) else bytes(answer)
             if status != Status.WRONG_GENERATION:
                 raise response.error() or Internal(f"the runtime answered with status {status}")
             self._catalogue.mark_stale(slot)

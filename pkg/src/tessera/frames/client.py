@@ -18,20 +18,19 @@ CONNECT_TIMEOUT_S = 5.0
 class _Request(asyncio.Future[FrameResponse]):
     """A request under way: its answer, and what of it is here. Cancelling it cancels the request in the runtime."""
 
-    __slots__ = ("_incoming", "_number", "_protocol", "_response", "_suffix")
+    incoming: Incoming | None = None
+    response: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     def __init__(self, protocol: _ClientProtocol, number: int, suffix: bytes) -> None:
         super().__init__(loop=protocol.loop)
-        self._suffix = suffix
-        self._protocol = protocol
-        self._number = number
-        self._response: tuple[int, int, int, int] = (0, 0, 0, 0)
-        self._incoming: Incoming | None = None
+        self.protocol = protocol
+        self.number = number
+        self.suffix = suffix
 
     def cancel(self, msg: Any = None) -> bool:
         cancelled = super().cancel(msg)
         if cancelled:
-            self._protocol.abandon(self._number)
+            self.protocol.abandon(self.number)
         return cancelled
 
 
@@ -70,7 +69,7 @@ class _ClientProtocol(Connection):
     def on_frame(self, kind: int, flags: int, stream: int, data: memoryview, start: int, stop: int) -> None:
         if kind == RESPONSE and self.max_message_bytes:
             request = self.streams.get(stream)
-            if request is None or request._incoming is not None or not flags & FLAG_LAST:
+            if request is None or request.incoming is not None or not flags & FLAG_LAST:
                 self.on_message_frame(flags, stream, data, start, stop)
                 return
             status, batch_size, queue_us, run_us, body_bytes = codec.decode_response(data, start, stop)
@@ -80,7 +79,7 @@ class _ClientProtocol(Connection):
             self.credit.took(body_bytes)
             del self.streams[stream]
             if not request.done():
-                body = b"".join((data[start:stop], b"" if status else request._suffix))
+                body = b"".join((data[start:stop], b"" if status else request.suffix))
                 request.set_result(FrameResponse(status, batch_size, queue_us, run_us, body))
         elif kind == codec.CREDIT:
             self.sender.grant(codec.decode_credit(data[start:stop]))
@@ -102,15 +101,15 @@ class _ClientProtocol(Connection):
         request = self.streams.get(stream)
         if request is None:
             raise FrameError(f"response on stream {stream}, which is not open")
-        return request._incoming
+        return request.incoming
 
     def begin(self, stream: int, data: memoryview, start: int, stop: int) -> Incoming:
         *head, body_bytes = codec.decode_response(data, start, stop)
         if body_bytes > self.hello.max_message_bytes:
             raise FrameError(f"response of {body_bytes} bytes: at most {self.hello.max_message_bytes}")
         request = self.streams[stream]
-        request._response = (head[0], head[1], head[2], head[3])
-        request._incoming = incoming = Incoming(body_bytes, not request.done(), b"" if head[0] else request._suffix)
+        request.response = (head[0], head[1], head[2], head[3])
+        request.incoming = incoming = Incoming(body_bytes, not request.done(), b"" if head[0] else request.suffix)
         return incoming
 
     def took(self, stream: int, size: int, body: Buffer | None) -> None:
@@ -119,7 +118,7 @@ class _ClientProtocol(Connection):
             return
         request = self.streams.pop(stream)
         if not request.done():
-            request.set_result(FrameResponse(*request._response, body))
+            request.set_result(FrameResponse(*request.response, body))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tessera.domain.errors import InvalidInput, WrongGeneration
 from tessera.frames import codec
 from tessera.frames.codec import FrameError, FrameResponse, Hello, RequestHeader
-from tessera.frames.reader import FrameDecoder, FrameReader
+from tessera.frames.reader import FrameDecoder
 
 FRAME = st.tuples(st.integers(0, 5), st.integers(0, 1), st.integers(0, 2**32 - 1), st.binary(max_size=300))
 
@@ -29,20 +29,20 @@ LARGE = st.tuples(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)  # a long frame byte by byte
 @given(st.lists(LARGE | FRAME, max_size=6), st.lists(st.integers(1, 200_000), min_size=1, max_size=6))
 def test_reader_gives_every_frame_however_the_kernel_cuts(frames, cuts):
     stream = memoryview(b"".join(codec.encode_frame(kind, number, payload, flags) for kind, flags, number, payload in frames))
-    reader, found, turn = FrameReader(), [], 0
+    decoder, turn = FrameDecoder(), 0
     while stream:
-        buffer = reader.buffer()
+        buffer = decoder.reader.buffer()
         assert len(buffer)
         count = min(len(buffer), len(stream), cuts[turn % len(cuts)])
         turn += 1
         buffer[:count] = stream[:count]
         stream = stream[count:]
-        found += reader.advance(count)
-    assert [(frame.type, frame.flags, frame.stream, bytes(frame.payload)) for frame in found] == frames
+        decoder.reader.advance(count)
+    assert [(frame.type, frame.flags, frame.stream, bytes(frame.payload)) for frame in decoder.frames] == frames
 
 
 def test_payloads_stay_valid_while_the_reader_goes_on():
@@ -78,19 +78,34 @@ def test_decoder_never_fails_otherwise(data):
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), st.binary(min_size=16, max_size=16), st.binary(min_size=8, max_size=8))
 def test_request_header_round_trip(generation, budget, trace_id, span_id):
     header = RequestHeader(generation, budget, trace_id, span_id, 1)
-    head = codec.request_frame_head(7, header, 5, 5)
+    head = codec.whole_request_head(7, header, 5)
     (frame,) = FrameDecoder().feed(head + b"hello")
     assert (frame.stream, frame.flags) == (7, codec.FLAG_LAST)
-    got, body_bytes, chunk = codec.decode_request(frame.payload)
-    assert (got, body_bytes, bytes(chunk)) == (header, 5, b"hello")
+    assert codec.decode_request(frame.payload, 0, len(frame.payload)) == (header, 5)
+    assert frame.payload[codec.REQUEST_HEADER_BYTES :] == b"hello"
+    assert head == codec.frame_head(codec.REQUEST, 7, codec.REQUEST_HEADER_BYTES + 5, True) + codec.request_header(header, 5)
+
+
+@pytest.mark.parametrize(("budget_us", "sent"), [(-5, 0), (2**64 + 5, 2**64 - 1)])
+def test_a_budget_beyond_its_field_is_cut_to_it(budget_us, sent):
+    header = RequestHeader(1, budget_us)
+    for head in (codec.whole_request_head(1, header, 0)[codec.HEADER_BYTES :], codec.request_header(header, 0)):
+        assert codec.decode_request(head, 0, len(head))[0].budget_us == sent
 
 
 def test_response_header_round_trip():
     response = FrameResponse(0, 4, 10, 20, b"body")
-    (frame,) = FrameDecoder().feed(codec.response_frame_head(3, response, 2) + b"bo")
-    assert frame.flags == 0
-    got, body_bytes, chunk = codec.decode_response(frame.payload)
-    assert (got.status, got.batch_size, got.queue_us, got.run_us, body_bytes, bytes(chunk)) == (0, 4, 10, 20, 4, b"bo")
+    (frame,) = FrameDecoder().feed(codec.whole_response_head(3, response, 4) + b"body")
+    assert (frame.stream, frame.flags) == (3, codec.FLAG_LAST)
+    assert codec.decode_response(frame.payload, 0, len(frame.payload)) == (0, 4, 10, 20, 4)
+    assert frame.payload[codec.RESPONSE_HEADER_BYTES :] == b"body"
+    assert frame.payload.startswith(codec.response_header(response, 4))
+
+
+def test_times_beyond_their_fields_are_cut_to_them():
+    response = FrameResponse(0, 1, 2**40, 2**41)
+    for head in (codec.whole_response_head(3, response, 0)[codec.HEADER_BYTES :], codec.response_header(response, 0)):
+        assert codec.decode_response(head, 0, len(head)) == (0, 1, 2**32 - 1, 2**32 - 1, 0)
 
 
 def test_layout_is_the_one_that_the_contract_names():

@@ -49,6 +49,21 @@ async def test_body_of_any_size_comes_back(socket_folder, size):
         assert client.in_flight == 0
 
 
+@pytest.mark.parametrize("window", [1000, 8 * MIB])
+@pytest.mark.parametrize("size", [0, 1, KIB, 200 * KIB, 600_000])
+async def test_a_suffix_ends_the_body_of_an_answer_and_none_of_an_error(socket_folder, size, window):
+    async def handler(header, body):
+        if bytes(body[:1]) == b"!":
+            raise InvalidInput("x", None, "y" * size)
+        return FrameResponse(0, body=body)
+
+    async with pair(socket_folder, handler, client={"window_bytes": window}) as (client, _):
+        body = (await client.request(HEADER, b"z" * size, b"suffix")).body
+        assert type(body) is bytes
+        assert body == b"z" * size + b"suffix"
+        assert str((await client.request(HEADER, b"!", b"suffix")).error()).endswith("y" * min(size, 10))
+
+
 @pytest.mark.parametrize("window", [1000, 100 * KIB, 8 * MIB])
 async def test_many_sizes_at_once_under_any_window(socket_folder, window):
     """Large and small ones interleave and nothing locks up, also where the window is far below a message."""
@@ -74,10 +89,10 @@ async def test_small_request_passes_a_large_one(socket_folder):
         return FrameResponse(0)
 
     options = {"window_bytes": 300 * KIB}
-    async with pair(socket_folder, handler, server=options) as (client, _), asyncio.TaskGroup() as tasks:
-        tasks.create_task(client.request(HEADER, b"l" * 8 * MIB))
+    async with pair(socket_folder, handler, server=options) as (client, _):
+        large = client.request(HEADER, b"l" * 8 * MIB)
         await asyncio.sleep(0)
-        tasks.create_task(client.request(HEADER, b"s"))
+        await asyncio.gather(large, client.request(HEADER, b"s"))
     assert order == [1, 8 * MIB]
 
 
@@ -91,8 +106,8 @@ async def test_receiver_withholds_credit_beyond_its_budget_and_goes_on_when_answ
         return FrameResponse(0)
 
     options = {"window_bytes": MIB, "max_message_bytes": MIB, "held_budget_bytes": 3 * MIB}
-    async with pair(socket_folder, handler, server=options) as (client, _), asyncio.TaskGroup() as tasks:
-        requests = [tasks.create_task(client.request(HEADER, b"x" * MIB)) for _ in range(12)]
+    async with pair(socket_folder, handler, server=options) as (client, _):
+        requests = [client.request(HEADER, b"x" * MIB) for _ in range(12)]
         await asyncio.sleep(0.3)
         assert 3 <= len(started) <= 5, "the sender must stop near the receiver's budget"
         gate.set()
@@ -270,7 +285,7 @@ async def raw_exchange(folder, *pieces) -> list:
 
 
 HELLO = codec.encode_hello(Hello(""))
-FIRST = codec.request_frame_head(1, HEADER, 10, 4) + b"abcd"
+FIRST = codec.frame_head(codec.REQUEST, 1, codec.REQUEST_HEADER_BYTES + 4, False) + codec.request_header(HEADER, 10) + b"abcd"
 
 
 @pytest.mark.parametrize(
@@ -281,9 +296,9 @@ FIRST = codec.request_frame_head(1, HEADER, 10, 4) + b"abcd"
         ((codec.encode_frame(0, 0, b"TSRA" + struct.pack("<HHIIH", 9, 0, 1, 1, 0)),), "version 9: this side speaks version 1"),
         ((HELLO, struct.pack("<IBBHI", 2**31, 1, 0, 0, 1)), "at most"),
         ((HELLO, codec.encode_frame(codec.REQUEST, 1, b"short")), "request header of 5 bytes"),
-        ((HELLO, FIRST, codec.chunk_frame_head(codec.REQUEST, 1, 9, True), b"x" * 9), "13 bytes: its header said 10"),
-        ((HELLO, FIRST, codec.chunk_frame_head(codec.REQUEST, 1, 2, True), b"x" * 2), "6 bytes: its header said 10"),
-        ((HELLO, codec.request_frame_head(1, HEADER, 2000, 2000) + b"x" * 2000), "beyond the credit"),
+        ((HELLO, FIRST, codec.frame_head(codec.REQUEST, 1, 9, True), b"x" * 9), "13 bytes: its header said 10"),
+        ((HELLO, FIRST, codec.frame_head(codec.REQUEST, 1, 2, True), b"x" * 2), "6 bytes: its header said 10"),
+        ((HELLO, codec.whole_request_head(1, HEADER, 2000) + b"x" * 2000), "beyond the credit"),
         ((HELLO, codec.encode_frame(codec.CREDIT, 0, b"12")), "credit of 2 bytes"),
         ((HELLO, HELLO), "may not come now"),
     ],
@@ -318,7 +333,7 @@ async def test_client_names_why_a_server_did_not_take_it(socket_folder, answer, 
 async def test_answer_on_an_unknown_stream_ends_the_connection(socket_folder):
     async def serve(reader, writer):
         await reader.read(100)
-        writer.write(codec.encode_hello(Hello("")) + codec.response_frame_head(99, FrameResponse(0), 0))
+        writer.write(codec.encode_hello(Hello("")) + codec.whole_response_head(99, FrameResponse(0), 0))
         await reader.read(-1)
         writer.close()
 
@@ -338,3 +353,11 @@ async def test_cancelled_handler_is_answered_so_that_the_stream_ends(socket_fold
 
     async with pair(socket_folder, handler) as (client, _):
         assert isinstance((await client.request(HEADER, b"")).error(), Cancelled)
+
+
+@pytest.mark.parametrize("size", [100_000, 700_000])
+async def test_a_chunk_longer_than_the_message_is_refused_before_it_is_read(socket_folder, size):
+    head = codec.frame_head(codec.REQUEST, 1, codec.REQUEST_HEADER_BYTES + size % 300_000, False) + codec.request_header(HEADER, 50)
+    frames = await raw_exchange(socket_folder, HELLO, head, bytes(1000))
+    assert frames[-1].type == codec.GOAWAY
+    assert "its header said 50" in codec.decode_goaway(frames[-1].payload)

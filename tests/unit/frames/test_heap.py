@@ -3,6 +3,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
+from tessera.frames import heap
+
 SCRIPT = """
 import resource
 from tessera.frames.heap import keep_freed_memory
@@ -28,3 +32,25 @@ def test_freed_bodies_are_not_faulted_in_again():
     found = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=60, check=True)
     plain, kept = map(int, found.stdout.split())
     assert kept < plain / 10
+
+
+@pytest.mark.parametrize("size", [0, 1, 700_000])
+def test_unwritten_memory_has_its_size_and_can_be_written(size):
+    made = heap.unwritten(size)
+    made[:] = b"x" * size
+    assert type(made) is bytearray
+    assert bytes(made) == b"x" * size
+
+
+def test_bytes_that_were_unwritten_are_like_any_others():
+    made, view = heap.unwritten_bytes(700_000)
+    view[:] = b"x" * 700_000
+    assert type(made) is bytes
+    assert made == b"x" * 700_000
+    assert hash(made) == hash(b"x" * 700_000)
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_bytes_that_everybody_shares_are_not_given_out_for_writing(size):
+    with pytest.raises(ValueError, match="shared"):
+        heap.unwritten_bytes(size)

@@ -95,6 +95,7 @@ def test_reads_what_protobuf_wrote(name, version, request_id, parameters, inputs
     same(oi.parse_request(data), message)
     head = oi.parse_head(data)
     assert (head.model_name, head.model_version, head.id, set(head.parameters)) == (name, version, request_id, set(parameters))
+    assert (oi._plain_head(data) is None) == bool(parameters), "most requests are read the short way"
 
 
 def agrees_on(data: bytes) -> None:
@@ -210,6 +211,24 @@ def test_a_head_of_many_fields_is_refused_and_the_limit_itself_is_not(piece):
     assert oi.parse_head(start + piece * (oi.MAX_HEAD_FIELDS - 1)).model_name == "m"
     with pytest.raises(InvalidInput, match=f"ModelInferRequest fields .*at most {oi.MAX_HEAD_FIELDS}"):
         oi.parse_head(start + piece * oi.MAX_HEAD_FIELDS)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([b"\x0a", b"\x12", b"\x1a", b"\x22", b"\x2a", b"\x3a", b"\x40", b"\x8a\x01"]), st.binary(max_size=200)),
+        max_size=6,
+    ),
+    st.integers(0, 30),
+)
+def test_a_head_read_the_short_way_is_what_the_whole_reader_finds(pieces, cut):
+    data = b"".join(tag + wire.varint(len(value)) + value for tag, value in pieces)
+    data = data[: len(data) - cut]
+    short = oi._plain_head(data)
+    if short is not None:
+        request = oi.parse_request(data) if not any(tag in (b"\x2a", b"\x32") for tag, _ in pieces) else None
+        if request is not None:
+            assert (short.model_name, short.model_version, short.id) == (request.model_name, request.model_version, request.id)
+            assert request.parameters == {}
 
 
 def test_fields_inside_a_skipped_group_count():

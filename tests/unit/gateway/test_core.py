@@ -16,7 +16,7 @@ from tessera.gateway.app import read_token
 from tessera.gateway.core.admission import FailedStart, StartForecast, after_failure, refusal
 from tessera.gateway.core.catalogue import slot_of
 from tessera.gateway.core.decisions import Decision, DecisionLog
-from tessera.gateway.core.requests import queue_budget_s, reply_suffix
+from tessera.gateway.core.requests import queue_budget_s, reply_prefix
 from tessera.gateway.core.spans import spans_of_decision
 from tessera.gateway.server import descriptions
 from tessera.testing.builders import an_instance
@@ -43,7 +43,7 @@ def test_the_suffix_joins_the_replys_own_parameters() -> None:
     slot = slot_of(an_instance())
     body = encode_response("m", "1", "id", [], {"own": 3, "node": "from the runtime"})
     for _ in range(2):  # the second one comes from the remembered prefix
-        answer = pb.ModelInferResponse.FromString(body + reply_suffix(slot, "fork", "ab" * 16))
+        answer = pb.ModelInferResponse.FromString(body + reply_prefix(slot, "fork") + b"ab" * 16)
         assert {name: value.string_param for name, value in answer.parameters.items() if name != "own"} == {
             "variant": slot.variant.variant,
             "node": slot.node_id,
@@ -97,7 +97,7 @@ def test_pauses_double_up_to_half_a_minute() -> None:
 
 
 def decision(request_id: str = "a" * 32, **fields: object) -> Decision:
-    made = Decision(request_id, "00000000000000ff", "00000000000000aa", True, 1000.0)
+    made = Decision(bytes.fromhex(request_id), bytes.fromhex("00000000000000ff"), "00000000000000aa", True, 1000.0)
     for name, value in fields.items():
         setattr(made, name, value)
     return made
@@ -166,7 +166,7 @@ def test_stages_add_up() -> None:
 def test_identifiers_are_well_formed_and_differ() -> None:
     draw = Identifiers()
     drawn = [draw() for _ in range(1000)]
-    assert all(len(trace) == 32 and len(span) == 16 and int(trace, 16) and int(span, 16) for trace, span in drawn)
+    assert all(len(trace) == 16 and len(span) == 8 and any(trace) and any(span) for trace, span in drawn)
     assert len({trace for trace, _ in drawn}) == 1000
 
 

@@ -33,7 +33,7 @@ REQUEST = b"\x0a\x06digits"
 
 class SilentMeter:
     def decided(self, seconds: float) -> None: ...
-    def answered(self, model: str, version: str, variant: str, node: str, outcome: str, seconds: float) -> None: ...
+    def answered(self, labels: tuple[str, str, str, str], outcome: str, seconds: float) -> None: ...
     def waiting(self, change: int) -> None: ...
     def started(self, start_path: str, stages: Sequence[StageTime]) -> None: ...
 
@@ -49,14 +49,15 @@ class FakeLink:
         self.headers: list[RequestHeader] = []
         self.cancelled = 0
 
-    async def request(self, header: RequestHeader, body: bytes) -> FrameResponse:
+    async def request(self, header: RequestHeader, body: bytes, suffix: bytes) -> FrameResponse:
         self.headers.append(header)
         try:
             await asyncio.sleep(self.delay_s)
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
-        return self.answer(header)
+        answer = self.answer(header)
+        return answer if answer.status else answer._replace(body=bytes(answer.body) + suffix)
 
 
 class FakeLinks:
@@ -309,8 +310,8 @@ def test_the_watchdog_ends_each_in_its_turn_and_only_those_that_stay() -> None:
         ended: list[tuple[int, float, bool]] = []
 
         async def work(number: int, seconds: float) -> None:
-            task = watchdog.enter()
             loop = asyncio.get_running_loop()
+            task = watchdog.enter(loop.time())
             try:
                 await asyncio.sleep(seconds)
             except asyncio.CancelledError:

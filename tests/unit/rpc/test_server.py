@@ -154,19 +154,19 @@ async def test_a_call_without_timeout_gets_the_default_one(server: RpcServer) ->
         both.cancel()
 
 
-async def test_a_further_interceptor_sees_the_call_and_its_errors_are_translated(start_server: Any) -> None:
-    class Refusing(grpc.aio.ServerInterceptor):
-        async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-            handler = await continuation(handler_call_details)
+async def test_methods_that_generated_code_registers_by_name_need_the_token_too() -> None:
+    async def answer(request: bytes, _context: Any) -> bytes:
+        return request
 
-            async def refuse(_request: Any, _context: Any) -> Any:
-                raise FailedPrecondition("not now")
+    def add(server: grpc.aio.Server) -> None:
+        handlers = {"Unary": grpc.unary_unary_rpc_method_handler(answer)}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("tessera.test.v1.Echo", handlers),))
+        server.add_registered_method_handlers("tessera.test.v1.Echo", handlers)
 
-            return grpc.unary_unary_rpc_method_handler(refuse) if handler_call_details.method == UNARY else handler
-
-    server = await start_server(interceptors=[Refusing()])
-    async with connect(server.address) as channel:
-        for _ in range(3):
-            with pytest.raises(FailedPrecondition, match="not now"):
-                await channel.unary_unary(UNARY)(b"ok")
-        assert [m async for m in channel.unary_stream(STREAM_OUT)(b"count 1")] == [b"0"]
+    server = RpcServer("127.0.0.1:0", handlers=[add], service_names=["tessera.test.v1.Echo"], token="secret")
+    await server.start()
+    async with connect(server.address) as stranger, connect(server.address, "secret") as friend:
+        with pytest.raises(Unauthenticated):
+            await stranger.unary_unary(UNARY)(b"hello")
+        assert await friend.unary_unary(UNARY)(b"hello") == b"hello"
+    await server.stop(0)

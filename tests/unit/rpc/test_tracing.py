@@ -11,7 +11,7 @@ import pytest
 from tessera import telemetry
 from tessera.api.common.v1 import traces_pb2, traces_pb2_grpc
 from tessera.domain.errors import InvalidInput, NotFound, TesseraError
-from tessera.rpc._interceptor import span_name
+from tessera.rpc._guard import span_name
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"

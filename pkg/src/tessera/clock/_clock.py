@@ -22,11 +22,8 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    def monotonic_s(self) -> float:
-        return time.monotonic()
-
-    def wall_s(self) -> float:
-        return time.time()
+    monotonic_s = staticmethod(time.monotonic)
+    wall_s = staticmethod(time.time)
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

@@ -4,79 +4,92 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from functools import partial
-from typing import cast
+from typing import Any
 
 from tessera.domain.errors import FailedPrecondition, TesseraError, TooLarge, Unavailable
 from tessera.frames import codec
-from tessera.frames.codec import Buffer, Frame, FrameError, FrameResponse, Hello, RequestHeader
-from tessera.frames.reader import FrameReader
-from tessera.frames.stream import CreditGiver, Incoming, MessageSender
+from tessera.frames.codec import FLAG_LAST, RESPONSE, RESPONSE_HEADER_BYTES, Buffer, FrameError, FrameResponse, Hello, RequestHeader
+from tessera.frames.connection import Connection
+from tessera.frames.stream import Incoming
 
 CONNECT_TIMEOUT_S = 5.0
 
 
-class _Stream:
-    __slots__ = ("future", "incoming", "response")
+class _Request(asyncio.Future[FrameResponse]):
+    """A request under way: its answer, and what of it is here. Cancelling it cancels the request in the runtime."""
 
-    def __init__(self, future: asyncio.Future[FrameResponse]) -> None:
-        self.future = future
-        self.response: FrameResponse | None = None
-        self.incoming: Incoming | None = None
+    incoming: Incoming | None = None
+    response: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+    def __init__(self, protocol: _ClientProtocol, number: int, suffix: bytes) -> None:
+        super().__init__(loop=protocol.loop)
+        self.protocol = protocol
+        self.number = number
+        self.suffix = suffix
+
+    def cancel(self, msg: Any = None) -> bool:
+        cancelled = super().cancel(msg)
+        if cancelled:
+            self.protocol.abandon(self.number)
+        return cancelled
 
 
-class _ClientProtocol(asyncio.BufferedProtocol):
+class _ClientProtocol(Connection):
     def __init__(self, hello: Hello) -> None:
-        loop = asyncio.get_running_loop()
+        super().__init__(codec.REQUEST, hello.window_bytes, None)
+        self.loop = asyncio.get_running_loop()
         self.hello = hello
-        self.ready: asyncio.Future[Hello] = loop.create_future()
-        self.lost: asyncio.Future[None] = loop.create_future()
-        self.streams: dict[int, _Stream] = {}
+        self.ready: asyncio.Future[Hello] = self.loop.create_future()
+        self.lost: asyncio.Future[None] = self.loop.create_future()
+        self.streams: dict[int, _Request] = {}
         self.goaway: str | None = None
         self.refused: TesseraError | None = None
         self.max_message_bytes = 0
         self.reason = "connection closed"
-        self._reader = FrameReader()
+        self.closed = False
         self._next_stream = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
-        self.sender = MessageSender(transport, codec.REQUEST)
-        self.credit = CreditGiver(transport, self.hello.window_bytes, None)
-        transport.write(codec.encode_hello(self.hello))
+        super().connection_made(transport)
+        self.transport.write(codec.encode_hello(self.hello))
 
-    def pause_writing(self) -> None:
-        self.sender.pause()
+    def waiting(self) -> dict[int, _Request]:
+        return self.streams
 
-    def resume_writing(self) -> None:
-        self.sender.resume()
+    def broken(self, error: FrameError) -> None:
+        self.reason = f"the peer broke the protocol: {error}"
+        if not self.max_message_bytes:
+            self.refused = FailedPrecondition(f"runtime {self.hello.target or '(any)'}: {error}")
+        self.abort()
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._reader.buffer()
+    def abort(self) -> None:
+        self.closed = True
+        self.transport.abort()
 
-    def buffer_updated(self, nbytes: int) -> None:
-        try:
-            for frame in self._reader.advance(nbytes):
-                self._on_frame(frame)
-        except FrameError as error:
-            self.reason = f"the peer broke the protocol: {error}"
-            if not self.max_message_bytes:
-                self.refused = FailedPrecondition(f"runtime {self.hello.target or '(any)'}: {error}")
-            self.transport.abort()
-
-    def _on_frame(self, frame: Frame) -> None:
-        kind = frame.type
-        if kind == codec.RESPONSE and self.max_message_bytes:
-            self._on_response(frame)
+    def on_frame(self, kind: int, flags: int, stream: int, data: memoryview, start: int, stop: int) -> None:
+        if kind == RESPONSE and self.max_message_bytes:
+            request = self.streams.get(stream)
+            if request is None or request.incoming is not None or not flags & FLAG_LAST:
+                self.on_message_frame(flags, stream, data, start, stop)
+                return
+            status, batch_size, queue_us, run_us, body_bytes = codec.decode_response(data, start, stop)
+            start += RESPONSE_HEADER_BYTES
+            if stop - start != body_bytes:
+                raise FrameError(f"message body of {stop - start} bytes: its header said {body_bytes}")
+            self.credit.took(body_bytes)
+            del self.streams[stream]
+            if not request.done():
+                body = b"".join((data[start:stop], b"" if status else request.suffix))
+                request.set_result(FrameResponse(status, batch_size, queue_us, run_us, body))
         elif kind == codec.CREDIT:
-            self.sender.grant(codec.decode_credit(frame.payload))
+            self.sender.grant(codec.decode_credit(data[start:stop]))
         elif kind == codec.GOAWAY:
-            self.goaway = codec.decode_goaway(frame.payload)
+            self.goaway = codec.decode_goaway(data[start:stop])
             if not self.max_message_bytes:
                 self.refused = FailedPrecondition(f"runtime {self.hello.target or '(any)'} refused the connection: {self.goaway}")
             self.reason = f"the peer goes away: {self.goaway}"
         elif kind == codec.HELLO and not self.max_message_bytes:
-            hello = codec.decode_hello(frame.payload)
+            hello = codec.decode_hello(data[start:stop])
             self.max_message_bytes = max(1, hello.max_message_bytes)
             self.sender.grant(hello.window_bytes)
             if not self.ready.done():
@@ -84,52 +97,61 @@ class _ClientProtocol(asyncio.BufferedProtocol):
         else:
             raise FrameError(f"frame of type {kind} may not come now")
 
-    def _on_response(self, frame: Frame) -> None:
-        stream = self.streams.get(frame.stream)
-        if stream is None:
-            raise FrameError(f"response on stream {frame.stream}, which is not open")
-        if stream.response is None or stream.incoming is None:
-            stream.response, body_bytes, chunk = codec.decode_response(frame.payload)
-            if body_bytes > self.hello.max_message_bytes:
-                raise FrameError(f"response of {body_bytes} bytes: at most {self.hello.max_message_bytes}")
-            stream.incoming = Incoming(body_bytes)
-        else:
-            chunk = frame.payload
-        self.credit.took(len(chunk))
-        body = stream.incoming.take(chunk, bool(frame.flags & codec.FLAG_LAST), keep=not stream.future.done())
+    def incoming_of(self, stream: int) -> Incoming | None:
+        request = self.streams.get(stream)
+        if request is None:
+            raise FrameError(f"response on stream {stream}, which is not open")
+        return request.incoming
+
+    def begin(self, stream: int, data: memoryview, start: int, stop: int) -> Incoming:
+        *head, body_bytes = codec.decode_response(data, start, stop)
+        if body_bytes > self.hello.max_message_bytes:
+            raise FrameError(f"response of {body_bytes} bytes: at most {self.hello.max_message_bytes}")
+        request = self.streams[stream]
+        request.response = (head[0], head[1], head[2], head[3])
+        request.incoming = incoming = Incoming(body_bytes, not request.done(), b"" if head[0] else request.suffix)
+        return incoming
+
+    def took(self, stream: int, size: int, body: Buffer | None) -> None:
+        self.credit.took(size)
         if body is None:
             return
-        del self.streams[frame.stream]
-        if not stream.future.done():
-            head = stream.response
-            stream.future.set_result(FrameResponse(head.status, head.batch_size, head.queue_us, head.run_us, body))
+        request = self.streams.pop(stream)
+        if not request.done():
+            request.set_result(FrameResponse(*request.response, body))
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
         if exc is not None:
             self.reason = f"connection lost: {exc}"
         error = Unavailable(f"runtime {self.hello.target or '(any)'}: {self.reason}")
         if not self.ready.done():
             self.ready.set_exception(self.refused or error)
             self.ready.exception()  # connect may have given up already
-        for stream in self.streams.values():
-            if not stream.future.done():
-                stream.future.set_exception(Unavailable(error.message))
-        self.streams.clear()
+        requests, self.streams = list(self.streams.values()), {}
+        for request in requests:
+            if not request.done():
+                request.set_exception(Unavailable(error.message))
         if not self.lost.done():
             self.lost.set_result(None)
 
-    def new_stream(self) -> tuple[int, asyncio.Future[FrameResponse]]:
-        number = self._next_stream = (self._next_stream % 0xFFFFFFFE) + 1
-        future: asyncio.Future[FrameResponse] = asyncio.get_running_loop().create_future()
-        self.streams[number] = _Stream(future)
-        return number, future
+    def request(self, header: RequestHeader, body: Buffer, suffix: bytes) -> _Request:
+        self._next_stream = number = (self._next_stream % 0xFFFFFFFE) + 1
+        self.streams[number] = request = _Request(self, number, suffix)
+        size, sender = len(body), self.sender
+        if size <= sender.room:
+            sender.spend(size)
+            sender.put(codec.whole_request_head(number, header, size), body)
+        else:
+            sender.queue(number, codec.request_header(header, size), body)
+        return request
 
     def abandon(self, number: int) -> None:
         """The caller went away. The stream stays until its answer came (there is one after CANCEL too), unless nothing was sent of it."""
-        if number not in self.streams or self.transport.is_closing():
+        if number not in self.streams or self.closed:
             return
         if self.sender.drop(number):
-            self.transport.write(codec.encode_cancel(number))
+            self.sender.put(codec.encode_cancel(number))
         else:
             del self.streams[number]
 
@@ -139,7 +161,6 @@ class FrameClient:
 
     def __init__(self, protocol: _ClientProtocol) -> None:
         self._protocol = protocol
-        self._in_flight = 0
 
     @classmethod
     async def connect_unix(cls, path: str, *, target: str = "", **options: int) -> FrameClient:
@@ -176,7 +197,8 @@ class FrameClient:
 
     @property
     def closed(self) -> bool:
-        return self._protocol.transport.is_closing() or self._protocol.lost.done()
+        protocol = self._protocol
+        return protocol.closed or protocol.transport.is_closing()
 
     @property
     def draining(self) -> bool:
@@ -186,41 +208,34 @@ class FrameClient:
     @property
     def in_flight(self) -> int:
         """Requests whose callers wait for an answer."""
-        return self._in_flight
+        return sum(not request.done() for request in self._protocol.streams.values())
 
     @property
     def target(self) -> str:
         return self._protocol.hello.target
 
-    async def request(self, header: RequestHeader, body: Buffer) -> FrameResponse:
-        """Sends a request and waits for its answer; an error answer is returned, not raised (`FrameResponse.error()`).
+    def request(self, header: RequestHeader, body: Buffer, suffix: bytes = b"") -> asyncio.Future[FrameResponse]:
+        """Sends a request; the future is its answer. An error answer is a result, not raised (`FrameResponse.error()`).
 
-        `body` must not change until the answer is here. Cancelling the caller cancels the request in the runtime.
+        `body` must not change until the answer is here. Cancelling the future, or a task that awaits it, cancels the request in the
+        runtime. With a `suffix` the body of an answer that is none of an error is `bytes` which end with it: they are received into
+        their last place, where putting something behind them later would copy them.
 
         Raises:
-            Unavailable: the connection is or gets lost, or the peer takes nothing new.
+            Unavailable: the connection is lost, or the peer takes nothing new; from the future where it gets lost later.
             TooLarge: `body` is longer than the peer takes.
         """
         protocol = self._protocol
-        if protocol.goaway is not None or self.closed:
+        if protocol.goaway is not None or protocol.closed or protocol.transport.is_closing():
             raise Unavailable(f"runtime {self.target or '(any)'}: {protocol.reason}")
         if len(body) > protocol.max_message_bytes:
             raise TooLarge(f"request of {len(body)} bytes: at most {protocol.max_message_bytes}")
-        number, future = protocol.new_stream()
-        self._in_flight += 1
-        try:
-            protocol.sender.send(number, partial(codec.request_frame_head, number, header, len(body)), body)
-            return await future
-        except asyncio.CancelledError:
-            protocol.abandon(number)
-            raise
-        finally:
-            self._in_flight -= 1
+        return protocol.request(header, body, suffix)
 
     def close(self) -> None:
         """Closes at once: what is in flight raises Unavailable, the runtime cancels it."""
         self._protocol.reason = "closed by this side"
-        self._protocol.transport.abort()
+        self._protocol.abort()
 
     async def wait_closed(self) -> None:
         """Returns when the connection is gone, by whichever side."""

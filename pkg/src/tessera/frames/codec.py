@@ -31,9 +31,12 @@ _HELLO = struct.Struct("<4sHHIIH")
 _REQUEST = struct.Struct("<QQ16s8sB3xI")
 _RESPONSE = struct.Struct("<HHIII")
 _CREDIT = struct.Struct("<I")
+_REQUEST_FRAME = struct.Struct("<IBBHIQQ16s8sB3xI")
+_RESPONSE_FRAME = struct.Struct("<IBBHIHHIII")
+"""A frame header and a message header as one, for messages of one frame: nearly all there are."""
 
-REQUEST_HEADER_BYTES = _REQUEST.size
-RESPONSE_HEADER_BYTES = _RESPONSE.size
+REQUEST_HEADER_BYTES = _REQUEST_BYTES = _REQUEST.size
+RESPONSE_HEADER_BYTES = _RESPONSE_BYTES = _RESPONSE.size
 _U32 = 0xFFFFFFFF
 _U64 = 0xFFFFFFFFFFFFFFFF
 
@@ -77,8 +80,7 @@ class Hello:
     version: int = VERSION
 
 
-@dataclass(frozen=True, slots=True)
-class RequestHeader:
+class RequestHeader(NamedTuple):
     """`budget_us` is the time that remains when the frame is sent; trace id 16 bytes, span id 8 bytes, flags the W3C trace flags."""
 
     generation: int
@@ -88,8 +90,7 @@ class RequestHeader:
     flags: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class FrameResponse:
+class FrameResponse(NamedTuple):
     """`body`: a ModelInferResponse, or for an error what `encode_error` wrote. Times in microseconds."""
 
     status: int
@@ -178,42 +179,57 @@ def encode_cancel(stream: int) -> bytes:
     return _HEADER.pack(0, CANCEL, 0, 0, stream)
 
 
-def request_frame_head(stream: int, header: RequestHeader, body_bytes: int, chunk_bytes: int) -> bytes:
-    """Frame header and request header of a stream's first frame; the chunk of `chunk_bytes` follows it."""
-    flags = FLAG_LAST if chunk_bytes == body_bytes else 0
-    return _HEADER.pack(_REQUEST.size + chunk_bytes, REQUEST, flags, 0, stream) + _REQUEST.pack(
-        header.generation, min(max(header.budget_us, 0), _U64), header.trace_id, header.span_id, header.flags, body_bytes
+def request_header(header: RequestHeader, body_bytes: int) -> bytes:
+    """What stands before the first chunk of a request."""
+    generation, budget_us, trace_id, span_id, flags = header
+    return _REQUEST.pack(generation, min(max(budget_us, 0), _U64), trace_id, span_id, flags, body_bytes)
+
+
+def response_header(response: FrameResponse, body_bytes: int) -> bytes:
+    """What stands before the first chunk of an answer."""
+    status, batch_size, queue_us, run_us, _ = response
+    return _RESPONSE.pack(status, batch_size, min(queue_us, _U32), min(run_us, _U32), body_bytes)
+
+
+def whole_request_head(stream: int, header: RequestHeader, body_bytes: int) -> bytes:
+    """All that stands before the body of a request that is one frame."""
+    generation, budget_us, trace_id, span_id, flags = header
+    if not 0 <= budget_us <= _U64:
+        budget_us = min(max(budget_us, 0), _U64)
+    return _REQUEST_FRAME.pack(
+        _REQUEST_BYTES + body_bytes, REQUEST, FLAG_LAST, 0, stream, generation, budget_us, trace_id, span_id, flags, body_bytes
     )
 
 
-def response_frame_head(stream: int, response: FrameResponse, chunk_bytes: int) -> bytes:
-    """Frame header and response header of the first frame of an answer; the chunk of `chunk_bytes` follows it."""
-    body_bytes = len(response.body)
-    flags = FLAG_LAST if chunk_bytes == body_bytes else 0
-    return _HEADER.pack(_RESPONSE.size + chunk_bytes, RESPONSE, flags, 0, stream) + _RESPONSE.pack(
-        response.status, response.batch_size, min(response.queue_us, _U32), min(response.run_us, _U32), body_bytes
+def whole_response_head(stream: int, response: FrameResponse, body_bytes: int) -> bytes:
+    """All that stands before the body of an answer that is one frame."""
+    status, batch_size, queue_us, run_us, _ = response
+    if queue_us > _U32 or run_us > _U32:
+        queue_us, run_us = min(queue_us, _U32), min(run_us, _U32)
+    return _RESPONSE_FRAME.pack(
+        _RESPONSE_BYTES + body_bytes, RESPONSE, FLAG_LAST, 0, stream, status, batch_size, queue_us, run_us, body_bytes
     )
 
 
-def chunk_frame_head(kind: int, stream: int, chunk_bytes: int, last: bool) -> bytes:
-    """Frame header of a further chunk."""
-    return _HEADER.pack(chunk_bytes, kind, FLAG_LAST if last else 0, 0, stream)
+def frame_head(kind: int, stream: int, payload_bytes: int, last: bool) -> bytes:
+    """Frame header of a chunk, with the message header before it where `payload_bytes` counts that too."""
+    return _HEADER.pack(payload_bytes, kind, FLAG_LAST if last else 0, 0, stream)
 
 
-def decode_request(payload: Buffer) -> tuple[RequestHeader, int, Buffer]:
-    """Header, body length in bytes, first chunk (a view of `payload`)."""
-    if len(payload) < _REQUEST.size:
-        raise FrameError(f"request header of {len(payload)} bytes: must be {_REQUEST.size}")
-    generation, budget, trace_id, span_id, flags, body_bytes = _REQUEST.unpack_from(payload)
-    return RequestHeader(generation, budget, trace_id, span_id, flags), body_bytes, payload[_REQUEST.size :]
+def decode_request(data: Buffer, start: int, stop: int) -> tuple[RequestHeader, int]:
+    """Header and body length in bytes of the payload data[start:stop]; the first chunk follows `REQUEST_HEADER_BYTES` on."""
+    if stop - start < _REQUEST_BYTES:
+        raise FrameError(f"request header of {stop - start} bytes: must be {_REQUEST_BYTES}")
+    generation, budget, trace_id, span_id, flags, body_bytes = _REQUEST.unpack_from(data, start)
+    return RequestHeader(generation, budget, trace_id, span_id, flags), body_bytes
 
 
-def decode_response(payload: Buffer) -> tuple[FrameResponse, int, Buffer]:
-    """Response without its body, body length in bytes, first chunk (a view of `payload`)."""
-    if len(payload) < _RESPONSE.size:
-        raise FrameError(f"response header of {len(payload)} bytes: must be {_RESPONSE.size}")
-    status, batch, queue_us, run_us, body_bytes = _RESPONSE.unpack_from(payload)
-    return FrameResponse(status, batch, queue_us, run_us), body_bytes, payload[_RESPONSE.size :]
+def decode_response(data: Buffer, start: int, stop: int) -> tuple[int, int, int, int, int]:
+    """Status, batch size, queue and run in microseconds, body length in bytes; the first chunk follows `RESPONSE_HEADER_BYTES` on."""
+    if stop - start < _RESPONSE_BYTES:
+        raise FrameError(f"response header of {stop - start} bytes: must be {_RESPONSE_BYTES}")
+    found: tuple[int, int, int, int, int] = _RESPONSE.unpack_from(data, start)
+    return found
 
 
 def encode_error(error: TesseraError) -> bytes:
@@ -231,20 +247,20 @@ def decode_error(body: Buffer) -> TesseraError:
     return error_of(data[1:end].decode(errors="replace"), data[end:].decode(errors="replace"))
 
 
-def parse_header(data: Buffer, at: int, max_payload: int) -> tuple[int, int, int, int]:
-    """Payload length, type, flags, stream of the frame header at `at`.
+unpack_header = _HEADER.unpack_from
+"""Payload length, type, flags, zero, stream of the frame header at an offset, as they are; `check_header` says whether they may be."""
 
-    Raises:
-        FrameError: too long a payload, an unknown type, unknown bits.
+
+def check_header(length: int, kind: int, flags: int, zero: int, max_payload: int) -> None:
+    """Raises:
+    FrameError: too long a payload, an unknown type, unknown bits.
     """
-    length, kind, flags, zero, stream = _HEADER.unpack_from(data, at)
     if kind > GOAWAY:
         raise FrameError(f"frame type {kind}: must be 0 to {GOAWAY}")
     if zero or flags > FLAG_LAST:
         raise FrameError(f"frame flags {flags:#x} and reserved {zero:#x}: unknown bits are set")
     if length > max_payload:
         raise FrameError(f"frame payload of {length} bytes: at most {max_payload}")
-    return length, kind, flags, stream
 
 
 def _text(data: Buffer, what: str) -> str:

@@ -25,6 +25,8 @@ _CONTENT_FIELDS = {
 }  # fmt: skip
 MAX_HEAD_FIELDS = 4096
 MAX_HEAD_PARAMETER_BYTES = 64 << 10
+_TENSOR_TAGS = (0x2A, 0x32, 0x3A)
+"""Of inputs, outputs and raw_input_contents, which a head passes over."""
 _CONTENT_NUMBERS = {name: number for number, name in _CONTENT_FIELDS.items()}
 _FIXED_WIDTH = {6: 4, 7: 8}
 _DOUBLE = struct.Struct("<d")
@@ -106,6 +108,9 @@ def parse_head(data: Buffer) -> InferRequestHead:
     Raises:
         InvalidInput: as `parse_request`, as far as it reads; or more than these.
     """
+    plain = _plain_head(data)
+    if plain is not None:
+        return plain
     head = InferRequestHead()
     parameter_bytes = 0
     for number, kind, value in wire.fields(memoryview(data), "ModelInferRequest", MAX_HEAD_FIELDS):
@@ -117,6 +122,34 @@ def parse_head(data: Buffer) -> InferRequestHead:
                     raise InvalidInput("parameters bytes", parameter_bytes, f"at most {MAX_HEAD_PARAMETER_BYTES}")
             _head_field(head, number, value)
     return head
+
+
+def _plain_head(data: Buffer) -> InferRequestHead | None:
+    """The head of a message that is written as nearly all are: no parameters, nothing unknown. None leaves it to the whole reader, which
+    knows what is wrong with it if anything is; that one takes three times as long.
+    """
+    name = version = request_id = ""
+    at, end, left = 0, len(data), MAX_HEAD_FIELDS
+    try:
+        while at < end and left:
+            left -= 1
+            tag, length = data[at], data[at + 1]
+            at += 2
+            if length > 127:
+                length, at = wire.read_varint(data, at - 1, "")
+            stop = at + length
+            if tag == 0x0A:
+                name = str(data[at:stop], "utf-8")
+            elif tag == 0x12:
+                version = str(data[at:stop], "utf-8")
+            elif tag == 0x1A:
+                request_id = str(data[at:stop], "utf-8")
+            elif tag not in _TENSOR_TAGS:
+                return None
+            at = stop
+    except (IndexError, UnicodeDecodeError, InvalidInput):
+        return None
+    return InferRequestHead(name, version, request_id, {}) if at == end else None
 
 
 def _head_field(head: InferRequestHead, number: int, value: memoryview) -> None:

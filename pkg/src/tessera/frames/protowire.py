@@ -42,7 +42,7 @@ def text(data: memoryview, field: str) -> str:
         raise InvalidInput(field, None, "is not UTF-8") from None
 
 
-def read_varint(data: memoryview, at: int, field: str) -> tuple[int, int]:
+def read_varint(data: bytes | bytearray | memoryview, at: int, field: str) -> tuple[int, int]:
     """The value (64 bits, what is beyond is cut off) and the offset behind it."""
     value = shift = 0
     end = len(data)

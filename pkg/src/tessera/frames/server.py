@@ -7,13 +7,22 @@ import logging
 import os
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import cast
 
 from tessera.domain.errors import Cancelled, Internal, ResourceExhausted, TesseraError, TooLarge
 from tessera.frames import codec
-from tessera.frames.codec import MAX_CHUNK_BYTES, Buffer, Frame, FrameError, FrameResponse, Hello, RequestHeader
-from tessera.frames.reader import FrameReader
-from tessera.frames.stream import CreditGiver, Incoming, MessageSender
+from tessera.frames.codec import (
+    FLAG_LAST,
+    MAX_CHUNK_BYTES,
+    REQUEST,
+    REQUEST_HEADER_BYTES,
+    Buffer,
+    FrameError,
+    FrameResponse,
+    Hello,
+    RequestHeader,
+)
+from tessera.frames.connection import Connection
+from tessera.frames.stream import Incoming
 
 Handler = Callable[[RequestHeader, Buffer], Awaitable[FrameResponse]]
 """Answers one request. A coroutine becomes a task of its own; a future is used as it is (cheaper). CANCEL cancels either."""
@@ -25,66 +34,56 @@ _log = logging.getLogger(__name__)
 
 
 class _Stream:
-    __slots__ = ("future", "header", "incoming", "refusal")
+    __slots__ = ("future", "header", "held_bytes", "incoming", "refusal")
 
-    def __init__(self, header: RequestHeader, body_bytes: int, refusal: TesseraError | None) -> None:
+    def __init__(self, header: RequestHeader, incoming: Incoming | None, refusal: TesseraError | None) -> None:
         self.header = header
-        self.incoming = Incoming(body_bytes)
+        self.incoming = incoming
         self.refusal = refusal
+        self.held_bytes = 0
         self.future: asyncio.Future[FrameResponse] | None = None
 
 
-class _ServerProtocol(asyncio.BufferedProtocol):
+class _ServerProtocol(Connection):
     def __init__(self, server: FrameServer) -> None:
+        limit = server.hello.max_message_bytes
+        super().__init__(codec.RESPONSE, server.hello.window_bytes, server.held_budget_bytes or 2 * limit + 2 * MAX_CHUNK_BYTES)
         self._server = server
-        self._reader = FrameReader()
         self._greeted = False
         self._peer_max_bytes = 0
         self.streams: dict[int, _Stream] = {}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
-        self.sender = MessageSender(transport, codec.RESPONSE)
-        limit = self._server.hello.max_message_bytes
-        self.credit = CreditGiver(
-            transport, self._server.hello.window_bytes, self._server.held_budget_bytes or 2 * limit + 2 * MAX_CHUNK_BYTES
-        )
+        super().connection_made(transport)
         self._server.connections.add(self)
 
-    def pause_writing(self) -> None:
-        self.sender.pause()
-
-    def resume_writing(self) -> None:
-        self.sender.resume()
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._reader.buffer()
-
-    def buffer_updated(self, nbytes: int) -> None:
-        try:
-            for frame in self._reader.advance(nbytes):
-                self._on_frame(frame)
-        except FrameError as error:
-            self.end(str(error))
+    def broken(self, error: FrameError) -> None:
+        self.end(str(error))
 
     def end(self, reason: str) -> None:
         """Says why and closes."""
         if not self.transport.is_closing():
-            self.transport.write(codec.encode_goaway(reason))
-            self.transport.close()
+            self.sender.put(codec.encode_goaway(reason))
+            self.close()
 
-    def _on_frame(self, frame: Frame) -> None:
-        kind = frame.type
+    def close(self) -> None:
+        self.sender.flush()
+        self.transport.close()
+
+    def on_frame(self, kind: int, flags: int, stream: int, data: memoryview, start: int, stop: int) -> None:
         if not self._greeted:
             if kind != codec.HELLO:
                 raise FrameError(f"first frame has type {kind}: must be HELLO")
-            self._on_hello(codec.decode_hello(frame.payload))
-        elif kind == codec.REQUEST:
-            self._on_request(frame)
+            self._on_hello(codec.decode_hello(data[start:stop]))
+        elif kind == REQUEST:
+            if flags & FLAG_LAST and stream not in self.streams:
+                self._on_whole_request(stream, data, start, stop)
+            else:
+                self.on_message_frame(flags, stream, data, start, stop)
         elif kind == codec.CREDIT:
-            self.sender.grant(codec.decode_credit(frame.payload))
+            self.sender.grant(codec.decode_credit(data[start:stop]))
         elif kind == codec.CANCEL:
-            self._on_cancel(frame.stream)
+            self._on_cancel(stream)
         elif kind != codec.GOAWAY:
             raise FrameError(f"frame of type {kind} may not come now")
 
@@ -94,31 +93,56 @@ class _ServerProtocol(asyncio.BufferedProtocol):
             raise FrameError(f"this is runtime {mine}, not {hello.target}")
         self._greeted = True
         self._peer_max_bytes = hello.max_message_bytes
-        self.transport.write(codec.encode_hello(self._server.hello))
+        self.sender.put(codec.encode_hello(self._server.hello))
         if self._server.leaving is not None:
-            self.transport.write(codec.encode_goaway(self._server.leaving))
+            self.sender.put(codec.encode_goaway(self._server.leaving))
         self.sender.grant(hello.window_bytes)
 
-    def _on_request(self, frame: Frame) -> None:
-        stream = self.streams.get(frame.stream)
-        if stream is None:
-            header, body_bytes, chunk = codec.decode_request(frame.payload)
-            stream = self.streams[frame.stream] = _Stream(header, body_bytes, self._refusal(body_bytes))
-        elif stream.future is not None:
-            raise FrameError(f"stream {frame.stream} is open already")
-        else:
-            chunk = frame.payload
-        kept = stream.refusal is None
-        body = stream.incoming.take(chunk, bool(frame.flags & codec.FLAG_LAST), keep=kept)
-        if kept:
-            self.credit.held += len(chunk)
-        self.credit.took(len(chunk))
+    def _on_whole_request(self, number: int, data: memoryview, start: int, stop: int) -> None:
+        header, body_bytes = codec.decode_request(data, start, stop)
+        start += REQUEST_HEADER_BYTES
+        if stop - start != body_bytes:
+            raise FrameError(f"message body of {stop - start} bytes: its header said {body_bytes}")
+        refusal = self._refusal(body_bytes)
+        stream = self.streams[number] = _Stream(header, None, refusal)
+        if refusal is not None:
+            self.credit.took(body_bytes)
+            self._answer(number, stream, FrameResponse.of_error(refusal))
+            return
+        stream.held_bytes = body_bytes
+        self.credit.held += body_bytes
+        self.credit.took(body_bytes)
+        self._start(number, stream, bytes(data[start:stop]))
+
+    def incoming_of(self, stream: int) -> Incoming | None:
+        known = self.streams.get(stream)
+        if known is None:
+            return None
+        if known.incoming is None or known.future is not None:
+            raise FrameError(f"stream {stream} is open already")
+        return known.incoming
+
+    def begin(self, stream: int, data: memoryview, start: int, stop: int) -> Incoming:
+        if not self._greeted:
+            raise FrameError("first frame is a long one: must be HELLO")
+        header, body_bytes = codec.decode_request(data, start, stop)
+        refusal = self._refusal(body_bytes)
+        incoming = Incoming(body_bytes, keep=refusal is None)
+        self.streams[stream] = _Stream(header, incoming, refusal)
+        return incoming
+
+    def took(self, number: int, size: int, body: Buffer | None) -> None:
+        stream = self.streams[number]
+        if stream.refusal is None:
+            stream.held_bytes += size
+            self.credit.held += size
+        self.credit.took(size)
         if body is None:
             return
         if stream.refusal is not None:
-            self._answer(frame.stream, stream, FrameResponse.of_error(stream.refusal))
+            self._answer(number, stream, FrameResponse.of_error(stream.refusal))
             return
-        self._start(frame.stream, stream, body)
+        self._start(number, stream, body)
 
     def _refusal(self, body_bytes: int) -> TesseraError | None:
         limit = self._server.hello.max_message_bytes
@@ -140,9 +164,13 @@ class _ServerProtocol(asyncio.BufferedProtocol):
             return
         if isinstance(awaitable, asyncio.Future):
             stream.future = awaitable
+            if awaitable.done():
+                self._finished(number, stream, awaitable)
+                return
         else:
             # Owned by `streams`: cancelled by CANCEL and by a lost connection, its result read in `_finished`.
-            stream.future = self._server.loop.create_task(_as_coroutine(awaitable))
+            coroutine = awaitable if asyncio.iscoroutine(awaitable) else _as_coroutine(awaitable)
+            stream.future = self._server.loop.create_task(coroutine)
         stream.future.add_done_callback(partial(self._finished, number, stream))
 
     def _finished(self, number: int, stream: _Stream, future: asyncio.Future[FrameResponse]) -> None:
@@ -160,18 +188,21 @@ class _ServerProtocol(asyncio.BufferedProtocol):
     def _answer(self, number: int, stream: _Stream, response: FrameResponse) -> None:
         if self.streams.pop(number, None) is None or self.transport.is_closing():
             return
-        if stream.refusal is None:
-            self.credit.release(stream.incoming.received_bytes)
+        if stream.held_bytes:
+            self.credit.release(stream.held_bytes)
         answer_bytes = len(response.body)
         if answer_bytes > self._peer_max_bytes:
             response = FrameResponse.of_error(TooLarge(f"response of {answer_bytes} bytes: the caller takes {self._peer_max_bytes}"))
             answer_bytes = len(response.body)
-        self.credit.held += answer_bytes
-        self.sender.send(number, partial(codec.response_frame_head, number, response), response.body, partial(self._written, answer_bytes))
-        self._server.noticed_end(self)
-
-    def _written(self, answer_bytes: int) -> None:
-        self.credit.release(answer_bytes)
+        sender = self.sender
+        if answer_bytes <= sender.room:
+            sender.spend(answer_bytes)
+            sender.put(codec.whole_response_head(number, response, answer_bytes), response.body)
+        else:
+            self.credit.held += answer_bytes
+            sender.queue(number, codec.response_header(response, answer_bytes), response.body, partial(self.credit.release, answer_bytes))
+        if self._server.leaving is not None:
+            self._server.noticed_end()
 
     def _on_cancel(self, number: int) -> None:
         stream = self.streams.get(number)
@@ -188,7 +219,7 @@ class _ServerProtocol(asyncio.BufferedProtocol):
         for stream in streams:
             if stream.future is not None:
                 stream.future.cancel()
-        self._server.noticed_end(self)
+        self._server.noticed_end()
 
 
 class FrameServer:
@@ -245,7 +276,7 @@ class FrameServer:
     def in_flight(self) -> int:
         return sum(len(connection.streams) for connection in self.connections)
 
-    def noticed_end(self, connection: _ServerProtocol) -> None:
+    def noticed_end(self) -> None:
         if self.leaving is not None and self.in_flight == 0:
             self._idle.set()
 
@@ -255,7 +286,8 @@ class FrameServer:
         if self._server is not None:
             self._server.close()
         for connection in list(self.connections):
-            connection.transport.write(codec.encode_goaway(reason))
+            connection.sender.put(codec.encode_goaway(reason))
+            connection.sender.flush()
         if drain_s > 0 and self.in_flight:
             try:
                 async with asyncio.timeout(drain_s):
@@ -263,7 +295,7 @@ class FrameServer:
             except TimeoutError:
                 _log.warning("%d requests were cut off after %s s of draining", self.in_flight, drain_s)
         for connection in list(self.connections):
-            connection.transport.close()
+            connection.close()
         if self._path is not None:
             try:
                 os.unlink(self._path)

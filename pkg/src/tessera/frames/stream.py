@@ -9,21 +9,29 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 
 from tessera.frames import codec
 from tessera.frames.codec import MAX_CHUNK_BYTES, Buffer, FrameError
+from tessera.frames.heap import unwritten, unwritten_bytes
 
-_JOIN_BYTES = 16 * 1024
-"""Up to here one joined write is cheaper than two buffers."""
+_JOIN_BYTES = 64 * 1024
+"""Up to here one joined write is cheaper than many buffers."""
+
+_FLUSH_BYTES = 1024 * 1024
+"""So much is written without waiting for the end of the loop's turn, to learn whether the socket still takes it."""
+
+
+_MAX_TURNS = 12
+"""Of the event loop, that a small frame waits for company at most: one for every other stream that is open."""
 
 
 class _Outgoing:
-    __slots__ = ("body", "done", "head", "sent", "started", "stream")
+    __slots__ = ("body", "done", "header", "sent", "started", "stream")
 
-    def __init__(self, stream: int, head: Callable[[int], bytes], body: Buffer, done: Callable[[], None] | None) -> None:
+    def __init__(self, stream: int, header: bytes, body: Buffer, done: Callable[[], None] | None) -> None:
         self.stream = stream
-        self.head = head
+        self.header = header
         self.body = memoryview(body)
         self.done = done
         self.sent = 0
@@ -31,16 +39,30 @@ class _Outgoing:
 
 
 class MessageSender:
-    """One direction of a connection. `window` counts chunk bytes that may still be sent; frames without chunks need none."""
+    """One direction of a connection. The window counts chunk bytes that may still be sent; frames without chunks need none.
 
-    def __init__(self, transport: asyncio.WriteTransport, kind: int) -> None:
+    Frames are collected and written together, after this turn of the event loop or, with many of `streams` open, a few later: a system
+    call for each, and waking the peer for each, is most of what a small message costs.
+
+    Whoever sends a message of one chunk asks `room` (how long it may be to go right away), calls `spend` and `put`; every other message
+    goes through `queue`.
+    """
+
+    def __init__(self, transport: asyncio.WriteTransport, kind: int, streams: Sized = ()) -> None:
+        self.room = -1
+        self._open = streams
         self._transport = transport
+        self._loop = asyncio.get_running_loop()
         self._kind = kind
         self._window = 0
         self._paused = False
         self._small: deque[_Outgoing] = deque()
         self._large: deque[_Outgoing] = deque()
         self._large_turn = False
+        self._out: list[Buffer] = []
+        self._out_bytes = 0
+        self._flushing = False
+        self._turns = 0
 
     def grant(self, more: int) -> None:
         self._window += more
@@ -48,21 +70,59 @@ class MessageSender:
 
     def pause(self) -> None:
         self._paused = True
+        self.room = -1
 
     def resume(self) -> None:
         self._paused = False
         self._pump()
 
-    def send(self, stream: int, head: Callable[[int], bytes], body: Buffer, done: Callable[[], None] | None = None) -> None:
-        """Sends or queues a message. `head(chunk_bytes)` gives the first frame's headers; `done` comes with the last byte written."""
+    def spend(self, size: int) -> None:
+        """`size` chunk bytes, at most `room`, are about to be put."""
+        self._window -= size
+        if self._window < MAX_CHUNK_BYTES:
+            self.room = self._window
+
+    def put(self, head: bytes, body: Buffer = b"") -> None:
+        """Frames as they are, to be written soon and in order."""
+        out = self._out
+        out.append(head)
         size = len(body)
-        if size <= MAX_CHUNK_BYTES and size <= self._window and not self._paused and not self._small and not self._large:
-            self._window -= size
-            self._write(head(size), body)
-            if done is not None:
-                done()
+        if size:
+            out.append(body)
+        self._out_bytes += size + len(head)
+        if not self._flushing:
+            self._flushing = True
+            self._turns = min(len(self._open) - 1, _MAX_TURNS)
+            self._loop.call_soon(self._turned)
+
+    def _turned(self) -> None:
+        """A turn of the loop is over. With many streams open the next ones bring more to write: each such turn costs the first of them
+        microseconds and saves a system call and waking the peer."""
+        if self._turns > 0 and self._out_bytes <= _JOIN_BYTES:
+            self._turns -= 1
+            self._loop.call_soon(self._turned)
+        else:
+            self.flush()
+
+    def cork(self) -> None:
+        """Nothing is scheduled until `flush`, which the caller promises to call in this turn."""
+        self._flushing = True
+
+    def flush(self) -> None:
+        """Writes what was put."""
+        self._flushing = False
+        out = self._out
+        if not out or self._transport.is_closing():
             return
-        (self._small if size <= MAX_CHUNK_BYTES else self._large).append(_Outgoing(stream, head, body, done))
+        size, self._out, self._out_bytes = self._out_bytes, [], 0
+        if size <= _JOIN_BYTES:
+            self._transport.write(b"".join(out))
+        else:
+            self._transport.writelines(out)
+
+    def queue(self, stream: int, header: bytes, body: Buffer, done: Callable[[], None] | None = None) -> None:
+        """Sends a message as the window allows. `header` goes before the first chunk; `done` comes with the last byte."""
+        (self._small if len(body) <= MAX_CHUNK_BYTES else self._large).append(_Outgoing(stream, header, body, done))
         self._pump()
 
     def drop(self, stream: int) -> bool:
@@ -71,10 +131,14 @@ class MessageSender:
             for item in queue:
                 if item.stream == stream:
                     queue.remove(item)
+                    self._update_room()
                     if item.done is not None:
                         item.done()
                     return item.started
         return True
+
+    def _update_room(self) -> None:
+        self.room = -1 if self._paused or self._small or self._large else min(MAX_CHUNK_BYTES, self._window)
 
     def _pump(self) -> None:
         while (self._small or self._large) and not self._paused:
@@ -84,68 +148,87 @@ class MessageSender:
             item = queue[0]
             left = len(item.body) - item.sent
             if left and self._window <= 0:
-                return
+                break
             chunk = min(left, MAX_CHUNK_BYTES, self._window) if left else 0
             last = chunk == left
-            head = codec.chunk_frame_head(self._kind, item.stream, chunk, last) if item.started else item.head(chunk)
+            header = b"" if item.started else item.header
             item.started = True
             self._window -= chunk
             piece = item.body[item.sent : item.sent + chunk]
             item.sent += chunk
             if last:
                 queue.popleft()
-            self._write(head, piece)
+            self.put(codec.frame_head(self._kind, item.stream, len(header) + chunk, last) + header, piece)
+            if self._out_bytes >= _FLUSH_BYTES:
+                self.flush()
             if last and item.done is not None:
                 item.done()
-
-    def _write(self, head: bytes, chunk: Buffer) -> None:
-        if len(chunk) <= _JOIN_BYTES:
-            self._transport.write(head + chunk)
-        else:
-            self._transport.writelines((head, chunk))
+        self._update_room()
 
 
 class Incoming:
-    """A message whose chunks still arrive. A one-chunk message keeps the view it came in."""
+    """A message that comes in more than one piece, put together where it stays. With `keep` False its bytes are only counted; with a
+    `suffix` its body becomes `bytes` that end with that."""
 
-    __slots__ = ("_buffer", "_filled", "body_bytes")
+    __slots__ = ("_buffer", "_filled", "_suffix", "_whole", "body_bytes", "keep")
 
-    def __init__(self, body_bytes: int) -> None:
+    def __init__(self, body_bytes: int, keep: bool = True, suffix: bytes = b"") -> None:
         self.body_bytes = body_bytes
-        self._buffer: bytearray | None = None
+        self.keep = keep
+        self._suffix = suffix
+        self._buffer: memoryview | None = None
+        self._whole: bytes | None = None
         self._filled = 0
 
-    @property
-    def received_bytes(self) -> int:
-        return self._filled
-
-    def take(self, chunk: Buffer, last: bool, keep: bool = True) -> Buffer | None:
-        """The whole body when `last`, else None. With `keep` False the bytes are counted and thrown away.
+    def place(self, size: int) -> memoryview:
+        """Where the next `size` bytes go, as long as this object lives; `took` says that they are there.
 
         Raises:
-            FrameError: more or fewer bytes than the message header said.
+            FrameError: they are more than the message header said.
         """
-        size = len(chunk)
-        if self._filled + size > self.body_bytes or (last and self._filled + size != self.body_bytes):
-            raise FrameError(f"message body of {self._filled + size} bytes: its header said {self.body_bytes}")
-        if last and self._filled == 0:
-            self._filled = size
-            return chunk
-        if keep:
-            if self._buffer is None:
-                self._buffer = bytearray(self.body_bytes)
-            self._buffer[self._filled : self._filled + size] = chunk
+        end = self._filled + size
+        if end > self.body_bytes:
+            raise self._wrong_length(end)
+        if not self.keep:
+            return memoryview(unwritten(size))
+        if self._buffer is None:
+            if self._suffix and self.body_bytes:
+                self._whole, self._buffer = unwritten_bytes(self.body_bytes + len(self._suffix))
+                self._buffer[self.body_bytes :] = self._suffix
+            else:
+                self._buffer = memoryview(unwritten(self.body_bytes))
+        return self._buffer[self._filled : end]
+
+    def took(self, size: int, last: bool) -> Buffer | None:
+        """The whole body when `last`, else None.
+
+        Raises:
+            FrameError: it is shorter than the message header said.
+        """
         self._filled += size
         if not last:
             return None
-        return memoryview(self._buffer) if self._buffer is not None else b""
+        if self._filled != self.body_bytes:
+            raise self._wrong_length(self._filled)
+        return self._whole or self._buffer or self._suffix
+
+    def take(self, data: memoryview, start: int, stop: int, last: bool) -> Buffer | None:
+        """As `place` and `took`, of bytes that lie elsewhere."""
+        size = stop - start
+        target = self.place(size)
+        if self.keep:
+            target[:] = data[start:stop]
+        return self.took(size, last)
+
+    def _wrong_length(self, size: int) -> FrameError:
+        return FrameError(f"message body of {size} bytes: its header said {self.body_bytes}")
 
 
 class CreditGiver:
     """The receiving end of flow control. `held` are bytes taken in and not answered yet; beyond `budget` no credit goes out."""
 
-    def __init__(self, transport: asyncio.WriteTransport, window: int, budget: int | None) -> None:
-        self._transport = transport
+    def __init__(self, send: Callable[[bytes], None], window: int, budget: int | None) -> None:
+        self._send = send
         self._granted = window
         self._budget = budget
         self._threshold = max(1, window // 4)
@@ -158,16 +241,17 @@ class CreditGiver:
         if self._granted < 0:
             raise FrameError(f"{-self._granted} bytes beyond the credit given")
         self._owed += chunk_bytes
-        self.settle()
+        if self._owed >= self._threshold:
+            self.settle()
 
     def release(self, held_bytes: int) -> None:
         self.held -= held_bytes
-        self.settle()
+        if self._owed >= self._threshold:
+            self.settle()
 
     def settle(self) -> None:
         """Gives back what is owed where it is worth a frame and the budget allows it."""
         if self._owed >= self._threshold and (self._budget is None or self.held <= self._budget):
             more, self._owed = self._owed, 0
             self._granted += more
-            if not self._transport.is_closing():
-                self._transport.write(codec.encode_credit(more))
+            self._send(codec.encode_credit(more))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import cast
 
 import grpc
 import grpc.aio
@@ -14,7 +15,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from tessera.api.common.v1 import traces_pb2_grpc
 from tessera.domain.errors import FailedPrecondition
 from tessera.rpc._call_details import checked_token
-from tessera.rpc._interceptor import ServerInterceptor
+from tessera.rpc._guard import GuardingServer
 from tessera.rpc._options import MAX_MESSAGE_BYTES, server_options
 from tessera.rpc._reflection import CombinedPool
 from tessera.rpc._traces import TracesServicer
@@ -29,7 +30,7 @@ class RpcServer:
     `service_names`: full names of those services, for reflection and health; health, reflection and Traces add themselves.
     `token`: every call but health must carry it as `authorization: Bearer <token>`.
     `pools`: descriptor pools besides the default one that reflection shows.
-    `untouched`: methods ("/package.Service/Method") that pass by the interceptor: no span, no token check, no error translation
+    `untouched`: methods ("/package.Service/Method") whose handlers are left as they are: no span, no token check, no error translation
     (`tessera.rpc.abort` does that by hand). For handlers on a hot path that do all of it themselves.
     `reuse_port`: several processes may listen on the address; a port in use is not noticed then.
     """
@@ -41,7 +42,6 @@ class RpcServer:
         handlers: Sequence[Callable[[grpc.aio.Server], None]],
         service_names: Iterable[str],
         token: str | None = None,
-        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
         pools: Sequence[DescriptorPool] = (),
         untouched: Iterable[str] = (),
         max_message_bytes: int = MAX_MESSAGE_BYTES,
@@ -51,7 +51,8 @@ class RpcServer:
         self._port = 0
         self._handlers = tuple(handlers)
         self._names = tuple(dict.fromkeys([*service_names, HEALTH_SERVICE, TRACES_SERVICE, reflection.SERVICE_NAME]))
-        self._interceptors = (ServerInterceptor(checked_token(token), frozenset(untouched)), *interceptors)
+        self._token = checked_token(token)
+        self._untouched = frozenset(untouched)
         self._pools = tuple(pools)
         self._max_message_bytes = max_message_bytes
         self._reuse_port = reuse_port
@@ -75,13 +76,14 @@ class RpcServer:
         Raises:
             FailedPrecondition: the address is in use or cannot be bound; names it.
         """
-        server = grpc.aio.server(interceptors=self._interceptors, options=server_options(self._max_message_bytes, self._reuse_port))
+        server = grpc.aio.server(options=server_options(self._max_message_bytes, self._reuse_port))
+        guarding = cast(grpc.aio.Server, GuardingServer(server, self._token, self._untouched))  # as far as adding handlers goes
         for add in self._handlers:
-            add(server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        traces_pb2_grpc.add_TracesServicer_to_server(TracesServicer(), server)
+            add(guarding)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, guarding)
+        traces_pb2_grpc.add_TracesServicer_to_server(TracesServicer(), guarding)
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
-            reflection.aio.ReflectionServicer(self._names, pool=CombinedPool(self._pools)), server
+            reflection.aio.ReflectionServicer(self._names, pool=CombinedPool(self._pools)), guarding
         )
         try:
             port = server.add_insecure_port(self._address)

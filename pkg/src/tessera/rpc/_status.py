@@ -88,6 +88,6 @@ def error_of_rpc(error: grpc.RpcError) -> TesseraError:
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: TesseraError) -> NoReturn:
-    """Ends the call of `context` with the status of `error`. For handlers that the server's interceptor leaves alone."""
+    """Ends the call of `context` with the status of `error`. For handlers that the server leaves as they are."""
     code, message, metadata = status_of(error)
     await context.abort(code, message, metadata)

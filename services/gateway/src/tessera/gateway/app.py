@@ -44,6 +44,8 @@ from tessera.rpc import FramedCalls, RpcServer
 SWEEP_S = 5.0
 """Far longer than the watches of instances and nodes can differ when one lease ends both."""
 
+GC_THRESHOLDS = (20_000, 20, 20)
+
 _log = telemetry.get_logger("tessera.gateway")
 
 
@@ -178,6 +180,8 @@ async def _serving_once_synced(watched: WatchedState, server: RpcServer) -> None
     # What was read stays: without this every full collection walks all records, for milliseconds in the midst of requests.
     gc.collect()
     gc.freeze()
+    # A request leaves a decision behind and no cycle: to look every 700 objects finds nothing and costs each request microseconds.
+    gc.set_threshold(*GC_THRESHOLDS)
     for name in ("", open_inference.SERVICE):
         await server.set_serving(True, name)
 

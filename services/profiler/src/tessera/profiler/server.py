@@ -1,4 +1,4 @@
-"""The profiler's gRPC face: wire in, one call, wire out. Errors of the domain become statuses in the interceptor."""
+"""The profiler's gRPC face: wire in, one call, wire out. Errors of the domain become statuses in `tessera.rpc`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The registry's gRPC face: wire in, one call, wire out. Errors of the domain become statuses in the interceptor."""
+"""The registry's gRPC face: wire in, one call, wire out. Errors of the domain become statuses in `tessera.rpc`."""
 
 from __future__ import annotations
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 
 _BLOCK = 24 * 256
+_NO_TRACE = bytes(16)
+_NO_SPAN = bytes(8)
 
 
 class Identifiers:
@@ -14,14 +16,13 @@ class Identifiers:
         self._pool = b""
         self._at = 0
 
-    def __call__(self) -> tuple[str, str]:
-        """(trace id, span id) in lowercase hex."""
+    def __call__(self) -> tuple[bytes, bytes]:
+        """(trace id, span id)."""
         at = self._at
         if at >= len(self._pool):
             self._pool, at = os.urandom(_BLOCK), 0
         self._at = at + 24
-        text = self._pool[at : at + 24].hex()
-        trace_id, span_id = text[:32], text[32:]
-        if not trace_id.strip("0") or not span_id.strip("0"):
+        trace_id, span_id = self._pool[at : at + 16], self._pool[at + 16 : at + 24]
+        if trace_id == _NO_TRACE or span_id == _NO_SPAN:
             return self()
         return trace_id, span_id

@@ -49,7 +49,7 @@ class PrometheusMeter(Collector):
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.in_flight: Callable[[], int] = lambda: 0
-        self._requests: dict[tuple[str, str, str, str, str], int] = {}
+        self._requests: dict[tuple[tuple[str, str, str, str], str], int] = {}
         self._seconds: dict[str, _Counts] = {}
         self._decisions = _Counts(_DECISION_SECONDS)
         self._start_seconds = Histogram(
@@ -62,12 +62,12 @@ class PrometheusMeter(Collector):
     def decided(self, seconds: float) -> None:
         self._decisions.observe(seconds)
 
-    def answered(self, model: str, version: str, variant: str, node: str, outcome: str, seconds: float) -> None:
-        key = (model, version, variant, node, outcome)
+    def answered(self, labels: tuple[str, str, str, str], outcome: str, seconds: float) -> None:
+        key = (labels, outcome)
         self._requests[key] = self._requests.get(key, 0) + 1
-        counts = self._seconds.get(model)
+        counts = self._seconds.get(labels[0])
         if counts is None:
-            counts = self._seconds[model] = _Counts(_SECONDS)
+            counts = self._seconds[labels[0]] = _Counts(_SECONDS)
         counts.observe(seconds)
 
     def waiting(self, change: int) -> None:
@@ -80,8 +80,8 @@ class PrometheusMeter(Collector):
 
     def collect(self) -> Iterator[Metric]:
         requests = CounterMetricFamily("tessera_gateway_requests", "Requests by their outcome (ok, or the error's kind)", labels=_LABELS)
-        for key, count in list(self._requests.items()):
-            requests.add_metric(key, count)
+        for (labels, outcome), count in list(self._requests.items()):
+            requests.add_metric((*labels, outcome), count)
         yield requests
         seconds = HistogramMetricFamily("tessera_gateway_request_seconds", "From arrival to answer", labels=("model",))
         for model, counts in list(self._seconds.items()):

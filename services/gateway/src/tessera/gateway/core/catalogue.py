@@ -7,7 +7,7 @@ slots) are memoised and dropped when something they were made of changes, so tha
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tessera.domain.errors import VariantNotFound
@@ -43,16 +43,29 @@ _UNKNOWN_CLASS = NodeClass(BuildClass("unknown"), ProfileClass("unknown"), (), 1
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Route:
-    """Where requests for one name go now. `slots` are the usable instances of the plan's choice."""
+    """Where requests for one name go now. `slots` are the usable instances of the plan's choice, `variant` is its name ("": none)."""
 
     resolved: Resolved
     plan: VariantPlan
     slots: tuple[InstanceSlot, ...]
+    variant: str
+    _labels: dict[str, tuple[str, str, str, str]] = field(default_factory=dict)
+
+    def labels(self, node_id: str) -> tuple[str, str, str, str]:
+        """Model, version, variant and node, for metrics."""
+        found = self._labels.get(node_id)
+        if found is None:
+            version = self.resolved.version
+            found = self._labels[node_id] = (version.model, str(version.version), self.variant, node_id)
+        return found
 
     def pick(self) -> InstanceSlot | None:
         """The instance with the least requests in flight; None when none is usable."""
+        slots = self.slots
+        if len(slots) == 1:
+            return slots[0]
         best = None
-        for slot in self.slots:
+        for slot in slots:
             if best is None or slot.in_flight < best.in_flight:
                 best = slot
         return best
@@ -226,7 +239,9 @@ class Catalogue:
             )
         )
         chosen = plan.chosen
-        return Route(resolved, plan, slots.get(chosen.variant.variant, ()) if chosen is not None else ())
+        if chosen is None:
+            return Route(resolved, plan, (), "")
+        return Route(resolved, plan, slots.get(chosen.variant.variant, ()), chosen.variant.variant)
 
     def suspects(self, variant: VariantKey) -> tuple[InstanceSlot, ...]:
         """Instances that would be usable if only their connections worked."""

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 
 from tessera.domain.ids import VersionKey
 from tessera.domain.instance import Stage, StageTime
+from tessera.gateway.core.catalogue import Route
+from tessera.gateway.core.slots import InstanceSlot
 from tessera.policy.variant.base import VariantPlan
 
 
-@dataclass(slots=True, eq=False)
 class Decision:
-    """One request: what was known when it was decided (`plan`, with the losers), and what came of it. Times in ms.
+    """One request: what was known when it was decided (the plan of its `route`, with the losers), and what came of it. Times in ms.
 
-    `start_request_id` is the request that the scheduler knows the start by: requests that wait for one start share it. `queued_ms`
-    and `sent_ms` are offsets from its arrival: when it began to wait for a start (-1: it did not), when it was sent.
+    `slot` is where it is or was answered, `left` the instance that turned out to be gone. `start_request_id` is the request that the
+    scheduler knows the start by: requests that wait for one start share it. `queued_ms` and `sent_ms` are offsets from its arrival:
+    when it began to wait for a start (-1: it did not), when it was sent.
+
+    Defaults stand in the class, ids stay bytes, and what follows from the route and the slot is asked of them: a request pays for what
+    is its own, and the rest is made when somebody looks.
     """
 
-    request_id: str
-    span_id: str
-    parent_span_id: str
-    sampled: bool
-    started_unix_s: float
     model: str = ""
-    version: VersionKey | None = None
-    plan: VariantPlan | None = None
-    variant: str = ""
-    node_id: str = ""
-    instance_id: str = ""
+    route: Route | None = None
+    slot: InstanceSlot | None = None
+    left: InstanceSlot | None = None
     start_path: str = ""
     start_request_id: str = ""
     stages: tuple[StageTime, ...] = ()
@@ -38,10 +35,50 @@ class Decision:
     batch_size: int = 0
     queue_us: int = 0
     run_us: int = 0
-    predicted_ms: float = 0.0
     actual_ms: float = 0.0
     outcome: str = ""
     attempts: int = 0
+
+    def __init__(self, trace_id: bytes, own_span: bytes, parent_span_id: str, sampled: bool, started_unix_s: float) -> None:
+        self.trace_id = trace_id
+        self.own_span = own_span
+        self.parent_span_id = parent_span_id
+        self.sampled = sampled
+        self.started_unix_s = started_unix_s
+
+    @property
+    def request_id(self) -> str:
+        return self.trace_id.hex()
+
+    @property
+    def span_id(self) -> str:
+        return self.own_span.hex()
+
+    @property
+    def version(self) -> VersionKey | None:
+        return self.route.resolved.version if self.route is not None else None
+
+    @property
+    def plan(self) -> VariantPlan | None:
+        return self.route.plan if self.route is not None else None
+
+    @property
+    def variant(self) -> str:
+        return self.route.variant if self.route is not None else ""
+
+    @property
+    def predicted_ms(self) -> float:
+        chosen = self.route.plan.chosen if self.route is not None else None
+        return chosen.expected_ms or 0.0 if chosen is not None else 0.0
+
+    @property
+    def instance_id(self) -> str:
+        return self.slot.instance_id if self.slot is not None else ""
+
+    @property
+    def node_id(self) -> str:
+        seen = self.slot or self.left
+        return seen.node_id if seen is not None else ""
 
     def all_stages(self) -> tuple[StageTime, ...]:
         """The stages of the start it waited for, its time in the runtime's queue, and its run."""
@@ -57,24 +94,25 @@ class DecisionLog:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._order: deque[Decision] = deque()
-        self._by_id: dict[str, Decision] = {}
+        self._by_id: dict[bytes, Decision] = {}
 
     def add(self, decision: Decision) -> None:
         if len(self._order) >= self._limit:
             oldest = self._order.popleft()
             # The id may stand for a younger request: a client may send several within one trace.
-            if self._by_id.get(oldest.request_id) is oldest:
-                del self._by_id[oldest.request_id]
+            if self._by_id.get(oldest.trace_id) is oldest:
+                del self._by_id[oldest.trace_id]
         self._order.append(decision)
-        self._by_id[decision.request_id] = decision
+        self._by_id[decision.trace_id] = decision
 
     def get(self, request_id: str) -> Decision | None:
-        """The youngest request of that id."""
-        return self._by_id.get(request_id)
+        """The youngest request of that id (hex)."""
+        return self._by_id.get(bytes.fromhex(request_id))
 
     def of_trace(self, request_id: str) -> list[Decision]:
         """Every request of that trace, the oldest first."""
-        return [decision for decision in self._order if decision.request_id == request_id]
+        trace_id = bytes.fromhex(request_id)
+        return [decision for decision in self._order if decision.trace_id == trace_id]
 
     def __len__(self) -> int:
         return len(self._order)

@@ -33,10 +33,12 @@ def queue_budget_s(parameters: Parameters) -> float | None:
     return min(timeout / 1e6, MAX_QUEUE_BUDGET_S) if timeout else None
 
 
-def reply_suffix(slot: InstanceSlot, start_path: str, request_id: str) -> bytes:
-    """Encoded reply parameters `variant`, `node`, `start_path`, `request_id`: appended to an encoded response they join its own."""
+def reply_prefix(slot: InstanceSlot, start_path: str) -> bytes:
+    """Encoded reply parameters `variant`, `node`, `start_path`, `request_id`, but the id itself (32 hex digits), which goes behind:
+    appended to an encoded response they join its own.
+    """
     prefix = slot.reply_prefixes.get(start_path)
     if prefix is None:
         known = {"variant": str(slot.variant.variant), "node": str(slot.node_id), "start_path": start_path}
         prefix = slot.reply_prefixes[start_path] = encode_parameters(known) + _ID_HEAD
-    return prefix + request_id.encode("ascii")
+    return prefix

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from binascii import hexlify
 from collections.abc import Callable
 
 from tessera.clock import Clock
@@ -16,11 +17,11 @@ from tessera.domain.errors import (
     Unavailable,
 )
 from tessera.domain.instance import Stage, StageTime, StartPath
-from tessera.frames import FrameResponse, RequestHeader, Status
+from tessera.frames import FrameClient, RequestHeader, Status
 from tessera.frames.openinference import parse_head
 from tessera.gateway.core.catalogue import Catalogue, Route
 from tessera.gateway.core.decisions import Decision, DecisionLog
-from tessera.gateway.core.requests import queue_budget_s, reply_suffix
+from tessera.gateway.core.requests import queue_budget_s, reply_prefix
 from tessera.gateway.core.slots import InstanceSlot
 from tessera.gateway.core.spans import spans_of_decision
 from tessera.gateway.loops.starts import Started, StartQueues
@@ -33,6 +34,10 @@ MAX_SENDS = 2
 
 REVIVE_S = 0.2
 """How long a broken connection is tried before the scheduler is asked for an instance."""
+
+_OK = int(Status.OK)
+_WARM = StartPath.WARM.value
+_UNKNOWN = ("", "", "", "")
 
 _log = get_logger("tessera.gateway")
 
@@ -51,7 +56,7 @@ class Inference:
 
     Args:
         synced: whether the catalogue has been read; before that "not registered" would be a guess.
-        identifiers: draws (trace id, span id) in hex.
+        identifiers: draws (trace id, span id).
         default_budget_s: for a request whose client sets no deadline.
         held_bytes_limit: request bytes that are kept until answered, all requests together.
         export_spans: hand every request's spans on at once (they go out by OTLP); else they are made when somebody asks.
@@ -66,7 +71,7 @@ class Inference:
         decisions: DecisionLog,
         clock: Clock,
         meter: Meter,
-        identifiers: Callable[[], tuple[str, str]],
+        identifiers: Callable[[], tuple[bytes, bytes]],
         *,
         default_budget_s: float,
         held_bytes_limit: int,
@@ -102,7 +107,7 @@ class Inference:
         decision = self._new_decision(traceparent)
         self.in_flight += 1
         self._held_bytes += len(body)
-        watched = self._watchdog.enter() if remaining_s is None else None
+        watched = self._watchdog.enter(began_s) if remaining_s is None else None
         try:
             answer = await self._answer(body, remaining_s, decision, began_s)
             decision.outcome = "ok"
@@ -149,14 +154,13 @@ class Inference:
         queue_s = queue_budget_s(head.parameters) if head.parameters else None
         # The whole time that is left, but where the client bounded its waiting: the runtime drops what is late in its queue.
         wait_until_s = began_s + (budget_s if queue_s is None else min(budget_s, queue_s))
-        start_path = StartPath.WARM.value
+        start_path = _WARM
         while True:
-            route = self._route(name, version)
+            route = decision.route = self._route(name, version)
             slot = route.pick()
             now_s = self._now_s()
             if not decision.attempts:
                 self._meter.decided(now_s - began_s)
-            _note_choice(route, decision)
             if slot is None:
                 slot = await self._revived(route)
                 if slot is None:
@@ -164,33 +168,38 @@ class Inference:
                     slot, start_path = started.slot, started.start_path
                 now_s = self._now_s()
             decision.attempts += 1
-            decision.instance_id, decision.node_id, decision.start_path = slot.instance_id, slot.node_id, start_path
+            decision.slot, decision.start_path = slot, start_path
             decision.sent_ms = (now_s - began_s) * 1000
+            budget_us = int((wait_until_s - now_s) * 1e6)
             header = RequestHeader(
-                slot.generation,
-                max(1, int((wait_until_s - now_s) * 1e6)),
-                bytes.fromhex(decision.request_id),
-                bytes.fromhex(decision.span_id),
-                int(decision.sampled),
+                slot.generation, budget_us if budget_us > 0 else 1, decision.trace_id, decision.own_span, decision.sampled
             )
+            suffix = reply_prefix(slot, start_path) + hexlify(decision.trace_id)
+            slot.in_flight += 1
             try:
-                response = await self._exchange(slot, header, body)
-            except _Lost as lost:
+                link = self._links.connected(slot) or await self._connect(slot)
+                if link.draining:
+                    raise _Lost(Unavailable(f"instance {slot.instance_id}: its runtime takes no new requests"), sent=False)
+                status, batch_size, queue_us, run_us, answer = response = await link.request(header, body, suffix)
+            except (Unavailable, _Lost) as error:
+                lost = error if isinstance(error, _Lost) else _broken(slot, error)
                 if not lost.sent:
                     self._catalogue.mark_runtime(slot.runtime_id, suspect=True)
                 if lost.sent or decision.attempts >= MAX_SENDS:
                     raise lost.error from None
-                decision.instance_id = ""
+                decision.left, decision.slot = slot, None
                 continue
-            if response.status == Status.OK:
-                decision.batch_size, decision.queue_us, decision.run_us = response.batch_size, response.queue_us, response.run_us
-                return b"".join((response.body, reply_suffix(slot, start_path, decision.request_id)))
-            if response.status != Status.WRONG_GENERATION:
-                raise response.error() or Internal(f"the runtime answered with status {response.status}")
+            finally:
+                slot.in_flight -= 1
+            if status == _OK:
+                decision.batch_size, decision.queue_us, decision.run_us = batch_size, queue_us, run_us
+                return answer if isinstance(answer, bytes) else bytes(answer)
+            if status != Status.WRONG_GENERATION:
+                raise response.error() or Internal(f"the runtime answered with status {status}")
             self._catalogue.mark_stale(slot)
             if decision.attempts >= MAX_SENDS:
                 raise Unavailable(f"two instances of {slot.variant} were gone when the request reached them")
-            decision.instance_id = ""
+            decision.left, decision.slot = slot, None
 
     def _route(self, name: str, version: str) -> Route:
         try:
@@ -200,24 +209,12 @@ class Inference:
                 raise Unavailable("the gateway has not read the models yet: the coordination service does not answer") from None
             raise
 
-    async def _exchange(self, slot: InstanceSlot, header: RequestHeader, body: bytes) -> FrameResponse:
-        """Sends to one instance. Raises: _Lost, and what the link refuses (TooLarge)."""
-        link = self._links.connected(slot)
-        if link is None:
-            try:
-                link = await self._links.connect(slot)
-            except (Unavailable, FailedPrecondition) as error:
-                raise _Lost(Unavailable(f"instance {slot.instance_id} cannot be reached: {error.message}"), sent=False) from None
-        if link.draining:
-            raise _Lost(Unavailable(f"instance {slot.instance_id}: its runtime takes no new requests"), sent=False)
-        slot.in_flight += 1
+    async def _connect(self, slot: InstanceSlot) -> FrameClient:
+        """Raises: _Lost."""
         try:
-            return await link.request(header, body)
-        except Unavailable as error:
-            words = f"the connection to instance {slot.instance_id} broke while it may have been executing the request"
-            raise _Lost(Unavailable(f"{words}, which was not repeated ({error.message})"), sent=True) from None
-        finally:
-            slot.in_flight -= 1
+            return await self._links.connect(slot)
+        except (Unavailable, FailedPrecondition) as error:
+            raise _Lost(Unavailable(f"instance {slot.instance_id} cannot be reached: {error.message}"), sent=False) from None
 
     async def _revived(self, route: Route) -> InstanceSlot | None:
         """An instance whose connection broke but can be made again: a relay that restarts must not start every model anew."""
@@ -257,22 +254,16 @@ class Inference:
         trace_id, span_id = self._identifiers()
         outer = parse_traceparent(traceparent) if traceparent else None
         if outer is not None:
-            return Decision(outer.trace_id, span_id, outer.span_id, outer.sampled, self._wall_s())
-        return Decision(trace_id, span_id, "", is_sampled(trace_id), self._wall_s())
+            return Decision(bytes.fromhex(outer.trace_id), span_id, outer.span_id, outer.sampled, self._wall_s())
+        return Decision(trace_id, span_id, "", is_sampled(trace_id.hex()), self._wall_s())
 
     def _finished(self, decision: Decision, began_s: float) -> None:
         elapsed_s = self._now_s() - began_s
         decision.actual_ms = elapsed_s * 1000
         self._decisions.add(decision)
-        version = decision.version
-        self._meter.answered(
-            version.model if version is not None else "",
-            str(version.version) if version is not None else "",
-            decision.variant,
-            decision.node_id,
-            decision.outcome.partition(":")[0],
-            elapsed_s,
-        )
+        route, outcome = decision.route, decision.outcome
+        labels = route.labels(decision.node_id) if route is not None else _UNKNOWN
+        self._meter.answered(labels, outcome if outcome == "ok" else outcome.partition(":")[0], elapsed_s)
         if self._export_spans:
             for span in spans_of_decision(decision):
                 record_span(
@@ -287,12 +278,9 @@ class Inference:
                 )
 
 
-def _note_choice(route: Route, decision: Decision) -> None:
-    decision.version, decision.plan = route.resolved.version, route.plan
-    chosen = route.plan.chosen
-    if chosen is not None:
-        decision.variant = chosen.variant.variant
-        decision.predicted_ms = chosen.expected_ms or 0.0
+def _broken(slot: InstanceSlot, error: Unavailable) -> _Lost:
+    words = f"the connection to instance {slot.instance_id} broke while it may have been executing the request"
+    return _Lost(Unavailable(f"{words}, which was not repeated ({error.message})"), sent=True)
 
 
 def _too_late(decision: Decision, elapsed_s: float) -> DeadlineExceeded:

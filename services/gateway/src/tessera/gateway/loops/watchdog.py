@@ -15,12 +15,16 @@ class Watchdog:
         self._deadlines: dict[asyncio.Task[object], float] = {}
         self._expired: set[asyncio.Task[object]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
-    def enter(self) -> asyncio.Task[object]:
-        loop = asyncio.get_running_loop()
-        task = asyncio.current_task()
+    def enter(self, now_s: float) -> asyncio.Task[object]:
+        """`now_s`: the loop's own time, or a reading of the clock that it goes by."""
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
         assert task is not None
-        self._deadlines[task] = loop.time() + self.budget_s
+        self._deadlines[task] = now_s + self.budget_s
         if self._timer is None:
             self._timer = loop.call_later(self.budget_s, self._expire)
         return task
@@ -28,7 +32,7 @@ class Watchdog:
     def leave(self, task: asyncio.Task[object]) -> bool:
         """Whether the task was cancelled because its time was over."""
         self._deadlines.pop(task, None)
-        if task in self._expired:
+        if self._expired and task in self._expired:
             self._expired.discard(task)
             task.uncancel()
             return True

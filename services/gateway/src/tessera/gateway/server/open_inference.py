@@ -5,6 +5,7 @@ that tritonclient might share.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -61,13 +62,14 @@ class OpenInferenceHandler(grpc.GenericRpcHandler):
         if not method.startswith(PREFIX):
             return None
         handler: grpc.RpcMethodHandler[Any, Any] = self._handlers.get(method, self._unknown)
+        if method == MODEL_INFER:
+            # Here the metadata is there already; asking the call's context for it makes it anew.
+            for key, value in handler_call_details.invocation_metadata or ():
+                if key == "traceparent" and isinstance(value, str):
+                    return grpc.unary_unary_rpc_method_handler(partial(self._model_infer, traceparent=value))
         return handler
 
-    async def _model_infer(self, body: bytes, context: Context) -> bytes:
-        traceparent = ""
-        for key, value in context.invocation_metadata() or ():
-            if key == "traceparent":
-                traceparent = value if isinstance(value, str) else ""
+    async def _model_infer(self, body: bytes, context: Context, traceparent: str = "") -> bytes:
         try:
             return await self._inference.infer(body, context.time_remaining(), traceparent)
         except TesseraError as error:
@@ -136,7 +138,7 @@ def own_version() -> str:
 
 
 def _unary(answer: Callable[[Any], Any], request_type: type[Any]) -> grpc.RpcMethodHandler[Any, Any]:
-    """A small method: parse, answer, serialise. Errors pass to the server's interceptor."""
+    """A small method: parse, answer, serialise. Errors pass to what the server wraps it in."""
 
     async def call(request: bytes, _context: Context) -> bytes:
         try:

@@ -17,7 +17,7 @@ from tessera.domain.errors import DeadlineExceeded, FailedPrecondition, Internal
 from tessera.frames import FrameClient, FrameResponse, FrameServer, RequestHeader, Status
 from tessera.frames.codec import Buffer
 from tessera.program import Tasks
-from tessera.rpc._interceptor import span_name
+from tessera.rpc._guard import span_name
 
 MAX_CALL_BYTES = 1024 * 1024
 """The longest message of such a call; they are some hundred bytes."""

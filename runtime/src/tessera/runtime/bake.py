@@ -170,7 +170,7 @@ def _compare(baked: Artifact, graph: bytes, tensors: Mapping[str, tuple[Any, str
         def tensors(self) -> Mapping[str, Any]:
             return {name: array for name, (array, _) in tensors.items()}
 
-    loaded = OrtBackend(BackendConfig(1, scratch)).load(baked, Digest(""), Baking())  # from here on sessions share one thread pool
+    loaded = OrtBackend(BackendConfig(1, scratch)).load(baked, Digest(""), Baking())
     for case in wanted:
         found = loaded.run(case.inputs)
         name = disagreement({name: tensor.array for name, tensor in found.items()}, case.wanted)

@@ -1,4 +1,4 @@
-"""The scheduler's gRPC face: wire in, one call, wire out. Errors of the domain become statuses in the interceptor."""
+"""The scheduler's gRPC face: wire in, one call, wire out. Errors of the domain become statuses in the guard."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """ONNX Runtime over mapped tensors: sessions that open in milliseconds and hold nothing private (docs/adr/0003-graph-formats.md).
 
 The graph was optimised when it was baked, so it is opened with optimisation and prepacking off; every float initializer is handed
-over as an OrtValue on mapped memory. All sessions of a process share one arena and one thread pool.
+over as an OrtValue on mapped memory. All sessions of a process share one arena. Each has threads of its own, one less than the runtime
+may use: the pool that sessions can share cannot be kept from spinning, which burns a core for 13 to 35 ms after every run.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from tessera.runtime.backends.ort.graph import ELEMENT_TYPES, Initializer, exter
 EXTERNAL_NAME = "tessera"
 _ERROR_LEVEL = 3
 _CPU = C.OrtDevice(C.OrtDevice.cpu(), C.OrtDevice.default_memory(), 0)
+_SPIN_US = "100"
+"""Bridges the gap between two operators of a run (MiniLM: 6.8 ms instead of 8.1 without), and costs next to nothing after it."""
 _SHRINK = "memory.enable_memory_arena_shrinkage"
 
 
@@ -61,7 +64,6 @@ class OrtBackend:
     def __init__(self, config: BackendConfig) -> None:
         self._config = config
         ort.set_default_logger_severity(_ERROR_LEVEL)
-        ort.set_global_thread_pool_sizes(config.threads, 1)
         info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
         ort.create_and_register_allocator(info, None)
         (config.folder / EXTERNAL_NAME).touch()  # it must exist; nothing is read from it
@@ -98,12 +100,14 @@ class OrtBackend:
     def _session(self, graph: bytes, weights: Mapping[str, tuple[npt.NDArray[Any], str]]) -> tuple[Any, list[Any]]:
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.use_per_session_threads = False
+        options.intra_op_num_threads = self._config.threads
+        options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = _ERROR_LEVEL
         for key, value in (
             ("session.use_env_allocators", "1"),
             ("session.disable_prepacking", "1"),
+            ("session.intra_op.spin_duration_us", _SPIN_US),
             ("session.model_external_initializers_file_folder_path", str(self._config.folder)),
         ):
             options.add_session_config_entry(key, value)

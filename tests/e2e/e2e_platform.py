@@ -20,6 +20,7 @@ import psutil
 from tessera.cli.embedded.layout import Layout
 from tessera.cli.embedded.leftovers import leftovers
 from tessera.sdk import Client
+from tessera.tensorstore.mount import shm_folder_for
 
 T = TypeVar("T")
 
@@ -29,10 +30,10 @@ COMMAND_S = 150.0
 
 
 def free_port_base() -> int:
-    """A base from which a platform of one node finds its ports free; below the range of ephemeral ports."""
+    """A base from which a platform of two nodes finds its ports free; below the range of ephemeral ports."""
     bases = list(range(FIRST_PORT_BASE, LAST_PORT_BASE, PORTS))
     random.shuffle(bases)
-    return next(base for base in bases if all(_is_free(port) for port in Layout(Path("/"), base).ports()))
+    return next(base for base in bases if all(_is_free(port) for port in Layout(Path("/"), base, nodes=2).ports()))
 
 
 def _is_free(port: int) -> bool:
@@ -72,18 +73,24 @@ class Platform:
         env: settings of its processes, as `TESSERA_<FIELD>`.
     """
 
-    def __init__(self, state: Path, store: str = "512M", env: Mapping[str, str] | None = None) -> None:
+    def __init__(self, state: Path, store: str = "512M", env: Mapping[str, str] | None = None, nodes: int = 1) -> None:
         self.state = state
         self.store = store
+        self.nodes = nodes
         self.env = dict(env or {})
         self.port_base = free_port_base()
-        self.layout = Layout(state.resolve(), self.port_base)
+        self.layout = Layout(state.resolve(), self.port_base, nodes)
 
     # Up and down
 
+    @property
+    def up_words(self) -> tuple[str, ...]:
+        """`tessera up` in the foreground."""
+        given = {"--state": self.state, "--port-base": self.port_base, "--store": self.store, "--nodes": self.nodes}
+        return ("up", *(str(word) for option in given.items() for word in option))
+
     def up(self) -> subprocess.CompletedProcess[str]:
-        words = ("up", "--detach", "--state", str(self.state), "--port-base", str(self.port_base), "--store", self.store)
-        done = tessera(*words, env=self.env)
+        done = tessera(*self.up_words, "--detach", env=self.env)
         assert done.returncode == 0, done.stderr + self.last_words()
         return done
 
@@ -150,6 +157,13 @@ class Platform:
             for pid in pids:
                 os.kill(pid, signal.SIGCONT)
 
+    # Its files
+
+    def store_folder(self, node: int = 0) -> Path:
+        """Where the node's store lies: mounted below the run folder, or a folder of /dev/shm."""
+        mounted = self.layout.stores()[node]
+        return mounted if (mounted / "blobs").is_dir() else shm_folder_for(mounted)
+
     # Its processes
 
     def recorded(self) -> Any:
@@ -180,7 +194,7 @@ class Platform:
                 except Exception:
                     return False
                 kinds = [service.kind for service in found]
-                wanted = ["etcd", "gateway", "node-agent", "profiler", "registry", "scheduler", "scheduler"]
+                wanted = ["etcd", "gateway", *["node-agent"] * self.nodes, "profiler", "registry", "scheduler", "scheduler"]
                 return sorted(kinds) == wanted and all(service.ready for service in found)
 
             until(ready, "every service is ready", within_s)

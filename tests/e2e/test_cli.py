@@ -229,7 +229,10 @@ def test_doctor_and_config_know_the_platform(platform: Platform) -> None:
     assert "fail" not in {finding["status"] for finding in findings.values()}
     assert "a platform is running" in findings["state"]["detail"]
     config = platform.json("config", "show")
-    assert set(config) == {"registry", "scheduler", "scheduler-standby", "profiler", "node-agent-0", "gateway"}
+    assert set(config) == {"etcd", "registry", "scheduler", "scheduler-standby", "profiler", "node-agent-0", "gateway"}
+    assert config["node-agent-0"]["store_budget_bytes"] == 512 << 20
+    assert config["node-agent-0"]["report_s"] > 0, "defaults are shown too"
+    assert config["etcd"]["data-dir"] == str(platform.layout.etcd_data)
     assert config["gateway"]["address"] == platform.endpoint
     assert "token" not in config["gateway"], "only the file with the token is named"
 
@@ -313,7 +316,7 @@ def test_a_deadline_has_an_exit_code_of_its_own(platform: Platform, image: Path)
 
 
 def test_nothing_runs_where_nothing_was_started(tmp_path: Path) -> None:
-    for words in (("status",), ("ps",), ("down",)):
+    for words in (("status",), ("ps",), ("down",), ("config", "show")):
         done = tessera(*words, "--state", str(tmp_path / "nowhere"))
         assert done.returncode == 1, words
         assert str(tmp_path / "nowhere") in done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -230,12 +231,8 @@ def changed_store(client: Client, before: Any) -> Any:
 
 
 def store_blobs(platform: Platform) -> list[Path]:
-    """The files of the node's store: a mount below the run folder, or a folder of /dev/shm."""
-    mounted = platform.layout.node_run(0) / "store" / "blobs"
-    if mounted.is_dir():
-        return list(mounted.iterdir())
-    folders = Path("/dev/shm").glob(f"tessera-*{platform.layout.run.name.removeprefix('tessera-')}*/blobs")
-    return [path for folder in folders for path in folder.iterdir()]
+    """The files of the node's store."""
+    return list((platform.store_folder() / "blobs").iterdir())
 
 
 def flip(file: Path) -> None:
@@ -249,10 +246,12 @@ def flip(file: Path) -> None:
     file.chmod(0o444)
 
 
-def test_what_a_killed_supervisor_leaves_serves_on_and_is_taken_down(fragile: Platform, client: Client, net: Net) -> None:
+def test_what_a_killed_supervisor_leaves_serves_on_and_is_taken_down(fragile: Platform, client: Client, net: Net, tmp_path: Path) -> None:
     """Ends the second platform; whoever needs it again brings it up again."""
     supervisor = fragile.supervisor
     assert supervisor is not None
+    config = str(fragile.layout.config / "gateway.yaml")
+    stranger = subprocess.Popen(["tail", "-f", config], stdout=subprocess.DEVNULL)
     with Load(fragile, MODEL, net) as load:
         supervisor.kill()
         until(lambda: is_gone(supervisor), "the supervisor is dead")
@@ -266,6 +265,13 @@ def test_what_a_killed_supervisor_leaves_serves_on_and_is_taken_down(fragile: Pl
     with pytest.raises(TesseraError):
         client.infer("no-such-model", {"image": np.zeros(1, np.float32)})
     assert fragile.leftovers(), "it runs still"
-    done = fragile.down()
-    assert (done.returncode, fragile.leftovers()) == (0, []), done.stderr
-    assert "down; no process, socket, lease or tmpfs file is left" in done.stderr
+    try:
+        elsewhere = {"TMPDIR": "/var/tmp", "XDG_RUNTIME_DIR": str(tmp_path)}
+        done = tessera("down", "--state", str(fragile.state), env=elsewhere)
+        assert (done.returncode, fragile.leftovers()) == (0, []), done.stderr
+        assert "down; no process, socket, lease or tmpfs file is left" in done.stderr
+        assert not fragile.store_folder().exists()
+        assert stranger.poll() is None, "a program that only reads a file of the platform's goes on"
+    finally:
+        stranger.kill()
+        stranger.wait()

@@ -13,7 +13,7 @@ from tessera.tensorstore import mount
 from tessera.tensorstore.local import LocalTensorStore
 from tessera.tensorstore.mapping import BlobMap
 from tessera.tensorstore.mount import prepare_store_folder, remove_store_folder, shm_folder_for
-from tessera.tensorstore.mountinfo import Mount, mount_of
+from tessera.tensorstore.mountinfo import Mount, mount_of, mounts_below
 from tessera.testing.conformance_tensorstore import StepClock, blob_of, put
 
 BUDGET = 8 << 20
@@ -39,6 +39,12 @@ MOUNTS = """\
 )
 def test_the_mount_of_a_path_is_the_nearest_and_the_uppermost(path: str, found: Mount) -> None:
     assert mount_of(Path(path), MOUNTS) == found
+
+
+def test_mounts_below_a_folder_are_its_own_and_those_inside() -> None:
+    assert [str(found.point) for found in mounts_below(Path("/run"), MOUNTS)] == ["/run/a b", "/run", "/run/over", "/run/over"]
+    assert [found.source for found in mounts_below(Path("/run/a b"), MOUNTS)] == ["tessera"]
+    assert mounts_below(Path("/run/a"), MOUNTS) == []
 
 
 @pytest.fixture

@@ -35,9 +35,9 @@ class StoreFolder:
     adopted: bool
 
 
-def shm_folder_for(mount_point: Path) -> Path:
-    """The folder that stands in where mounting is not allowed; the same for the same mount point and user."""
-    name = f"{os.path.realpath(mount_point)}:{os.geteuid()}"
+def shm_folder_for(mount_point: Path, user_id: int | None = None) -> Path:
+    """The folder that stands in where mounting is not allowed; the same for the same mount point and user (None: this process's)."""
+    name = f"{os.path.realpath(mount_point)}:{os.geteuid() if user_id is None else user_id}"
     # FNV-1a: only a short, stable name, nothing is secured by it
     value = 0xCBF29CE484222325
     for byte in name.encode():
@@ -63,7 +63,7 @@ def prepare_store_folder(mount_point: Path, budget_bytes: int, shm_folder: Path 
     if not adopted and may_mount and _mount_new(mount_point, budget_bytes):
         return StoreFolder(mount_point, own_mount=True, huge_pages=has_huge_pages(mount_point), adopted=False)
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-    _check_owner(folder)
+    check_owner(folder)
     _check_room(folder, budget_bytes)
     return StoreFolder(folder, own_mount=False, huge_pages=has_huge_pages(folder), adopted=adopted)
 
@@ -83,7 +83,7 @@ def remove_store_folder(mount_point: Path, shm_folder: Path | None = None) -> li
         mount_point.rmdir()
     folder = shm_folder or shm_folder_for(mount_point)
     if folder.is_dir() and not folder.is_symlink():
-        _check_owner(folder)
+        check_owner(folder)
         _check_no_writer(folder)
         foreign = sorted(set(os.listdir(folder)) - {"lock", "blobs", "incoming", "quarantine"})
         if foreign:
@@ -147,10 +147,20 @@ def _call(name: str, *arguments: bytes | int) -> None:
         raise OSError(code, f"{name}: {os.strerror(code)}")
 
 
+def memory_bytes() -> int:
+    """This machine's memory."""
+    words = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal:")).split()
+    return int(words[1]) * 1024
+
+
+def bytes_in(folder: Path) -> int:
+    """What the files below a folder take."""
+    return sum(found.lstat().st_blocks * 512 for found in folder.rglob("*") if found.is_file())
+
+
 def _check_memory(budget_bytes: int) -> None:
     """A tmpfs may be larger than the machine, which ends in the out-of-memory killer: refuse that."""
-    words = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal:")).split()
-    total = int(words[1]) * 1024
+    total = memory_bytes()
     if budget_bytes > total:
         raise FailedPrecondition(
             f"the tensor store's budget of {budget_bytes} bytes is {budget_bytes - total} more than this machine's memory of {total}"
@@ -161,7 +171,7 @@ def _check_room(folder: Path, budget_bytes: int) -> None:
     """What is free plus what the store itself has must reach the budget."""
     seen = os.statvfs(folder)
     free = seen.f_bavail * seen.f_frsize
-    own = sum(found.lstat().st_blocks * 512 for found in folder.rglob("*") if found.is_file())
+    own = bytes_in(folder)
     if free + own < budget_bytes:
         raise FailedPrecondition(
             f"the tmpfs of {folder} is {budget_bytes - free - own} bytes too small for the tensor store's budget of {budget_bytes}: "
@@ -170,13 +180,15 @@ def _check_room(folder: Path, budget_bytes: int) -> None:
     _check_memory(budget_bytes)
 
 
-def _check_owner(folder: Path) -> None:
-    """/dev/shm is open to everyone: a folder that somebody else put there first is not ours to trust."""
+def check_owner(folder: Path, what: str = "the tensor store") -> None:
+    """/dev/shm and /tmp are open to everyone: a folder that somebody else put there first is not ours to trust.
+
+    Raises:
+        FailedPrecondition: it is a link or another user's; names both users.
+    """
     seen = folder.lstat()
     if folder.is_symlink() or seen.st_uid != os.geteuid():
-        raise FailedPrecondition(
-            f"{folder} is a link or belongs to user {seen.st_uid}; it cannot be the tensor store of user {os.geteuid()}"
-        )
+        raise FailedPrecondition(f"{folder} is a link or belongs to user {seen.st_uid}; it cannot be {what} of user {os.geteuid()}")
 
 
 def _check_no_writer(root: Path) -> None:

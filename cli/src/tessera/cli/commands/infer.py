@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tessera.cli.connection import DomainOption, EndpointOption, StateOption, connect
+from tessera.cli.connection import EndpointOption, StateOption, connect
 from tessera.cli.output import Format, OutputOption, exit_codes, show
 from tessera.domain.errors import InvalidInput
 
@@ -46,13 +46,12 @@ def infer(
     timeout: Annotated[float | None, typer.Option("--timeout", help="seconds, starting and queueing included")] = None,
     endpoint: EndpointOption = None,
     state: StateOption = None,
-    trust_domain: DomainOption = "default",
     output: OutputOption = Format.TABLE,
 ) -> None:
     """Run a model once."""
     import numpy as np
 
-    with exit_codes(), connect(endpoint, state, trust_domain) as client:
+    with exit_codes(), connect(endpoint, state) as client:
         answer = client.infer(model, _inputs(inputs or []), timeout_s=timeout)
         if save is not None:
             save.mkdir(parents=True, exist_ok=True)

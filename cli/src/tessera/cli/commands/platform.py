@@ -13,6 +13,7 @@ import typer
 from tessera.cli.embedded import control
 from tessera.cli.embedded import state as platform
 from tessera.cli.embedded.doctor import examine
+from tessera.cli.embedded.effective import effective_settings
 from tessera.cli.embedded.layout import DEFAULT_PORT_BASE, Layout, default_state_folder
 from tessera.cli.output import EXIT_FAILED, Format, OutputOption, exit_codes, note, show
 from tessera.clock import SystemClock
@@ -39,20 +40,17 @@ def _bytes(text: str) -> int:
 
 
 def _layout(state: Path | None, port_base: int, nodes: int, store: str, sharing: bool, otlp_endpoint: str) -> Layout:
-    folder = state.expanduser().resolve() if state is not None else default_state_folder()
-    return Layout(folder, port_base, nodes, _bytes(store), sharing, otlp_endpoint)
+    return control.layout_for(Layout(_folder(state), port_base, nodes, _bytes(store), sharing, otlp_endpoint))
 
 
-def _known_layout(state: Path | None) -> Layout:
-    folder = state.expanduser().resolve() if state is not None else default_state_folder()
-    recorded = platform.load(folder) if folder.is_dir() else None
-    return Layout(folder, recorded.port_base, recorded.nodes) if recorded is not None else Layout(folder)
+def _folder(state: Path | None) -> Path:
+    return state.expanduser().resolve() if state is not None else default_state_folder()
 
 
 def _say_running(found: platform.PlatformState, state: Path) -> None:
-    note(f"gRPC (Open Inference) on {found.endpoint}, metrics on {found.metrics_address}, admin on {found.admin_endpoint}")
-    here = "" if state == default_state_folder() else f" --state {state}"
-    note(f"state in {state}; come back down with: tessera down{here}")
+    layout = found.layout(state)
+    note(layout.doors)
+    note(f"state in {state}; come back down with: {layout.down_command}")
 
 
 def up(
@@ -90,19 +88,20 @@ def up(
 def down(state: StateOption = None) -> None:
     """Take the platform down and say what is left of it (nothing, if all is well)."""
     with exit_codes():
-        layout = _known_layout(state)
-        left = asyncio.run(control.down(layout, SystemClock()))
-        for line in left:
+        found = asyncio.run(control.down(_folder(state), SystemClock()))
+        for line in found.left:
             note(f"left behind: {line}")
-        if left:
+        if not found.leases_examined:
+            note("leases were not examined: etcd had ended or did not answer")
+        if found.left:
             raise typer.Exit(EXIT_FAILED)
-        note("down; no process, socket, lease or tmpfs file is left")
+        note(f"down; no process, {'socket, lease' if found.leases_examined else 'socket'} or tmpfs file is left")
 
 
 def doctor(state: StateOption = None, output: OutputOption = Format.TABLE) -> None:
     """Examine this machine: what Tessera can use here, and what to mend."""
     with exit_codes():
-        findings = examine(_known_layout(state))
+        findings = examine(platform.known_layout(_folder(state)))
         show([asdict(finding) for finding in findings], output, columns=("check", "status", "detail"), name=lambda item: item["check"])
         if any(finding.status == "fail" for finding in findings):
             raise typer.Exit(EXIT_FAILED)
@@ -110,10 +109,9 @@ def doctor(state: StateOption = None, output: OutputOption = Format.TABLE) -> No
 
 @config.command("show")
 def config_show(state: StateOption = None, output: OutputOption = Format.YAML) -> None:
-    """The settings of every process of the platform in the state folder."""
+    """What every process of the platform runs with: its configuration file, defaults and `TESSERA_` variables."""
     with exit_codes():
-        layout = _known_layout(state)
-        data = {name: settings for name, (_, settings) in layout.services().items()}
+        data = effective_settings(_folder(state))
         rows = [
             {"process": name, "setting": key, "value": str(value)} for name, settings in data.items() for key, value in settings.items()
         ]

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 from tessera.cli.embedded import state as platform
-from tessera.cli.embedded.control import ports_in_use
+from tessera.cli.embedded.control import INSTALL_HINT, missing_services, ports_in_use
 from tessera.cli.embedded.layout import Layout
+from tessera.cli.embedded.room import may_mount
 from tessera.coord.binary import find_etcd
 from tessera.domain.errors import TesseraError
 
@@ -41,6 +42,13 @@ def _library(name: str, what: str) -> Finding:
         return Finding(name, "warn", f"not installed: {what} does not run on this machine")
 
 
+def _services(layout: Layout) -> Finding:
+    missing = missing_services(layout)
+    if missing:
+        return Finding("services", "warn", f"not installed: {', '.join(missing)}; {INSTALL_HINT}")
+    return Finding("services", "ok", "all installed: 'tessera up' works here")
+
+
 def _etcd() -> Finding:
     try:
         binary = find_etcd()
@@ -60,10 +68,7 @@ def _shared_memory() -> Finding:
 
 
 def _mounting() -> Finding:
-    capabilities = next(
-        (int(line.split()[1], 16) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff:")), 0
-    )
-    if capabilities >> 21 & 1:
+    if may_mount():
         return Finding("mounting", "ok", "allowed: the tensor store is a tmpfs of its own with huge pages")
     return Finding(
         "mounting", "warn", "not allowed: the store is a folder of /dev/shm, with 4 KiB pages (first touch costs about 75 ms per GiB)"
@@ -113,4 +118,4 @@ def examine(layout: Layout) -> list[Finding]:
     """All findings, the most basic first."""
     backends = [_library("torch", "flavour aten"), _library("onnxruntime", "flavour ort")]
     memory = [_shared_memory(), _mounting(), _huge_pages()]
-    return [_python(), _cores(), _etcd(), *backends, *memory, _files(), _state(layout), _ports(layout)]
+    return [_python(), _cores(), _services(layout), _etcd(), *backends, *memory, _files(), _state(layout), _ports(layout)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ HOST = "127.0.0.1"
 DEFAULT_PORT_BASE = 8000
 MAX_NODES = 16
 MAX_PORT_BASE = 65535 - 100
+RUN_PREFIX = "tessera-"
 
 Settings = dict[str, Any]
 
@@ -30,16 +32,21 @@ def default_state_folder() -> Path:
 
 
 def run_folder_of(state: Path) -> Path:
-    """A short folder for sockets (AF_UNIX paths end at 108 bytes), the same one for the same state folder."""
-    base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
-    name = hashlib.sha256(os.fsencode(state)).hexdigest()[:10]
-    folder = base / f"tessera-{name}"
-    return folder if len(os.fsencode(folder)) <= 48 else Path("/tmp") / f"tessera-{name}"
+    """A short folder for sockets (AF_UNIX paths end at 108 bytes), the same one for the same state folder and TMPDIR.
+
+    Not below XDG_RUNTIME_DIR: that folder goes when its user logs out, and a detached platform goes on.
+    """
+    name = RUN_PREFIX + hashlib.sha256(os.fsencode(state)).hexdigest()[:10]
+    folder = Path(tempfile.gettempdir()) / name
+    return folder if len(os.fsencode(folder)) <= 48 else Path("/tmp") / name
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One platform. `store_bytes` is each node's budget for its tensor store."""
+    """One platform. `store_bytes` is each node's budget for its tensor store.
+
+    `run_folder` is where a platform that is known already has its sockets; None: where a new one would have them.
+    """
 
     state: Path
     port_base: int = DEFAULT_PORT_BASE
@@ -47,6 +54,7 @@ class Layout:
     store_bytes: int = 4 << 30
     sharing: bool = True
     otlp_endpoint: str = ""
+    run_folder: Path | None = None
 
     def __post_init__(self) -> None:
         if not 1024 <= self.port_base <= MAX_PORT_BASE:
@@ -56,7 +64,7 @@ class Layout:
 
     @property
     def run(self) -> Path:
-        return run_folder_of(self.state)
+        return self.run_folder or run_folder_of(self.state)
 
     @property
     def token_file(self) -> Path:
@@ -102,8 +110,31 @@ class Layout:
     def etcd_address(self) -> str:
         return f"{HOST}:{self.etcd_client_port}"
 
+    @property
+    def doors(self) -> str:
+        """Where to call it, in words."""
+        return f"gRPC (Open Inference) on {self.endpoint}, metrics on {self.metrics_address}, admin on {self.admin_endpoint}"
+
+    @property
+    def down_command(self) -> str:
+        """What takes it down, to be copied into a shell."""
+        return "tessera down" + ("" if self.state == default_state_folder() else f" --state {shlex.quote(str(self.state))}")
+
     def node_run(self, index: int) -> Path:
         return self.run / f"n{index}"
+
+    def stores(self) -> list[Path]:
+        """Each node's mount point for its tensor store; where mounting is not allowed, a folder of /dev/shm stands in for it."""
+        return [self.node_run(index) / "store" for index in range(self.nodes)]
+
+    @property
+    def config(self) -> Path:
+        """The configuration files of the services."""
+        return self.state / "config"
+
+    @property
+    def etcd_data(self) -> Path:
+        return self.state / "etcd"
 
     def ports(self) -> dict[int, str]:
         """Every port that will be opened, and by whom."""
@@ -151,4 +182,4 @@ class Layout:
         return found
 
     def command(self, name: str, module: str) -> list[str]:
-        return [sys.executable, "-m", module, "--config", str(self.state / "config" / f"{name}.yaml")]
+        return [sys.executable, "-m", module, "--config", str(self.config / f"{name}.yaml")]

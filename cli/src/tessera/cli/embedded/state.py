@@ -13,8 +13,9 @@ from pathlib import Path
 
 import psutil
 
-from tessera.cli.embedded.layout import Layout
+from tessera.cli.embedded.layout import RUN_PREFIX, Layout
 from tessera.domain.errors import AlreadyExists, FailedPrecondition
+from tessera.tensorstore.mount import check_owner
 
 FILE = "platform.json"
 LOCK = "lock"
@@ -40,6 +41,8 @@ class ProcessState:
 
 @dataclass
 class PlatformState:
+    """`leases`: the keys that still hung on a lease when etcd was stopped; None when nobody looked."""
+
     status: str
     endpoint: str
     admin_endpoint: str
@@ -48,9 +51,36 @@ class PlatformState:
     run_folder: str
     port_base: int
     nodes: int
+    store_bytes: int
+    sharing: bool
+    otlp_endpoint: str
     supervisor: ProcessState
     processes: list[ProcessState] = field(default_factory=list)
     detail: str = ""
+    leases: list[str] | None = None
+
+    @classmethod
+    def of(cls, layout: Layout, status: str, supervisor: ProcessState) -> PlatformState:
+        return cls(
+            status=status,
+            endpoint=layout.endpoint,
+            admin_endpoint=layout.admin_endpoint,
+            metrics_address=layout.metrics_address,
+            token_file=str(layout.token_file),
+            run_folder=str(layout.run),
+            port_base=layout.port_base,
+            nodes=layout.nodes,
+            store_bytes=layout.store_bytes,
+            sharing=layout.sharing,
+            otlp_endpoint=layout.otlp_endpoint,
+            supervisor=supervisor,
+        )
+
+    def layout(self, state: Path) -> Layout:
+        """The layout that it was started with, wherever this process's environment would put it."""
+        return Layout(
+            state, self.port_base, self.nodes, self.store_bytes, self.sharing, self.otlp_endpoint, run_folder=Path(self.run_folder)
+        )
 
     def save(self, state: Path) -> None:
         temporary = state / f".{FILE}.{os.getpid()}"
@@ -59,16 +89,30 @@ class PlatformState:
 
 
 def load(state: Path) -> PlatformState | None:
-    """The recorded platform of a state folder, or None."""
+    """The recorded platform of a state folder, or None.
+
+    Raises:
+        FailedPrecondition: the record cannot be read, or names a run folder that no platform makes.
+    """
+    file = state / FILE
     try:
-        data = json.loads((state / FILE).read_text())
+        data = json.loads(file.read_text())
+        data["supervisor"] = ProcessState(**data["supervisor"])
+        data["processes"] = [ProcessState(**process) for process in data["processes"]]
+        found = PlatformState(**data)
     except FileNotFoundError:
         return None
-    except json.JSONDecodeError as error:
-        raise FailedPrecondition(f"{state / FILE} is not readable: {error}") from error
-    data["supervisor"] = ProcessState(**data["supervisor"])
-    data["processes"] = [ProcessState(**process) for process in data["processes"]]
-    return PlatformState(**data)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise FailedPrecondition(f"{file} is not readable ({error}); when no platform runs there, remove it") from error
+    if not Path(found.run_folder).name.startswith(RUN_PREFIX):  # 'tessera down' removes that folder
+        raise FailedPrecondition(f"{file}: run_folder {found.run_folder!r} is not a folder {RUN_PREFIX}*")
+    return found
+
+
+def known_layout(state: Path) -> Layout:
+    """The layout of the platform that is recorded in a state folder, else that of one with all defaults."""
+    recorded = load(state) if state.is_dir() else None
+    return recorded.layout(state) if recorded is not None else Layout(state)
 
 
 def running(state: Path) -> PlatformState | None:
@@ -81,10 +125,10 @@ def prepare(layout: Layout) -> None:
     """Makes the folders (0700) and the admin token (0600).
 
     Raises:
-        FailedPrecondition: when the state folder cannot be written.
+        FailedPrecondition: when the state folder cannot be written, or the run folder is a link or another user's.
     """
     try:
-        for folder in (layout.state, layout.logs, layout.state / "config", layout.state / "etcd", layout.run):
+        for folder in (layout.state, layout.logs, layout.config, layout.etcd_data):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         probe = layout.state / f".probe.{os.getpid()}"
         probe.touch()
@@ -95,11 +139,26 @@ def prepare(layout: Layout) -> None:
                 file.write(secrets.token_urlsafe(32))
     except OSError as error:
         raise FailedPrecondition(f"state folder {layout.state} cannot be written: {error.strerror} ({error.filename})") from error
+    _make_run_folder(layout.run)  # last: a refusal leaves nothing outside the state folder
+
+
+def _make_run_folder(run: Path) -> None:
+    """Its name can be guessed and its place is open to everyone: whoever made it first would own our sockets."""
+    try:
+        run.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except FileExistsError:
+        pass  # a link or a file: the check says so
+    except OSError as error:
+        raise FailedPrecondition(f"run folder {run} cannot be made: {error.strerror} ({error.filename})") from error
+    check_owner(run, "the run folder")
+    if not run.is_dir():
+        raise FailedPrecondition(f"run folder {run} is not a folder")
+    run.chmod(0o700)
 
 
 @contextmanager
 def locked(layout: Layout) -> Iterator[None]:
-    """Holds the state folder.
+    """Holds the state folder; and the run folder, which keeps systemd-tmpfiles from clearing what is old in it.
 
     Raises:
         AlreadyExists: when another supervisor holds it.
@@ -109,4 +168,9 @@ def locked(layout: Layout) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise AlreadyExists(f"another platform runs on {layout.state}; see 'tessera status', stop it with 'tessera down'") from None
-        yield
+        run = os.open(layout.run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(run, fcntl.LOCK_SH)
+            yield
+        finally:
+            os.close(run)

@@ -9,62 +9,24 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import signal
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import yaml
 
 from tessera.cli.embedded import state as platform
+from tessera.cli.embedded.child import Child, keep
 from tessera.cli.embedded.health import serving
 from tessera.cli.embedded.layout import Layout
 from tessera.cli.embedded.leftovers import leases_left
+from tessera.cli.output import note
 from tessera.clock import Clock, SystemClock
 from tessera.coord.binary import etcd_command, find_etcd
 from tessera.domain.errors import FailedPrecondition, TesseraError, Unavailable
-from tessera.program import ChildProcess, Stop, run
+from tessera.program import Stop, run
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
-BACK_OFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
-STEADY_S = 30.0
-"""A process that ran this long starts again with the shortest back-off."""
-
-
-@dataclass
-class Child:
-    """One process; `gone` ends its keeper."""
-
-    name: str
-    command: list[str]
-    log: Path
-    process: ChildProcess | None = None
-    started_unix_s: float = 0.0
-    restarts: int = 0
-
-    def start(self) -> None:
-        with self.log.open("ab") as log:
-            # gRPC's core writes lines of its own, such as of peers that went away; the services log what matters.
-            self.process = ChildProcess(self.command, stderr=log, env={"GRPC_VERBOSITY": "ERROR", **os.environ})
-        try:
-            self.started_unix_s = psutil.Process(self.process.pid).create_time()
-        except psutil.NoSuchProcess:
-            self.started_unix_s = 0.0
-
-    def last_words(self) -> str:
-        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        return "\n".join(lines[-5:])
-
-    async def stop(self, timeout_s: float) -> None:
-        if self.process is None or self.process.returncode is not None:
-            return
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self.process.wait()
-        except TimeoutError:
-            self.process.kill_group()
 
 
 class Supervisor:
@@ -76,41 +38,38 @@ class Supervisor:
         self._children: list[Child] = []
         self._status = "starting"
         self._detail = ""
+        self._leases: list[str] | None = None
         me = psutil.Process()
         self._me = platform.ProcessState("supervisor", me.pid, me.create_time())
 
     def _record(self, status: str | None = None, detail: str = "") -> None:
         if status is not None:
             self._status, self._detail = status, detail
-        layout = self._layout
-        platform.PlatformState(
-            status=self._status,
-            detail=self._detail,
-            endpoint=layout.endpoint,
-            admin_endpoint=layout.admin_endpoint,
-            metrics_address=layout.metrics_address,
-            token_file=str(layout.token_file),
-            run_folder=str(layout.run),
-            port_base=layout.port_base,
-            nodes=layout.nodes,
-            supervisor=self._me,
-            processes=[
-                platform.ProcessState(child.name, child.process.pid, child.started_unix_s, child.restarts)
-                for child in self._children
-                if child.process is not None
-            ],
-        ).save(layout.state)
+        state = platform.PlatformState.of(self._layout, self._status, self._me)
+        state.detail, state.leases = self._detail, self._leases
+        state.processes = [
+            platform.ProcessState(child.name, child.process.pid, child.started_unix_s, child.restarts)
+            for child in self._children
+            if child.process is not None
+        ]
+        state.save(self._layout.state)
+
+    def _restarted(self) -> None:
+        try:
+            self._record()
+        except OSError as error:  # a full disk must not end what serves; the next change is recorded again
+            note(f"platform.json cannot be written: {error}")
 
     def _etcd(self) -> Child:
         layout = self._layout
-        command = etcd_command(find_etcd(), layout.state / "etcd", layout.etcd_client_port, layout.etcd_peer_port)
+        command = etcd_command(find_etcd(), layout.etcd_data, layout.etcd_client_port, layout.etcd_peer_port)
         return Child("etcd", command, layout.logs / "etcd.log")
 
     def _services(self) -> list[Child]:
         layout = self._layout
         children = []
         for name, (module, settings) in layout.services().items():
-            (layout.state / "config" / f"{name}.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+            (layout.config / f"{name}.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
             children.append(Child(name, layout.command(name, module), layout.logs / f"{name}.log"))
         return children
 
@@ -118,9 +77,12 @@ class Supervisor:
         """Starts one and waits until it answers.
 
         Raises:
-            Unavailable: with the process's last words when it ends or stays silent.
+            Unavailable: it cannot be started, ends or stays silent; with the process's last words.
         """
-        child.start()
+        try:
+            child.start()
+        except OSError as error:
+            raise Unavailable(f"{child.name} cannot be started: {error}") from error
         self._children.append(child)
         self._record()
         deadline = self._clock.monotonic_s() + START_TIMEOUT_S
@@ -144,25 +106,10 @@ class Supervisor:
         await self._start(services[-1], addresses[services[-1].name])
         self._record("running")
 
-    async def _keep(self, child: Child) -> None:
-        while True:
-            assert child.process is not None
-            begun = self._clock.monotonic_s()
-            code = await child.process.wait()
-            if self._status != "running":
-                return
-            steady = self._clock.monotonic_s() - begun > STEADY_S
-            wait_s = BACK_OFF_S[0] if steady else BACK_OFF_S[min(child.restarts, len(BACK_OFF_S) - 1)]
-            print(f"{child.name} ended with {code}; starting it again in {wait_s} s", flush=True)
-            await self._clock.sleep(wait_s)
-            child.restarts += 1
-            child.start()
-            self._record()
-
     async def keep(self, stop: Stop) -> None:
         """Restarts what ends until `stop` is asked for."""
         async with asyncio.TaskGroup() as group:
-            keepers = [group.create_task(self._keep(child)) for child in self._children]
+            keepers = [group.create_task(keep(child, self._clock, self._restarted, note)) for child in self._children]
             await stop.wait()
             self._record("stopping")
             for keeper in keepers:
@@ -182,10 +129,8 @@ class Supervisor:
             async with asyncio.TaskGroup() as group:
                 for child in group_of:
                     group.create_task(child.stop(STOP_TIMEOUT_S))
-        detail = ""
         if etcd is not None and etcd.process is not None and etcd.process.returncode is None:
-            left = await leases_left(self._layout.etcd_address)
-            detail = f"keys under leases left: {', '.join(left)}" if left else ""
+            self._leases = await leases_left(self._layout.etcd_address)
             await etcd.stop(STOP_TIMEOUT_S)
         self._children.clear()
         for folder in sorted(self._layout.run.rglob("*"), reverse=True):
@@ -193,7 +138,7 @@ class Supervisor:
                 folder.rmdir()
         if self._layout.run.is_dir() and not any(self._layout.run.iterdir()):
             self._layout.run.rmdir()
-        self._record("stopped", detail)
+        self._record("stopped")
 
 
 async def supervise(layout: Layout, stop: Stop) -> None:
@@ -207,6 +152,8 @@ async def supervise(layout: Layout, stop: Stop) -> None:
         supervisor = Supervisor(layout, SystemClock())
         try:
             await supervisor.start()
+            note(f"up: {layout.doors}")
+            note(f"come back down with Ctrl-C here, or anywhere with: {layout.down_command}")
             await supervisor.keep(stop)
         except* TesseraError as group:
             first = group.exceptions[0]
@@ -220,6 +167,7 @@ async def supervise(layout: Layout, stop: Stop) -> None:
             await supervisor.stop()
             if failed:
                 supervisor._record("failed", detail)
+        note("down")
 
 
 def main() -> None:
@@ -230,9 +178,11 @@ def main() -> None:
     parser.add_argument("--store-bytes", type=int, required=True)
     parser.add_argument("--no-sharing", action="store_true")
     parser.add_argument("--otlp-endpoint", default="")
+    parser.add_argument("--run-folder", type=Path, required=True)
     given = parser.parse_args()
     os.umask(0o077)
-    layout = Layout(given.state, given.port_base, given.nodes, given.store_bytes, not given.no_sharing, given.otlp_endpoint)
+    sharing = not given.no_sharing
+    layout = Layout(given.state, given.port_base, given.nodes, given.store_bytes, sharing, given.otlp_endpoint, given.run_folder)
 
     async def body(stop: Stop) -> None:
         await supervise(layout, stop)

@@ -46,7 +46,6 @@ class Side:
     process: psutil.Process
     rates: list[float] = field(default_factory=list)
     cpu_us: list[float] = field(default_factory=list)
-    p50_ms: list[float] = field(default_factory=list)
 
 
 def _request(size: int) -> bytes:

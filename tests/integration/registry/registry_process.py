@@ -191,7 +191,17 @@ async def joined(node: BakingNode, name: str, coordinator: EtcdCoordinator) -> A
     server = RpcServer("127.0.0.1:0", handlers=[add], service_names=["tessera.api.node.v1.NodeAgent"])
     await server.start()
     record = NodeRecord(
-        NodeId(name), "host", server.address, "127.0.0.1:1", node.classes, ProfileClass("p"), ("aten", "ort"), 2, 1 << 30, DOMAIN
+        NodeId(name),
+        "host",
+        server.address,
+        "127.0.0.1:2",
+        "127.0.0.1:1",
+        node.classes,
+        ProfileClass("p"),
+        ("aten", "ort"),
+        2,
+        1 << 30,
+        DOMAIN,
     )
     key = keys.node(DOMAIN, record.node_id)
     revision = await coordinator.transact([ModRevisionIs(key, 0)], [Put(key, encode(record))])

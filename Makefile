@@ -12,7 +12,7 @@ SAY := printf '\033[2m%s\033[0m\n'
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: help setup proto proto-check fmt lint types contracts unit golden conformance check integration test test-protobuf7 demo bench clean
+.PHONY: help setup proto proto-check fmt lint types contracts unit golden conformance check integration test test-protobuf7 demo bench news clean
 
 help: ## list every target
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  \033[1m%-15s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,6 +84,9 @@ demo: setup ## the main job on real models: bring up, register, profile, infer, 
 bench: setup ## one benchmark: make bench NAME=start|memory|gateway
 	@test -n "$(NAME)" || { echo "NAME is missing: make bench NAME=start|memory|gateway" >&2; exit 2; }
 	@$(BIN)/python -m benchmarks.$(NAME)
+
+news: setup ## print the next release's changes as they stand (newsfragments/)
+	@$(BIN)/towncrier build --draft --version Unreleased
 
 clean: ## remove .venv, the demo's state and caches
 	@rm -rf $(VENV) .venv-protobuf7 .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache benchmarks/results

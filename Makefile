@@ -8,6 +8,8 @@ DISTRIBUTIONS := proto/python pkg runtime sdk cli $(addprefix services/,gateway 
 SOURCES := pkg runtime sdk cli services tests benchmarks examples proto/generate.py
 STAMP := $(VENV)/.tessera-setup
 PYTEST := $(BIN)/python -m pytest -q
+# One line for all runs of pytest: how many tests were left out, and why (tests/conftest.py).
+LEFT_OUT := awk '{n[$$0]++} END {for (why in n) {printf "%s%d (%s)", (at++ ? ", " : "left out here: "), n[why], why} if (at) print ""}'
 SAY := printf '\033[2m%s\033[0m\n'
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
@@ -68,8 +70,8 @@ integration: setup ## real etcd, real processes, real models, faults
 	@$(PYTEST) tests/integration tests/e2e
 
 test: ## everything: check, then integration and end-to-end tests
-	@$(MAKE) -s check
-	@$(MAKE) -s integration
+	@left_out=$$(mktemp); export TESSERA_LEFT_OUT=$$left_out; \
+	  $(MAKE) -s check && $(MAKE) -s integration; code=$$?; $(LEFT_OUT) $$left_out; rm -f $$left_out; exit $$code
 
 test-protobuf7: ## the protocol tests beside the newer protobuf (constraints-protobuf7.txt), in an environment of their own
 	@test -x .venv-protobuf7/bin/python || $(PYTHON) -m venv .venv-protobuf7

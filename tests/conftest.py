@@ -12,6 +12,11 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
+from hypothesis import settings
+
+# Tests do not measure speed: on a busy machine a deadline per example fails at random, and its example is replayed for ever.
+settings.register_profile("tessera", deadline=None)
+settings.load_profile("tessera")
 
 
 def _missing_root() -> str | None:

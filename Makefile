@@ -8,11 +8,13 @@ DISTRIBUTIONS := proto/python pkg runtime sdk cli $(addprefix services/,gateway 
 SOURCES := pkg runtime sdk cli services tests benchmarks examples proto/generate.py
 STAMP := $(VENV)/.tessera-setup
 PYTEST := $(BIN)/python -m pytest -q
+# One line for all runs of pytest: how many tests were left out, and why (tests/conftest.py).
+LEFT_OUT := awk '{n[$$0]++} END {for (why in n) {printf "%s%d (%s)", (at++ ? ", " : "left out here: "), n[why], why} if (at) print ""}'
 SAY := printf '\033[2m%s\033[0m\n'
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: help setup proto proto-check fmt lint types contracts unit golden conformance check integration test test-protobuf7 demo bench clean
+.PHONY: help setup proto proto-check fmt lint types contracts unit golden conformance check integration test test-protobuf7 demo bench news clean
 
 help: ## list every target
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  \033[1m%-15s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,8 +46,8 @@ lint: setup ## ruff: format and rules (the banned calls too)
 	@$(BIN)/ruff format -q --check $(SOURCES) || { echo "run 'make fmt'" >&2; exit 1; }
 	@$(BIN)/ruff check -q $(SOURCES)
 
-types: setup ## mypy, strict
-	@$(BIN)/mypy pkg/src runtime/src sdk/src cli/src $(addsuffix /src,$(addprefix services/,gateway scheduler node-agent profiler registry)) | tail -n 40; exit $${PIPESTATUS[0]}
+types: setup ## mypy, strict (tests stay outside)
+	@$(BIN)/mypy pkg/src runtime/src sdk/src cli/src $(addsuffix /src,$(addprefix services/,gateway scheduler node-agent profiler registry)) benchmarks examples proto/generate.py | tail -n 40; exit $${PIPESTATUS[0]}
 
 contracts: setup ## import contracts (.importlinter)
 	@$(BIN)/lint-imports --no-logo 2>&1 | tail -n 25; exit $${PIPESTATUS[0]}
@@ -68,8 +70,8 @@ integration: setup ## real etcd, real processes, real models, faults
 	@$(PYTEST) tests/integration tests/e2e
 
 test: ## everything: check, then integration and end-to-end tests
-	@$(MAKE) -s check
-	@$(MAKE) -s integration
+	@left_out=$$(mktemp); export TESSERA_LEFT_OUT=$$left_out; \
+	  $(MAKE) -s check && $(MAKE) -s integration; code=$$?; $(LEFT_OUT) $$left_out; rm -f $$left_out; exit $$code
 
 test-protobuf7: ## the protocol tests beside the newer protobuf (constraints-protobuf7.txt), in an environment of their own
 	@test -x .venv-protobuf7/bin/python || $(PYTHON) -m venv .venv-protobuf7
@@ -84,6 +86,9 @@ demo: setup ## the main job on real models: bring up, register, profile, infer, 
 bench: setup ## one benchmark: make bench NAME=start|memory|gateway
 	@test -n "$(NAME)" || { echo "NAME is missing: make bench NAME=start|memory|gateway" >&2; exit 2; }
 	@$(BIN)/python -m benchmarks.$(NAME)
+
+news: setup ## print the next release's changes as they stand (newsfragments/)
+	@$(BIN)/towncrier build --draft --version Unreleased
 
 clean: ## remove .venv, the demo's state and caches
 	@rm -rf $(VENV) .venv-protobuf7 .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache benchmarks/results

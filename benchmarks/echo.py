@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from typing import Any
 
 import grpc
 import uvloop
@@ -13,10 +14,10 @@ MAX_BYTES = 64 << 20
 
 
 class _Echo(grpc.GenericRpcHandler):
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes] | None:
         return grpc.unary_unary_rpc_method_handler(self._answer) if handler_call_details.method == METHOD else None
 
-    async def _answer(self, request: bytes, context: grpc.aio.ServicerContext) -> bytes:
+    async def _answer(self, request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         return request
 
 

@@ -46,7 +46,6 @@ class Side:
     process: psutil.Process
     rates: list[float] = field(default_factory=list)
     cpu_us: list[float] = field(default_factory=list)
-    p50_ms: list[float] = field(default_factory=list)
 
 
 def _request(size: int) -> bytes:
@@ -76,7 +75,8 @@ def _served(client: Client, metrics: str) -> float:
 def _check(address: str, request: bytes, read: Callable[[bytes], np.ndarray]) -> None:
     options = [("grpc.max_receive_message_length", 64 * MIB), ("grpc.max_send_message_length", 64 * MIB)]
     with grpc.insecure_channel(address, options=options) as channel:
-        answer = channel.unary_unary(METHOD)(request, timeout=20)
+        call: Callable[..., bytes] = channel.unary_unary(METHOD)
+        answer = call(request, timeout=20)
     if read(answer).any():
         raise SystemExit(f"{address} answers wrongly")
 

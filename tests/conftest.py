@@ -1,7 +1,8 @@
 """What every test shares: tests that need more than Python and make are run where that is there.
 
 A marker per need (see pyproject.toml). Where the need is not met the test is left out and counted in one last line with the
-reason; `TESSERA_REQUIRE_<NEED>=1` makes leaving it out a failure.
+reason, as is what skips itself (`pytest.importorskip`); `TESSERA_REQUIRE_<NEED>=1` makes leaving it out a failure. `make test` is
+several runs: it names a file in `TESSERA_LEFT_OUT`, each run adds a line per test to it, and make counts them at the very end.
 """
 
 from __future__ import annotations
@@ -11,6 +12,11 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
+from hypothesis import settings
+
+# Tests do not measure speed: on a busy machine a deadline per example fails at random, and its example is replayed for ever.
+settings.register_profile("tessera", deadline=None)
+settings.load_profile("tessera")
 
 
 def _missing_root() -> str | None:
@@ -43,11 +49,32 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             raise pytest.UsageError(f"TESSERA_REQUIRE_{need.upper()}=1, but {len(wanted)} tests cannot run: {reason}")
         for item in wanted:
             items.remove(item)
-            _left_out[f"{need} ({reason})"] += 1
+            _left_out[f"needs {need}: {reason}"] += 1
         config.hook.pytest_deselected(items=wanted)
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    _note_skip(report)
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    _note_skip(report)
+
+
+def _note_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """What skips itself, in its set-up or while its module is read; a whole module counts once."""
+    if report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        _left_out[" ".join(reason.removeprefix("Skipped: ").split())] += 1
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _left_out:
-        what = ", ".join(f"{count} that need {need}" for need, count in sorted(_left_out.items()))
+    if not _left_out:
+        return
+    collected = os.environ.get("TESSERA_LEFT_OUT")
+    if collected:
+        with open(collected, "a") as file:
+            file.writelines(f"{reason}\n" for reason in _left_out.elements())
+    else:
+        what = ", ".join(f"{count} ({reason})" for reason, count in sorted(_left_out.items()))
         terminalreporter.write_line(f"left out here: {what}")

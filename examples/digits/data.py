@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +35,7 @@ def rotated(images: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(images, axes=(2, 3)))
 
 
-TASKS = {
+TASKS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "parity": lambda labels: labels % 2,
     "has-a-loop": lambda labels: np.isin(labels, [0, 6, 8, 9]).astype(np.int64),
     "greater-than-four": lambda labels: (labels > 4).astype(np.int64),

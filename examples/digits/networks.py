@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 
-class Block(nn.Module):
+class Block(nn.Module):  # type: ignore[misc] # torch is not followed
     """Two 3x3 convolutions with batch norm around a residual connection."""
 
     def __init__(self, width: int) -> None:
@@ -23,7 +23,7 @@ class Block(nn.Module):
         return torch.relu(x + self.body(x))
 
 
-class Trunk(nn.Module):
+class Trunk(nn.Module):  # type: ignore[misc] # torch is not followed
     """float32 images of shape (n, 1, 8, 8) in [0, 1] -> float32 features of shape (n, width)."""
 
     def __init__(self, width: int, depth: int) -> None:
@@ -36,7 +36,7 @@ class Trunk(nn.Module):
         return features
 
 
-class Network(nn.Module):
+class Network(nn.Module):  # type: ignore[misc] # torch is not followed
     """A trunk with a two-layer head: logits of shape (n, classes)."""
 
     def __init__(self, trunk: Trunk, width: int, classes: int) -> None:

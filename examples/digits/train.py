@@ -72,7 +72,8 @@ def _train_network(name: str, training: Digits) -> Network:
     network = Network(Trunk(width, depth), width, 10)
     network.train()
     _fit(network, torch.from_numpy(training.images), torch.from_numpy(training.labels), epochs, 4e-3, shift=True)
-    return network.eval()
+    network.eval()
+    return network
 
 
 def _train_sibling(task: str, trunk: Trunk, training: Digits) -> Network:
@@ -80,7 +81,8 @@ def _train_sibling(task: str, trunk: Trunk, training: Digits) -> Network:
     labels = TASKS[task](training.labels)
     torch.manual_seed(100 + sorted(TASKS).index(task))
     width = SIZES[MIDDLE][0]
-    network = Network(trunk, width, int(labels.max()) + 1).eval()
+    network = Network(trunk, width, int(labels.max()) + 1)
+    network.eval()
     with torch.no_grad():
         features = trunk(torch.from_numpy(images))
     _fit(network.head, features, torch.from_numpy(labels), 60, 1e-2)

@@ -279,7 +279,7 @@ def directory(*files: registry_pb2.SourceFile) -> registry_pb2.RegisterModelRequ
 def test_an_upload_cannot_leave_its_folder(registry: Any, platform: Platform, path: str) -> None:
     file = source_file(path, b"x")
     for call in (
-        lambda: registry.BeginUpload(registry_pb2.BeginUploadRequest(trust_domain="default", files=[file]), timeout=60),
+        lambda: registry.BeginUpload(registry_pb2.BeginUploadRequest(registration=directory(file)), timeout=60),
         lambda: list(registry.RegisterModel(directory(file), timeout=60)),
     ):
         with pytest.raises(grpc.RpcError) as refused:
@@ -291,7 +291,7 @@ def test_an_upload_cannot_leave_its_folder(registry: Any, platform: Platform, pa
 
 def test_an_upload_that_lies_about_its_bytes_leaves_nothing(registry: Any, platform: Platform) -> None:
     file = source_file("model.safetensors", b"what was promised")
-    registry.BeginUpload(registry_pb2.BeginUploadRequest(trust_domain="default", files=[file]), timeout=60)
+    registry.BeginUpload(registry_pb2.BeginUploadRequest(registration=directory(file)), timeout=60)
     piece = registry_pb2.UploadFilesRequest(trust_domain="default", digest=file.digest, data=b"what has come 123")
     with pytest.raises(grpc.RpcError, match=r"model\.safetensors"):
         registry.UploadFiles(iter([piece]), timeout=60)
@@ -305,7 +305,7 @@ def test_an_upload_that_is_a_link_after_all_is_only_bytes(registry: Any, tmp_pat
     """There is no way to send a link: a file with a link's target in it is that text."""
     data = b"/etc/passwd"
     file = source_file("model.pt2", data)
-    registry.BeginUpload(registry_pb2.BeginUploadRequest(trust_domain="default", files=[file]), timeout=60)
+    registry.BeginUpload(registry_pb2.BeginUploadRequest(registration=directory(file)), timeout=60)
     registry.UploadFiles(iter([registry_pb2.UploadFilesRequest(trust_domain="default", digest=file.digest, data=data)]), timeout=60)
     with pytest.raises(grpc.RpcError, match=r"model\.pt2.* is no \.pt2 archive") as refused:
         list(registry.RegisterModel(directory(file), timeout=120))

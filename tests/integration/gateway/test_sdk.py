@@ -32,7 +32,10 @@ class Registry(registry_pb2_grpc.RegistryServicer):
         self.uploads = 0
 
     async def BeginUpload(self, request: Any, context: Any) -> Any:
-        return registry_pb2.BeginUploadResponse(missing_digests=[f.digest for f in request.files if f.digest not in self.files])
+        if request.registration in self.registered:
+            return registry_pb2.BeginUploadResponse()
+        files = request.registration.directory.files
+        return registry_pb2.BeginUploadResponse(missing_digests=[f.digest for f in files if f.digest not in self.files])
 
     async def UploadFiles(self, request_iterator: Any, context: Any) -> Any:
         self.uploads += 1
@@ -51,7 +54,7 @@ class Registry(registry_pb2_grpc.RegistryServicer):
             raise InvalidInput("weights.bin", None, "holds a pickle, which is refused; save it as safetensors")
         unchanged = request in self.registered
         self.registered.append(request)
-        if any(file.digest not in self.files for file in request.directory.files):
+        if not unchanged and any(file.digest not in self.files for file in request.directory.files):
             raise NotFound("a file is missing")
         result = registry_pb2.RegistrationResult(model=request.name, version=1, unchanged=unchanged)
         yield registry_pb2.JobEvent(step="done", fraction=1.0, result=result)
@@ -184,7 +187,11 @@ async def test_register_sends_only_what_is_missing(served: World, registry: Regi
             assert sent[-1] == (2 + (3 << 20), 2 + (3 << 20))
             assert registry.uploads == 1
             assert client.register("m", folder, task="t").unchanged
+            registry.files.clear()
+            assert client.register("m", folder, task="t").unchanged, "recognised by what it is, with none of its files left there"
             assert registry.uploads == 1
+            client.register("other", folder)
+            assert registry.uploads == 2
             (folder / "config.json").write_text("{ }")
             sent.clear()
             client.register("m", folder, **options)
@@ -232,7 +239,9 @@ async def test_admin_sync(served: World, registry: Registry, folder: Path) -> No
 async def test_admin_async(served: World, registry: Registry, folder: Path) -> None:
     async with AsyncClient(served.doors.address, admin_endpoint=served.doors.admin_address, token=TOKEN) as client:
         assert (await client.register("m", folder)).version == 1
+        registry.files.clear()
         assert (await client.register("m", folder)).unchanged
+        assert registry.uploads == 1
         with pytest.raises(InvalidInput, match="holds a pickle"):
             await client.register("poison", folder)
         assert [model.name for model in await client.models()] == ["m"]

@@ -31,7 +31,7 @@ from tessera.domain.errors import TesseraError
 from tessera.domain.ids import Digest, NodeId, TrustDomain
 from tessera.domain.records import InstanceRecord
 from tessera.domain.signature import Signature, TensorSpec
-from tessera.frames import FrameClient, RequestHeader
+from tessera.frames import FrameClient, FrameResponse, RequestHeader
 from tessera.repository import Repository
 from tessera.runtime.classes import build_class
 from tessera.tensorstore.artifact import digest_of, encode
@@ -284,11 +284,15 @@ class Kit:
 
     @classmethod
     async def ask(cls, client: FrameClient, generation: int, x: np.ndarray, name: str = "x") -> np.ndarray:
+        return cls.output((await cls.exchange(client, generation, x, name)).body)
+
+    @classmethod
+    async def exchange(cls, client: FrameClient, generation: int, x: np.ndarray, name: str = "x") -> FrameResponse:
         response = await client.request(RequestHeader(generation, 20_000_000), cls.infer_request(x, name))
         error = response.error()
         if error is not None:
             raise error
-        return cls.output(response.body)
+        return response
 
 
 class Etcd:

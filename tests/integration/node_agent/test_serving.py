@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,15 @@ async def _record(coord: Any, name: str) -> Any:
 
 async def _gone(coord: Any, name: str) -> bool:
     return name not in await coord.instances()
+
+
+async def test_the_first_of_a_batch_waits_for_company_where_it_is_told_to(agent: Any, kit: Any) -> None:
+    await agent.start(batch_delay_us=1_000_000)
+    instance = await agent.start_instance("a", kit.make_linear(agent.repository, "ort").artifact)
+    client = await kit.direct(instance)
+    answers = await asyncio.gather(*(kit.exchange(client, instance.generation, inputs(kit, 4)) for _ in range(2)))
+    assert [answer.batch_size for answer in answers] == [8, 8]
+    client.close()
 
 
 async def test_a_variant_is_fetched_once_and_siblings_share(agent: Any, kit: Any) -> None:

@@ -111,9 +111,11 @@ class RegistryProcess:
             await self.channel.close()
             self.channel = None
 
-    async def upload(self, files: dict[str, bytes]) -> list[registry_pb2.SourceFile]:
+    async def upload(self, files: dict[str, bytes], name: str = "m", **fields: Any) -> list[registry_pb2.SourceFile]:
+        """Sends what is missing for a model of these files; the files as they are registered."""
         listed = [registry_pb2.SourceFile(path=p, size_bytes=len(d), digest=blake3(d).hexdigest()) for p, d in files.items()]
-        answer = await self.stub.BeginUpload(registry_pb2.BeginUploadRequest(files=listed))
+        request = registry_pb2.RegisterModelRequest(name=name, directory=registry_pb2.DirectorySource(files=listed), **fields)
+        answer = await self.stub.BeginUpload(registry_pb2.BeginUploadRequest(registration=request))
         by_digest = {blake3(d).hexdigest(): d for d in files.values()}
 
         async def pieces() -> AsyncIterator[registry_pb2.UploadFilesRequest]:
@@ -132,7 +134,7 @@ class RegistryProcess:
         if isinstance(source, registry_pb2.BuilderSource):
             request.builder.CopyFrom(source)
         else:
-            request.directory.files.extend(await self.upload(source))
+            request.directory.files.extend(await self.upload(source, name, **fields))
         return [event async for event in self.stub.RegisterModel(request, timeout=280.0)]
 
     async def model(self, name: str) -> registry_pb2.ModelInfo:
@@ -189,7 +191,17 @@ async def joined(node: BakingNode, name: str, coordinator: EtcdCoordinator) -> A
     server = RpcServer("127.0.0.1:0", handlers=[add], service_names=["tessera.api.node.v1.NodeAgent"])
     await server.start()
     record = NodeRecord(
-        NodeId(name), "host", server.address, "127.0.0.1:1", node.classes, ProfileClass("p"), ("aten", "ort"), 2, 1 << 30, DOMAIN
+        NodeId(name),
+        "host",
+        server.address,
+        "127.0.0.1:2",
+        "127.0.0.1:1",
+        node.classes,
+        ProfileClass("p"),
+        ("aten", "ort"),
+        2,
+        1 << 30,
+        DOMAIN,
     )
     key = keys.node(DOMAIN, record.node_id)
     revision = await coordinator.transact([ModRevisionIs(key, 0)], [Put(key, encode(record))])

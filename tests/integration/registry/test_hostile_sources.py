@@ -93,7 +93,8 @@ async def test_path_that_escapes_is_refused_before_a_byte_is_sent(registry: Regi
 
 async def test_bytes_that_are_not_what_they_said(registry: RegistryProcess) -> None:
     listed = registry_pb2.SourceFile(path="model.safetensors", size_bytes=3, digest="0" * 64)
-    await registry.stub.BeginUpload(registry_pb2.BeginUploadRequest(files=[listed]))
+    request = registry_pb2.RegisterModelRequest(name="m", directory=registry_pb2.DirectorySource(files=[listed]))
+    await registry.stub.BeginUpload(registry_pb2.BeginUploadRequest(registration=request))
 
     async def pieces(*given: registry_pb2.UploadFilesRequest) -> Any:
         for piece in given:
@@ -105,7 +106,6 @@ async def test_bytes_that_are_not_what_they_said(registry: RegistryProcess) -> N
         await registry.stub.UploadFiles(pieces(registry_pb2.UploadFilesRequest(digest="0" * 64, data=b"abcd")))
     with pytest.raises(InvalidInput, match="digest 'x'"):
         await registry.stub.UploadFiles(pieces(registry_pb2.UploadFilesRequest(digest="x", data=b"abcd")))
-    request = registry_pb2.RegisterModelRequest(name="m", directory=registry_pb2.DirectorySource(files=[listed]))
     with pytest.raises(FailedPrecondition, match=r"model\.safetensors"):
         [event async for event in registry.stub.RegisterModel(request)]
 
@@ -122,5 +122,8 @@ async def test_bytes_that_are_not_what_they_said(registry: RegistryProcess) -> N
 )
 async def test_bad_field_is_named(registry: RegistryProcess, request_fields: dict[str, Any], words: str) -> None:
     builder = registry_pb2.BuilderSource(reference="tessera.registry.builders:bert")
+    request = registry_pb2.RegisterModelRequest(builder=builder, **request_fields)
     with pytest.raises(InvalidInput, match=words):
-        [e async for e in registry.stub.RegisterModel(registry_pb2.RegisterModelRequest(builder=builder, **request_fields))]
+        await registry.stub.BeginUpload(registry_pb2.BeginUploadRequest(registration=request))
+    with pytest.raises(InvalidInput, match=words):
+        [e async for e in registry.stub.RegisterModel(request)]

@@ -161,6 +161,21 @@ async def test_registered_again_nothing_starts_and_the_accuracy_is_taken(registr
     assert (changed.unchanged, changed.version) == (False, 2)
 
 
+async def test_registered_again_after_the_uploads_were_forgotten_nothing_is_sent(registry: RegistryProcess) -> None:
+    files = pt2(Net(3, 1))
+    await registry.register("m", files)
+    uploaded = list((registry.state / "uploads").glob("*/*"))
+    assert uploaded
+    for path in uploaded:
+        path.unlink()  # as the registry itself does `upload_keep_s` after their last use
+    events = await registry.register("m", files)
+    assert events[-1].result.unchanged
+    assert list((registry.state / "uploads").glob("*/*")) == []
+    await registry.stub.SetAlias(registry_pb2.SetAliasRequest(alias="other", model="m"))
+    with pytest.raises(AlreadyExists, match="alias"):
+        await registry.upload(files, "other")
+
+
 async def test_another_build_class_is_baked_for_itself(registry: RegistryProcess, coordinator: EtcdCoordinator, tmp_path: Path) -> None:
     async with joined(BakingNode(registry.repository, tmp_path / "a", BuildClass("class-a")), "a", coordinator):
         await registry.register("m", pt2(Net(3, 1)), wait=True)

@@ -122,7 +122,7 @@ async def test_requests_are_joined_and_answers_do_not_change(zygotes, store, kit
     """A deep model keeps the worker busy, so that what comes meanwhile forms batches."""
     runtime = await zygotes("ort").fork()
     model = kit.linear(store, "ort", depth=2000)
-    generation = await runtime.load(model.artifact, max_batch=8)
+    generation = await runtime.load(model.artifact)
     client = await runtime.data()
     random = np.random.default_rng(3)
     inputs = [random.standard_normal((1 + n % 3, kit.width)).astype(np.float32) / 100 for n in range(40)]
@@ -139,8 +139,8 @@ async def test_requests_are_joined_and_answers_do_not_change(zygotes, store, kit
 
 async def test_expired_and_cancelled_work_is_dropped_before_it_runs(zygotes, store, kit):
     runtime = await zygotes("ort").fork()
-    model = kit.linear(store, "ort", depth=5000)
-    generation = await runtime.load(model.artifact, max_batch=1)
+    model = kit.linear(store, "ort", depth=5000, max_batch=1)
+    generation = await runtime.load(model.artifact)
     client = await runtime.data()
     x = np.ones((1, kit.width), np.float32)
     running = asyncio.ensure_future(client.request(kit.header(generation), kit.request(x)))
@@ -195,7 +195,7 @@ async def test_loads_that_cannot_be_say_why_and_leave_nothing_held(zygotes, stor
     runtime = await zygotes("ort").fork()
     model = kit.linear(store, "ort")
     blobs = [blob.digest for blob in store.artifact(model.artifact).blobs()]
-    load = {"instance_id": "i", "generation": "00000000000000aa", "variant": "m@1/v", "artifact": model.artifact, "max_batch": 1}
+    load = {"instance_id": "i", "generation": "00000000000000aa", "variant": "m@1/v", "artifact": model.artifact}
     with pytest.raises(FailedPrecondition, match="not held"):
         await runtime.control.call("load", **load)
     await runtime.control.call("hold", digests=blobs)

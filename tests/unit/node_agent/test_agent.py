@@ -106,7 +106,7 @@ async def test_a_failed_generation_is_never_loaded_again(node: Any, make: Any) -
     node.clock.move(1e6)
     await settle(node)
     assert node.table.get(InstanceId("a")).state is InstanceState.FAILED
-    assert len([line for line in node.agent.story(InstanceId("a")) if line.words.startswith("accepted")]) == 1
+    assert len([line for line in node.table.story(InstanceId("a")) if line.words.startswith("accepted")]) == 1
     node.records.desired = {}
     await settle(node)
     assert node.table.find(InstanceId("a")) is None

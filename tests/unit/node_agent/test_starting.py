@@ -34,7 +34,7 @@ async def test_a_start_fetches_forks_holds_and_loads(node: Any) -> None:
     assert instance.shared_bytes == sum(node.store.digests().values())
     assert node.store.holders()[instance.runtime_id] == frozenset(node.store.digests())
     assert node.records.published[InstanceId("a")].generation == instance.generation
-    words = [line.words.split(":")[0] for line in node.agent.story(InstanceId("a"))]
+    words = [line.words.split(":")[0] for line in node.table.story(InstanceId("a"))]
     assert words == ["accepted", "fetching", f"fork into {instance.runtime_id}", "mapped", "loading", "ready"]
 
 

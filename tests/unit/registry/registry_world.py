@@ -156,7 +156,17 @@ class Registry:
 
     async def node(self, name: str, build_class: BuildClass) -> None:
         record = NodeRecord(
-            NodeId(name), "host", "127.0.0.1:1", "127.0.0.1:2", build_class, ProfileClass("p"), ("aten", "ort"), 2, 1 << 30, DOMAIN
+            NodeId(name),
+            "host",
+            "127.0.0.1:1",
+            "127.0.0.1:3",
+            "127.0.0.1:2",
+            build_class,
+            ProfileClass("p"),
+            ("aten", "ort"),
+            2,
+            1 << 30,
+            DOMAIN,
         )
         key = keys.node(DOMAIN, record.node_id)
         await self.coordinator.transact([ModRevisionIs(key, 0)], [Put(key, encode(record))])

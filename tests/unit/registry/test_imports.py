@@ -10,7 +10,7 @@ from registry_world import CLASS_A, DOMAIN, Registry, stored, tensor
 
 from tessera import failpoint
 from tessera.coord import keys
-from tessera.domain.errors import FailedPrecondition, Internal, InvalidInput, Unsupported
+from tessera.domain.errors import AlreadyExists, FailedPrecondition, Internal, InvalidInput, Unsupported
 from tessera.domain.ids import ModelName
 from tessera.domain.records import VariantState
 from tessera.registry.core.manifest import SourceFile
@@ -52,6 +52,25 @@ async def test_unchanged_needs_no_upload(registry: Registry) -> None:
     registry.uploads.sweep(1e12, [])
     events = [event async for event in registry.imports.register(registration, wait=False)]
     assert events[-1].unchanged
+
+
+async def test_nothing_is_asked_for_that_was_registered_before(registry: Registry) -> None:
+    registration = registry.registration("m", FILES)
+    await registry.register("m", FILES)
+    registry.uploads.sweep(1e12, [])
+    assert await registry.imports.missing(replace(registration, accuracy=0.5)) == []
+    assert await registry.imports.missing(replace(registration, task="other")) == [digest_of(data) for data in FILES.values()]
+    await registry.catalogue.delete(DOMAIN, ModelName("m"), None)
+    assert len(await registry.imports.missing(registration)) == len(FILES)
+
+
+async def test_the_name_of_an_alias_is_refused_before_anything_is_sent(registry: Registry) -> None:
+    registration = registry.registration("favourite", {"w": tensor(1)})
+    await registry.register("m", FILES)
+    await registry.catalogue.set_alias(DOMAIN, ModelName("favourite"), ModelName("m"), None)
+    registry.uploads.sweep(1e12, [])
+    with pytest.raises(AlreadyExists, match="favourite"):
+        await registry.imports.missing(registration)
 
 
 async def test_accuracy_is_corrected_without_a_new_version(registry: Registry) -> None:

@@ -20,7 +20,7 @@ READY_A = replace(PENDING, state=VariantState.READY, build_class=A)
 
 
 def node(name: str, build_class: BuildClass, flavours: tuple[str, ...] = ("aten", "ort")) -> NodeRecord:
-    return NodeRecord(NodeId(name), "h", "a", "r", build_class, ProfileClass("p"), flavours, 2, 1, D)
+    return NodeRecord(NodeId(name), "h", "a", "s", "r", build_class, ProfileClass("p"), flavours, 2, 1, D)
 
 
 def test_first_class_to_come_builds_the_short_name() -> None:

@@ -7,30 +7,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from tessera.api.common.v1 import common_pb2
-    from tessera.api.gateway.v1 import gateway_pb2
-    from tessera.api.node.v1 import node_pb2
-    from tessera.api.profiler.v1 import profiler_pb2
-    from tessera.api.registry.v1 import registry_pb2
+    from tessera.sdk import types
 
 Plain = dict[str, Any]
 
 
-def key_text(key: common_pb2.VariantKey) -> str:
+def key_text(key: types.VariantKey) -> str:
     return f"{key.model}@{key.version}/{key.variant}"
 
 
-def stages(found: Iterable[common_pb2.StageTime]) -> Plain:
+def stages(found: Iterable[types.StageTime]) -> Plain:
     """Milliseconds by stage, and their sum as `total`."""
     by_stage = {stage.stage: round(stage.ms, 3) for stage in found}
     return {**by_stage, "total": round(sum(by_stage.values()), 3)}
 
 
-def _tensors(specs: Iterable[common_pb2.TensorSpec]) -> list[Plain]:
+def _tensors(specs: Iterable[types.TensorSpec]) -> list[Plain]:
     return [{"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)} for spec in specs]
 
 
-def variant(info: registry_pb2.VariantInfo) -> Plain:
+def variant(info: types.VariantInfo) -> Plain:
     return {
         "name": info.key.variant,
         "backend": info.backend,
@@ -47,7 +43,7 @@ def variant(info: registry_pb2.VariantInfo) -> Plain:
     }
 
 
-def model(info: registry_pb2.ModelInfo) -> Plain:
+def model(info: types.ModelInfo) -> Plain:
     return {
         "name": info.name,
         "trust_domain": info.trust_domain,
@@ -71,7 +67,7 @@ def model(info: registry_pb2.ModelInfo) -> Plain:
     }
 
 
-def registration(result: registry_pb2.RegistrationResult) -> Plain:
+def registration(result: types.RegistrationResult) -> Plain:
     return {
         "model": result.model,
         "version": result.version,
@@ -82,7 +78,7 @@ def registration(result: registry_pb2.RegistrationResult) -> Plain:
     }
 
 
-def instance(node_id: str, found: node_pb2.Instance) -> Plain:
+def instance(node_id: str, found: types.Instance) -> Plain:
     return {
         "id": found.instance_id,
         "model": found.variant.model,
@@ -103,7 +99,7 @@ def instance(node_id: str, found: node_pb2.Instance) -> Plain:
     }
 
 
-def node(found: node_pb2.NodeStatus) -> Plain:
+def node(found: types.NodeStatus) -> Plain:
     store = found.store
     return {
         "id": found.node_id,
@@ -140,7 +136,7 @@ def node(found: node_pb2.NodeStatus) -> Plain:
     }
 
 
-def profile(found: profiler_pb2.Profile) -> Plain:
+def profile(found: types.Profile) -> Plain:
     return {
         "variant": key_text(found.variant),
         "profile_class": found.profile_class,
@@ -164,7 +160,7 @@ def profile(found: profiler_pb2.Profile) -> Plain:
     }
 
 
-def explanation(answer: gateway_pb2.ExplainResponse) -> Plain:
+def explanation(answer: types.ExplainResponse) -> Plain:
     return {
         "request_id": answer.request_id,
         "model": answer.model,
@@ -202,7 +198,7 @@ def explanation(answer: gateway_pb2.ExplainResponse) -> Plain:
     }
 
 
-def span(found: common_pb2.Span) -> Plain:
+def span(found: types.Span) -> Plain:
     return {
         "name": found.name,
         "service": found.service,
@@ -216,5 +212,5 @@ def span(found: common_pb2.Span) -> Plain:
     }
 
 
-def service(found: gateway_pb2.ServiceStatus) -> Plain:
+def service(found: types.ServiceStatus) -> Plain:
     return {"kind": found.kind, "id": found.id, "address": found.address, "ready": found.ready, "detail": found.detail}

@@ -126,34 +126,6 @@ class BlobMap:
             del self._mapped[digest]
             return True
 
-    def open_tensor(self, path: Path | str, ref: TensorRef) -> npt.NDArray[Any]:
-        """`open`, seen as the tensor `ref`; closed by `close(path)`.
-
-        Raises:
-            NotFound: the file is not there.
-            DataCorrupted: see `tensor_view`.
-        """
-        view = self.open(path)
-        try:
-            return tensor_view(view, ref)
-        except BaseException:
-            self.close(path)
-            raise
-
-    def open_pack(self, path: Path | str, refs: Iterable[TensorRef]) -> dict[str, npt.NDArray[Any]]:
-        """`open` of a pack: the tensors of `refs` that lie in it (those with `pack_offset`), by slot. One `close(path)` ends all.
-
-        Raises:
-            NotFound: the file is not there.
-            DataCorrupted: see `tensor_view`.
-        """
-        view = self.open(path)
-        try:
-            return {ref.slot: tensor_view(view, ref) for ref in refs if ref.pack_offset is not None}
-        except BaseException:
-            self.close(path)
-            raise
-
     def touch(self, path: Path | str) -> None:
         """Faults the pages of an open blob in, so that the first run does not. Does nothing on kernels that cannot (before 5.14)."""
         with self._lock:

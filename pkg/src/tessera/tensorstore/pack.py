@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 from tessera.domain.artifact import PACK_ALIGNMENT_BYTES, PACK_THRESHOLD_BYTES, TensorRef
 from tessera.domain.errors import InvalidInput
@@ -43,15 +42,3 @@ class PackWriter:
         """All references in the order of `add`, and the pack's bytes (None where no tensor went into it)."""
         packed = any(ref.pack_offset is not None for ref in self._refs)
         return tuple(self._refs), bytes(self._pack) if packed else None
-
-
-def build_pack(tensors: Iterable[NamedTensor]) -> tuple[tuple[TensorRef, ...], bytes | None]:
-    """References of all tensors, and the pack of the small ones (see `PackWriter`).
-
-    Raises:
-        InvalidInput: dtype and shape do not make the length of the data; names the slot.
-    """
-    writer = PackWriter()
-    for slot, dtype, shape, data in tensors:
-        writer.add(slot, dtype, shape, data)
-    return writer.finish()

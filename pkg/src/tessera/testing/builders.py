@@ -24,7 +24,6 @@ from tessera.domain.ids import (
 )
 from tessera.domain.instance import InstanceState, Stage, StageTime, StartPath
 from tessera.domain.records import (
-    AssignmentRecord,
     InstanceRecord,
     LatencyRow,
     LoadCost,
@@ -177,19 +176,6 @@ def an_instance(instance_id: str = "instance-0", node_id: str = "node-0", **fiel
         "stages": (StageTime(Stage.MAP, 1.0), StageTime(Stage.LOAD, 3.0)),
     }
     return InstanceRecord(**{**values, **fields})
-
-
-def an_assignment(instance_id: str = "instance-0", node_id: str = "node-0", **fields: Any) -> AssignmentRecord:
-    values: dict[str, Any] = {
-        "instance_id": InstanceId(instance_id),
-        "node_id": NodeId(node_id),
-        "variant": a_variant_key(),
-        "artifact": a_digest(1),
-        "generation": Generation(0x1234_5678_9ABC_DEF0),
-        "start_path": StartPath.BIND,
-        "term": a_term(),
-    }
-    return AssignmentRecord(**{**values, **fields})
 
 
 def an_artifact(tensors: int = 2, **fields: Any) -> Artifact:

@@ -1,4 +1,4 @@
-"""Proto <-> domain. `encode_x(record)` makes the message, `decode_x(message, field)` the record.
+"""Proto <-> domain. `encode_x(record)` makes the message, `decode_x(message, field)` the record. What only people read has no way back.
 
 Strict on the way in: a missing part, a malformed name, an unknown word or a number out of range raises `InvalidInput` with the
 path of the field ("variant.model"), the value and the limit. What is decoded satisfies the domain's rules.
@@ -8,55 +8,41 @@ from tessera.wire._common import (
     Endpoint,
     decode_endpoint,
     decode_generation,
-    decode_signature,
     decode_stage_times,
     decode_start_path,
-    decode_tensor_spec,
     decode_term,
     decode_variant_key,
-    decode_version_key,
     encode_endpoint,
     encode_signature,
     encode_stage_times,
-    encode_tensor_spec,
     encode_term,
     encode_variant_key,
 )
-from tessera.wire._instance import decode_instance, encode_instance
 from tessera.wire._profile import (
     decode_latency_row,
     decode_load_cost,
-    decode_profile,
     encode_latency_row,
     encode_load_cost,
     encode_profile,
 )
-from tessera.wire._variant import decode_variant_info, encode_variant_info
+from tessera.wire._variant import encode_variant_info
 
 __all__ = [
     "Endpoint",
     "decode_endpoint",
     "decode_generation",
-    "decode_instance",
     "decode_latency_row",
     "decode_load_cost",
-    "decode_profile",
-    "decode_signature",
     "decode_stage_times",
     "decode_start_path",
-    "decode_tensor_spec",
     "decode_term",
-    "decode_variant_info",
     "decode_variant_key",
-    "decode_version_key",
     "encode_endpoint",
-    "encode_instance",
     "encode_latency_row",
     "encode_load_cost",
     "encode_profile",
     "encode_signature",
     "encode_stage_times",
-    "encode_tensor_spec",
     "encode_term",
     "encode_variant_info",
     "encode_variant_key",

@@ -18,19 +18,13 @@ from tessera.domain.ids import (
     TrustDomain,
     VariantKey,
     VariantName,
-    VersionKey,
     VersionNumber,
     checked_name,
 )
 from tessera.domain.instance import Stage, StageTime, StartPath
-from tessera.domain.records import InstanceRecord
-from tessera.domain.signature import ANY_DATATYPE, DATATYPES, Signature, TensorSpec
+from tessera.domain.signature import Signature, TensorSpec
 
 MAX_VERSION = 999_999_999
-MAX_DIMENSIONS = 32
-MAX_DIMENSION = 2**53
-MAX_TENSORS = 1024
-MAX_TENSOR_NAME_CHARS = 1024
 
 W = TypeVar("W", bound=StrEnum)
 
@@ -67,73 +61,25 @@ def encode_variant_key(key: VariantKey) -> common_pb2.VariantKey:
 
 
 def decode_variant_key(message: common_pb2.VariantKey, field: str = "variant") -> VariantKey:
-    """Raises: InvalidInput when a part is missing or malformed."""
-    version = decode_version_key(message.trust_domain, message.model, message.version, field)
-    variant = VariantName(checked_name(f"{field}.variant", message.variant))
-    return VariantKey(version.trust_domain, version.model, version.version, variant)
-
-
-def decode_version_key(trust_domain: str, model: str, version: int, field: str = "version") -> VersionKey:
     """Raises: InvalidInput when a part is missing or malformed; a version is a whole number from 1 to 999999999."""
-    domain = TrustDomain(checked_name(f"{field}.trust_domain", trust_domain))
-    name = ModelName(checked_name(f"{field}.model", model))
-    if not 1 <= version <= MAX_VERSION:
-        raise InvalidInput(f"{field}.version", version, f"must be from 1 to {MAX_VERSION}")
-    return VersionKey(domain, name, VersionNumber(version))
+    domain = TrustDomain(checked_name(f"{field}.trust_domain", message.trust_domain))
+    name = ModelName(checked_name(f"{field}.model", message.model))
+    if not 1 <= message.version <= MAX_VERSION:
+        raise InvalidInput(f"{field}.version", message.version, f"must be from 1 to {MAX_VERSION}")
+    variant = VariantName(checked_name(f"{field}.variant", message.variant))
+    return VariantKey(domain, name, VersionNumber(message.version), variant)
 
 
-def encode_tensor_spec(spec: TensorSpec) -> common_pb2.TensorSpec:
+def _tensor_spec(spec: TensorSpec) -> common_pb2.TensorSpec:
     return common_pb2.TensorSpec(name=spec.name, datatype=spec.datatype, shape=spec.shape, any_rank=spec.any_rank)
-
-
-def decode_tensor_spec(message: common_pb2.TensorSpec, field: str = "tensor") -> TensorSpec:
-    """Raises: InvalidInput for an empty name, an unknown datatype, or a dimension that is neither -1 nor at least 0."""
-    if not 1 <= len(message.name) <= MAX_TENSOR_NAME_CHARS:
-        raise InvalidInput(f"{field}.name", message.name[:80], f"must have 1 to {MAX_TENSOR_NAME_CHARS} characters")
-    if message.datatype not in DATATYPES and message.datatype != ANY_DATATYPE:
-        raise InvalidInput(f"{field}.datatype", message.datatype[:80], f"must be one of {', '.join(DATATYPES)} or {ANY_DATATYPE}")
-    if len(message.shape) > MAX_DIMENSIONS:
-        raise InvalidInput(f"{field}.shape", len(message.shape), f"at most {MAX_DIMENSIONS} dimensions")
-    if message.any_rank and message.shape:
-        raise InvalidInput(f"{field}.shape", list(message.shape), "must be empty where any_rank is set")
-    for position, dimension in enumerate(message.shape):
-        if not -1 <= dimension <= MAX_DIMENSION:
-            raise InvalidInput(f"{field}.shape[{position}]", dimension, f"must be -1 (varies) or from 0 to {MAX_DIMENSION}")
-    return TensorSpec(message.name, message.datatype, tuple(message.shape), message.any_rank)
 
 
 def encode_signature(signature: Signature) -> common_pb2.Signature:
     return common_pb2.Signature(
-        inputs=[encode_tensor_spec(spec) for spec in signature.inputs],
-        outputs=[encode_tensor_spec(spec) for spec in signature.outputs],
+        inputs=[_tensor_spec(spec) for spec in signature.inputs],
+        outputs=[_tensor_spec(spec) for spec in signature.outputs],
         batched=signature.batched,
     )
-
-
-def decode_signature(message: common_pb2.Signature, field: str = "signature") -> Signature:
-    """Raises: InvalidInput for what `decode_tensor_spec` refuses, a name that stands twice, or no output."""
-    inputs = _decode_specs(message.inputs, f"{field}.inputs")
-    outputs = _decode_specs(message.outputs, f"{field}.outputs")
-    if not outputs:
-        raise InvalidInput(f"{field}.outputs", None, "must name at least one tensor")
-    if message.batched:
-        for side, specs in (("inputs", inputs), ("outputs", outputs)):
-            for position, spec in enumerate(specs):
-                if not spec.shape and not spec.any_rank:
-                    raise InvalidInput(f"{field}.{side}[{position}].shape", [], "must have a batch dimension, because batched is set")
-    return Signature(inputs, outputs, message.batched)
-
-
-def _decode_specs(messages: Iterable[common_pb2.TensorSpec], field: str) -> tuple[TensorSpec, ...]:
-    specs: dict[str, TensorSpec] = {}
-    for position, message in enumerate(messages):
-        if position >= MAX_TENSORS:
-            raise InvalidInput(field, None, f"at most {MAX_TENSORS} tensors")
-        spec = decode_tensor_spec(message, f"{field}[{position}]")
-        if spec.name in specs:
-            raise InvalidInput(f"{field}[{position}].name", spec.name[:80], "stands twice")
-        specs[spec.name] = spec
-    return tuple(specs.values())
 
 
 def encode_term(term: Term) -> common_pb2.Term:
@@ -171,7 +117,7 @@ def decode_generation(value: int, field: str = "generation") -> Generation:
     return Generation(value)
 
 
-def encode_endpoint(of: Endpoint | InstanceRecord) -> common_pb2.InstanceEndpoint:
+def encode_endpoint(of: Endpoint) -> common_pb2.InstanceEndpoint:
     return common_pb2.InstanceEndpoint(host_id=of.host_id, unix_path=of.unix_path, relay_address=of.relay_address, runtime_id=of.runtime_id)
 
 

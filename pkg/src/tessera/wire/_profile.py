@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 from tessera.api.node.v1 import node_pb2
 from tessera.api.profiler.v1 import profiler_pb2
 from tessera.domain.errors import InvalidInput
-from tessera.domain.ids import ProfileClass
 from tessera.domain.records import LatencyRow, LoadCost, ProfileRecord
 from tessera.wire._common import (
     decode_stage_times,
     decode_start_path,
-    decode_variant_key,
     duration_ms,
     encode_stage_times,
     encode_variant_key,
@@ -70,20 +66,4 @@ def encode_profile(profile: ProfileRecord) -> profiler_pb2.Profile:
         rows=[encode_latency_row(row) for row in profile.rows],
         measured_unix_s=profile.measured_unix_s,
         quick=profile.quick,
-    )
-
-
-def decode_profile(message: profiler_pb2.Profile, field: str = "profile") -> ProfileRecord:
-    """Raises: InvalidInput for a missing class, a bad time, or what its rows and costs refuse."""
-    if not message.profile_class:
-        raise InvalidInput(f"{field}.profile_class", "", "is required")
-    if not (math.isfinite(message.measured_unix_s) and message.measured_unix_s >= 0):
-        raise InvalidInput(f"{field}.measured_unix_s", message.measured_unix_s, "must be a finite number of seconds, at least 0")
-    return ProfileRecord(
-        variant=decode_variant_key(message.variant, f"{field}.variant"),
-        profile_class=ProfileClass(message.profile_class),
-        load=tuple(decode_load_cost(cost, f"{field}.load[{position}]") for position, cost in enumerate(message.load)),
-        rows=tuple(decode_latency_row(row, f"{field}.rows[{position}]") for position, row in enumerate(message.rows)),
-        measured_unix_s=message.measured_unix_s,
-        quick=message.quick,
     )

@@ -1,17 +1,15 @@
-"""What a zygote does: one selector loop that forks runtimes, starts bakes and reaps both.
+"""What a zygote does: one selector loop that forks runtimes and reaps them.
 
 Plain selectors, no event loop and no second thread: what a fork copies must be at rest. Runtimes outlive their zygote.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import selectors
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,10 +17,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from tessera.clock import Clock
-from tessera.domain.errors import AlreadyExists, FailedPrecondition, Internal, InvalidInput, TesseraError, Unsupported
-from tessera.domain.ids import checked_digest
+from tessera.domain.errors import AlreadyExists, Internal, InvalidInput, TesseraError, Unsupported
 from tessera.runtime import backends, control, process
-from tessera.runtime.blobs import blob_path
 from tessera.runtime.control import ControlDecoder, Message
 from tessera.runtime.manager import RuntimeConfig
 
@@ -53,7 +49,7 @@ class _Client:
 
 @dataclass(eq=False)
 class _Child:
-    """A forked runtime or a bake. `request`: who waits for it to say that it is ready (or done), until it has."""
+    """A forked runtime. `client`: who waits for it to say that it is ready, until it has."""
 
     name: str
     pid: int
@@ -61,8 +57,6 @@ class _Child:
     client: _Client | None
     request_id: object
     started_s: float
-    output: bytearray = field(default_factory=bytearray)
-    result: Message | None = None
 
 
 class Zygote:
@@ -74,12 +68,10 @@ class Zygote:
         self._selector = selectors.DefaultSelector()
         self._clients: set[_Client] = set()
         self._runtimes: dict[int, _Child] = {}
-        self._bakes: dict[int, _Child] = {}
         self._stop = False
         self._operations: dict[str, Callable[[Message, _Client], Message | None]] = {
             "hello": self._hello,
             "fork": self._fork,
-            "bake": self._bake,
             "shutdown": self._shutdown,
         }
 
@@ -250,44 +242,6 @@ class Zygote:
             self._send(child.client, control.reply(child.request_id, {"pid": child.pid, "fork_ms": fork_ms}))
             child.client = None
 
-    def _bake(self, message: Message, client: _Client) -> None:
-        if self._config.flavour != "ort":
-            raise Unsupported(f"bake: the zygote of flavour {self._config.flavour} does not bake; ask that of flavour ort")
-        source = blob_path(self._config.store, checked_digest("source", control.text_field(message, "source")))
-        if not source.is_file():
-            raise FailedPrecondition(f"artifact {source.name} is not in the store")
-        out = control.text_field(message, "out")
-        max_batch = control.whole_field(message, "max_batch", 1, minimum=1)
-        command = [sys.executable, "-m", "tessera.runtime.bake", "--source", str(source), "--store", str(self._config.store)]
-        started = subprocess.Popen(
-            [*command, "--out", out, "--max-batch", str(max_batch)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
-        )
-        assert started.stdout is not None
-        pipe = os.dup(started.stdout.fileno())
-        os.set_blocking(pipe, False)
-        started.stdout.close()
-        started.returncode = 0  # reaped by this loop, not by Popen
-        child = self._bakes[started.pid] = _Child(source.name, started.pid, pipe, client, message.get("id"), self._clock.monotonic_s())
-        self._selector.register(pipe, selectors.EVENT_READ, lambda _: self._bake_said(child))
-
-    def _bake_said(self, child: _Child) -> None:
-        """Lines of JSON: progress is passed on as events, the last one is the answer."""
-        try:
-            data = os.read(child.pipe, _READ_BYTES)
-        except BlockingIOError:
-            return
-        if not data:
-            self._close_pipe(child)
-            return
-        child.output += data
-        while (end := child.output.find(b"\n")) >= 0:
-            line = json.loads(bytes(child.output[:end]))
-            del child.output[: end + 1]
-            if "event" in line:
-                self._send(child.client, control.encode({**line, "source": child.name}))
-            else:
-                child.result = line
-
     def _close_pipe(self, child: _Child) -> None:
         if child.pipe >= 0:
             self._selector.unregister(child.pipe)
@@ -300,7 +254,7 @@ class Zygote:
             os.read(wake, 4096)
         except BlockingIOError:
             pass
-        for pid in [*self._runtimes, *self._bakes]:
+        for pid in list(self._runtimes):
             try:
                 found, status = os.waitpid(pid, os.WNOHANG)
             except ChildProcessError:
@@ -309,13 +263,6 @@ class Zygote:
                 self._ended(pid, os.waitstatus_to_exitcode(status))
 
     def _ended(self, pid: int, code: int) -> None:
-        bake = self._bakes.pop(pid, None)
-        if bake is not None:
-            while bake.pipe >= 0:
-                os.set_blocking(bake.pipe, True)
-                self._bake_said(bake)
-            self._send(bake.client, _bake_reply(bake, code))
-            return
         child = self._runtimes.pop(pid)
         self._close_pipe(child)
         if child.client is not None:  # still waiting to hear that it serves
@@ -325,11 +272,3 @@ class Zygote:
         event = control.encode({"event": "exit", "runtime_id": child.name, "pid": pid, "code": code})
         for client in list(self._clients):
             self._send(client, event)
-
-
-def _bake_reply(bake: _Child, code: int) -> bytes:
-    if bake.result is not None and code == 0:
-        return control.reply(bake.request_id, bake.result)
-    if bake.result is not None and "kind" in bake.result:
-        return control.encode({"id": bake.request_id, "error": bake.result})
-    return control.refusal(bake.request_id, Internal(f"baking {bake.name} ended with {code}"))

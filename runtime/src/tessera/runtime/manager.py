@@ -72,7 +72,6 @@ class LoadRequest:
     generation: Generation
     variant: str
     artifact: Digest
-    max_batch: int | None = None
     max_delay_us: int = 0
     verify: bool = False
 
@@ -176,7 +175,7 @@ class InstanceManager:
             raise Internal(f"artifact {request.artifact} cannot be loaded: {type(error).__name__}: {error}") from error
         finally:
             self._loading.discard(request.instance_id)
-        limits = BatchLimits(min(request.max_batch or opened.artifact.max_batch, opened.artifact.max_batch), request.max_delay_us)
+        limits = BatchLimits(opened.artifact.max_batch, request.max_delay_us)
         identity = InstanceIdentity(request.instance_id, request.generation, request.variant, str(version or ""), request.artifact)
         submit = partial(self._loop.run_in_executor, self._workers)
         instance = Instance(identity, opened.artifact, opened.loaded, limits, self._clock, submit)

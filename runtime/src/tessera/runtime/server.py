@@ -158,14 +158,12 @@ class ControlServer:
         return {"released": self._manager.holds.withdraw(control.digests_field(message, "digests"))}
 
     async def _load(self, message: Message) -> Message:
-        max_batch = control.whole_field(message, "max_batch", 0)
         answer = await self._manager.load(
             LoadRequest(
                 InstanceId(control.text_field(message, "instance_id")),
                 control.generation_field(message),
                 control.text_field(message, "variant"),
                 checked_digest("artifact", control.text_field(message, "artifact")),
-                max_batch or None,
                 control.whole_field(message, "max_delay_us", 0),
                 message.get("verify", False) is True,
             )

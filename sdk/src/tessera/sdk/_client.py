@@ -150,21 +150,21 @@ class Client:
     ) -> registry_pb2.RegistrationResult:
         """Registers a local folder, a `.pt2` file or a builder reference; returns when the version is durable (`wait`: its variants too).
 
-        Only files that the registry does not have are sent. The same content again is recognised and answered at once.
+        Only files that the registry does not have are sent. The same content again is recognised before anything is sent, and answered
+        at once.
 
         Raises:
             InvalidInput: names the field, the file or the operation that is refused, and what would work.
         """
         source = source_of(path_or_builder, builder_args, seed, weights)
         files = local_files(source)
+        request = register_request(self.trust_domain, name, source, files, task=task, dataset=dataset, accuracy=accuracy, wait=wait)
         if files:
-            begin = registry_pb2.BeginUploadRequest(trust_domain=self.trust_domain, files=[file.wire for file in files])
-            missing = set(self._registry.BeginUpload(begin).missing_digests)
+            missing = set(self._registry.BeginUpload(registry_pb2.BeginUploadRequest(registration=request)).missing_digests)
             if missing:
                 self._registry.UploadFiles(
                     chunks(self.trust_domain, files, missing, on_upload or (lambda sent, total: None)), timeout=LONG_S
                 )
-        request = register_request(self.trust_domain, name, source, files, task=task, dataset=dataset, accuracy=accuracy, wait=wait)
         last: registry_pb2.JobEvent | None = None
         for event in self._registry.RegisterModel(request, timeout=LONG_S):
             if on_event is not None:

@@ -12,10 +12,10 @@ import typer
 from tessera.cli import views
 from tessera.cli.connection import DomainOption, EndpointOption, StateOption, connect
 from tessera.cli.output import Format, OutputOption, exit_codes, mebibytes, note, show
+from tessera.domain.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from tessera.api.registry.v1 import registry_pb2
-from tessera.domain.errors import InvalidInput
+    from tessera.sdk import types
 
 model = typer.Typer(no_args_is_help=True, help="Register models and look at them.")
 
@@ -48,7 +48,7 @@ class _Progress:
         if self._on:
             sys.stderr.write("\r\033[K")
 
-    def event(self, event: registry_pb2.JobEvent) -> None:
+    def event(self, event: types.JobEvent) -> None:
         self.line(f"{event.fraction:4.0%} {event.step} {event.message}")
 
     def upload(self, sent: int, total: int) -> None:
@@ -101,7 +101,7 @@ def register_model(
         )
 
 
-def _say_registered(result: registry_pb2.RegistrationResult) -> None:
+def _say_registered(result: types.RegistrationResult) -> None:
     if result.unchanged:
         note(f"{result.model}@{result.version} was registered before with the same content; nothing changed")
         return
@@ -111,7 +111,7 @@ def _say_registered(result: registry_pb2.RegistrationResult) -> None:
     )
 
 
-def _variant_row(variant: registry_pb2.VariantInfo) -> dict[str, Any]:
+def _variant_row(variant: types.VariantInfo) -> dict[str, Any]:
     return {
         "variant": variant.key.variant,
         "state": variant.state,

@@ -16,7 +16,8 @@ DEFAULT_PATH_MS: Mapping[tuple[StartPath, str], float] = {
     (StartPath.FORK, "aten"): 40.0,
     (StartPath.FORK, "identity"): 8.0,
 }
-"""Milliseconds per start path and backend where nothing was measured: small CNNs on one CPU thread (docs/performance.md)."""
+"""Milliseconds per start path and backend where nothing was measured. Assumptions, meant for small CNNs on one CPU thread; what the
+profiler measures replaces them."""
 
 FALLBACK_PATH_MS: Mapping[StartPath, float] = {StartPath.WARM: 0.0, StartPath.BIND: 20.0, StartPath.FORK: 200.0}
 """For a backend that has no line above: pessimistic, so that a measured path wins."""

@@ -20,7 +20,7 @@ AGREEING_PRECISIONS = frozenset({"fp32", "any", ""})
 """Builds within `max|a-b| <= 1e-4 * max(1, max|b|)` of the registered model. "any" passes its input through (identity)."""
 
 DEFAULT_ORDER = ("identity", "ort", "aten")
-"""Backends without numbers: `ort` opens faster and runs faster on every CPU measured so far (docs/performance.md)."""
+"""The order in which backends are tried where nothing was measured. An assumption: a profile of both overrules it."""
 
 
 MAX_REMEMBERED = 65536

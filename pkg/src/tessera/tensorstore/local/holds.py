@@ -36,8 +36,5 @@ class Holds:
     def held(self) -> set[Digest]:
         return set().union(*self._by_holder.values())
 
-    def is_held(self, digest: Digest) -> bool:
-        return any(digest in held for held in self._by_holder.values())
-
     def by_holder(self) -> dict[str, frozenset[Digest]]:
         return {holder: frozenset(held) for holder, held in self._by_holder.items()}

@@ -245,6 +245,7 @@ class _Parts:
             config.flavours,
             identity.trust_domain,
             config.runtime_workers,
+            config.batch_delay_us,
             config.sharing,
             config.orphan_s,
             config.zygote_start_s,

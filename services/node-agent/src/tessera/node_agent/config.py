@@ -49,6 +49,9 @@ class NodeAgentConfig(ServiceConfig):
     runtime_threads: int = Field(1, ge=1)
     runtime_workers: int = Field(2, ge=1)
     """Batches of different instances that one runtime runs at a time."""
+    batch_delay_us: int = Field(0, ge=0, le=1_000_000)
+    """How long the first request of a batch waits for others, at most half of what is left of its budget; 0: a batch is what came while
+    the runtime was busy."""
     surplus_runtime_idle_s: float = Field(60.0, ge=0.0)
     orphan_s: float = Field(600.0, gt=0.0)
     """How long runtimes and relay live without an agent."""

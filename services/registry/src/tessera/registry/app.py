@@ -114,7 +114,7 @@ async def run(config: RegistryConfig, stop: Stop, coordinator: Coordinator, stat
         def add(server: grpc.aio.Server) -> None:
             registry_pb2_grpc.add_RegistryServicer_to_server(servicer, server)
 
-        server = RpcServer(config.address, handlers=[add], service_names=[SERVICE], token=config.registry_token)
+        server = RpcServer(config.address, handlers=[add], service_names=[SERVICE])
         try:
             await blobs.sweep()
             for domain in domains:

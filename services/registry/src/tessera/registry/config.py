@@ -17,7 +17,6 @@ class RegistryConfig(ServiceConfig):
     repository_url: str = Field(description="fsspec url of the folder with the blobs, e.g. file:///srv/tessera/repository")
     state_folder: str = Field(description="uploads, and what running imports write")
     trust_domains: list[str] = Field(default_factory=lambda: ["default"], min_length=1)
-    registry_token: str | None = Field(default=None, description="bearer token that callers must send; none: anybody who reaches the port")
     lease_ttl_s: float = Field(10.0, ge=1.0)
     stop_grace_s: float = Field(2.0, ge=0.0)
 

@@ -62,10 +62,8 @@ class RegistryServer(registry_pb2_grpc.RegistryServicer):
         return domain
 
     async def BeginUpload(self, request: registry_pb2.BeginUploadRequest, context: Any) -> registry_pb2.BeginUploadResponse:
-        domain = self._domain(request.trust_domain)
-        files = checked_manifest(_files(request.files), self._limits)
-        self._uploads.expect(domain, files)
-        return registry_pb2.BeginUploadResponse(missing_digests=self._uploads.missing(domain, files))
+        registration = checked_registration(self._registration(request.registration), self._allowed_builders)
+        return registry_pb2.BeginUploadResponse(missing_digests=await self._imports.missing(registration))
 
     async def UploadFiles(
         self, request_iterator: AsyncIterator[registry_pb2.UploadFilesRequest], context: Any

@@ -11,7 +11,6 @@ from tessera.clock import Clock
 from tessera.domain.errors import InvalidInput, NotFound, Unavailable
 from tessera.domain.ids import InstanceId, NodeId, RequestId
 from tessera.program import Tasks
-from tessera.scheduler.adapters.wire import explanation_response, report_of, start_response
 from tessera.scheduler.core.cluster import Cluster
 from tessera.scheduler.core.explanations import Explanations
 from tessera.scheduler.loops.leading import Leading
@@ -19,6 +18,7 @@ from tessera.scheduler.loops.pulse import Pulse
 from tessera.scheduler.loops.reconciling import Reconciler
 from tessera.scheduler.loops.starting import Starter, StartRequest
 from tessera.scheduler.ports import Agents
+from tessera.scheduler.wire import explanation_response, report_of, start_response
 from tessera.wire import decode_variant_key, encode_term
 
 MAX_CANDIDATES = 64

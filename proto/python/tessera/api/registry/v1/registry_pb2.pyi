@@ -50,20 +50,17 @@ Global___SourceFile: _TypeAlias = SourceFile  # noqa: Y015
 class BeginUploadRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    TRUST_DOMAIN_FIELD_NUMBER: _builtins.int
-    FILES_FIELD_NUMBER: _builtins.int
-    trust_domain: _builtins.str
+    REGISTRATION_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___SourceFile]: ...
+    def registration(self) -> Global___RegisterModelRequest: ...
     def __init__(
         self,
         *,
-        trust_domain: _builtins.str = ...,
-        files: _abc.Iterable[Global___SourceFile] | None = ...,
+        registration: Global___RegisterModelRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["registration", b"registration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "trust_domain", b"trust_domain"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["registration", b"registration"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

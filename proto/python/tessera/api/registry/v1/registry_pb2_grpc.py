@@ -85,7 +85,7 @@ class RegistryServicer:
     """Missing associated documentation comment in .proto file."""
 
     def BeginUpload(self, request, context):
-        """Names the files of an upload; answers which of them the registry does not have yet.
+        """Names what is about to be registered; answers which of its files have to be sent first. None where the same was registered before.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -32,7 +32,7 @@ class RegistryStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RegistryAsyncStub: ...
     BeginUpload: _grpc.UnaryUnaryMultiCallable[_registry_pb2.BeginUploadRequest, _registry_pb2.BeginUploadResponse]
-    """Names the files of an upload; answers which of them the registry does not have yet."""
+    """Names what is about to be registered; answers which of its files have to be sent first. None where the same was registered before."""
     UploadFiles: _grpc.StreamUnaryMultiCallable[_registry_pb2.UploadFilesRequest, _registry_pb2.UploadFilesResponse]
     """Streams the missing files in chunks of at most 1 MiB. Resumable: a file that arrived whole is never asked for again."""
     RegisterModel: _grpc.UnaryStreamMultiCallable[_registry_pb2.RegisterModelRequest, _registry_pb2.JobEvent]
@@ -49,7 +49,7 @@ class RegistryStub:
 class RegistryAsyncStub(RegistryStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     BeginUpload: _aio.UnaryUnaryMultiCallable[_registry_pb2.BeginUploadRequest, _registry_pb2.BeginUploadResponse]  # type: ignore[assignment]
-    """Names the files of an upload; answers which of them the registry does not have yet."""
+    """Names what is about to be registered; answers which of its files have to be sent first. None where the same was registered before."""
     UploadFiles: _aio.StreamUnaryMultiCallable[_registry_pb2.UploadFilesRequest, _registry_pb2.UploadFilesResponse]  # type: ignore[assignment]
     """Streams the missing files in chunks of at most 1 MiB. Resumable: a file that arrived whole is never asked for again."""
     RegisterModel: _aio.UnaryStreamMultiCallable[_registry_pb2.RegisterModelRequest, _registry_pb2.JobEvent]  # type: ignore[assignment]
@@ -69,7 +69,7 @@ class RegistryServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.BeginUploadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.BeginUploadResponse, _abc.Awaitable[_registry_pb2.BeginUploadResponse]]:
-        """Names the files of an upload; answers which of them the registry does not have yet."""
+        """Names what is about to be registered; answers which of its files have to be sent first. None where the same was registered before."""
 
     @_abc_1.abstractmethod
     def UploadFiles(

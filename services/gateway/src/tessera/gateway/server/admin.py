@@ -9,11 +9,10 @@ from typing import Any
 from tessera.api.common.v1 import common_pb2
 from tessera.api.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 from tessera.domain.errors import InvalidInput, NotFound, TesseraError
-from tessera.gateway.adapters.platform import Platform
-from tessera.gateway.adapters.scheduler import SchedulerClient
 from tessera.gateway.core.catalogue import Catalogue
 from tessera.gateway.core.decisions import Decision, DecisionLog
 from tessera.gateway.core.spans import RequestSpan, spans_of_decision
+from tessera.gateway.server.peers import Platform, StartExplanations
 from tessera.policy.variant.base import VariantPolicy
 from tessera.rpc import encode_span
 from tessera.telemetry import spans_of
@@ -26,7 +25,7 @@ _REQUEST_ID = re.compile(r"[0-9a-f]{32}")
 
 
 class AdminServer(gateway_pb2_grpc.GatewayServicer):
-    def __init__(self, catalogue: Catalogue, decisions: DecisionLog, platform: Platform, scheduler: SchedulerClient) -> None:
+    def __init__(self, catalogue: Catalogue, decisions: DecisionLog, platform: Platform, scheduler: StartExplanations) -> None:
         self._catalogue = catalogue
         self._decisions = decisions
         self._platform = platform

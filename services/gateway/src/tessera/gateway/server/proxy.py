@@ -11,11 +11,8 @@ import grpc.aio
 
 from tessera.domain.errors import InvalidInput, NotFound, TesseraError, Unavailable
 from tessera.domain.ids import NodeId
-from tessera.domain.records import ServiceRecord
-from tessera.gateway.adapters.channels import Channels
-from tessera.gateway.adapters.scheduler import Leader
-from tessera.gateway.adapters.watched import WatchedState
 from tessera.gateway.core.catalogue import Catalogue
+from tessera.gateway.server.peers import Announced, Channels, Leader
 
 NODE_METADATA = "tessera-node"
 _PREFIX = "/tessera.api."
@@ -35,9 +32,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class Directory:
     """Where a proxied call goes."""
 
-    def __init__(self, catalogue: Catalogue, watched: WatchedState, leader: Leader) -> None:
+    def __init__(self, catalogue: Catalogue, announced: Announced, leader: Leader) -> None:
         self._catalogue = catalogue
-        self._watched = watched
+        self._announced = announced
         self._leader = leader
 
     def address(self, kind: str, node: str) -> str:
@@ -46,7 +43,7 @@ class Directory:
             return self._leader.address()
         if kind == "node-agent":
             return self._agent(node)
-        found: list[ServiceRecord] = self._watched.services_of(kind)
+        found = self._announced.services_of(kind)
         if not found:
             raise Unavailable(f"no {kind} has announced itself")
         return found[0].address

@@ -50,10 +50,13 @@ def hello_of(answer: Message) -> Hello:
 class ProcessRuntime:
     """Implements `Runtime` over a control socket. The process is watched by pidfd; a lost connection alone is made anew."""
 
-    def __init__(self, folder: Path, hello: Hello, client: ControlClient, clock: Clock, ended: Callable[[], None]) -> None:
+    def __init__(
+        self, folder: Path, hello: Hello, client: ControlClient, batch_delay_us: int, clock: Clock, ended: Callable[[], None]
+    ) -> None:
         self._folder = folder
         self._hello = hello
         self._client = client
+        self._batch_delay_us = batch_delay_us
         self._clock = clock
         self._watched = Watched(hello.pid, ended)
 
@@ -88,6 +91,7 @@ class ProcessRuntime:
             generation=generation_text(generation),
             variant=str(variant),
             artifact=artifact or "",
+            max_delay_us=self._batch_delay_us,
             verify=verify,
         )
         stages = tuple(StageTime(stage, float(answer["stages"].get(stage.value, 0.0))) for stage in (Stage.MAP, Stage.LOAD))
@@ -166,6 +170,7 @@ class ProcessRuntimes:
         flavours: Iterable[str],
         trust_domain: TrustDomain,
         workers: int,
+        batch_delay_us: int,
         sharing: bool,
         orphan_s: float,
         zygote_start_s: float,
@@ -177,6 +182,7 @@ class ProcessRuntimes:
         self._flavours = tuple(flavours)
         self._trust_domain = trust_domain
         self._workers = workers
+        self._batch_delay_us = batch_delay_us
         self._sharing = sharing
         self._orphan_s = orphan_s
         self._zygote_start_s = zygote_start_s
@@ -266,7 +272,7 @@ class ProcessRuntimes:
                     "give each trust domain a run folder of its own"
                 )
             hello = hello_of(answer)
-            runtime = ProcessRuntime(folder, hello, client, self._clock, lambda: self._ended(RuntimeId(folder.name)))
+            runtime = ProcessRuntime(folder, hello, client, self._batch_delay_us, self._clock, lambda: self._ended(RuntimeId(folder.name)))
         except ProcessLookupError as error:
             client.close()
             raise Unavailable(f"{name}: its process has ended") from error

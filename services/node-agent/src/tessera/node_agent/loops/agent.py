@@ -24,7 +24,7 @@ from tessera.node_agent.core.fencing import Fence
 from tessera.node_agent.core.reconciler import Observed, Plan, reconcile
 from tessera.node_agent.core.runtimes import Purpose, RuntimeLimits, purpose_of
 from tessera.node_agent.core.status import InstanceSummary, NodeIdentity, NodeSummary, RuntimeSummary, record_of
-from tessera.node_agent.core.table import Instance, InstanceTable, StoryLine
+from tessera.node_agent.core.table import Instance, InstanceTable
 from tessera.node_agent.loops.fleet import Fleet
 from tessera.node_agent.loops.larder import Larder
 from tessera.node_agent.loops.pulse import Pulse
@@ -179,10 +179,6 @@ class Agent:
     def describe(self, instance: Instance) -> InstanceSummary:
         member = self._fleet.find(instance.runtime_id)
         return InstanceSummary(instance, member.runtime.hello.pid if member is not None else 0)
-
-    def story(self, instance_id: InstanceId) -> tuple[StoryLine, ...]:
-        """What happened to an instance, oldest first. Raises: NotFound."""
-        return self._table.story(instance_id)
 
     async def _status_of_store(self) -> StoreStatus:
         """Every few seconds, and when blobs came or went: counting what is mapped but deleted walks /proc."""

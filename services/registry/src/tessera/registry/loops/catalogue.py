@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -357,10 +356,3 @@ def _version_writes(new: NewVersion, key: VersionKey, model: ModelRecord | None)
         named = replace(variant, key=VariantKey(key.trust_domain, key.model, key.version, variant.key.variant))
         writes.append(Put(keys.variant(named.key), encode(named)))
     return writes
-
-
-def by_version(variants: Sequence[VariantRecord]) -> dict[VersionKey, list[VariantRecord]]:
-    found: dict[VersionKey, list[VariantRecord]] = {}
-    for variant in variants:
-        found.setdefault(variant.key.version_key, []).append(variant)
-    return found

@@ -75,6 +75,19 @@ class Imports:
         self._starting = asyncio.Lock()
         self._running: dict[tuple[TrustDomain, Digest], tuple[JobId, tuple[Digest, ...]]] = {}
 
+    async def missing(self, registration: Registration) -> list[Digest]:
+        """Files that have to be uploaded before it can be registered: none where its source is known already, however long ago.
+
+        Raises:
+            AlreadyExists: the name is an alias; said before anything is sent.
+        """
+        domain = registration.trust_domain
+        if await self._catalogue.version_of_source(domain, source_digest(registration, digest_of)) is not None:
+            return []
+        await self._catalogue.check_name_free_for_model(domain, registration.name)
+        self._uploads.expect(domain, registration.files)
+        return self._uploads.missing(domain, registration.files)
+
     async def register(self, registration: Registration, *, wait: bool) -> AsyncGenerator[JobProgress, None]:
         """Progress until the version is durable; with `wait` until its variants are made or have failed.
 

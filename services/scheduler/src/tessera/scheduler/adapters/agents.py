@@ -7,9 +7,9 @@ import grpc
 from tessera.api.node.v1 import node_pb2, node_pb2_grpc
 from tessera.domain.ids import InstanceId, Term
 from tessera.rpc import FramedCalls, connect
-from tessera.scheduler.adapters.wire import started_instance_of
 from tessera.scheduler.core.observed import ObservedInstance
 from tessera.scheduler.ports import StartOrder
+from tessera.scheduler.wire import started_instance_of
 from tessera.wire import encode_term, encode_variant_key
 
 START = "/tessera.api.node.v1.NodeAgent/StartInstance"

@@ -53,9 +53,6 @@ class _ClientProtocol(Connection):
         super().connection_made(transport)
         self.transport.write(codec.encode_hello(self.hello))
 
-    def waiting(self) -> dict[int, _Request]:
-        return self.streams
-
     def broken(self, error: FrameError) -> None:
         self.reason = f"the peer broke the protocol: {error}"
         if not self.max_message_bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Sized
 from typing import cast
 
 from tessera.frames import codec
@@ -38,7 +37,7 @@ class Connection(asyncio.BufferedProtocol):
         own = transport.get_extra_info("socket")
         if own is not None and own.family == socket.AF_UNIX:
             own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
-        self.sender = MessageSender(transport, self._kind, self.waiting())
+        self.sender = MessageSender(transport, self._kind)
         self.credit = CreditGiver(self.sender.put, self._window_bytes, self._budget)
 
     def pause_writing(self) -> None:
@@ -84,10 +83,6 @@ class Connection(asyncio.BufferedProtocol):
             incoming = self.begin(stream, data, start, stop)
             start += self._header_bytes
         self.took(stream, stop - start, incoming.take(data, start, stop, bool(flags & codec.FLAG_LAST)))
-
-    def waiting(self) -> Sized:
-        """What is open, where it is worth to wait for company of what is sent."""
-        return ()
 
     def on_frame(self, kind: int, flags: int, stream: int, data: memoryview, start: int, stop: int) -> None:
         raise NotImplementedError

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sized
+from collections.abc import Callable
 
 from tessera.frames import codec
 from tessera.frames.codec import MAX_CHUNK_BYTES, Buffer, FrameError
@@ -20,10 +20,6 @@ _JOIN_BYTES = 64 * 1024
 
 _FLUSH_BYTES = 1024 * 1024
 """So much is written without waiting for the end of the loop's turn, to learn whether the socket still takes it."""
-
-
-_MAX_TURNS = 12
-"""Of the event loop, that a small frame waits for company at most: one for every other stream that is open."""
 
 
 class _Outgoing:
@@ -41,16 +37,15 @@ class _Outgoing:
 class MessageSender:
     """One direction of a connection. The window counts chunk bytes that may still be sent; frames without chunks need none.
 
-    Frames are collected and written together, after this turn of the event loop or, with many of `streams` open, a few later: a system
-    call for each, and waking the peer for each, is most of what a small message costs.
+    Frames are collected and written together after this turn of the event loop: a system call for each, and waking the peer for each,
+    is most of what a small message costs.
 
     Whoever sends a message of one chunk asks `room` (how long it may be to go right away), calls `spend` and `put`; every other message
     goes through `queue`.
     """
 
-    def __init__(self, transport: asyncio.WriteTransport, kind: int, streams: Sized = ()) -> None:
+    def __init__(self, transport: asyncio.WriteTransport, kind: int) -> None:
         self.room = -1
-        self._open = streams
         self._transport = transport
         self._loop = asyncio.get_running_loop()
         self._kind = kind
@@ -62,7 +57,6 @@ class MessageSender:
         self._out: list[Buffer] = []
         self._out_bytes = 0
         self._flushing = False
-        self._turns = 0
 
     def grant(self, more: int) -> None:
         self._window += more
@@ -92,17 +86,7 @@ class MessageSender:
         self._out_bytes += size + len(head)
         if not self._flushing:
             self._flushing = True
-            self._turns = min(len(self._open) - 1, _MAX_TURNS)
-            self._loop.call_soon(self._turned)
-
-    def _turned(self) -> None:
-        """A turn of the loop is over. With many streams open the next ones bring more to write: each such turn costs the first of them
-        microseconds and saves a system call and waking the peer."""
-        if self._turns > 0 and self._out_bytes <= _JOIN_BYTES:
-            self._turns -= 1
-            self._loop.call_soon(self._turned)
-        else:
-            self.flush()
+            self._loop.call_soon(self.flush)
 
     def cork(self) -> None:
         """Nothing is scheduled until `flush`, which the caller promises to call in this turn."""

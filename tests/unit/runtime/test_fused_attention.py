@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -196,6 +198,9 @@ class Export:
 
     def tensors(self) -> dict[str, np.ndarray]:
         return self._weights
+
+    def derived(self, make: Any) -> Any:
+        return make()
 
 
 SIGNATURE = Signature(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,8 @@ from tessera.domain.errors import DataCorrupted, NotFound
 from tessera.domain.ids import Digest
 from tessera.tensorstore import artifact as artifacts
 from tessera.tensorstore.mapping import BlobMap, tensor_view
+
+T = TypeVar("T")
 
 
 def read_blob(store: Path, digest: Digest) -> bytes:
@@ -55,6 +57,7 @@ class ArtifactBlobs:
         self._folder = f"{store}/blobs/"
         self._mapped = mapped
         self._open: list[Digest] = []
+        self._derived: Any = None
         self._arrays: dict[str, npt.NDArray[Any]] = {}
         self.mapped_bytes = 0
         self._graph = read_blob(store, artifact.graph.digest) if artifact.graph else b""
@@ -106,7 +109,14 @@ class ArtifactBlobs:
     def tensors(self) -> Mapping[str, npt.NDArray[Any]]:
         return self._arrays
 
+    def derived(self, make: Callable[[], T]) -> T:
+        if self._derived is None:
+            self._derived = make()
+        found: T = self._derived
+        return found
+
     def close(self) -> None:
+        self._derived = None
         self._arrays.clear()
         self._end_mappings()
 

@@ -42,6 +42,8 @@ _log = logging.getLogger(__name__)
 
 TIDY_AFTER_S = 1.0
 """How long memory that an unload left free is kept for a load that may follow it."""
+WARM_AFTER_S = 0.05
+"""A runtime that was forked for a start has its load by then."""
 KEEP_S = 600.0
 """How long what an unloaded instance mapped stays mapped for the next one of its artifact, unless the agent wants the room."""
 _KNOWN_ARTIFACTS = 32
@@ -121,13 +123,22 @@ class InstanceManager:
         self.on_released: Callable[[list[Digest]], None] | None = None
 
     def start(self) -> Awaitable[None]:
-        """Makes the backends and runs something tiny on each, on the loader thread: loads that come meanwhile wait for it."""
+        """Makes the backends, on the loader thread: loads that come meanwhile wait for it."""
         return self._loop.run_in_executor(self._loader, self._make_backends)
 
     def _make_backends(self) -> None:
         config = BackendConfig(self.config.threads, self.config.folder)
         for name in backends.names(self.config.flavour):
-            backend = self._backends[name] = backends.create(name, config)
+            self._backends[name] = backends.create(name, config)
+
+    async def warm(self) -> None:
+        """Runs something tiny on each backend, unless a load has come first: that one has warmed its own, and must not wait for this."""
+        await self._clock.sleep(WARM_AFTER_S)
+        if not self._held and not self._loading:
+            await self._loop.run_in_executor(self._loader, self._warm_backends)
+
+    def _warm_backends(self) -> None:
+        for backend in self._backends.values():
             backend.warm()
 
     @property

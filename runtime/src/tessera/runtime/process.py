@@ -97,9 +97,10 @@ async def _serve(config: RuntimeConfig, clock: Clock, ready: Callable[[], None])
     data = await FrameServer.serve_unix(str(config.folder / "data.sock"), manager.infer, target=config.runtime_id)
     control = ControlServer(manager, end.watch, end.stop)
     await control.start(config.folder / "control.sock")
-    _write_info(config, clock)
     ready()
+    _write_info(config, clock)
     await started
+    await manager.warm()
     gc.collect()
     gc.freeze()  # a full collection over an imported backend takes 50-70 ms, and would come in the middle of a request
     await end.wait()

@@ -5,14 +5,16 @@ Its module `backend` has `create(config) -> Backend`, and `prepare()`: what a zy
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy.typing as npt
 
 from tessera.domain.artifact import Artifact
 from tessera.domain.ids import Digest
+
+T = TypeVar("T")
 
 
 class Tensor(NamedTuple):
@@ -35,6 +37,10 @@ class BlobSource(Protocol):
 
     def tensors(self) -> Mapping[str, npt.NDArray[Any]]:
         """Slot -> read-only array over mapped memory (a private copy where sharing is off), for every `TensorRef` of the artifact."""
+        ...
+
+    def derived(self, make: Callable[[], T]) -> T:
+        """What `make` makes of the bytes, kept as long as they are: the next load of the same bytes may find it there."""
         ...
 
 
@@ -72,7 +78,7 @@ class Backend(Protocol):
     flavour: str
 
     def warm(self) -> None:
-        """Runs something tiny, so that the first request finds threads, arenas and kernels there."""
+        """Runs something tiny, so that the first load finds threads, arenas and kernels there. Left out where a load comes at once."""
         ...
 
     def load(self, artifact: Artifact, digest: Digest, blobs: BlobSource) -> Loaded:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy.typing as npt
 import onnxruntime as ort
@@ -29,15 +29,22 @@ _SPIN_US = "100"
 _SHRINK = "memory.enable_memory_arena_shrinkage"
 
 
+class _Opening(NamedTuple):
+    """What sessions of the same bytes are opened with, one after the other: options that name the values, and what these point into."""
+
+    options: Any
+    values: list[Any]
+    arrays: list[npt.NDArray[Any]]
+
+
 class OrtLoaded:
-    """A session and what its pointers lead to. ONNX Runtime keeps bare pointers: session first, then values, then (outside) mappings."""
+    """A session. ONNX Runtime keeps bare pointers: it ends first, then the values in its `_Opening`, then the mappings."""
 
     inline = False
 
-    def __init__(self, session: Any, values: list[Any], arrays: list[npt.NDArray[Any]], datatypes: dict[str, str]) -> None:
+    def __init__(self, session: Any, opening: _Opening, datatypes: dict[str, str]) -> None:
         self._session = session
-        self._values = values
-        self._arrays = arrays
+        self._opening: _Opening | None = opening
         self._datatypes = datatypes
         self._names = [output.name for output in session.get_outputs()]
 
@@ -53,8 +60,7 @@ class OrtLoaded:
 
     def close(self) -> None:
         self._session = None
-        self._values.clear()
-        self._arrays.clear()
+        self._opening = None
 
 
 class OrtBackend:
@@ -71,7 +77,8 @@ class OrtBackend:
 
     def warm(self) -> None:
         graph, inputs, weights = warm_graph()
-        session, self._warm_values = self._session(graph, weights)
+        self._warm_opening = self._opening(weights)
+        session = _session(graph, self._warm_opening)
         session.run(None, inputs)
         self._warm_session, self._warm_inputs = session, inputs
 
@@ -79,25 +86,26 @@ class OrtBackend:
         graph, arrays = blobs.graph(), blobs.tensors()
         _check_initializers(artifact, external_initializers(graph))
         datatypes = {spec.name: spec.datatype for spec in artifact.signature.outputs}
-        weights = {ref.slot: (arrays[ref.slot], ref.dtype) for ref in artifact.tensors}
         try:
-            session, values = self._session(graph, weights)
+            opening = blobs.derived(lambda: self._opening({ref.slot: (arrays[ref.slot], ref.dtype) for ref in artifact.tensors}))
+            session = _session(graph, opening)
         except Exception as error:
             raise Unsupported(
                 f"ONNX Runtime cannot open graph {artifact.graph.digest if artifact.graph else ''}: {_first_line(error)}"
             ) from error
         _check_signature(artifact, session)
-        return OrtLoaded(session, values, [array for array, _ in weights.values()], datatypes)
+        return OrtLoaded(session, opening, datatypes)
 
     def release(self) -> None:
         """The shared arena gives its free regions back after a run that asks for it."""
-        if self._warm_session is not None:
-            options = ort.RunOptions()
-            options.add_run_config_entry(_SHRINK, "cpu:0")
-            self._warm_session.run(None, self._warm_inputs, options)
+        if self._warm_session is None:
+            self.warm()
+        options = ort.RunOptions()
+        options.add_run_config_entry(_SHRINK, "cpu:0")
+        self._warm_session.run(None, self._warm_inputs, options)
         gc.collect()  # sessions are garbage in circles, in whichever generation; what was there before the fork is frozen
 
-    def _session(self, graph: bytes, weights: Mapping[str, tuple[npt.NDArray[Any], str]]) -> tuple[Any, list[Any]]:
+    def _opening(self, weights: Mapping[str, tuple[npt.NDArray[Any], str]]) -> _Opening:
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = self._config.threads
@@ -116,11 +124,17 @@ class OrtBackend:
             value = _value(array, datatype)
             options.add_initializer(name, value)
             values.append(value)
-        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"]), values
+        return _Opening(options, values, [array for array, _ in weights.values()])
+
+
+def _session(graph: bytes, opening: _Opening) -> Any:
+    return ort.InferenceSession(graph, opening.options, providers=["CPUExecutionProvider"])
 
 
 def prepare() -> None:
-    """Builds ONNX Runtime's table of kernels: 4 ms that a first session pays otherwise. Makes no environment and no thread."""
+    """Builds ONNX Runtime's table of kernels (4 ms that a first session pays otherwise) and the graph of `warm`. Makes no environment and
+    no thread."""
+    warm_graph()
     list_kernels = getattr(C, "get_all_opkernel_def", None)
     if list_kernels is not None:
         list_kernels()

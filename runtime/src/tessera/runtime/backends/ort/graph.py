@@ -62,6 +62,7 @@ def _initializer(data: memoryview, found: dict[str, Initializer]) -> None:
         found[name] = Initializer(element_type, tuple(shape))
 
 
+@lru_cache(maxsize=1)
 def warm_graph() -> tuple[bytes, dict[str, npt.NDArray[Any]], dict[str, tuple[npt.NDArray[Any], str]]]:
     """A convolution and a matrix product, large enough to fill the arena's first region: model, inputs, weights."""
     channels, size = 16, 24

@@ -29,6 +29,10 @@ END_MARGIN_S = 5.0
 
 _log = get_logger(__name__)
 
+ZYGOTE_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "GLIBC_TUNABLES": "glibc.malloc.tcache_count=2000"}
+"""A session is ten thousands of small pieces of heap, freed by the thread that will open the next one: with a cache of its own that holds
+as many the thread opens it a sixth faster (the C library's default is 7 of each size). Read when a process starts, not later."""
+
 
 def hello_of(answer: Message) -> Hello:
     """A `hello` answer as a value. A zygote has no runtime id, holds and instances."""
@@ -220,16 +224,19 @@ class ProcessRuntimes:
         for last in (False, True):
             zygote = await self._zygote(flavour)
             try:
-                await self._fork(zygote, runtime_id, threads)
+                pid = await self._fork(zygote, runtime_id, threads)
                 break
             except Unavailable:
                 # Died under our hands: once more with a new one. Where it only lost the connection, its child may have come up.
                 if last or (self._run / runtime_id).exists():
                     raise
-        return await self._reach(self._run / runtime_id, CALL_S)
+        # What it would say to `hello` is known, and the way there and back is a twentieth of such a start.
+        hello = Hello(runtime_id, pid, flavour, threads, frozenset(), ())
+        client = await self._connect(self._run / runtime_id / "control.sock", f"runtime {runtime_id}", CALL_S)
+        return self._take_in(hello, client)
 
-    async def _fork(self, zygote: _Zygote, runtime_id: RuntimeId, threads: int) -> None:
-        await zygote.client.call(
+    async def _fork(self, zygote: _Zygote, runtime_id: RuntimeId, threads: int) -> int:
+        answer = await zygote.client.call(
             "fork",
             CALL_S,
             runtime_id=runtime_id,
@@ -239,6 +246,7 @@ class ProcessRuntimes:
             private=not self._sharing,
             seconds_orphan=self._orphan_s,
         )
+        return int(answer["pid"])
 
     async def end(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -271,15 +279,22 @@ class ProcessRuntimes:
                     f"{name} in {self._run} is of trust domain {answer.get('trust_domain')!r}, this node of {self._trust_domain!r}: "
                     "give each trust domain a run folder of its own"
                 )
-            hello = hello_of(answer)
-            runtime = ProcessRuntime(folder, hello, client, self._batch_delay_us, self._clock, lambda: self._ended(RuntimeId(folder.name)))
-        except ProcessLookupError as error:
-            client.close()
-            raise Unavailable(f"{name}: its process has ended") from error
+            return self._take_in(hello_of(answer), client)
         except BaseException:
             client.close()
             raise
-        self._live[hello.runtime_id] = runtime
+
+    def _take_in(self, hello: Hello, client: ControlClient) -> ProcessRuntime:
+        """Raises: Unavailable: its process has ended."""
+        runtime_id = hello.runtime_id
+        try:
+            runtime = ProcessRuntime(
+                self._run / runtime_id, hello, client, self._batch_delay_us, self._clock, lambda: self._ended(runtime_id)
+            )
+        except ProcessLookupError as error:
+            client.close()
+            raise Unavailable(f"runtime {runtime_id}: its process has ended") from error
+        self._live[runtime_id] = runtime
         return runtime
 
     async def _connect(self, socket: Path, name: str, timeout_s: float, watched: Watched | None = None) -> ControlClient:
@@ -337,7 +352,7 @@ class ProcessRuntimes:
         socket, log = self._socket(flavour), self._logs / f"zygote-{flavour}.log"
         command = [sys.executable, "-m", "tessera.runtime.zygote", "--flavour", flavour, "--socket", str(socket)]
         command += ["--run-folder", str(self._run), "--store", str(self._store)]
-        watched = Watched(spawn_detached(command, log, {**os.environ, "OPENBLAS_NUM_THREADS": "1"}))
+        watched = Watched(spawn_detached(command, log, {**os.environ, **ZYGOTE_ENVIRONMENT}))
         try:
             client = await self._connect(socket, f"zygote {flavour}", self._zygote_start_s, watched)
             await client.call("hello", CALL_S)

@@ -104,6 +104,9 @@ class _Memory:
     def tensors(self) -> Mapping[str, npt.NDArray[Any]]:
         return {name: tensor.detach().contiguous().numpy() for name, tensor in self._exported.flat.tensors}
 
+    def derived(self, make: Any) -> Any:
+        return make()
+
 
 def flat_runner(exported: Exported, folder: Path) -> Run:
     """Runs the flat program with the runtime's own `aten` backend.

@@ -150,7 +150,6 @@ async def main(flavour, store, run_folder, digest, private):
     figures = []
     for _ in range(5):
         before = memory.memory_use(store).private_bytes
-        manager.holds.declare(digests)
         answer = await manager.load(LoadRequest("i", 1, "m@1/v", digest))
         await manager.measure("i", 1, 0.0, 2)
         loaded = memory.memory_use(store).private_bytes

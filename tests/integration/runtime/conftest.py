@@ -206,9 +206,8 @@ class RunningRuntime:
     generations: Iterator[int] = field(default_factory=lambda: itertools.count(1000))
 
     async def load(self, artifact: str, instance_id: str = "i-1", variant: str = "linear@3/any", **fields: Any) -> int:
-        """Holds and loads; returns the generation."""
+        """Returns the generation."""
         generation = next(self.generations)
-        await self.control.call("hold", digests=[blob.digest for blob in self.store.artifact(artifact).blobs()])
         await self.control.call(
             "load", instance_id=instance_id, generation=control.generation_text(generation), variant=variant, artifact=artifact, **fields
         )

@@ -123,6 +123,8 @@ def test_agrees_with_protobuf_on_any_bytes(data):
 
 @settings(max_examples=400)
 @given(st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), min_size=1, max_size=4))
+@example([(13, 9)])
+@example([(129, 17)])
 def test_agrees_with_protobuf_on_damaged_messages(changes):
     message = ModelInferRequest(model_name="resnet", id="7", raw_input_contents=[b"\x00" * 16])
     message.parameters["timeout"].int64_param = 5

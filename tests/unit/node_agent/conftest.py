@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -145,30 +145,18 @@ class FakeRuntime:
         self.alive = True
         self.loaded: dict[InstanceId, HeldInstance] = {}
         self.mapped: dict[InstanceId, frozenset[Digest]] = {}
-        self.declared: list[frozenset[Digest]] = []
         self.unloads: list[tuple[InstanceId, int]] = []
         self.slow = False
         self.trims = 0
 
     @property
     def hello(self) -> Hello:
-        holds = frozenset().union(*self.mapped.values(), *self.declared) if self.mapped or self.declared else frozenset()
+        holds = frozenset().union(*self.mapped.values()) if self.mapped else frozenset()
         return replace(self._hello, holds=holds, instances=tuple(self.loaded.values()))
 
     def _require(self) -> None:
         if not self.alive:
             raise Unavailable(f"runtime {self._hello.runtime_id} has ended")
-
-    async def hold(self, digests: Collection[Digest]) -> None:
-        self._require()
-        pinned = self._world.store.holders().get(self._hello.runtime_id, frozenset())
-        assert set(digests) <= pinned, "told to hold what the store has not pinned for it"
-        self.declared.append(frozenset(digests))
-
-    async def release(self, digests: Collection[Digest]) -> None:
-        self._require()
-        if frozenset(digests) in self.declared:
-            self.declared.remove(frozenset(digests))
 
     async def load(
         self, instance_id: InstanceId, generation: Generation, variant: VariantKey, artifact: Digest | None, verify: bool, timeout_s: float
@@ -186,8 +174,8 @@ class FakeRuntime:
             raise fault
         content = decode(self._world.store.path(artifact).read_bytes())
         blobs = frozenset(blob.digest for blob in content.blobs())
-        assert blobs in self.declared, "loaded what was not held"
-        self.declared.remove(blobs)
+        pinned = self._world.store.holders().get(self._hello.runtime_id, frozenset())
+        assert blobs <= pinned, "told to load what the store has not pinned for it"
         if verify:
             for digest in sorted(blobs):
                 if digest_of(self._world.store.path(digest).read_bytes()) != digest:

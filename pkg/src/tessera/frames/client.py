@@ -139,6 +139,8 @@ class _ClientProtocol(Connection):
         if size <= sender.room:
             sender.spend(size)
             sender.put(codec.whole_request_head(number, header, size), body)
+            if len(self.streams) == 1:
+                sender.flush()  # alone: there is no company to wait for
         else:
             sender.queue(number, codec.request_header(header, size), body)
         return request

@@ -249,17 +249,21 @@ def _narrow(number: int, value: int) -> int:
 
 
 def _parameter_entry(data: memoryview, into: Parameters) -> None:
+    """An entry with a field that an entry does not have is none: protobuf keeps it among the unknown fields."""
     key = ""
     chosen: ParameterValue = None
+    foreign = False
     for number, kind, value in wire.fields(data, "parameters"):
-        if kind != wire.LENGTH:
+        if kind != wire.LENGTH or number > 2:
+            foreign = True
             continue
         assert isinstance(value, memoryview)
         if number == 1:
             key = wire.text(value, "parameters key")
         elif number == 2:
             chosen = _parameter(value, chosen)
-    into[key] = chosen
+    if not foreign:
+        into[key] = chosen
 
 
 def _parameter(data: memoryview, chosen: ParameterValue) -> ParameterValue:

@@ -198,6 +198,8 @@ class _ServerProtocol(Connection):
         if answer_bytes <= sender.room:
             sender.spend(answer_bytes)
             sender.put(codec.whole_response_head(number, response, answer_bytes), response.body)
+            if not self.streams:
+                sender.flush()
         else:
             self.credit.held += answer_bytes
             sender.queue(number, codec.response_header(response, answer_bytes), response.body, partial(self.credit.release, answer_bytes))

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from tessera.domain.errors import InvalidInput, TesseraError, error_of
-from tessera.domain.ids import Digest, Generation, checked_digest
+from tessera.domain.ids import Generation
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 
@@ -119,18 +119,6 @@ def number_field(message: Mapping[str, Any], name: str, default: float) -> float
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
         raise InvalidInput(name, value, "must be a number of at least 0")
     return float(value)
-
-
-def digests_field(message: Mapping[str, Any], name: str) -> list[Digest]:
-    """A list of digests.
-
-    Raises:
-        InvalidInput: names the field and what is no digest.
-    """
-    value = message.get(name)
-    if not isinstance(value, list):
-        raise InvalidInput(name, value, "must be a list of digests")
-    return [checked_digest(name, str(item)) for item in value]
 
 
 def generation_text(generation: int) -> str:

@@ -162,11 +162,11 @@ class InstanceManager:
         return instance.submit(header, parse_request(body))
 
     async def load(self, request: LoadRequest) -> LoadAnswer:
-        """Makes an instance. Its blobs must have been declared (`holds.declare`).
+        """Makes an instance. Its blobs are held from here on, before anything is mapped.
 
         Raises:
             AlreadyExists: the instance id or generation is taken.
-            FailedPrecondition: blobs are not held, or the artifact was baked for another build class.
+            FailedPrecondition: the artifact was baked for another build class.
             NotFound, DataCorrupted: a blob is not there, or is not what its digest says.
             Unsupported: another flavour's artifact, or a graph that the backend cannot do.
         """
@@ -177,7 +177,9 @@ class InstanceManager:
         version = parse_reference(request.variant).version
         self._loading.add(request.instance_id)
         try:
-            opened = await self._loop.run_in_executor(self._loader, self._open, request)
+            artifact, digests = self._artifact(request.artifact)
+            self.holds.use(request.instance_id, digests)
+            opened = await self._loop.run_in_executor(self._loader, self._open, request, artifact)
         except BaseException as error:
             self._note_released(self.holds.end(request.instance_id))
             self._tidy_later()
@@ -194,19 +196,12 @@ class InstanceManager:
         self._by_generation[request.generation] = instance
         return opened.answer
 
-    def _open(self, request: LoadRequest) -> _Opened:
+    def _open(self, request: LoadRequest, artifact: Artifact) -> _Opened:
         """On the loader thread."""
         started = self._clock.monotonic_s()
         private_before = memory.anonymous_bytes()
         store = self.config.store
-        artifact, digests = self._artifact(request.artifact)
         backend = self._backend_for(artifact)
-        missing = self.holds.missing(digests)
-        if missing:
-            raise FailedPrecondition(
-                f"{len(missing)} blobs of the artifact are not held by this runtime, first {missing[0]}: send `hold` first"
-            )
-        self.holds.use(request.instance_id, digests)
         blobs = None if request.verify else self._kept.take(request.artifact)
         if blobs is None:
             blobs = ArtifactBlobs(store, artifact, self._maps, self.config.private, request.verify)

@@ -64,8 +64,6 @@ class ControlServer:
         self._server: asyncio.Server | None = None
         self._at_once: dict[str, Callable[[Message], Message]] = {
             "hello": self._hello,
-            "hold": self._hold,
-            "release": self._release,
             "shutdown": self._shutdown,
         }
         self._operations: dict[str, Callable[[Message], Awaitable[Message]]] = {
@@ -149,13 +147,6 @@ class ControlServer:
                 for instance in self._manager.instances
             ],
         }
-
-    def _hold(self, message: Message) -> Message:
-        self._manager.holds.declare(control.digests_field(message, "digests"))
-        return {}
-
-    def _release(self, message: Message) -> Message:
-        return {"released": self._manager.holds.withdraw(control.digests_field(message, "digests"))}
 
     async def _load(self, message: Message) -> Message:
         answer = await self._manager.load(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -88,18 +88,13 @@ class Runtime(Protocol):
     @property
     def alive(self) -> bool: ...
 
-    async def hold(self, digests: Collection[Digest]) -> None:
-        """Announces a load that needs `digests`."""
-        ...
-
-    async def release(self, digests: Collection[Digest]) -> None:
-        """Takes an announcement back whose load did not come."""
-        ...
-
     async def load(
         self, instance_id: InstanceId, generation: Generation, variant: VariantKey, artifact: Digest | None, verify: bool, timeout_s: float
     ) -> LoadReport:
-        """Raises: DataCorrupted, Unsupported, InvalidInput, Internal: the runtime's own reasons."""
+        """It holds the artifact's blobs from here on; they are pinned for it before.
+
+        Raises: DataCorrupted, Unsupported, InvalidInput, Internal: the runtime's own reasons.
+        """
         ...
 
     async def unload(self, instance_id: InstanceId, drain_ms: int) -> frozenset[Digest]:

@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +78,6 @@ class ProcessRuntime:
         if self._client.closed:
             self._client = await ControlClient.connect(self._folder / "control.sock", f"runtime {self._hello.runtime_id}", CONNECT_S)
         return await self._client.call(op, timeout_s, **fields)
-
-    async def hold(self, digests: Collection[Digest]) -> None:
-        await self._call("hold", digests=sorted(digests))
-
-    async def release(self, digests: Collection[Digest]) -> None:
-        await self._call("release", digests=sorted(digests))
 
     async def load(
         self, instance_id: InstanceId, generation: Generation, variant: VariantKey, artifact: Digest | None, verify: bool, timeout_s: float

@@ -23,11 +23,6 @@ class Load:
     blobs: dict[Digest, int]
     max_batch: int
 
-    @property
-    def held(self) -> frozenset[Digest]:
-        """What the runtime itself holds."""
-        return frozenset(self.blobs) - {self.artifact}
-
 
 def load_of(digest: Digest, size_bytes: int, artifact: Artifact, build_class: BuildClass) -> Load:
     """What this node has to do for `artifact`, stored as `size_bytes` bytes under `digest`.

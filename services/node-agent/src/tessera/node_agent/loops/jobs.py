@@ -172,7 +172,6 @@ class Jobs:
         self, runtime_id: RuntimeId, runtime: Runtime, name: InstanceId, variant: VariantKey, load: Load, watch: Stopwatch, path: StartPath
     ) -> LoadCost:
         generation = Generation(int.from_bytes(self._random_bytes(8), "little") | 1)
-        await runtime.hold(load.held)
         with watch.loading(Stage.FORK if path is StartPath.FORK else Stage.LOAD) as loading:
             report = await runtime.load(name, generation, variant, load.artifact, False, self._load_timeout_s)
             loading.take(report.stages)

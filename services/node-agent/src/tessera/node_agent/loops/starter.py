@@ -280,12 +280,8 @@ class Starter:
                 self._table.move(instance_id, InstanceState.LOADING, self._clock.monotonic_s(), "")
             rest = Stage.FORK if self._table.get(instance_id).start_path is StartPath.FORK else Stage.LOAD
             with watch.loading(rest) as loading:
-                # Told in this order on one connection, so that the load finds its blobs held without a way back in between.
-                _, report = await asyncio.gather(
-                    runtime.hold(load.held),
-                    runtime.load(
-                        instance_id, instance.generation, instance.variant, artifact, self._settings.verify, self._settings.load_timeout_s
-                    ),
+                report = await runtime.load(
+                    instance_id, instance.generation, instance.variant, artifact, self._settings.verify, self._settings.load_timeout_s
                 )
                 loading.take(report.stages)
                 return report
@@ -294,20 +290,10 @@ class Starter:
             await self._fleet.kill(runtime_id)
             raise
         except TesseraError:
-            await self._take_back(instance_id, runtime_id, load)
+            # Refused: nothing of it stays held.
+            self._table.note(instance_id, runtime_id=None, blobs=frozenset())
+            self._fleet.unpin(runtime_id, load.blobs)
             raise
-
-    async def _take_back(self, instance_id: InstanceId, runtime_id: RuntimeId, load: Load) -> None:
-        """After a load that the runtime refused: nothing of it stays held."""
-        self._table.note(instance_id, runtime_id=None, blobs=frozenset())
-        on_their_way = (InstanceState.MAPPED, InstanceState.LOADING)
-        if not any(other.state in on_their_way for other in self._table.in_runtime(runtime_id)):
-            # A load that was refused early left its announcement; with another one on its way it could not be told from that one's.
-            try:
-                await self._fleet.get(runtime_id).release(load.held)
-            except TesseraError as error:
-                _log.debug("not released", runtime_id=runtime_id, reason=str(error))
-        self._fleet.unpin(runtime_id, load.blobs)
 
     async def _replace_corrupted(self, instance_id: InstanceId, load: Load, artifact: Digest, watch: Stopwatch) -> bool:
         """Quarantines what no longer has its digest and fetches it again. Whoever maps it is taken out of service. False: all is sound."""

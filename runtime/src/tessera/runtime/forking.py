@@ -5,6 +5,7 @@ Plain selectors, no event loop and no second thread: what a fork copies must be 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import selectors
@@ -182,6 +183,9 @@ class Zygote:
             os.close(read_end)
             self._become_runtime(runtime, write_end)
         os.close(write_end)
+        with contextlib.suppress(OSError):  # the child tries too and says what is wrong
+            # On a disk this takes a millisecond, which the child has other work for.
+            (runtime.run_folder / runtime.runtime_id).mkdir(mode=0o700, exist_ok=True)
         child = self._runtimes[pid] = _Child(runtime.runtime_id, pid, read_end, client, message.get("id"), started)
         self._selector.register(read_end, selectors.EVENT_READ, lambda _: self._ready(child))
 

@@ -31,7 +31,6 @@ def run(config: RuntimeConfig, ready: Callable[[], None]) -> None:
 
     The run folder of the runtime is removed at the end.
     """
-    config.folder.mkdir(mode=0o700, exist_ok=True)
     make_room_for_descriptors()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -92,6 +91,7 @@ async def _serve(config: RuntimeConfig, clock: Clock, ready: Callable[[], None])
     loop = asyncio.get_running_loop()
     end = _End(config.orphan_s)
     loop.add_signal_handler(signal.SIGTERM, end.stop, TERMINATE_DRAIN_S)
+    config.folder.mkdir(mode=0o700, exist_ok=True)  # there already, when the zygote was quicker
     manager = InstanceManager(config, clock)
     started = manager.start()
     data = await FrameServer.serve_unix(str(config.folder / "data.sock"), manager.infer, target=config.runtime_id)

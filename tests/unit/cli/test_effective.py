@@ -22,7 +22,7 @@ def layout(tmp_path: Path) -> Layout:
     found = Layout(tmp_path / "state", otlp_endpoint="127.0.0.1:4317", run_folder=tmp_path / "tessera-run")
     found.config.mkdir(parents=True)
     platform.PlatformState.of(found, "stopped", ENDED).save(found.state)
-    write(found, found.services()["registry"][1] | {"registry_token": "hunter2"})
+    write(found, found.services()["registry"][1])
     return found
 
 
@@ -30,15 +30,13 @@ def write(layout: Layout, settings: object) -> None:
     (layout.config / "registry.yaml").write_text(yaml.safe_dump(settings))
 
 
-def test_file_defaults_and_variables_are_shown_and_secrets_are_not(
-    layout: Layout, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_file_defaults_and_variables_are_shown(layout: Layout, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("TESSERA_LOG_LEVEL", "warning")
     found = effective_settings(layout.state)
     assert set(found) == {"registry"}
     shown = found["registry"]
     assert (shown["otlp_endpoint"], shown["repository_url"]) == ("127.0.0.1:4317", layout.repository_url)
-    assert (shown["trace_ring_size"], shown["log_level"], shown["registry_token"]) == (4096, "warning", "(not shown)")
+    assert (shown["trace_ring_size"], shown["log_level"]) == (4096, "warning")
     assert "nothing runs" in capsys.readouterr().err
 
 

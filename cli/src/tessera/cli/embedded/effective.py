@@ -20,7 +20,6 @@ from tessera.domain.errors import FailedPrecondition, Unavailable
 Settings = dict[str, Any]
 
 _PREFIX = "TESSERA_"
-_SECRETS = ("token", "secret", "password")
 _ANSWER_S = 60.0
 
 
@@ -57,7 +56,7 @@ def _ask(layout: Layout, name: str, environment: Mapping[str, str]) -> Settings:
     if done.returncode != 0:
         raise FailedPrecondition(f"{name} does not take its settings: {done.stderr.strip()[-800:]}")
     found: Settings = yaml.safe_load(done.stdout)
-    return {key: "(not shown)" if value is not None and key.endswith(_SECRETS) else value for key, value in found.items()}
+    return found
 
 
 def _etcd(recorded: platform.PlatformState) -> dict[str, Settings]:

@@ -22,6 +22,7 @@ from tessera.runtime.backends.interface import Backend, BackendConfig, Loaded, T
 from tessera.runtime.blobs import ArtifactBlobs
 from tessera.tensorstore import artifact as artifacts
 from tessera.tensorstore.mapping import BlobMap
+from tessera.tensorstore.seal import seal
 
 BACKENDS = ("aten", "ort")
 MODELS = ("resnet18", "bert")
@@ -74,6 +75,8 @@ def import_and_bake(reference: str, arguments: dict[str, Any], seed: int, store:
     for blob in lines[-1]["blobs"]:
         assert artifacts.digest_of(Path(blob["path"]).read_bytes()) == blob["digest"]
         shutil.move(blob["path"], store / "blobs" / blob["digest"])
+    for path in (store / "blobs").iterdir():
+        seal(path, Digest(path.name))
     return {"aten": made.aten, "onnx": made.onnx, "ort": lines[-1]["artifact"]}
 
 

@@ -152,7 +152,6 @@ class AgentProcess:
             "run_folder": str(run),
             "store_budget_bytes": 64 << 20,
             "flavours": ["ort"],
-            "verify_on_bind": True,
             "tombstone_s": 2.0,
             **settings,
         }

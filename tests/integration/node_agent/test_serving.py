@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tessera.api.common.v1 import common_pb2
 from tessera.api.node.v1 import node_pb2
 from tessera.domain.errors import FailedPrecondition, InvalidInput, NotFound, StaleTerm, Unsupported
 from tessera.domain.ids import Digest
+from tessera.tensorstore.seal import is_sealed
 
 RANDOM = np.random.default_rng(3)
 
@@ -104,9 +106,10 @@ async def test_without_sharing_nothing_of_the_store_is_mapped(agent: Any, kit: A
     client.close()
 
 
-async def test_a_corrupted_tensor_is_quarantined_fetched_again_and_never_served(agent: Any, kit: Any) -> None:
+@pytest.mark.parametrize("verify", [False, True])
+async def test_a_corrupted_tensor_is_quarantined_fetched_again_and_never_served(agent: Any, kit: Any, verify: bool) -> None:
     model = kit.make_linear(agent.repository, "ort")
-    await agent.start()
+    await agent.start(verify_on_bind=verify)
     first = await agent.start_instance("a", model.artifact)
     assert model.tensor in Path(f"/proc/{first.pid}/maps").read_text()
     file = agent.run / "store" / "blobs" / model.tensor
@@ -126,6 +129,19 @@ async def test_a_corrupted_tensor_is_quarantined_fetched_again_and_never_served(
     (failed,) = [item for item in status.instances if item.instance_id == "a"]
     assert failed.state == "failed"
     assert model.tensor in failed.error
+
+
+async def test_a_file_that_was_touched_but_has_its_bytes_is_trusted_again(agent: Any, kit: Any) -> None:
+    model = kit.make_linear(agent.repository, "ort")
+    await agent.start()
+    await agent.start_instance("a", model.artifact)
+    await agent.stop_instance("a")
+    file = agent.run / "store" / "blobs" / model.tensor
+    os.utime(file)
+    second = await agent.start_instance("b", model.artifact)
+    assert (second.state, second.fetched) == ("ready", False)
+    assert is_sealed(file.stat().st_mtime_ns, Digest(model.tensor))
+    assert (await agent.status()).store.quarantined == 0
 
 
 async def test_what_cannot_be_started_says_why(agent: Any, kit: Any) -> None:

@@ -28,6 +28,7 @@ from tessera.frames import FrameClient, FrameResponse, RequestHeader
 from tessera.runtime import control
 from tessera.runtime.classes import build_class
 from tessera.tensorstore import artifact as artifacts
+from tessera.tensorstore.seal import seal
 
 WIDTH = 64
 IDENTITY = Artifact(
@@ -57,6 +58,7 @@ class Store:
         if not path.exists():
             path.write_bytes(data)
             path.chmod(0o444)
+            seal(path, digest)
         return Blob(digest, len(data))
 
     def path(self, digest: str) -> Path:

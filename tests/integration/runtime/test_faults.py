@@ -204,6 +204,7 @@ async def test_broken_control_message_ends_that_connection_alone(zygotes, kit):
 
 async def test_info_file_and_unknown_target(zygotes):
     runtime = await zygotes("ort").fork(threads=2)
+    await runtime.control.call("hello")  # it writes the file before it answers anything, but says earlier that it listens
     info = json.loads((runtime.folder / "info.json").read_text())
     assert (info["runtime_id"], info["pid"], info["flavour"], info["threads"]) == (runtime.runtime_id, runtime.pid, "ort", 2)
     assert os.getsid(runtime.pid) == runtime.pid

@@ -17,6 +17,7 @@ from tessera.domain.errors import (
     Unsupported,
     WrongGeneration,
 )
+from tessera.tensorstore.seal import seal
 
 
 async def test_identity_gives_any_datatype_back(zygotes, store, kit):
@@ -89,6 +90,7 @@ async def test_what_was_kept_is_used_again_only_where_the_store_has_the_same_fil
     path = store.root / "blobs" / digest
     again = path.with_suffix(".new")
     again.write_bytes(path.read_bytes())
+    seal(again, digest)
     again.replace(path)  # as after quarantine and a second fetch
     assert (await answer() == first).all()
     (after,) = [line for line in runtime.maps().splitlines() if digest in line]

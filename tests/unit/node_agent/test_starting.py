@@ -250,7 +250,9 @@ async def test_a_runtime_that_met_corrupted_bytes_is_not_tried_again(node: Any) 
 
 async def test_corruption_in_the_repository_is_an_error_and_is_not_stored(node: Any, make: Any) -> None:
     artifact = node.make_artifact()
-    node.runtimes.faults["m"] = [DataCorrupted("blob x")]
-    with pytest.raises(DataCorrupted):  # the store's bytes are sound: a second try would not help
+    node.runtimes.faults["m"] = [DataCorrupted("blob x")] * 2
+    with pytest.raises(DataCorrupted):  # the store's bytes are sound and sealed again: one more try, and no third
         await node.start("a", artifact)
     assert node.store.status().quarantined == 0
+    node.runtimes.faults["m"] = [DataCorrupted("blob x")]
+    assert (await node.start("b", artifact)).state == "ready"

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from tessera.domain.artifact import TensorRef
 from tessera.domain.errors import DataCorrupted, InvalidInput, NotFound
 from tessera.domain.ids import Digest
+from tessera.tensorstore.seal import is_sealed
 
 MADV_POPULATE_READ = 22
 """Linux 5.14; not in the `mmap` module of Python 3.11."""
@@ -108,6 +109,11 @@ class BlobMap:
             return mapped is not None and mapped.file == _identity(os.stat(path))
         except FileNotFoundError:
             return False
+
+    def is_sealed(self, path: Path | str) -> bool:
+        """Whether an open blob was not written to between its arrival in the store and its mapping (`tessera.tensorstore.seal`)."""
+        digest = Digest(os.path.basename(path))
+        return is_sealed(self._mapped[digest].file[2], digest)
 
     def close(self, path: Path | str) -> bool:
         """Gives one `open` of a path or digest back. True: that was the last one and the blob is let go.

@@ -51,7 +51,8 @@ class ArtifactBlobs:
 
         Raises:
             NotFound: a blob is not in the store.
-            DataCorrupted: a blob has other bytes (with `verify`) or another length than the artifact says; names the digest.
+            DataCorrupted: a blob has another length than the artifact says, was written to after it was stored, or (with `verify`) has
+                other bytes; names the digest.
         """
         self._artifact = artifact
         self._folder = f"{store}/blobs/"
@@ -92,6 +93,8 @@ class ArtifactBlobs:
                 raise DataCorrupted(f"blob {blob.digest} is {len(view)} bytes long: the artifact says {blob.size_bytes}")
             if verify:
                 _check(view, blob.digest)
+            elif not self._mapped.is_sealed(blob.digest):
+                raise DataCorrupted(f"blob {blob.digest} was written to after it was stored")
             self.mapped_bytes += blob.size_bytes
         pack = self._artifact.pack.digest if self._artifact.pack else None
         for ref in self._artifact.tensors:

@@ -15,6 +15,7 @@ from tessera.domain.errors import DataCorrupted, ResourceExhausted
 from tessera.domain.ids import Digest
 from tessera.tensorstore.interface import BytesLike, flat
 from tessera.tensorstore.local.layout import BLOB_MODE
+from tessera.tensorstore.seal import seal
 
 
 class LocalWriter:
@@ -89,6 +90,7 @@ class LocalWriter:
             if actual != self._digest:
                 raise DataCorrupted(f"blob {self._digest}: the bytes that arrived have digest {actual}")
             os.fchmod(self._fd, BLOB_MODE)
+            seal(self._fd, self._digest)
             won = self._publish(self)
         except BaseException:
             self.abort()

@@ -234,8 +234,9 @@ class Starter:
                 break
             except DataCorrupted as error:
                 self._fleet.taint(runtime_id)
-                if last or not await self._replace_corrupted(instance_id, load, artifact, watch):
+                if last:
                     raise
+                await self._replace_corrupted(instance_id, load, artifact, watch)
                 self._table.tell(instance_id, self._clock.monotonic_s(), f"loads once more: {error}")
         outcome = {"stages": watch.stages(), "private_bytes": report.private_bytes}
         self._table.move(instance_id, InstanceState.READY, self._clock.monotonic_s(), f"in {runtime_id}", **outcome)
@@ -295,19 +296,19 @@ class Starter:
             self._fleet.unpin(runtime_id, load.blobs)
             raise
 
-    async def _replace_corrupted(self, instance_id: InstanceId, load: Load, artifact: Digest, watch: Stopwatch) -> bool:
-        """Quarantines what no longer has its digest and fetches it again. Whoever maps it is taken out of service. False: all is sound."""
+    async def _replace_corrupted(self, instance_id: InstanceId, load: Load, artifact: Digest, watch: Stopwatch) -> None:
+        """Quarantines what no longer has its digest and fetches it again. Whoever maps it is taken out of service. What was touched only,
+        and has its digest, is sealed again."""
         with watch.stage(Stage.FETCH):
             bad = await self._larder.corrupted(load)
             if not bad:
-                return False
+                return
             for other in self._table:
                 if other.alive and other.instance_id != instance_id and not bad.isdisjoint(other.blobs):
                     self._withdraw_corrupted(other, bad)
             _log.error("corrupted blobs quarantined", digests=sorted(bad), artifact=artifact, found_by=instance_id)
             await self._larder.replace(bad, artifact, instance_id)
         self._table.note(instance_id, fetched=True)
-        return True
 
     def _withdraw_corrupted(self, instance: Instance, bad: frozenset[Digest]) -> None:
         self._fleet.taint(instance.runtime_id)

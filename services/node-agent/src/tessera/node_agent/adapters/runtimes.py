@@ -29,9 +29,10 @@ END_MARGIN_S = 5.0
 
 _log = get_logger(__name__)
 
-ZYGOTE_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "GLIBC_TUNABLES": "glibc.malloc.tcache_count=2000"}
-"""A session is ten thousands of small pieces of heap, freed by the thread that will open the next one: with a cache of its own that holds
-as many the thread opens it a sixth faster (the C library's default is 7 of each size). Read when a process starts, not later."""
+ENVIRONMENTS = {"ort": {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=2000"}}
+"""By flavour. A session is ten thousands of small pieces of heap, freed by the thread that will open the next one: with a cache of its own
+that holds as many the thread opens it a sixth faster (the C library's default is 7 of each size). Read when a process starts, not later.
+Not under torch, whose threads would keep tens of MiB that way."""
 
 
 def hello_of(answer: Message) -> Hello:
@@ -346,7 +347,7 @@ class ProcessRuntimes:
         socket, log = self._socket(flavour), self._logs / f"zygote-{flavour}.log"
         command = [sys.executable, "-m", "tessera.runtime.zygote", "--flavour", flavour, "--socket", str(socket)]
         command += ["--run-folder", str(self._run), "--store", str(self._store)]
-        watched = Watched(spawn_detached(command, log, {**os.environ, **ZYGOTE_ENVIRONMENT}))
+        watched = Watched(spawn_detached(command, log, {**os.environ, "OPENBLAS_NUM_THREADS": "1", **ENVIRONMENTS.get(flavour, {})}))
         try:
             client = await self._connect(socket, f"zygote {flavour}", self._zygote_start_s, watched)
             await client.call("hello", CALL_S)

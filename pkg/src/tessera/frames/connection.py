@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from abc import ABC, abstractmethod
 from typing import cast
 
 from tessera.frames import codec
@@ -16,7 +17,7 @@ _SEND_BUFFER_BYTES = 1024 * 1024
 As much of it as the kernel's limit allows."""
 
 
-class Connection(asyncio.BufferedProtocol):
+class Connection(asyncio.BufferedProtocol, ABC):
     """Subclasses say what a frame and the beginning and the end of a message mean.
 
     Args:
@@ -84,21 +85,25 @@ class Connection(asyncio.BufferedProtocol):
             start += self._header_bytes
         self.took(stream, stop - start, incoming.take(data, start, stop, bool(flags & codec.FLAG_LAST)))
 
-    def on_frame(self, kind: int, flags: int, stream: int, data: memoryview, start: int, stop: int) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def on_frame(self, kind: int, flags: int, stream: int, data: memoryview, start: int, stop: int) -> None: ...
 
+    @abstractmethod
     def incoming_of(self, stream: int) -> Incoming | None:
         """The message that has begun on this stream."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def begin(self, stream: int, data: memoryview, start: int, stop: int) -> Incoming:
         """A message begins; its header, and maybe some of it, is data[start:stop]. Raises: FrameError."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def took(self, stream: int, size: int, body: Buffer | None) -> None:
         """`size` more bytes of the stream's message are here; `body` is all of it once it is complete."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def broken(self, error: FrameError) -> None:
         """The peer broke the protocol."""
-        raise NotImplementedError
+        ...

@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from tessera import telemetry
-from tessera.domain.errors import DeadlineExceeded, FailedPrecondition, Internal, InvalidInput, TesseraError, Unavailable, Unsupported
+from tessera.domain.errors import DeadlineExceeded, FailedPrecondition, InvalidInput, TesseraError, Unavailable, Unsupported
 from tessera.frames import FrameClient, FrameResponse, FrameServer, RequestHeader, Status
 from tessera.frames.codec import Buffer
 from tessera.program import Tasks
-from tessera.rpc._guard import span_name
+from tessera.rpc._guard import in_span, span_name, unexpected
 
 MAX_CALL_BYTES = 1024 * 1024
 """The longest message of such a call; they are some hundred bytes."""
@@ -35,7 +35,7 @@ class FramedServer:
 
     def __init__(self, address: str, methods: Mapping[str, tuple[type[Message], Behaviour]]) -> None:
         self._address = address
-        self._methods = {name: (*method, span_name(name), name.rpartition("/")[2]) for name, method in methods.items()}
+        self._methods = {name: (*method, span_name(name)) for name, method in methods.items()}
         self._server: FrameServer | None = None
 
     @property
@@ -65,23 +65,21 @@ class FramedServer:
     async def _handle(self, header: RequestHeader, body: Buffer) -> FrameResponse:
         data = bytes(body)
         end = 1 + data[0] if data else 1
-        found = self._methods.get(data[1:end].decode("utf-8", "replace"))
+        method = data[1:end].decode("utf-8", "replace")
+        found = self._methods.get(method)
         if found is None:
             raise Unsupported(f"method {data[1:end]!r}: in frames this address answers {', '.join(self._methods)}")
-        request_type, behaviour, name, verb = found
+        request_type, behaviour, span = found
         try:
             request = request_type.FromString(data[end:])
         except DecodeError:
             raise InvalidInput(request_type.__name__, None, f"{len(data) - end} bytes that are no such message") from None
-        with telemetry.span(name, parent=_context_of(header)) as span:
-            try:
-                answer = await behaviour(request, None)
-            except TesseraError as error:
-                span.set_attribute("error_kind", error.kind)
-                raise
-            except Exception as error:
-                _log.error("unexpected error in a handler", method=name, error=repr(error), exc_info=error)
-                raise Internal(f"{type(error).__name__} in {verb}; the log has the details") from None
+        try:
+            answer = await in_span(span, _context_of(header), behaviour, request, None)
+        except TesseraError:
+            raise
+        except Exception as error:
+            raise unexpected(error, method) from None
         return FrameResponse(Status.OK, body=answer.SerializeToString())
 
 

@@ -137,18 +137,25 @@ def _guarded(run: Callable[[Any, Context], Awaitable[Any]], method: str, traced:
 
     async def call(request: Any, context: Context) -> Any:
         try:
-            with telemetry.span(name, parent=_parent(context)) as span:
-                try:
-                    return await run(request, context)
-                except TesseraError as error:
-                    span.set_attribute("error_kind", error.kind)
-                    raise
+            return await in_span(name, _parent(context), run, request, context)
         except asyncio.CancelledError:
             await _fail_cancelled(context, method)
         except Exception as error:
             await _fail(context, error, method)
 
     return call if traced else untraced
+
+
+async def in_span(
+    name: str, parent: telemetry.TraceContext | None, run: Callable[[Any, Any], Awaitable[Any]], request: Any, context: Any
+) -> Any:
+    """Answers in a span that tells the kind of a domain error."""
+    with telemetry.span(name, parent=parent) as span:
+        try:
+            return await run(request, context)
+        except TesseraError as error:
+            span.set_attribute("error_kind", error.kind)
+            raise
 
 
 def _wrap_denied(handler: Handler) -> Handler:
@@ -165,10 +172,15 @@ async def _fail(context: Context, error: Exception, method: str) -> None:
     if not isinstance(error, TesseraError):
         if context.done():
             return
-        _log.error("unexpected error in a handler", method=method, error=repr(error), exc_info=error)
-        error = Internal(f"{type(error).__name__} in {method.rpartition('/')[2]}; the log has the details")
+        error = unexpected(error, method)
     if not context.done():
         await abort(context, error)
+
+
+def unexpected(error: Exception, method: str) -> Internal:
+    """Logs what no handler should raise; returns what the caller may know of it."""
+    _log.error("unexpected error in a handler", method=method, error=repr(error), exc_info=error)
+    return Internal(f"{type(error).__name__} in {method.rpartition('/')[2]}; the log has the details")
 
 
 async def _fail_cancelled(context: Context, method: str) -> None:

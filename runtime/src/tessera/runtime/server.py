@@ -52,7 +52,7 @@ class _Connection(asyncio.Protocol):
 class ControlServer:
     """Several agents may be connected at a time. `on_connections` hears how many there are; `stop` is called by `shutdown`.
 
-    What takes no time is answered where it is read; the rest runs as tasks, which go on when the agent that asked disconnects.
+    Each message is a task, which goes on when the agent that asked disconnects.
     """
 
     def __init__(self, manager: InstanceManager, on_connections: Callable[[int], None], stop: Callable[[float], None]) -> None:
@@ -62,16 +62,14 @@ class ControlServer:
         self._connections: set[_Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
-        self._at_once: dict[str, Callable[[Message], Message]] = {
-            "hello": self._hello,
-            "shutdown": self._shutdown,
-        }
         self._operations: dict[str, Callable[[Message], Awaitable[Message]]] = {
+            "hello": self._hello,
             "load": self._load,
             "unload": self._unload,
             "measure": self._measure,
             "status": self._status,
             "trim": self._trim,
+            "shutdown": self._shutdown,
         }
         manager.on_released = self._tell_released
 
@@ -94,30 +92,21 @@ class ControlServer:
         self._on_connections(len(self._connections))
 
     def take(self, message: Message, connection: _Connection) -> None:
-        op = str(message.get("op"))
-        at_once = self._at_once.get(op)
-        if at_once is None:
-            task = asyncio.get_running_loop().create_task(self._answer(op, message, connection))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-            return
-        try:
-            data = control.reply(message.get("id"), at_once(message))
-        except TesseraError as error:
-            data = control.refusal(message.get("id"), error)
-        connection.write(data)
+        task = asyncio.get_running_loop().create_task(self._answer(message, connection))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    async def _answer(self, op: str, message: Message, connection: _Connection) -> None:
+    async def _answer(self, message: Message, connection: _Connection) -> None:
         request_id = message.get("id")
         try:
-            operation = self._operations.get(op)
+            operation = self._operations.get(str(message.get("op")))
             if operation is None:
-                raise Unsupported(f"op {message.get('op')!r}: a runtime knows {', '.join((*self._at_once, *self._operations))}")
+                raise Unsupported(f"op {message.get('op')!r}: a runtime knows {', '.join(self._operations)}")
             data = control.reply(request_id, await operation(message))
         except TesseraError as error:
             data = control.refusal(request_id, error)
         except Exception as error:
-            _log.exception("control operation %s failed", op)
+            _log.exception("control operation %s failed", message.get("op"))
             data = control.refusal(request_id, Internal(f"{type(error).__name__}: {error}"))
         connection.write(data)
 
@@ -126,7 +115,7 @@ class ControlServer:
         for connection in list(self._connections):
             connection.write(data)
 
-    def _hello(self, message: Message) -> Message:
+    async def _hello(self, message: Message) -> Message:
         config = self._manager.config
         return {
             "runtime_id": config.runtime_id,
@@ -200,6 +189,6 @@ class ControlServer:
     async def _trim(self, message: Message) -> Message:
         return {"artifacts": await self._manager.trim()}
 
-    def _shutdown(self, message: Message) -> Message:
+    async def _shutdown(self, message: Message) -> Message:
         self._stop(control.number_field(message, "drain_ms", 0) / 1e3)
         return {}

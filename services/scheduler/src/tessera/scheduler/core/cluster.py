@@ -5,7 +5,7 @@ A standby keeps the reports of nobody (agents stream to the leader alone); a new
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from tessera.domain.ids import InstanceId, NodeId
@@ -91,17 +91,16 @@ class Cluster:
 
     def address(self, node_id: NodeId, records: Mapping[NodeId, NodeRecord]) -> str | None:
         """Where the node's agent answers: as it reports, else as its record says."""
-        node, record = self.observed.get(node_id), records.get(node_id)
-        if node is not None and node.report.agent_address:
-            return node.report.agent_address
-        return record.agent_address if record is not None else None
+        return self._stated(node_id, records, lambda said: said.agent_address)
 
     def start_address(self, node_id: NodeId, records: Mapping[NodeId, NodeRecord]) -> str | None:
         """Where the node's agent takes starts: as it reports, else as its record says."""
+        return self._stated(node_id, records, lambda said: said.start_address)
+
+    def _stated(self, node_id: NodeId, records: Mapping[NodeId, NodeRecord], what: Callable[[NodeReport | NodeRecord], str]) -> str | None:
         node, record = self.observed.get(node_id), records.get(node_id)
-        if node is not None and node.report.start_address:
-            return node.report.start_address
-        return record.start_address if record is not None else None
+        reported = what(node.report) if node is not None else ""
+        return reported or (what(record) if record is not None else None)
 
     def _put(self, assignment: Assignment) -> None:
         name = assignment.record.instance_id

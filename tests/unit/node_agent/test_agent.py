@@ -10,6 +10,7 @@ import pytest
 from tessera.domain.errors import FailedPrecondition, StaleTerm, Unavailable
 from tessera.domain.ids import InstanceId, RuntimeId, Term
 from tessera.domain.instance import InstanceState, StartPath
+from tessera.node_agent.core.runtimes import Purpose
 from tessera.program import Stop
 
 READY, GONE = InstanceState.READY, InstanceState.GONE
@@ -222,3 +223,26 @@ async def test_the_loop_ends_with_the_program(node: Any) -> None:
     async with asyncio.timeout(3):
         await running
     assert len(node.runtimes.live) == 1
+
+
+async def test_a_runtime_that_is_being_forked_when_the_agent_stops_does_not_stay(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, go = asyncio.Event(), asyncio.Event()
+    fork = node.runtimes.fork
+
+    async def slowly(*arguments: Any) -> Any:
+        asked.set()
+        await go.wait()
+        return await fork(*arguments)
+
+    monkeypatch.setattr(node.runtimes, "fork", slowly)
+    node.fleet.refill("ort")
+    await asked.wait()
+    ending = asyncio.get_running_loop().create_task(node.agent.end(0))
+    await asyncio.sleep(0.01)
+    assert not ending.done(), "it waits for what is on its way"
+    go.set()
+    await ending
+    assert node.runtimes.all
+    assert not list(node.runtimes.live)
+    with pytest.raises(Unavailable, match="is stopping"):
+        await node.fleet.fork("ort", Purpose.SHARED)

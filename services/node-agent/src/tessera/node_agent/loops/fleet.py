@@ -72,6 +72,8 @@ class Fleet:
         self._tasks = tasks
         self._members: dict[RuntimeId, Member] = {}
         self._forking: dict[str, set[asyncio.Future[None]]] = {}
+        self._in_flight: set[asyncio.Future[None]] = set()
+        self._ending = False
         self._not_before_s: dict[str, float] = {}
         self._lost: Callable[[Member, bool], None] = lambda member, asked: None
         runtimes.on_lost(self._on_lost)
@@ -133,10 +135,14 @@ class Fleet:
 
         Raises:
             TesseraError: it did not come up.
+            Unavailable: all of them are being ended.
         """
+        if self._ending:
+            raise Unavailable(f"no runtime of flavour {flavour} is forked: the node agent is stopping")
         runtime_id = RuntimeId(f"{purpose.value}-{flavour}-{self._random_bytes(5).hex()}")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         waiting = self._forking.setdefault(flavour, set())
+        self._in_flight.add(done)
         if purpose is Purpose.SHARED:
             waiting.add(done)
         try:
@@ -146,6 +152,7 @@ class Fleet:
             self._not_before_s[flavour] = self._clock.monotonic_s() + FORK_PAUSE_S
             raise
         finally:
+            self._in_flight.discard(done)
             waiting.discard(done)
             done.set_result(None)
         return runtime_id
@@ -230,7 +237,11 @@ class Fleet:
             _log.error("a killed runtime does not end", runtime_id=runtime_id)
 
     async def end_all(self, drain_ms: int) -> None:
-        """Ends every runtime, each after its drain."""
+        """Ends every runtime, each after its drain. Nothing is forked from here on; what is on its way ends as well: it outlives its
+        zygote, and nobody else would know of it."""
+        self._ending = True
+        if self._in_flight:
+            await asyncio.wait(set(self._in_flight))
         async with asyncio.TaskGroup() as group:
             for member in self.members:
                 if not member.leaving:

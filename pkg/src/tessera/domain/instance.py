@@ -43,11 +43,12 @@ def step(state: InstanceState, to: InstanceState) -> InstanceState:
 
 
 class StartPath(StrEnum):
-    """How an instance comes to be. Further paths (transform, container) get their place here when they exist."""
+    """How an instance comes to be. A further path (transform) gets its place here when it exists."""
 
     WARM = "warm"
     BIND = "bind"
     FORK = "fork"
+    CONTAINER = "container"
 
 
 class Stage(StrEnum):
@@ -55,6 +56,7 @@ class Stage(StrEnum):
     SCHEDULE = "schedule"
     FETCH = "fetch"
     FORK = "fork"
+    CONTAINER = "container"
     MAP = "map"
     LOAD = "load"
     RUN = "run"

@@ -15,11 +15,19 @@ DEFAULT_PATH_MS: Mapping[tuple[StartPath, str], float] = {
     (StartPath.FORK, "ort"): 14.0,
     (StartPath.FORK, "aten"): 40.0,
     (StartPath.FORK, "identity"): 8.0,
+    (StartPath.CONTAINER, "ort"): 900.0,
+    (StartPath.CONTAINER, "aten"): 3000.0,
+    (StartPath.CONTAINER, "identity"): 800.0,
 }
 """Milliseconds per start path and backend where nothing was measured. Assumptions, meant for small CNNs on one CPU thread; what the
 profiler measures replaces them."""
 
-FALLBACK_PATH_MS: Mapping[StartPath, float] = {StartPath.WARM: 0.0, StartPath.BIND: 20.0, StartPath.FORK: 200.0}
+FALLBACK_PATH_MS: Mapping[StartPath, float] = {
+    StartPath.WARM: 0.0,
+    StartPath.BIND: 20.0,
+    StartPath.FORK: 200.0,
+    StartPath.CONTAINER: 5000.0,
+}
 """For a backend that has no line above: pessimistic, so that a measured path wins."""
 
 DEFAULT_MS_PER_BYTE = 2e-6

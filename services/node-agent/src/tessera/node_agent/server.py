@@ -71,6 +71,16 @@ class NodeAgentServer(node_pb2_grpc.NodeAgentServicer):
         change = DigestChange(True, tuple(self._agent.digests()), ())
         return node_pb2.GetStatusResponse(status=status_message((summary, change)))
 
+    async def CheckStores(self, request: node_pb2.CheckStoresRequest, context: Any) -> node_pb2.CheckStoresResponse:
+        findings = await self._agent.check_store(request.deep)
+        domain, sizes = self._agent.identity.trust_domain, self._agent.digests().values()
+        return node_pb2.CheckStoresResponse(
+            findings=[node_pb2.CheckStoresResponse.Finding(trust_domain=domain, words=words) for words in findings],
+            stores=1,
+            blobs=len(sizes),
+            bytes=sum(sizes),
+        )
+
     async def Bake(self, request: node_pb2.BakeRequest, context: Any) -> AsyncIterator[node_pb2.BakeEvent]:
         artifact = checked_digest("artifact_digest", request.artifact_digest)
         async with aclosing(self._jobs.bake(artifact, request.max_batch or 1)) as events:

@@ -59,6 +59,11 @@ class NodeAgentStub:
                 request_serializer=tessera_dot_api_dot_node_dot_v1_dot_node__pb2.MeasureRequest.SerializeToString,
                 response_deserializer=tessera_dot_api_dot_node_dot_v1_dot_node__pb2.MeasureEvent.FromString,
                 _registered_method=True)
+        self.CheckStores = channel.unary_unary(
+                '/tessera.api.node.v1.NodeAgent/CheckStores',
+                request_serializer=tessera_dot_api_dot_node_dot_v1_dot_node__pb2.CheckStoresRequest.SerializeToString,
+                response_deserializer=tessera_dot_api_dot_node_dot_v1_dot_node__pb2.CheckStoresResponse.FromString,
+                _registered_method=True)
 
 
 class NodeAgentServicer:
@@ -98,6 +103,13 @@ class NodeAgentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckStores(self, request, context):
+        """Compares every store of this node with what lies on disk, what runtimes declare and what the kernel maps.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeAgentServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -125,6 +137,11 @@ def add_NodeAgentServicer_to_server(servicer, server):
                     servicer.Measure,
                     request_deserializer=tessera_dot_api_dot_node_dot_v1_dot_node__pb2.MeasureRequest.FromString,
                     response_serializer=tessera_dot_api_dot_node_dot_v1_dot_node__pb2.MeasureEvent.SerializeToString,
+            ),
+            'CheckStores': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckStores,
+                    request_deserializer=tessera_dot_api_dot_node_dot_v1_dot_node__pb2.CheckStoresRequest.FromString,
+                    response_serializer=tessera_dot_api_dot_node_dot_v1_dot_node__pb2.CheckStoresResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -262,6 +279,33 @@ class NodeAgent:
             '/tessera.api.node.v1.NodeAgent/Measure',
             tessera_dot_api_dot_node_dot_v1_dot_node__pb2.MeasureRequest.SerializeToString,
             tessera_dot_api_dot_node_dot_v1_dot_node__pb2.MeasureEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckStores(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tessera.api.node.v1.NodeAgent/CheckStores',
+            tessera_dot_api_dot_node_dot_v1_dot_node__pb2.CheckStoresRequest.SerializeToString,
+            tessera_dot_api_dot_node_dot_v1_dot_node__pb2.CheckStoresResponse.FromString,
             options,
             channel_credentials,
             insecure,

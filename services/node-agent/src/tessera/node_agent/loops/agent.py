@@ -176,6 +176,10 @@ class Agent:
     def digests(self) -> Mapping[Digest, int]:
         return self._store.digests()
 
+    async def check_store(self, deep: bool) -> list[str]:
+        """Findings in words; with `deep` every blob is hashed, in a thread."""
+        return await asyncio.to_thread(lambda: self._store.check(deep=deep))
+
     def describe(self, instance: Instance) -> InstanceSummary:
         member = self._fleet.find(instance.runtime_id)
         return InstanceSummary(instance, member.runtime.hello.pid if member is not None else 0)

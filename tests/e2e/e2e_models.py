@@ -102,3 +102,25 @@ def bert(builder: Callable[..., Any], seed: int, arguments: dict[str, Any]) -> A
 def agrees(found: np.ndarray, eager: np.ndarray) -> bool:
     """Design, section 5.6."""
     return found.shape == eager.shape and float(np.abs(found - eager).max()) <= 1e-4 * max(1.0, float(np.abs(eager).max()))
+
+
+class Member(torch.nn.Module):
+    """A fine-tuned model: the trunk (16 MiB) is its family's, the head (32 MiB) its own."""
+
+    WIDTH = 512
+
+    def __init__(self, family: int, member: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(family)
+            self.trunk = torch.nn.Linear(self.WIDTH, 8192)
+            torch.manual_seed(1000 * (family + 1) + member)
+            self.head = torch.nn.Linear(8192, 1024)
+        self.eval().requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.head(torch.relu(self.trunk(x)))
+
+    def eager(self, given: np.ndarray) -> np.ndarray:
+        found: np.ndarray = self(torch.from_numpy(given)).numpy()
+        return found

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tessera.domain.ids import Digest, InstanceId
+from tessera.node_agent.core.eviction import Idle, evictable, freed_bytes, plan_eviction
+
+TRUNK, A, B, C = (Digest(letter * 64) for letter in "0abc")
+SIZES = {TRUNK: 100, A: 10, B: 20, C: 30}
+
+
+def idle(name: str, idle_s: float, *blobs: Digest) -> Idle:
+    return Idle(InstanceId(name), idle_s, frozenset(blobs))
+
+
+def counted(*instances: Idle) -> Counter[Digest]:
+    found: Counter[Digest] = Counter()
+    for instance in instances:
+        found.update(instance.blobs)
+    return found
+
+
+OLD, MIDDLE, NEW = idle("old", 90.0, TRUNK, A), idle("middle", 50.0, TRUNK, B), idle("new", 10.0, TRUNK, C)
+ALL = (OLD, MIDDLE, NEW)
+
+
+def plan(needed: int, keep: frozenset[Digest] = frozenset(), others: dict[str, frozenset[Digest]] | None = None) -> list[str] | None:
+    found = plan_eviction(evictable(ALL, 1.0), needed, keep, others or {}, SIZES, counted(*ALL))
+    return None if found is None else [instance.instance_id for instance in found]
+
+
+def test_the_longest_idle_goes_and_no_more_than_it_takes() -> None:
+    assert plan(0) == []
+    assert plan(10) == ["old"]
+    assert plan(11) == ["middle"], "20 bytes of its own are enough; the older one would free too little and stays"
+    assert plan(25) == ["old", "middle"]
+
+
+def test_a_shared_trunk_comes_free_with_its_last_instance_only() -> None:
+    assert plan(61) == ["old", "middle", "new"]
+    assert plan(160) == ["old", "middle", "new"]
+    assert plan(161) is None
+
+
+def test_what_the_start_needs_or_another_holder_keeps_is_no_gain() -> None:
+    assert plan(61, keep=frozenset({TRUNK})) is None
+    assert plan(60, others={"start-x": frozenset({TRUNK})}) == ["old", "middle", "new"]
+    assert plan(10, keep=frozenset({A})) == ["middle"]
+
+
+def test_who_served_a_moment_ago_stays() -> None:
+    assert [found.instance_id for found in evictable([idle("a", 0.9), idle("b", 1.0), idle("c", 5.0)], 1.0)] == ["c", "b"]
+
+
+@given(
+    st.lists(st.sets(st.sampled_from([TRUNK, A, B, C]), min_size=1), min_size=1, max_size=6),
+    st.integers(0, 200),
+    st.sets(st.sampled_from([TRUNK, A, B, C])),
+)
+def test_a_plan_frees_enough_and_everyone_in_it_is_needed(blobs: list[set[Digest]], needed: int, keep: set[Digest]) -> None:
+    instances = [idle(f"i{at}", 100.0 - at, *held) for at, held in enumerate(blobs)]
+    mine, kept = counted(*instances), {"start": frozenset(keep)}
+    found = plan_eviction(instances, needed, frozenset(keep), {}, SIZES, mine)
+    if found is None:
+        assert freed_bytes(instances, kept, SIZES, mine) < needed
+        return
+    assert freed_bytes(found, kept, SIZES, mine) >= needed
+    for instance in found:
+        assert freed_bytes([other for other in found if other is not instance], kept, SIZES, mine) < needed

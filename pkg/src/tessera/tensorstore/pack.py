@@ -17,7 +17,8 @@ NamedTensor = tuple[str, str, tuple[int, ...], BytesLike]
 class PackWriter:
     """Collects tensors: those below the threshold go into the pack, of the others only the reference is made."""
 
-    def __init__(self) -> None:
+    def __init__(self, threshold_bytes: int = PACK_THRESHOLD_BYTES) -> None:
+        self._threshold_bytes = threshold_bytes
         self._pack = bytearray()
         self._refs: list[TensorRef] = []
 
@@ -30,7 +31,7 @@ class PackWriter:
         if not item_bytes or min(shape, default=0) < 0 or math.prod(shape) * item_bytes != len(view):
             raise InvalidInput(f"tensor {slot}", f"{dtype} {list(shape)}", f"does not make the {len(view)} bytes given")
         offset = None
-        if len(view) < PACK_THRESHOLD_BYTES:
+        if len(view) < self._threshold_bytes:
             self._pack.extend(bytes(-len(self._pack) % PACK_ALIGNMENT_BYTES))
             offset = len(self._pack)
             self._pack.extend(view)

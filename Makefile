@@ -14,7 +14,7 @@ SAY := printf '\033[2m%s\033[0m\n'
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: help setup proto proto-check fmt lint types contracts unit golden conformance check integration test test-protobuf7 demo bench news clean
+.PHONY: help setup proto proto-check fmt lint types contracts unit golden conformance check integration test test-protobuf7 demo bench soak news clean
 
 help: ## list every target
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  \033[1m%-15s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,6 +86,9 @@ demo: setup ## the main job on real models: bring up, register, profile, infer, 
 bench: setup ## one benchmark: make bench NAME=start|memory|gateway|packing
 	@test -n "$(NAME)" || { echo "NAME is missing: make bench NAME=start|memory|gateway|packing" >&2; exit 2; }
 	@$(BIN)/python -m benchmarks.$(NAME)
+
+soak: setup ## random requests, stops, evictions and kills, all checked: make soak MINUTES=30 [SEED=1] [KILLS=1]
+	@cd tests/e2e && ../../$(BIN)/python -W ignore e2e_soak.py --minutes $(or $(MINUTES),30) --seed $(or $(SEED),1) $(if $(KILLS),--kills)
 
 news: setup ## print the next release's changes as they stand (newsfragments/)
 	@$(BIN)/towncrier build --draft --version Unreleased

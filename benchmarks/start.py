@@ -133,7 +133,7 @@ def main() -> None:
             register(client, model)
             info = client.model(model.name).versions[0]
             mebibytes[model.name] = next(each.tensor_bytes for each in info.variants if each.key.variant == VARIANT) / 2**20
-        huge = client.nodes()[0].store.huge_pages
+        huge = client.nodes()[0].stores[0].huge_pages
         client.infer("identity", {"INPUT0": np.zeros(1, np.float32)})
         for model in chosen:
             eager = [fresh(model, "eager") for _ in range(freshes)]

@@ -25,11 +25,12 @@ KEYS = {
         "private_bytes", "idle_s", "served", "error",
     },
     "node": {
-        "id", "trust_domain", "address", "cpu_count", "build_class", "profile_class", "flavours", "instances", "runtimes", "store",
+        "id", "address", "cpu_count", "build_class", "profile_class", "flavours", "instances", "runtimes", "stores",
     },
-    "runtime": {"id", "pid", "flavour", "threads", "instances", "private_bytes", "proportional_bytes"},
+    "runtime": {"id", "pid", "flavour", "trust_domain", "threads", "instances", "private_bytes", "proportional_bytes"},
     "store": {
-        "used_bytes", "budget_bytes", "pinned_bytes", "unlinked_bytes", "files", "huge_pages", "sharing", "fetched_bytes", "quarantined",
+        "trust_domain", "used_bytes", "budget_bytes", "pinned_bytes", "unlinked_bytes", "files", "huge_pages", "sharing", "fetched_bytes",
+        "quarantined",
     },
     "model": {"name", "trust_domain", "task", "dataset", "accuracy", "aliases", "versions"},
     "version": {"version", "source_kind", "source_digest", "created_unix_s", "batched", "inputs", "outputs", "variants"},
@@ -122,10 +123,11 @@ def test_ps_shows_what_the_request_started(platform: Platform, asked: dict[str, 
 def test_node_list_shows_store_and_runtimes(platform: Platform) -> None:
     (node,) = platform.json("node", "list")
     assert set(node) == KEYS["node"]
-    assert set(node["store"]) == KEYS["store"]
+    (store,) = node["stores"]
+    assert set(store) == KEYS["store"]
     assert all(set(runtime) == KEYS["runtime"] for runtime in node["runtimes"])
-    assert (node["id"], node["store"]["budget_bytes"], node["store"]["quarantined"]) == ("node-0", 512 << 20, 0)
-    assert 0 < node["store"]["pinned_bytes"] <= node["store"]["used_bytes"] <= node["store"]["budget_bytes"]
+    assert (node["id"], store["budget_bytes"], store["quarantined"]) == ("node-0", 512 << 20, 0)
+    assert 0 < store["pinned_bytes"] <= store["used_bytes"] <= store["budget_bytes"]
     assert {runtime["flavour"] for runtime in node["runtimes"]} == {"aten", "ort"}
 
 
@@ -230,7 +232,7 @@ def test_doctor_and_config_know_the_platform(platform: Platform) -> None:
     assert "a platform is running" in findings["state"]["detail"]
     config = platform.json("config", "show")
     assert set(config) == {"etcd", "registry", "scheduler", "scheduler-standby", "profiler", "node-agent-0", "gateway"}
-    assert config["node-agent-0"]["store_budget_bytes"] == 512 << 20
+    assert config["node-agent-0"]["stores"][0]["budget_bytes"] == 512 << 20
     assert config["node-agent-0"]["report_s"] > 0, "defaults are shown too"
     assert config["etcd"]["data-dir"] == str(platform.layout.etcd_data)
     assert config["gateway"]["address"] == platform.endpoint

@@ -211,7 +211,7 @@ def test_corrupted_bytes_are_quarantined_fetched_again_and_never_served(
     artifact = decode(repository.read(Digest(row.artifact_digest)))
     largest = max((ref for ref in artifact.tensors if ref.pack_offset is None), key=lambda ref: ref.size_bytes)
     (file,) = [path for path in store_blobs(fragile) if path.name == largest.digest]
-    before = client.nodes()[0].store
+    before = client.nodes()[0].stores[0]
     flip(file)
     assert cold_start(client, net, reference) in {"bind", "fork"}
     after = until(lambda: changed_store(client, before), "the node reports it (its store is counted every few seconds)")
@@ -226,7 +226,7 @@ def test_corrupted_bytes_are_quarantined_fetched_again_and_never_served(
 
 def changed_store(client: Client, before: Any) -> Any:
     """What the store has been through, once it has quarantined something more."""
-    store = client.nodes()[0].store
+    store = client.nodes()[0].stores[0]
     return store if store.quarantined > before.quarantined else None
 
 

@@ -92,7 +92,7 @@ def test_foreground_up_says_where_to_call_and_how_to_stop(two: Platform, said: P
 
 def test_both_nodes_are_listed_with_a_store_of_their_own(two: Platform) -> None:
     nodes = two.json("node", "list")
-    assert [(node["id"], node["store"]["budget_bytes"]) for node in nodes] == [("node-0", 64 << 20), ("node-1", 64 << 20)]
+    assert [(node["id"], node["stores"][0]["budget_bytes"]) for node in nodes] == [("node-0", 64 << 20), ("node-1", 64 << 20)]
     assert {two.store_folder(node).parent for node in (0, 1)} == {Path("/dev/shm")}
     assert sum(row["kind"] == "node-agent" and row["ready"] for row in two.json("status")) == 2
 
@@ -109,7 +109,7 @@ def test_a_start_goes_to_the_node_where_the_bytes_are(two: Platform, client: Cli
     """Where neither bytes nor load speak for one of them, node-0 is taken: `wide` on node-1 is there for its bytes."""
     assert {model: ask(client, model) for model in INPUTS} == {"net": "node-0", "wide": "node-1"}
     for model, node in (("net", 0), ("wide", 1)):
-        (used,) = [each.store.used_bytes for each in client.nodes() if each.node_id == f"node-{node}"]
+        (used,) = [each.stores[0].used_bytes for each in client.nodes() if each.node_id == f"node-{node}"]
         assert used > 0, model
 
 

@@ -177,7 +177,9 @@ async def test_where_nobody_answers(admin: grpc.aio.Channel, served: World) -> N
 async def test_node_agents_are_reached_by_name(admin: grpc.aio.Channel, served: World) -> None:
     class Agent(node_pb2_grpc.NodeAgentServicer):
         async def GetStatus(self, request: Any, context: Any) -> Any:
-            return node_pb2.GetStatusResponse(status=node_pb2.NodeStatus(node_id="node-1", digests_added=[bytes(32)]))
+            return node_pb2.GetStatusResponse(
+                status=node_pb2.NodeStatus(node_id="node-1", stores=[node_pb2.StoreStatus(digests_added=[bytes(32)])])
+            )
 
     agent = Agent()  # type: ignore[abstract] # the rest is not asked
     server = RpcServer(
@@ -191,7 +193,7 @@ async def test_node_agents_are_reached_by_name(admin: grpc.aio.Channel, served: 
     stub = node_pb2_grpc.NodeAgentStub(admin)
     assert (await stub.GetStatus(node_pb2.GetStatusRequest(), metadata=(("tessera-node", "node-1"),))).status.node_id == "node-1"
     platform = await gateway_pb2_grpc.GatewayStub(admin).GetPlatform(gateway_pb2.GetPlatformRequest())
-    assert [(node.node_id, len(node.digests_added)) for node in platform.nodes] == [("node-0", 0), ("node-1", 0)]
+    assert [(node.node_id, len(node.stores[0].digests_added)) for node in platform.nodes] == [("node-0", 0), ("node-1", 0)]
     await server.stop(0)
 
 

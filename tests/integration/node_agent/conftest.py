@@ -28,7 +28,7 @@ from tessera.coord.binary import EtcdProcess
 from tessera.coord.etcd import EtcdCoordinator
 from tessera.domain.artifact import Artifact, Blob, TensorRef
 from tessera.domain.errors import TesseraError
-from tessera.domain.ids import Digest, NodeId, TrustDomain
+from tessera.domain.ids import DEFAULT_TRUST_DOMAIN, Digest, NodeId, TrustDomain, domain_tag
 from tessera.domain.records import InstanceRecord
 from tessera.domain.signature import Signature, TensorSpec
 from tessera.frames import FrameClient, FrameResponse, RequestHeader
@@ -150,7 +150,7 @@ class AgentProcess:
             "repository_url": f"file://{folder / 'repository'}",
             "state_folder": str(folder / "state"),
             "run_folder": str(run),
-            "store_budget_bytes": 64 << 20,
+            "stores": [{"trust_domain": "default", "budget_bytes": 64 << 20}],
             "flavours": ["ort"],
             "tombstone_s": 2.0,
             **settings,
@@ -158,6 +158,16 @@ class AgentProcess:
         self.process: subprocess.Popen[bytes] | None = None
         self.log = folder / "agent.log"
         self._channel: Any = None
+
+    @property
+    def store(self) -> Path:
+        """Where the store of trust domain `default` is mounted."""
+        return self.run / f"store-{domain_tag(DEFAULT_TRUST_DOMAIN)}"
+
+    @property
+    def runtimes(self) -> Path:
+        """Where the runtimes of trust domain `default` have their folders."""
+        return self.run / f"d-{domain_tag(DEFAULT_TRUST_DOMAIN)}"
 
     def spawn(self, **settings: Any) -> subprocess.Popen[bytes]:
         """Another agent process on the same node."""
@@ -248,7 +258,7 @@ class AgentProcess:
             process.kill()
             process.wait(timeout=10)
         subprocess.run(  # noqa: ASYNC221 - after the test, nothing else runs
-            ["umount", "-l", str(self.run / "store")], capture_output=True, check=False
+            ["umount", "-l", *map(str, self.run.glob("store-*"))], capture_output=True, check=False
         )
         shutil.rmtree(self.run, ignore_errors=True)
 

@@ -94,7 +94,7 @@ async def test_requests_go_on_without_an_agent_and_the_next_one_adopts(agent: An
         assert [time.stage for time in after[name].stages] == [time.stage for time in before[name].stages]
     assert pids <= {process.pid for process in kit.processes_of(agent.run)}  # nothing was started anew
     status = await agent.status()
-    assert status.store.pinned_bytes >= model.weight.nbytes  # holds were declared again
+    assert status.stores[0].pinned_bytes >= model.weight.nbytes  # holds were declared again
     await asyncio.sleep(2.5)  # longer than the first agent's lease
     assert (await coord.instances()).keys() == {"a", "b"}
     x = np.ones((1, kit.width), np.float32)
@@ -119,7 +119,7 @@ async def test_a_killed_runtime_costs_its_instances_and_nothing_else(agent: Any,
     with pytest.raises(TesseraError):
         await kit.ask(client, victim.generation, np.ones((1, kit.width), np.float32))
     client.close()
-    assert not (agent.run / victim.runtime_id).exists()
+    assert not (agent.runtimes / victim.runtime_id).exists()
     again = await agent.start_instance("c", model.artifact)
     assert (again.state, again.fetched) == ("ready", False)
     assert (await agent.instance("b")).pid == other.pid
@@ -177,7 +177,7 @@ async def test_a_second_agent_on_the_store_is_refused_with_the_first_ones_pid(ag
     [
         ({"state_folder": "/proc/nowhere"}, "state_folder /proc/nowhere cannot be written"),
         ({"run_folder": "/proc/nowhere"}, "run_folder /proc/nowhere cannot be written"),
-        ({"store_budget_bytes": 1 << 50}, "more than this machine's memory"),
+        ({"stores": [{"budget_bytes": 1 << 50}]}, "more than this machine's memory"),
     ],
 )
 async def test_a_node_that_cannot_be_set_up_says_why_and_leaves_nothing(agent: Any, kit: Any, settings: dict[str, Any], words: str) -> None:
@@ -287,7 +287,7 @@ async def test_leaving_keeps_runtimes_for_the_next_agent(agent: Any, kit: Any) -
 
 async def test_a_full_store_refuses_and_says_who_holds_it(agent: Any, kit: Any) -> None:
     models = [kit.make_linear(agent.repository, "ort", seed) for seed in range(3)]
-    await agent.start(store_budget_bytes=40_000)
+    await agent.start(stores=[{"budget_bytes": 40_000}])
     await agent.start_instance("a", models[0].artifact)
     await agent.start_instance("b", models[1].artifact)
     with pytest.raises(TesseraError, match="pinned 35976 by rt-ort-") as caught:
@@ -296,7 +296,7 @@ async def test_a_full_store_refuses_and_says_who_holds_it(agent: Any, kit: Any) 
     await agent.stop_instance("a")
     assert (await agent.start_instance("d", models[2].artifact)).state == "ready"  # what nobody holds made room
     status = await agent.status()
-    assert status.store.used_bytes <= 40_000
+    assert status.stores[0].used_bytes <= 40_000
 
 
 class FakeScheduler(scheduler_pb2_grpc.SchedulerServicer):
@@ -335,7 +335,7 @@ async def test_the_leader_gets_status_and_is_obeyed_from_then_on(agent: Any, coo
         await agent.until(shows_it)
         (stream,) = scheduler.streams
         assert [status.full for status in stream] == [True] + [False] * (len(stream) - 1)
-        assert sum(len(status.digests_added) for status in stream) == len((await agent.status()).digests_added)
+        assert sum(len(status.stores[0].digests_added) for status in stream) == len((await agent.status()).stores[0].digests_added)
     finally:
         await session.close()
         await agent.hang_up()

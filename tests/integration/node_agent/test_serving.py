@@ -69,12 +69,12 @@ async def test_a_variant_is_fetched_once_and_siblings_share(agent: Any, kit: Any
     one = await agent.start_instance("a", first.artifact)
     assert one.fetched
     assert [time.stage for time in one.stages if time.stage == "fetch"] == ["fetch"]
-    fetched = (await agent.status()).store.fetched_bytes
+    fetched = (await agent.status()).stores[0].fetched_bytes
     two = await agent.start_instance("b", sibling.artifact)
     again = await agent.start_instance("c", first.artifact)
     assert (two.fetched, again.fetched, again.start_path) == (True, False, "bind")
     assert one.runtime_id == two.runtime_id == again.runtime_id
-    assert (await agent.status()).store.fetched_bytes - fetched < first.weight.nbytes  # the weight is one blob for both
+    assert (await agent.status()).stores[0].fetched_bytes - fetched < first.weight.nbytes  # the weight is one blob for both
     x = inputs(kit)
     client = await kit.direct(one)
     for instance, model in ((one, first), (two, sibling), (again, first)):
@@ -91,7 +91,7 @@ async def test_an_aten_variant(agent: Any, kit: Any) -> None:
     np.testing.assert_allclose(await kit.ask(client, instance.generation, x), model.expected(x), atol=1e-4)
     client.close()
     await agent.stop_instance("a")
-    assert (await agent.status()).store.pinned_bytes == 0
+    assert (await agent.status()).stores[0].pinned_bytes == 0
 
 
 async def test_without_sharing_nothing_of_the_store_is_mapped(agent: Any, kit: Any) -> None:
@@ -112,7 +112,7 @@ async def test_a_corrupted_tensor_is_quarantined_fetched_again_and_never_served(
     await agent.start(verify_on_bind=verify)
     first = await agent.start_instance("a", model.artifact)
     assert model.tensor in Path(f"/proc/{first.pid}/maps").read_text()
-    file = agent.run / "store" / "blobs" / model.tensor
+    file = agent.store / "blobs" / model.tensor
     file.chmod(0o644)
     with file.open("r+b") as opened:
         opened.seek(100)
@@ -125,7 +125,7 @@ async def test_a_corrupted_tensor_is_quarantined_fetched_again_and_never_served(
     np.testing.assert_allclose(await kit.ask(client, second.generation, x), model.expected(x), atol=1e-4)
     client.close()
     status = await agent.status()
-    assert status.store.quarantined == 1
+    assert status.stores[0].quarantined == 1
     (failed,) = [item for item in status.instances if item.instance_id == "a"]
     assert failed.state == "failed"
     assert model.tensor in failed.error
@@ -136,12 +136,12 @@ async def test_a_file_that_was_touched_but_has_its_bytes_is_trusted_again(agent:
     await agent.start()
     await agent.start_instance("a", model.artifact)
     await agent.stop_instance("a")
-    file = agent.run / "store" / "blobs" / model.tensor
+    file = agent.store / "blobs" / model.tensor
     os.utime(file)
     second = await agent.start_instance("b", model.artifact)
     assert (second.state, second.fetched) == ("ready", False)
     assert is_sealed(file.stat().st_mtime_ns, Digest(model.tensor))
-    assert (await agent.status()).store.quarantined == 0
+    assert (await agent.status()).stores[0].quarantined == 0
 
 
 async def test_what_cannot_be_started_says_why(agent: Any, kit: Any) -> None:
@@ -163,7 +163,7 @@ async def test_what_cannot_be_started_says_why(agent: Any, kit: Any) -> None:
         await agent.start_instance("f", term=common_pb2.Term(cluster_id=1, revision=4))
     status = await agent.status()
     assert {item.state for item in status.instances} == {"failed"}
-    assert status.store.pinned_bytes == 0
+    assert status.stores[0].pinned_bytes == 0
 
 
 async def test_an_export_is_baked_and_the_result_serves(agent: Any, kit: Any) -> None:
@@ -172,7 +172,9 @@ async def test_an_export_is_baked_and_the_result_serves(agent: Any, kit: Any) ->
     progress, baked = [], None
     blobs: dict[str, bytearray] = {}
     sizes: dict[str, int] = {}
-    async for event in agent.stub.Bake(node_pb2.BakeRequest(job_id="j", artifact_digest=export.artifact, max_batch=4), timeout=120):
+    async for event in agent.stub.Bake(
+        node_pb2.BakeRequest(trust_domain="default", job_id="j", artifact_digest=export.artifact, max_batch=4), timeout=120
+    ):
         kind = event.WhichOneof("event")
         if kind == "progress":
             progress.append(event.progress)
@@ -190,8 +192,8 @@ async def test_an_export_is_baked_and_the_result_serves(agent: Any, kit: Any) ->
         assert agent.repository.put(Digest(digest), [bytes(data)])  # it lacked each of them, and each is what it is named
     status = await agent.status()
     assert baked.build_class == status.build_class
-    assert status.store.pinned_bytes == 0
-    assert list((agent.folder / "state" / "bake").iterdir()) == []
+    assert status.stores[0].pinned_bytes == 0
+    assert list((agent.folder / "state" / "bake" / "default").iterdir()) == []
     instance = await agent.start_instance("a", baked.artifact_digest)
     assert instance.max_batch == 4
     x = inputs(kit)
@@ -200,7 +202,8 @@ async def test_an_export_is_baked_and_the_result_serves(agent: Any, kit: Any) ->
     client.close()
     # Baking it again sends nothing: the repository has it all.
     kinds = [
-        event.WhichOneof("event") async for event in agent.stub.Bake(node_pb2.BakeRequest(artifact_digest=export.artifact, max_batch=4))
+        event.WhichOneof("event")
+        async for event in agent.stub.Bake(node_pb2.BakeRequest(trust_domain="default", artifact_digest=export.artifact, max_batch=4))
     ]
     assert "blob" not in kinds
 
@@ -223,6 +226,5 @@ async def test_measuring_leaves_nothing_behind(agent: Any, kit: Any) -> None:
     assert all(row.repeats >= 5 and 0 < row.p50_ms <= row.p99_ms for row in rows)
     status = await agent.status()
     assert {item.runtime_id for item in status.runtimes} >= before
-    assert not [process for process in kit.processes_of(agent.run) if process.pid and (agent.run / "measure").exists()]
-    assert [path for path in agent.run.iterdir() if path.name.startswith("measure")] == []
-    assert status.store.pinned_bytes == 0
+    assert [path for path in agent.runtimes.iterdir() if path.name.startswith("measure")] == []
+    assert status.stores[0].pinned_bytes == 0

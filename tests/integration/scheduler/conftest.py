@@ -72,8 +72,8 @@ class AgentDouble(node_pb2_grpc.NodeAgentServicer):
     def status(self) -> node_pb2.NodeStatus:
         return node_pb2.NodeStatus(
             node_id="n1", build_class=BUILD_CLASS, profile_class=PROFILE_CLASS, flavours=["ort", "aten"],
-            instances=list(self.instances.values()), runtimes=[node_pb2.Runtime(runtime_id="r-1", flavour="aten")],
-            store=node_pb2.StoreStatus(budget_bytes=1 << 30), full=True, trust_domain="default", agent_address=self.address,
+            instances=list(self.instances.values()), runtimes=[node_pb2.Runtime(runtime_id="r-1", flavour="aten", trust_domain="default")],
+            stores=[node_pb2.StoreStatus(trust_domain="default", budget_bytes=1 << 30)], full=True, agent_address=self.address,
             start_address=self.start_address,
         )  # fmt: skip
 

@@ -36,7 +36,7 @@ def test_no_port_is_given_twice_with_most_nodes(tmp_path: Path) -> None:
 def test_sockets_stay_short_however_long_the_state_folder_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/" + "very-long-folder-name/" * 5)
     layout = Layout(tmp_path / ("deep/" * 40))
-    socket = layout.node_run(15) / "measure-0123456789abcdef" / "control.sock"
+    socket = layout.node_run(15) / "d-0123ab" / "measure-aten-0123ab-0123456789" / "control.sock"
     assert len(str(socket)) < MAX_SOCKET_PATH
 
 

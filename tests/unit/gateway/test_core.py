@@ -172,7 +172,7 @@ def test_identifiers_are_well_formed_and_differ() -> None:
 
 def test_the_host_is_called_the_same_by_node_agents() -> None:
     from tessera.gateway import app as gateway
-    from tessera.node_agent import app as node_agent
+    from tessera.node_agent import parts as node_agent
 
     assert gateway.host_id() == node_agent.host_id()
 

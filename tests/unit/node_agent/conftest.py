@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,14 +32,18 @@ from tessera.domain.ids import (
 from tessera.domain.instance import InstanceState, Stage, StageTime, StartPath
 from tessera.domain.records import AssignmentRecord, InstanceRecord, LatencyRow
 from tessera.domain.signature import Signature, TensorSpec
+from tessera.node_agent.adapters.baking import ProcessBaker
 from tessera.node_agent.adapters.files import RuntimeNotes, TermFile
 from tessera.node_agent.adapters.meter import PrometheusMeter
 from tessera.node_agent.core.poison import BackOff, PoisonLedger
 from tessera.node_agent.core.runtimes import RuntimeLimits, RuntimeView, Wanted
 from tessera.node_agent.core.status import NodeIdentity
 from tessera.node_agent.core.table import Instance, InstanceTable
+from tessera.node_agent.loops.adoption import Adoption
 from tessera.node_agent.loops.agent import Agent
+from tessera.node_agent.loops.domain import Domain, Domains
 from tessera.node_agent.loops.fleet import Fleet
+from tessera.node_agent.loops.jobs import Jobs
 from tessera.node_agent.loops.larder import Larder
 from tessera.node_agent.loops.pulse import Pulse
 from tessera.node_agent.loops.starter import Starter, StarterSettings
@@ -233,6 +237,7 @@ class FakeRuntimes:
         self.fork_gate.set()
         self.fork_error: TesseraError | None = None
         self.faults: dict[str, list[str | TesseraError]] = {}
+        self.prepared: set[str] = set()
         self._lost: Callable[[RuntimeId], None] = lambda runtime_id: None
 
     @property
@@ -252,14 +257,13 @@ class FakeRuntimes:
     async def adopt(self) -> tuple[Runtime, ...]:
         return tuple(self.live)
 
-    async def prepare(self) -> None:
-        pass
+    async def prepare(self, flavours: Iterable[str]) -> None:
+        self.prepared |= set(flavours)
 
     async def fork(self, flavour: str, runtime_id: RuntimeId, threads: int) -> Runtime:
         await self.fork_gate.wait()
         if self.fork_error is not None:
             raise self.fork_error
-        (self.store.root.parent / runtime_id).mkdir()
         self.all[runtime_id] = FakeRuntime(self, runtime_id, flavour, threads)
         return self.all[runtime_id]
 
@@ -289,20 +293,29 @@ class FakeRecords:
     def publish(self, record: InstanceRecord) -> None:
         self.published[record.instance_id] = record
 
-    def withdraw(self, instance_id: InstanceId) -> None:
-        self.published.pop(instance_id, None)
+    def withdraw(self, trust_domain: TrustDomain, instance_id: InstanceId) -> None:
+        record = self.published.pop(instance_id, None)
+        assert record is None or record.variant.trust_domain == trust_domain
 
 
 class Node:
-    """A node agent over fakes. `make_artifact` puts a model into the repository; `start` is what the scheduler's leader would ask."""
+    """A node agent over fakes, with the trust domain `default` and `others`. `make_artifact` puts a model into the repository; `start` is
+    what the scheduler's leader would ask."""
 
-    def __init__(self, folder: Path, tasks: Tasks, store: LocalTensorStore, runtimes: FakeRuntimes, clock: VirtualClock) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        tasks: Tasks,
+        store: LocalTensorStore,
+        runtimes: FakeRuntimes,
+        clock: VirtualClock,
+        others: Mapping[TrustDomain, tuple[LocalTensorStore, FakeRuntimes]] | None = None,
+    ) -> None:
         self.folder, self.store, self.runtimes, self.clock = folder, store, runtimes, clock
         self.repository = Repository(f"file://{folder / 'repository'}")
         self.records = FakeRecords()
         self.identity = NodeIdentity(
             NodeId("n1"),
-            DOMAIN,
             "host",
             "127.0.0.1:1",
             "127.0.0.1:3",
@@ -318,18 +331,30 @@ class Node:
         self.terms = TermFile(folder)
         self.metrics = CollectorRegistry()
         meter, notes = PrometheusMeter(self.metrics), RuntimeNotes(folder)
-        self.fleet = Fleet(runtimes, store, self.table, DOMAIN, 1, clock, os.urandom, tasks)
-        self.larder = Larder(store, Fetcher(self.repository, store), self.identity.build_class)
+        self.job_turn = asyncio.Lock()
         self.poison = PoisonLedger(BackOff(1.0, 8.0, 600.0))
-        settings = StarterSettings(5.0, 100, True)
-        self.starter = Starter(
-            self.identity, self.table, self.fleet, self.larder, self.poison, self.limits, self.records, notes, meter, settings, clock,
-            tasks, lambda: None,
-        )  # fmt: skip
+
+        def domain(name: TrustDomain, store: LocalTensorStore, runtimes: FakeRuntimes, warm: tuple[str, ...]) -> Domain:
+            fleet = Fleet(runtimes, store, self.table, name, 1, clock, os.urandom, tasks)
+            larder = Larder(store, Fetcher(self.repository, store), self.identity.build_class)
+            starter = Starter(
+                self.identity, self.table, fleet, larder, self.poison, self.limits, self.records, notes, meter,
+                StarterSettings(5.0, 100, True), clock, tasks, lambda: None,
+            )  # fmt: skip
+            baker = ProcessBaker(folder / "bake" / name, store.root)
+            jobs = Jobs(
+                fleet, larder, baker, self.repository.has, baker.scratch, baker.remove, store.path, 5.0, os.urandom, clock, self.job_turn,
+            )  # fmt: skip
+            return Domain(store, runtimes, fleet, larder, starter, jobs, meter, clock, warm)
+
+        first = domain(DOMAIN, store, runtimes, ("ort",))
+        self.fleet, self.larder, self.starter, self.jobs = first.fleet, first.larder, first.starter, first.jobs
+        self.others = {name: domain(name, *made, ()) for name, made in (others or {}).items()}
+        self.domains = Domains([first, *self.others.values()])
         self.agent = Agent(
-            self.identity, self.table, self.fleet, self.starter, self.larder, store, runtimes, self.records, notes, self.terms, meter,
-            self.limits, 60.0, 60.0, 1.0, clock, tasks, Pulse(),
+            self.identity, self.table, self.domains, self.records, self.terms, meter, self.limits, 60.0, 1.0, clock, tasks, Pulse(),
         )  # fmt: skip
+        self.adoption = Adoption(self.identity, self.table, self.domains, self.records, notes, 60.0, clock)
 
     def make_artifact(self, seed: int = 1, tensors: int = 2) -> Digest:
         refs = []

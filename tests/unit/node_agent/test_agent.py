@@ -89,7 +89,7 @@ async def test_an_assignment_without_an_instance_is_started_once(node: Any, make
 async def test_what_an_earlier_agent_was_assigned_is_not_loaded_again(node: Any, make: Any) -> None:
     """Its generation has served. It shows as failed until its record is gone; nothing is started meanwhile."""
     node.records.desired = {InstanceId("a"): make.assignment("a", artifact=node.make_artifact())}
-    await node.agent.look_back()
+    await node.adoption.look_back()
     await settle(node)
     assert node.table.get(InstanceId("a")).state is InstanceState.FAILED
     node.clock.move(1e6)
@@ -174,7 +174,7 @@ async def test_a_restarted_agent_adopts_with_the_same_generation(node: Any, tmp_
     holds = node.store.holders()[runtime.hello.runtime_id]
     node.store.unpin(runtime.hello.runtime_id, None)  # a new process knows no holds
     restarted = type(node)(node.folder, node.agent._tasks, node.store, node.runtimes, node.clock)
-    await restarted.agent.adopt()
+    await restarted.adoption.adopt()
     after = restarted.table.get(InstanceId("a"))
     same = ("generation", "variant", "artifact", "runtime_id", "shared_bytes", "max_batch", "start_path", "fetched", "private_bytes")
     assert [getattr(after, name) for name in same] == [getattr(before, name) for name in same]
@@ -185,8 +185,8 @@ async def test_a_restarted_agent_adopts_with_the_same_generation(node: Any, tmp_
 
 
 async def test_a_measuring_runtime_is_not_adopted(node: Any) -> None:
-    await node.runtimes.fork("ort", RuntimeId("measure-ort-1"), 1)
-    await node.agent.adopt()
+    await node.runtimes.fork("ort", RuntimeId("measure-ort-37a8ee-01"), 1)
+    await node.adoption.adopt()
     await asyncio.sleep(0.01)
     assert node.runtimes.live == []
 
@@ -200,8 +200,8 @@ async def test_the_summary_shows_instances_runtimes_and_store(node: Any) -> None
     by_id = {item.runtime_id: item for item in summary.runtimes}
     assert (by_id[instance.runtime_id].trust_domain, by_id[instance.runtime_id].instances) == ("default", 1)
     (warm,) = [item for item in summary.runtimes if item.runtime_id != instance.runtime_id]
-    assert (warm.trust_domain, warm.instances, warm.private_bytes) == ("", 0, 5000)
-    assert summary.store.used_bytes == sum(node.store.digests().values())
+    assert (warm.trust_domain, warm.instances, warm.private_bytes) == ("default", 0, 5000)
+    assert summary.stores["default"].used_bytes == sum(node.store.digests().values())
 
 
 async def test_the_graceful_end_drains_everything(node: Any) -> None:

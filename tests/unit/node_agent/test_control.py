@@ -118,9 +118,8 @@ def test_the_term_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["term"]
 
 
-def test_notes_lie_beside_their_runtime_whatever_the_id(tmp_path: Path) -> None:
+def test_notes_lie_in_their_runtimes_folder_whatever_the_id(tmp_path: Path) -> None:
     notes = RuntimeNotes(tmp_path)
-    (tmp_path / "rt-1").mkdir()
     for name in ("plain-1", "../../escape", "a/b", "\0"):
         record = an_instance(name, runtime_id=RuntimeId("rt-1"))
         notes.write(record, 10, 20)
@@ -128,7 +127,13 @@ def test_notes_lie_beside_their_runtime_whatever_the_id(tmp_path: Path) -> None:
     assert {path.parent.name for path in tmp_path.rglob("*.note")} == {"rt-1"}
     notes.remove(RuntimeId("rt-1"), InstanceId("plain-1"))
     assert notes.read(RuntimeId("rt-1"), InstanceId("plain-1")) is None
-    notes.write(an_instance("x", runtime_id=RuntimeId("rt-gone")), 1, 1)  # its runtime has ended: no error, no note
+    assert (tmp_path / "notes").stat().st_mode & 0o777 == 0o700
+    for name in ("rt-2", "rt-3"):
+        notes.write(an_instance("x", runtime_id=RuntimeId(name)), 1, 1)
+    notes.forget(RuntimeId("rt-2"))
+    notes.forget(RuntimeId("rt-2"))
+    notes.keep([RuntimeId("rt-1")])
+    assert [path.name for path in (tmp_path / "notes").iterdir()] == ["rt-1"]
 
 
 def test_an_unwritable_folder_names_the_setting(tmp_path: Path) -> None:

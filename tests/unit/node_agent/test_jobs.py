@@ -58,6 +58,7 @@ class World:
             5.0,
             os.urandom,
             node.clock,
+            node.job_turn,
         )
 
     def scratch(self) -> Path:

@@ -20,9 +20,9 @@ from tessera.program import Stop, Tasks
 from tessera.testing.builders import an_instance
 from tessera.testing.coord import FakeCoordinator, FakeEtcd
 
-DOMAIN = TrustDomain("default")
+DOMAIN, OTHER = TrustDomain("default"), TrustDomain("other")
 ME = NodeIdentity(
-    NodeId("n1"), DOMAIN, "host", "127.0.0.1:1", "127.0.0.1:3", "127.0.0.1:2", BuildClass("b"), ProfileClass("p"), ("ort",), 2, "/run/x"
+    NodeId("n1"), "host", "127.0.0.1:1", "127.0.0.1:3", "127.0.0.1:2", BuildClass("b"), ProfileClass("p"), ("ort",), 2, "/run/x"
 )
 
 
@@ -35,8 +35,8 @@ class World:
         self.changes = 0
 
     def records(self) -> EtcdRecords:
-        made = EtcdRecords(self.coordinator, ME, 1.0, SystemClock(), self.changed)
-        made.announce(1 << 20, 1)
+        made = EtcdRecords(self.coordinator, ME, [DOMAIN, OTHER], 1.0, SystemClock(), self.changed)
+        made.announce({DOMAIN: 1 << 20, OTHER: 1 << 21}, 1)
         return made
 
     def changed(self) -> None:
@@ -88,8 +88,8 @@ async def test_instances_come_and_go(world: World) -> None:
     made.publish(an_instance("a", "n1"))
     made.publish(an_instance("b", "n1"))
     await world.until(lambda: world.instances().keys() == {"a", "b"})
-    made.withdraw(InstanceId("a"))
-    made.withdraw(InstanceId("never"))
+    made.withdraw(DOMAIN, InstanceId("a"))
+    made.withdraw(DOMAIN, InstanceId("never"))
     await world.until(lambda: world.instances().keys() == {"b"})
 
 
@@ -98,7 +98,7 @@ async def test_what_was_published_while_etcd_was_away_is_written_when_it_is_back
     made = world.run(world.records())
     made.publish(an_instance("a", "n1"))
     made.publish(an_instance("b", "n1"))
-    made.withdraw(InstanceId("b"))
+    made.withdraw(DOMAIN, InstanceId("b"))
     await asyncio.sleep(0.05)
     with pytest.raises(Unavailable):
         await made.read_assignments()

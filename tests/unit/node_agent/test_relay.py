@@ -13,11 +13,15 @@ import pytest
 
 from tessera.clock import SystemClock
 from tessera.domain.errors import TesseraError
+from tessera.domain.ids import TrustDomain
 from tessera.frames import FrameClient, FrameResponse, FrameServer, RequestHeader
 from tessera.frames.codec import Hello, decode_goaway, encode_hello
 from tessera.node_agent import relay
+from tessera.node_agent.core.runtimes import Purpose, domain_folder, domain_folder_of, runtime_id_for
 
 GENERATION = 7
+RT1, RT2, RT9 = (f"rt-ort-0000aa-{number:010x}" for number in (1, 2, 9))
+FOLDER = "d-0000aa"
 
 
 class RunningRelay:
@@ -31,14 +35,14 @@ class RunningRelay:
         return int(json.loads((self.run / relay.INFO_FILE).read_text())["address"].rpartition(":")[2])
 
     async def runtime(self, runtime_id: str) -> FrameServer:
-        (self.run / runtime_id).mkdir()
+        (self.run / FOLDER / runtime_id).mkdir(parents=True)
 
         async def echo(header: RequestHeader, body: memoryview) -> FrameResponse:
             data = bytes(body)
             self.served.append(data[:16])
             return FrameResponse(0, body=data)
 
-        return await FrameServer.serve_unix(str(self.run / runtime_id / "data.sock"), echo, target=runtime_id)
+        return await FrameServer.serve_unix(str(self.run / FOLDER / runtime_id / "data.sock"), echo, target=runtime_id)
 
     async def raw(self, data: bytes) -> bytes:
         """What the relay answers to `data`, until it closes."""
@@ -66,8 +70,8 @@ async def running() -> AsyncIterator[RunningRelay]:
 
 
 async def test_requests_of_any_size_come_back_whole(running: RunningRelay) -> None:
-    server = await running.runtime("rt-1")
-    client = await FrameClient.connect_tcp("127.0.0.1", running.port, target="rt-1")
+    server = await running.runtime(RT1)
+    client = await FrameClient.connect_tcp("127.0.0.1", running.port, target=RT1)
     bodies = [bytes([number]) * size for number, size in enumerate((0, 1, 300_000, 5_000_000, 17))]
     answers = await asyncio.gather(*[client.request(RequestHeader(GENERATION, 10_000_000), body) for body in bodies])
     assert [bytes(answer.body) for answer in answers] == bodies
@@ -76,8 +80,8 @@ async def test_requests_of_any_size_come_back_whole(running: RunningRelay) -> No
 
 
 async def test_each_connection_goes_to_the_runtime_it_names(running: RunningRelay) -> None:
-    servers = [await running.runtime(name) for name in ("rt-1", "rt-2")]
-    for name in ("rt-1", "rt-2", "rt-1"):
+    servers = [await running.runtime(name) for name in (RT1, RT2)]
+    for name in (RT1, RT2, RT1):
         client = await FrameClient.connect_tcp("127.0.0.1", running.port, target=name)
         answer = await client.request(RequestHeader(GENERATION, 10_000_000), name.encode())
         assert bytes(answer.body) == name.encode()
@@ -87,8 +91,8 @@ async def test_each_connection_goes_to_the_runtime_it_names(running: RunningRela
 
 
 async def test_a_hello_in_pieces_is_put_together(running: RunningRelay) -> None:
-    server = await running.runtime("rt-1")
-    hello = encode_hello(Hello("rt-1"))
+    server = await running.runtime(RT1)
+    hello = encode_hello(Hello(RT1))
     reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
     for at in range(len(hello)):
         writer.write(hello[at : at + 1])
@@ -100,16 +104,16 @@ async def test_a_hello_in_pieces_is_put_together(running: RunningRelay) -> None:
     await server.close(0)
 
 
-@pytest.mark.parametrize("target", ["../etc", "rt/1", "", "RT-1", "a" * 49, "rt_1", "rt-1\0"])
+@pytest.mark.parametrize("target", ["../etc", "rt/1", "", "RT-1", "a" * 49, "rt-1", f"../{RT1}", f"{RT1}/..", f"{RT1}\0", RT1.upper()])
 async def test_a_target_that_is_no_runtime_id_is_refused(running: RunningRelay, target: str) -> None:
     answer = await running.raw(encode_hello(Hello(target)))
-    assert "a runtime id is 1 to 48 characters" in decode_goaway(answer[12:])
+    assert "a runtime id is PURPOSE-FLAVOUR-DOMAIN-NUMBER" in decode_goaway(answer[12:])
 
 
 async def test_an_unknown_runtime_is_refused_with_its_name(running: RunningRelay) -> None:
-    assert "runtime rt-9 is not on this node" in decode_goaway((await running.raw(encode_hello(Hello("rt-9"))))[12:])
-    with pytest.raises(TesseraError, match="rt-9"):
-        await FrameClient.connect_tcp("127.0.0.1", running.port, target="rt-9")
+    assert f"runtime {RT9} is not on this node" in decode_goaway((await running.raw(encode_hello(Hello(RT9))))[12:])
+    with pytest.raises(TesseraError, match=RT9):
+        await FrameClient.connect_tcp("127.0.0.1", running.port, target=RT9)
 
 
 async def test_what_is_no_hello_is_refused(running: RunningRelay) -> None:
@@ -117,8 +121,8 @@ async def test_what_is_no_hello_is_refused(running: RunningRelay) -> None:
 
 
 async def test_a_runtime_that_goes_takes_its_connections_along(running: RunningRelay) -> None:
-    server = await running.runtime("rt-1")
-    client = await FrameClient.connect_tcp("127.0.0.1", running.port, target="rt-1")
+    server = await running.runtime(RT1)
+    client = await FrameClient.connect_tcp("127.0.0.1", running.port, target=RT1)
     await client.request(RequestHeader(GENERATION, 10_000_000), b"x")
     await server.close(0)
     async with asyncio.timeout(5):
@@ -128,7 +132,7 @@ async def test_a_runtime_that_goes_takes_its_connections_along(running: RunningR
 
 async def test_a_slow_reader_pauses_the_sender(running: RunningRelay) -> None:
     """Back-pressure: the relay holds some megabytes at most, whatever one side sends."""
-    (running.run / "rt-1").mkdir()
+    (running.run / FOLDER / RT1).mkdir(parents=True)
     taken = 0
     resume = asyncio.Event()
     done = asyncio.Event()
@@ -141,9 +145,9 @@ async def test_a_slow_reader_pauses_the_sender(running: RunningRelay) -> None:
         writer.close()
         done.set()
 
-    server = await asyncio.start_unix_server(lazy, running.run / "rt-1" / "data.sock")
+    server = await asyncio.start_unix_server(lazy, running.run / FOLDER / RT1 / "data.sock")
     _, writer = await asyncio.open_connection("127.0.0.1", running.port)
-    writer.write(encode_hello(Hello("rt-1")))
+    writer.write(encode_hello(Hello(RT1)))
     sent = 0
     try:
         async with asyncio.timeout(1.0):
@@ -159,7 +163,7 @@ async def test_a_slow_reader_pauses_the_sender(running: RunningRelay) -> None:
     writer.close()
     async with asyncio.timeout(20):
         await done.wait()
-    assert taken == sent + len(encode_hello(Hello("rt-1")))
+    assert taken == sent + len(encode_hello(Hello(RT1)))
     server.close()
 
 
@@ -175,4 +179,22 @@ async def test_it_ends_when_nothing_needs_it_or_its_folder_is_gone(tmp_path: Pat
 
 
 def test_ids_agree_with_what_the_agent_makes() -> None:
-    assert relay._RUNTIME_ID.fullmatch("measure-aten-0123456789")
+    for purpose in Purpose:
+        made = runtime_id_for(purpose, "aten", TrustDomain("default"), bytes(5))
+        assert relay.folder_of(made) == domain_folder(TrustDomain("default")) == domain_folder_of(made)
+
+
+async def test_a_domain_cannot_pass_a_runtime_of_its_own_off_as_anothers(running: RunningRelay) -> None:
+    """Whatever lies in a domain's folder: the id says in whose folder the runtime is looked for."""
+    (running.run / "d-0000bb").mkdir()
+    (running.run / FOLDER).mkdir()
+    taken: list[bytes] = []
+
+    async def thief(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        taken.append(await reader.read(1))
+
+    (running.run / "d-0000bb" / RT1).mkdir()
+    server = await asyncio.start_unix_server(thief, running.run / "d-0000bb" / RT1 / "data.sock")
+    assert f"runtime {RT1} is not on this node" in decode_goaway((await running.raw(encode_hello(Hello(RT1))))[12:])
+    assert taken == []
+    server.close()

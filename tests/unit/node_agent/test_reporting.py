@@ -71,12 +71,13 @@ async def leader(node: Any) -> AsyncIterator[FakeLeader]:
 
 async def test_everything_first_then_changes(node: Any, leader: FakeLeader) -> None:
     (first, *_) = await leader.count(1)
-    assert (first[1].full, first[1].added) == (True, ())
+    assert (first[1]["default"].full, first[1]["default"].added) == (True, ())
     instance = await node.start("a", node.make_artifact(), term=Term(1, 20))
     reports = await leader.count(len(leader.streams[-1][1]) + 2)
-    assert [report[1].full for report in reports] == [True] + [False] * (len(reports) - 1)
+    assert [report[1]["default"].full for report in reports] == [True] + [False] * (len(reports) - 1)
     known: set[str] = set()
-    for _, change in reports:
+    for _, changes in reports:
+        change = changes["default"]
         known = (known | set(change.added)) - set(change.removed)
     assert known == set(node.store.digests())
     assert reports[-1][0].instances[0].instance == node.table.get(instance.instance_id)
@@ -98,8 +99,8 @@ async def test_a_stream_that_ends_begins_again_in_full(node: Any, leader: FakeLe
             await asyncio.sleep(0.01)
     leader.hang_up.clear()
     reports = await leader.count(1)
-    assert reports[0][1].full
-    assert set(reports[0][1].added) == set(node.store.digests())
+    assert reports[0][1]["default"].full
+    assert set(reports[0][1]["default"].added) == set(node.store.digests())
 
 
 async def test_another_leader_is_found(leader: FakeLeader) -> None:
@@ -123,16 +124,16 @@ async def test_status_on_the_wire(node: Any) -> None:
     artifact = node.make_artifact()
     instance = await node.start("a", artifact)
     (runtime,) = node.runtimes.live
-    server = NodeAgentServer(node.agent, None)  # type: ignore[arg-type]
+    server = NodeAgentServer(node.agent)
     status = (await server.GetStatus(node_pb2.GetStatusRequest(), None)).status
-    assert (status.node_id, status.full, status.trust_domain, status.agent_address) == ("n1", True, "default", "127.0.0.1:1")
-    assert {digest.hex() for digest in status.digests_added} == set(node.store.digests())
+    assert (status.node_id, status.full, status.stores[0].trust_domain, status.agent_address) == ("n1", True, "default", "127.0.0.1:1")
+    assert {digest.hex() for digest in status.stores[0].digests_added} == set(node.store.digests())
     (shown,) = status.instances
     assert (shown.instance_id, shown.generation, shown.state, shown.pid) == ("a", instance.generation, "ready", runtime.hello.pid)
-    assert shown.endpoint.unix_path == f"{node.folder}/{instance.runtime_id}/data.sock"
+    assert shown.endpoint.unix_path == f"{node.folder}/d-37a8ee/{instance.runtime_id}/data.sock"
     assert (shown.endpoint.relay_address, shown.endpoint.runtime_id) == ("127.0.0.1:2", instance.runtime_id)
     assert shown.artifact_digest == artifact
-    assert shown.shared_bytes == status.store.used_bytes
+    assert shown.shared_bytes == status.stores[0].used_bytes
     assert status.runtimes[0].instances == 1
 
 
@@ -149,7 +150,7 @@ async def test_a_failed_instance_shows_its_error_and_no_endpoint(node: Any, make
 def _nothing() -> Any:
     from tessera.node_agent.core.changes import DigestChange
 
-    return DigestChange(False, (), ())
+    return {"default": DigestChange(False, (), ())}
 
 
 def request(**changes: Any) -> node_pb2.StartInstanceRequest:
@@ -166,7 +167,7 @@ def request(**changes: Any) -> node_pb2.StartInstanceRequest:
 
 
 async def test_an_order_on_the_wire(node: Any) -> None:
-    server = NodeAgentServer(node.agent, None)  # type: ignore[arg-type]
+    server = NodeAgentServer(node.agent)
     answer = (await server.StartInstance(request(), None)).instance
     assert (answer.state, answer.generation, answer.start_path) == ("ready", 9, "fork")
     assert answer.pid == node.runtimes.live[0].hello.pid
@@ -188,7 +189,7 @@ async def test_an_order_on_the_wire(node: Any) -> None:
     ],
 )
 async def test_a_bad_order_names_the_field_and_leaves_nothing(node: Any, changes: dict[str, Any], words: str) -> None:
-    server = NodeAgentServer(node.agent, None)  # type: ignore[arg-type]
+    server = NodeAgentServer(node.agent)
     with pytest.raises(InvalidInput, match=words):
         await server.StartInstance(request(**changes), None)
     assert len(node.table) == 0

@@ -25,7 +25,7 @@ from tessera.domain.records import VariantRecord, VariantState
 from tessera.policy.placement import registry
 from tessera.policy.placement.bytes_present import BytesPresentPlacement, place
 from tessera.policy.placement.filters import RefusalKind, explain, refusal, size_words
-from tessera.policy.view import Candidate, NodeCondition, NodeView
+from tessera.policy.view import Candidate, NodeCondition, NodeView, StoreView
 
 DOMAIN = TrustDomain("default")
 GIB = 1 << 30
@@ -51,8 +51,9 @@ def candidate(blobs: dict[str, int] | None = None, *, build_class: str | None = 
 
 
 def node(name: str, held: frozenset[Digest] = frozenset(), *, build_class: str = "a", **changes: object) -> NodeView:
-    values: dict[str, object] = {"flavours": ("ort",), "store_budget_bytes": 4 * GIB, **changes}
-    return NodeView(NodeId(name), BuildClass(build_class), ProfileClass("p"), DOMAIN, digests=held, **values)  # type: ignore[arg-type]
+    values: dict[str, object] = {"flavours": ("ort",), "store_budget_bytes": 4 * GIB, "store_held_bytes": 0, **changes}
+    store = StoreView(values.pop("store_budget_bytes"), values.pop("store_held_bytes"), held)  # type: ignore[arg-type]
+    return NodeView(NodeId(name), BuildClass(build_class), ProfileClass("p"), {DOMAIN: store}, **values)  # type: ignore[arg-type]
 
 
 def test_bytes_of_several_models_add_up() -> None:
@@ -108,13 +109,13 @@ def test_without_a_list_the_record_is_the_estimate() -> None:
 @pytest.mark.parametrize(
     ("changes", "kind", "words"),
     [
-        ({"trust_domain": TrustDomain("other")}, RefusalKind.DOMAIN, "serves trust domain other, not default"),
+        ({"stores": {TrustDomain("other"): StoreView(4 * GIB)}}, RefusalKind.DOMAIN, "has no store of trust domain default"),
         ({"condition": NodeCondition.SUSPECT}, RefusalKind.SUSPECT, "is suspect: its lease is lost"),
         ({"condition": NodeCondition.SILENT}, RefusalKind.SILENT, "does not report"),
         ({"build_class": BuildClass("b")}, RefusalKind.BUILD_CLASS, "is of build class b; the variant was built for a"),
         ({"flavours": ("aten",)}, RefusalKind.FLAVOUR, "has no ort runtimes; it has aten"),
         (
-            {"store_held_bytes": 3 * GIB},
+            {"stores": {DOMAIN: StoreView(4 * GIB, 3 * GIB)}},
             RefusalKind.STORE,
             "is short of 1.0 GiB in its store: 2.0 GiB to fetch, 1.0 GiB free or reclaimable",
         ),

@@ -27,7 +27,7 @@ KEY = VariantKey(TrustDomain("default"), ModelName("m"), VersionNumber(1), Varia
 
 def node(*instances: tuple[str, InstanceState, float]) -> NodeView:
     views = tuple(InstanceView(InstanceId(name), KEY, Generation(1), state, idle_s) for name, state, idle_s in instances)
-    return NodeView(NodeId("n1"), BuildClass("a"), ProfileClass("p"), TrustDomain("default"), instances=views)
+    return NodeView(NodeId("n1"), BuildClass("a"), ProfileClass("p"), instances=views)
 
 
 def test_longer_than_the_window_and_longest_first() -> None:

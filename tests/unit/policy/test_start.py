@@ -31,7 +31,7 @@ from tessera.policy.start import registry
 from tessera.policy.start.base import StartDecision, StartQuestion
 from tessera.policy.start.cheapest import CheapestStart
 from tessera.policy.start.costs import CostModel
-from tessera.policy.view import Candidate, InstanceView, NodeCondition, NodeView, RuntimeView
+from tessera.policy.view import Candidate, InstanceView, NodeCondition, NodeView, RuntimeView, StoreView
 
 DOMAIN = TrustDomain("default")
 POLICY = CheapestStart()
@@ -48,7 +48,7 @@ def candidate(variant: str = "ort-fp32", size_bytes: int = 0, *, backend: str = 
     return Candidate(record, (Blob(Digest("1" * 64), size_bytes),) if size_bytes else ())
 
 
-def runtime(flavour: str = "ort", domain: str = "") -> RuntimeView:
+def runtime(flavour: str = "ort", domain: TrustDomain = DOMAIN) -> RuntimeView:
     return RuntimeView(RuntimeId(f"r-{flavour}"), flavour, domain, 0)
 
 
@@ -57,9 +57,10 @@ def instance(variant: str = "ort-fp32", state: InstanceState = InstanceState.REA
 
 
 def node(name: str = "n1", **changes: object) -> NodeView:
-    values: dict[str, object] = {"flavours": ("ort", "aten"), "store_budget_bytes": 1 << 40, "runtimes": (runtime(),), **changes}
+    values: dict[str, object] = {"flavours": ("ort", "aten"), "runtimes": (runtime(),), **changes}
     build_class = BuildClass(str(values.pop("build_class", "a")))
-    return NodeView(NodeId(name), build_class, ProfileClass("p"), DOMAIN, **values)  # type: ignore[arg-type]
+    store = StoreView(values.pop("store_budget_bytes", 1 << 40), 0, values.pop("digests", frozenset()))  # type: ignore[arg-type]
+    return NodeView(NodeId(name), build_class, ProfileClass("p"), {values.pop("trust_domain", DOMAIN): store}, **values)  # type: ignore[arg-type,dict-item]
 
 
 def decide(candidates: list[Candidate], nodes: list[NodeView], **more: object) -> StartDecision:
@@ -195,7 +196,7 @@ nodes_strategy = st.lists(
         st.integers(0, 20),
         st.sampled_from(NodeCondition),
         st.sampled_from(["a", "b"]),
-        st.sampled_from([(), (runtime(),), (runtime("aten"),), (runtime("ort", "x"),)]),
+        st.sampled_from([(), (runtime(),), (runtime("aten"),), (runtime("ort", TrustDomain("x")),)]),
         st.booleans(),
         st.sampled_from([0, 50, 1 << 40]),
         st.integers(0, 3),
@@ -221,7 +222,7 @@ def test_safety_of_every_decision(nodes, size, random, data) -> None:  # type: i
         assert target.condition is not NodeCondition.SILENT
         if chosen.start_path is not StartPath.WARM:
             assert target.condition is NodeCondition.USABLE
-            assert chosen.bytes_to_fetch <= target.room_bytes
+            assert chosen.bytes_to_fetch <= target.store(DOMAIN).room_bytes
             assert chosen.variant.variant == "aten-fp32" or target.build_class == "a"
         for loser in decision.losers:
             if not loser.refused and loser.rank >= chosen.rank:

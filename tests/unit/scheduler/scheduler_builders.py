@@ -24,7 +24,7 @@ from tessera.domain.ids import (
 from tessera.domain.instance import InstanceState, Stage, StageTime, StartPath
 from tessera.domain.records import AssignmentRecord, NodeRecord, VariantRecord, VariantState
 from tessera.policy.view import RuntimeView
-from tessera.scheduler.core.observed import NodeReport, ObservedInstance, ObservedNode, fold
+from tessera.scheduler.core.observed import NodeReport, ObservedInstance, ObservedNode, StoreReport, fold
 
 DOMAIN = TrustDomain("default")
 TERM = Term(7, 100)
@@ -54,13 +54,13 @@ def instance(name: str = "i-1", node: str = "n1", state: InstanceState = Instanc
 
 def report(node: str = "n1", instances: Iterable[ObservedInstance] = (), **changes: Any) -> NodeReport:
     values: dict[str, Any] = {
-        "node_id": NodeId(node), "build_class": BuildClass("a"), "profile_class": ProfileClass("p"), "trust_domain": DOMAIN,
+        "node_id": NodeId(node), "build_class": BuildClass("a"), "profile_class": ProfileClass("p"),
         "agent_address": f"{node}:1", "start_address": f"{node}:3",
         "flavours": ("ort", "aten"), "cpu_count": 2, "instances": tuple(instances),
-        "runtimes": (RuntimeView(RuntimeId("r-1"), "ort", "", 0),), "store_budget_bytes": 1 << 30, "store_held_bytes": 0,
-        "full": True, "added": frozenset(),
+        "runtimes": (RuntimeView(RuntimeId("r-1"), "ort", DOMAIN, 0),), "full": True, **changes,
     }  # fmt: skip
-    return NodeReport(**{**values, **changes})
+    values.setdefault("stores", {DOMAIN: StoreReport(1 << 30, 0, values.pop("added", frozenset()), values.pop("removed", frozenset()))})
+    return NodeReport(**values)
 
 
 def node(

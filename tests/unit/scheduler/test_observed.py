@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scheduler_builders import instance, key, node, node_record, report
+from scheduler_builders import DOMAIN, instance, key, node, node_record, report
 
 from tessera.domain.errors import FailedPrecondition
-from tessera.domain.ids import BuildClass, Digest, InstanceId, NodeId
+from tessera.domain.ids import BuildClass, Digest, InstanceId, NodeId, TrustDomain
 from tessera.domain.instance import InstanceState
 from tessera.policy.view import NodeCondition
 from tessera.scheduler.core import observed
@@ -26,8 +26,8 @@ def test_digests_are_the_sum_of_a_full_report_and_its_changes(
     for added, removed in changes:
         found = fold(found, report(full=False, added=added, removed=removed), 1, 1.0)
         expected = (expected | added) - removed
-    assert found.digests == expected
-    assert fold(found, report(added=frozenset()), 1, 2.0).digests == frozenset(), "a full report forgets what was there"
+    assert found.stores[DOMAIN].digests == expected
+    assert fold(found, report(added=frozenset()), 1, 2.0).stores[DOMAIN].digests == frozenset(), "a full report forgets what was there"
 
 
 def test_a_stream_begins_with_a_full_report() -> None:
@@ -90,7 +90,8 @@ def test_conditions_of_nodes() -> None:
     """Lease and stream: usable; stream only: suspect; lease only: silent; neither: not there."""
     n1, n2, n3, n4 = NodeId("n1"), NodeId("n2"), NodeId("n3"), NodeId("n4")
     seen = {n1: node("n1"), n2: node("n2"), n3: observed.ended(node("n3"), 1), n4: observed.ended(node("n4"), 1)}
-    records = {n1: node_record("n1"), n3: node_record("n3")}
+    of_other = node_record("n3", trust_domain=TrustDomain("other"), store_budget_bytes=7)
+    records = {n1: (node_record("n1"),), n3: (node_record("n3"), of_other)}
     views = node_views(records, seen, {n1: 2})
     assert [(view.node_id, view.condition) for view in views] == [
         ("n1", NodeCondition.USABLE),
@@ -99,9 +100,10 @@ def test_conditions_of_nodes() -> None:
     ]
     assert views[0].load == 2
     assert views[2].instances == ()
+    assert {domain: store.room_bytes for domain, store in views[2].stores.items()} == {"default": 1 << 30, "other": 7}
 
 
 def test_what_is_ended_or_stopping_is_not_in_the_snapshot() -> None:
     instances = [instance("i-1"), instance("i-2"), instance("i-3", state=InstanceState.GONE), instance("i-4", state=InstanceState.FAILED)]
-    views = node_views({NodeId("n1"): node_record()}, {NodeId("n1"): node("n1", instances)}, {}, {InstanceId("i-2")})
+    views = node_views({NodeId("n1"): (node_record(),)}, {NodeId("n1"): node("n1", instances)}, {}, {InstanceId("i-2")})
     assert [item.instance_id for item in views[0].instances] == ["i-1"]

@@ -77,16 +77,19 @@ class Setting:
     etcd: FakeCoordinator
     streams: list[Any] = field(default_factory=list)
 
+    @staticmethod
+    def store(**fields: Any) -> node_pb2.StoreStatus:
+        return node_pb2.StoreStatus(**{"trust_domain": "default", "budget_bytes": 1 << 30, **fields})
+
     def status(self, **fields: Any) -> node_pb2.NodeStatus:
         values: dict[str, Any] = {
             "node_id": "n1",
             "build_class": "a",
             "profile_class": "p",
             "flavours": ["ort"],
-            "runtimes": [node_pb2.Runtime(runtime_id="r-1", flavour="ort")],
-            "store": node_pb2.StoreStatus(budget_bytes=1 << 30),
+            "runtimes": [node_pb2.Runtime(runtime_id="r-1", flavour="ort", trust_domain="default")],
+            "stores": [self.store()],
             "full": True,
-            "trust_domain": "default",
             "agent_address": self.agent_address,
             "start_address": self.start_address,
         }
@@ -220,10 +223,17 @@ async def test_a_status_stream_that_ends_makes_the_node_silent() -> None:
 async def test_digests_travel_as_changes() -> None:
     async with set_up() as setting:
         first, second = bytes(31) + b"\x01", bytes(31) + b"\x02"
-        call = await setting.report(setting.status(digests_added=[first]), setting.status(full=False, digests_added=[second]))
+        full = setting.status(stores=[setting.store(digests_added=[first]), setting.store(trust_domain="other", digests_added=[second])])
+        change = setting.status(full=False, stores=[setting.store(digests_added=[second]), setting.store(trust_domain="other")])
+        call = await setting.report(full, change)
         await call.read()
-        await eventually(lambda: len(setting.scheduler.cluster.observed[NodeId("n1")].digests) == 2)
-        assert setting.scheduler.cluster.observed[NodeId("n1")].digests == {first.hex(), second.hex()}
+
+        def held(domain: str) -> frozenset[str]:
+            return setting.scheduler.cluster.observed[NodeId("n1")].stores[TrustDomain(domain)].digests
+
+        await eventually(lambda: len(held("default")) == 2)
+        assert held("default") == {first.hex(), second.hex()}
+        assert held("other") == {second.hex()}
 
 
 async def to_the_end(call: Any) -> None:
@@ -236,7 +246,11 @@ async def to_the_end(call: Any) -> None:
     [
         ({"full": False}, FailedPrecondition, "the first message of a stream must be full"),
         ({"node_id": "N 1"}, InvalidInput, "node_id 'N 1'"),
-        ({"digests_added": [b"short"]}, InvalidInput, "digests_added '5 bytes': a digest has 32 bytes"),
+        (
+            {"stores": [node_pb2.StoreStatus(trust_domain="default", digests_added=[b"short"])]},
+            InvalidInput,
+            r"stores\[0\].digests_added '5 bytes': a digest has 32 bytes",
+        ),
         ({"instances": [node_pb2.Instance(instance_id="i", state="lost")]}, InvalidInput, r"instances\[0\].state 'lost'"),
     ],
 )

@@ -79,7 +79,7 @@ def test_the_memory_of_a_start() -> None:
     cluster.stop(assignment(), "asked", 3.0)
     cluster.stop(assignment(), "asked twice", 4.0)
     assert cluster.desired.assignments[InstanceId("i-1")].reason == "asked"
-    assert cluster.views({N1: node_record()}, {})[0].instances == (), "nobody is sent to what is stopping"
+    assert cluster.views({N1: (node_record(),)}, {})[0].instances == (), "nobody is sent to what is stopping"
     cluster.reset()
     assert (cluster.observed, dict(cluster.desired.assignments)) == ({}, {})
 
@@ -98,8 +98,8 @@ def test_a_start_that_failed_is_forgotten_and_one_taken_up_again_stays() -> None
 def test_an_agents_address_is_what_it_reports_else_what_its_record_says() -> None:
     cluster = Cluster()
     assert cluster.address(N1, {}) is None
-    assert cluster.address(N1, {N1: node_record(agent_address="record:1")}) == "record:1"
-    assert cluster.start_address(N1, {N1: node_record(start_address="record:3")}) == "record:3"
+    assert cluster.address(N1, {N1: (node_record(agent_address="record:1"),)}) == "record:1"
+    assert cluster.start_address(N1, {N1: (node_record(start_address="record:3"),)}) == "record:3"
     cluster.report(report(agent_address="report:1"), 1, 0.0)
-    assert cluster.address(N1, {N1: node_record(agent_address="record:1")}) == "report:1"
-    assert cluster.start_address(N1, {N1: node_record(start_address="record:3")}) == f"{N1}:3"
+    assert cluster.address(N1, {N1: (node_record(agent_address="record:1"),)}) == "report:1"
+    assert cluster.start_address(N1, {N1: (node_record(start_address="record:3"),)}) == f"{N1}:3"

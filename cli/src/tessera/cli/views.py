@@ -100,10 +100,8 @@ def instance(node_id: str, found: types.Instance) -> Plain:
 
 
 def node(found: types.NodeStatus) -> Plain:
-    store = found.store
     return {
         "id": found.node_id,
-        "trust_domain": found.trust_domain,
         "address": found.agent_address,
         "cpu_count": found.cpu_count,
         "build_class": found.build_class,
@@ -115,6 +113,7 @@ def node(found: types.NodeStatus) -> Plain:
                 "id": runtime.runtime_id,
                 "pid": runtime.pid,
                 "flavour": runtime.flavour,
+                "trust_domain": runtime.trust_domain,
                 "threads": runtime.threads,
                 "instances": runtime.instances,
                 "private_bytes": runtime.private_bytes,
@@ -122,17 +121,21 @@ def node(found: types.NodeStatus) -> Plain:
             }
             for runtime in found.runtimes
         ],
-        "store": {
-            "used_bytes": store.used_bytes,
-            "budget_bytes": store.budget_bytes,
-            "pinned_bytes": store.pinned_bytes,
-            "unlinked_bytes": store.unlinked_bytes,
-            "files": store.files,
-            "huge_pages": store.huge_pages,
-            "sharing": store.sharing,
-            "fetched_bytes": store.fetched_bytes,
-            "quarantined": store.quarantined,
-        },
+        "stores": [
+            {
+                "trust_domain": store.trust_domain,
+                "used_bytes": store.used_bytes,
+                "budget_bytes": store.budget_bytes,
+                "pinned_bytes": store.pinned_bytes,
+                "unlinked_bytes": store.unlinked_bytes,
+                "files": store.files,
+                "huge_pages": store.huge_pages,
+                "sharing": store.sharing,
+                "fetched_bytes": store.fetched_bytes,
+                "quarantined": store.quarantined,
+            }
+            for store in found.stores
+        ],
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from typing import NewType
@@ -54,6 +55,14 @@ def checked_digest(field: str, value: str) -> Digest:
     if not _DIGEST.fullmatch(value):
         raise InvalidInput(field, value[:80], "must be 64 lowercase hex digits")
     return Digest(value)
+
+
+DOMAIN_TAG_CHARS = 6
+
+
+def domain_tag(trust_domain: TrustDomain) -> str:
+    """A trust domain in six hex digits, the same ones always: for paths and ids, where the name would be too long."""
+    return hashlib.sha256(trust_domain.encode()).hexdigest()[:DOMAIN_TAG_CHARS]
 
 
 @dataclass(frozen=True, slots=True, order=True)

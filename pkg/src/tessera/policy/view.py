@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from tessera.domain.artifact import Blob
@@ -22,11 +22,11 @@ class NodeCondition(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RuntimeView:
-    """A warm runtime. `trust_domain` is empty while it holds nothing."""
+    """A warm runtime, of one trust domain from its beginning."""
 
     runtime_id: RuntimeId
     flavour: str
-    trust_domain: str
+    trust_domain: TrustDomain
     instances: int
 
 
@@ -42,21 +42,34 @@ class InstanceView:
 
 
 @dataclass(frozen=True, slots=True)
-class NodeView:
-    """A node at the moment of a snapshot.
+class StoreView:
+    """What one trust domain has in a node. `held_bytes` are those that nothing can reclaim now (pinned, or unlinked and still mapped)."""
 
-    `store_held_bytes` are the bytes of the store that nothing can reclaim now (pinned, or unlinked and still mapped);
+    budget_bytes: int = 0
+    held_bytes: int = 0
+    digests: frozenset[Digest] = frozenset()
+
+    @property
+    def room_bytes(self) -> int:
+        """Bytes that it can take at most, after it has reclaimed all that nobody holds."""
+        return max(0, self.budget_bytes - self.held_bytes)
+
+
+NO_STORE = StoreView()
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """A node at the moment of a snapshot, with a store for each trust domain that it serves.
+
     `starting` counts the starts that were sent to it and have not answered.
     """
 
     node_id: NodeId
     build_class: BuildClass
     profile_class: ProfileClass
-    trust_domain: TrustDomain
+    stores: Mapping[TrustDomain, StoreView] = field(default_factory=dict)
     flavours: tuple[str, ...] = ()
-    digests: frozenset[Digest] = frozenset()
-    store_budget_bytes: int = 0
-    store_held_bytes: int = 0
     runtimes: tuple[RuntimeView, ...] = ()
     instances: tuple[InstanceView, ...] = ()
     starting: int = 0
@@ -69,15 +82,14 @@ class NodeView:
             return self.ready.get(variant)
         return ready_index(self.instances).get(variant)
 
+    def store(self, trust_domain: TrustDomain) -> StoreView:
+        """The domain's store; an empty one without room where the node does not serve it."""
+        return self.stores.get(trust_domain, NO_STORE)
+
     @property
     def load(self) -> int:
         """Instances that it holds or is starting: the measure that breaks ties."""
         return len(self.instances) + self.starting
-
-    @property
-    def room_bytes(self) -> int:
-        """Bytes that its store can take at most, after it has reclaimed all that nobody holds."""
-        return max(0, self.store_budget_bytes - self.store_held_bytes)
 
 
 def ready_index(instances: Iterable[InstanceView]) -> dict[VariantKey, InstanceView]:

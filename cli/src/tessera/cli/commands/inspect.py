@@ -59,13 +59,17 @@ def list_nodes(endpoint: EndpointOption = None, state: StateOption = None, outpu
                 "cores": each["cpu_count"],
                 "runtimes": len(each["runtimes"]),
                 "instances": each["instances"],
-                "store": f"{mebibytes(each['store']['used_bytes'])} of {mebibytes(each['store']['budget_bytes'])}",
-                "pinned": mebibytes(each["store"]["pinned_bytes"]),
+                "store": f"{mebibytes(_sum(each, 'used_bytes'))} of {mebibytes(_sum(each, 'budget_bytes'))}",
+                "pinned": mebibytes(_sum(each, "pinned_bytes")),
                 "private": mebibytes(sum(runtime["private_bytes"] for runtime in each["runtimes"])),
             }
             for each in found
         ]
         show(found, output, rows=rows)
+
+
+def _sum(node: dict[str, Any], key: str) -> int:
+    return sum(store[key] for store in node["stores"])
 
 
 def explain(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tessera.domain.errors import InvalidInput
+from tessera.domain.ids import DEFAULT_TRUST_DOMAIN, domain_tag
 
 HOST = "127.0.0.1"
 DEFAULT_PORT_BASE = 8000
@@ -125,7 +126,7 @@ class Layout:
 
     def stores(self) -> list[Path]:
         """Each node's mount point for its tensor store; where mounting is not allowed, a folder of /dev/shm stands in for it."""
-        return [self.node_run(index) / "store" for index in range(self.nodes)]
+        return [self.node_run(index) / f"store-{domain_tag(DEFAULT_TRUST_DOMAIN)}" for index in range(self.nodes)]
 
     @property
     def config(self) -> Path:
@@ -171,7 +172,7 @@ class Layout:
                 "state_folder": str(self.state / f"node-{index}"),
                 "run_folder": str(self.node_run(index)),
                 "repository_url": self.repository_url,
-                "store_budget_bytes": self.store_bytes,
+                "stores": [{"trust_domain": DEFAULT_TRUST_DOMAIN, "budget_bytes": self.store_bytes}],
                 "sharing": self.sharing,
                 "runtime_threads": self.runtime_threads,
             })  # fmt: skip

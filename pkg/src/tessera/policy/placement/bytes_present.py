@@ -1,7 +1,8 @@
 """Placement by bytes: the node that must fetch least, then the least loaded, then the first id.
 
-What counts is the union of all that lies in the node's store, whoever brought it there: a sibling's trunk, another precision's
-embedding, a model of the same family. Two models that together hold all of a third one's tensors make it free.
+What counts is the union of all that lies in the node's store of the candidate's trust domain, whoever brought it there: a sibling's
+trunk, another precision's embedding, a model of the same family. Two models that together hold all of a third one's tensors make it
+free.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def place(candidate: Candidate, node: NodeView) -> Placement:
     if candidate.blobs is None:
         return _estimate(candidate, node)
     distinct = {blob.digest: blob.size_bytes for blob in candidate.blobs}
-    present = sum(size for digest, size in distinct.items() if digest in node.digests)
+    digests = node.store(candidate.key.trust_domain).digests
+    present = sum(size for digest, size in distinct.items() if digest in digests)
     return Placement(node.node_id, present, sum(distinct.values()) - present, node.load)
 
 
@@ -35,6 +37,7 @@ def _estimate(candidate: Candidate, node: NodeView) -> Placement:
     """Without the list only the artifact and the graph can be looked for: a node that has both most likely has the tensors too."""
     record = candidate.record
     known = [digest for digest in (record.artifact, record.graph) if digest is not None]
-    there = bool(known) and all(digest in node.digests for digest in known)
+    digests = node.store(candidate.key.trust_domain).digests
+    there = bool(known) and all(digest in digests for digest in known)
     present = record.tensor_bytes if there else 0
     return Placement(node.node_id, present, record.tensor_bytes - present, node.load, exact=False)

@@ -46,10 +46,10 @@ class Refusal:
 Filter = Callable[[Candidate, NodeView, Placement], Refusal | None]
 
 
-def same_domain(candidate: Candidate, node: NodeView, placement: Placement) -> Refusal | None:
-    if node.trust_domain == candidate.key.trust_domain:
+def serves_domain(candidate: Candidate, node: NodeView, placement: Placement) -> Refusal | None:
+    if candidate.key.trust_domain in node.stores:
         return None
-    return Refusal(node.node_id, RefusalKind.DOMAIN, f"serves trust domain {node.trust_domain}, not {candidate.key.trust_domain}")
+    return Refusal(node.node_id, RefusalKind.DOMAIN, f"has no store of trust domain {candidate.key.trust_domain}")
 
 
 def answering(candidate: Candidate, node: NodeView, placement: Placement) -> Refusal | None:
@@ -76,15 +76,16 @@ def has_flavour(candidate: Candidate, node: NodeView, placement: Placement) -> R
 
 
 def has_room(candidate: Candidate, node: NodeView, placement: Placement) -> Refusal | None:
-    short = placement.bytes_to_fetch - node.room_bytes
+    store = node.store(candidate.key.trust_domain)
+    short = placement.bytes_to_fetch - store.room_bytes
     if short <= 0:
         return None
-    needed, room = size_words(placement.bytes_to_fetch), size_words(node.room_bytes)
+    needed, room = size_words(placement.bytes_to_fetch), size_words(store.room_bytes)
     reason = f"is short of {size_words(short)} in its store: {needed} to fetch, {room} free or reclaimable"
-    return Refusal(node.node_id, RefusalKind.STORE, reason, short, placement.bytes_to_fetch, node.store_budget_bytes, node.store_held_bytes)
+    return Refusal(node.node_id, RefusalKind.STORE, reason, short, placement.bytes_to_fetch, store.budget_bytes, store.held_bytes)
 
 
-FILTERS: tuple[Filter, ...] = (same_domain, answering, same_build_class, has_flavour, has_room)
+FILTERS: tuple[Filter, ...] = (serves_domain, answering, same_build_class, has_flavour, has_room)
 
 
 def refusal(candidate: Candidate, node: NodeView, placement: Placement, filters: Sequence[Filter] = FILTERS) -> Refusal | None:
@@ -93,7 +94,7 @@ def refusal(candidate: Candidate, node: NodeView, placement: Placement, filters:
 
 
 _WORDS = {
-    RefusalKind.DOMAIN: ("serves another trust domain", "serve other trust domains"),
+    RefusalKind.DOMAIN: ("does not serve the trust domain", "do not serve the trust domain"),
     RefusalKind.SUSPECT: ("is suspect (its lease is lost)", "are suspect (their leases are lost)"),
     RefusalKind.SILENT: ("does not report", "do not report"),
     RefusalKind.BUILD_CLASS: ("is of another build class", "are of another build class"),

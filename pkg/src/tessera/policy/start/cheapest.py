@@ -97,16 +97,15 @@ class CheapestStart:
 
 def _ready_instance(candidate: Candidate, node: NodeView) -> InstanceView | None:
     """A ready instance whose agent answers; a silent node's report is history, and its instance may be gone."""
-    if node.condition is NodeCondition.SILENT or node.trust_domain != candidate.key.trust_domain:
+    if node.condition is NodeCondition.SILENT or candidate.key.trust_domain not in node.stores:
         return None
     return node.ready_instance(candidate.key)
 
 
 def _bindable(candidate: Candidate, node: NodeView) -> bool:
-    """Whether a warm runtime of the flavour is there, of the same trust domain or holding nothing yet."""
+    """Whether a warm runtime of the flavour and of the same trust domain is there."""
     return any(
-        runtime.flavour == candidate.record.flavour and runtime.trust_domain in ("", candidate.key.trust_domain)
-        for runtime in node.runtimes
+        runtime.flavour == candidate.record.flavour and runtime.trust_domain == candidate.key.trust_domain for runtime in node.runtimes
     )
 
 

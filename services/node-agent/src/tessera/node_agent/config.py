@@ -5,14 +5,32 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tessera.config import ServiceConfig
+from tessera.domain.ids import TrustDomain, domain_tag
 
-MAX_RUN_FOLDER_CHARS = 60
-"""Unix socket paths end at 108 bytes; what comes below the run folder takes up to 48."""
+MAX_RUN_FOLDER_CHARS = 54
+"""Unix socket paths end at 108 bytes; what comes below the run folder takes up to 53."""
+RUNTIME_USERS = 512
 
 Flavour = Literal["aten", "ort"]
+
+
+class StoreConfig(BaseModel):
+    """One trust domain's tensor store."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    trust_domain: str = Field(default="default", pattern=r"^[a-z0-9][a-z0-9._-]{0,127}$")
+    budget_bytes: int = Field(default=4 << 30, gt=0)
+    folder: Path | None = None
+    """A folder that lies on a tmpfs already; None: one is mounted below the run folder, or, for a node's only store, made in /dev/shm
+    where that is not allowed."""
+    huge_pages: Literal["never", "within_size", "always"] = "within_size"
+    """Of a tmpfs that is mounted here."""
+    user: int | None = Field(default=None, gt=0)
+    """The user id of the domain's runtimes; None: `runtime_user_base` and a number from the domain's name."""
 
 
 class NodeAgentConfig(ServiceConfig):
@@ -20,7 +38,6 @@ class NodeAgentConfig(ServiceConfig):
 
     service_name: str = "node-agent"
     node_id: str = Field("node-0", pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
-    trust_domain: str = Field("default", pattern=r"^[a-z0-9][a-z0-9._-]{0,127}$")
     address: str = "127.0.0.1:8020"
     start_address: str = "127.0.0.1:8060"
     """Where StartInstance is taken in frames."""
@@ -30,11 +47,15 @@ class NodeAgentConfig(ServiceConfig):
     repository_url: str
     state_folder: Path
     run_folder: Path
-    """Sockets, and the store's mount point; short."""
+    """Sockets, and the stores' mount points; short."""
 
-    store_folder: Path | None = None
-    """A folder that lies on a tmpfs already; None: one is mounted below the run folder, or made in /dev/shm where that is not allowed."""
-    store_budget_bytes: int = Field(4 << 30, gt=0)
+    stores: list[StoreConfig] = Field(default_factory=lambda: [StoreConfig()], min_length=1)
+    """One per trust domain. The first one's runtimes wait warm from the start, the others' from their first use on."""
+    runtime_user: Literal["own", "domain", "auto"] = "auto"
+    """As whom zygotes, runtimes and bakers run: the agent's own user, or one user for each trust domain (for which the agent must be root
+    and everything that they read readable to all). auto: per domain where that is possible; several stores insist on it."""
+    runtime_user_base: int = Field(60600, gt=0, le=2**31)
+    """The first of 512 user ids that domains get; those from 60578 to 61183 are nobody's by systemd's table."""
     may_mount: bool = True
     sharing: bool = True
     """Off: every runtime copies its tensors into private memory (the baseline of benchmarks)."""
@@ -79,6 +100,33 @@ class NodeAgentConfig(ServiceConfig):
         if len(str(folder)) > MAX_RUN_FOLDER_CHARS:
             raise ValueError(f"{folder} has {len(str(folder))} characters: at most {MAX_RUN_FOLDER_CHARS}, for the sockets below it")
         return folder
+
+    @field_validator("stores")
+    @classmethod
+    def _told_apart(cls, stores: list[StoreConfig]) -> list[StoreConfig]:
+        for index, store in enumerate(stores):
+            for other in stores[:index]:
+                if store.trust_domain == other.trust_domain:
+                    raise ValueError(f"trust domain {store.trust_domain!r} has two stores: at most one")
+                if domain_tag(TrustDomain(store.trust_domain)) == domain_tag(TrustDomain(other.trust_domain)):
+                    raise ValueError(f"trust domains {other.trust_domain!r} and {store.trust_domain!r} have the same tag: rename one")
+                if store.folder is not None and store.folder == other.folder:
+                    raise ValueError(f"folder {store.folder} is of {other.trust_domain!r} and of {store.trust_domain!r}: one store each")
+        return stores
+
+    @model_validator(mode="after")
+    def _users_apart(self) -> NodeAgentConfig:
+        users: dict[int, str] = {}
+        for store in self.stores:
+            other = users.setdefault(self.user_of(store), store.trust_domain)
+            if other != store.trust_domain:
+                both = f"{other!r} and {store.trust_domain!r}"
+                raise ValueError(f"stores: {both} would run as user {self.user_of(store)}: give one a `user` of its own")
+        return self
+
+    def user_of(self, store: StoreConfig) -> int:
+        """The user id of a domain's runtimes, where each domain has one."""
+        return store.user or self.runtime_user_base + int(domain_tag(TrustDomain(store.trust_domain)), 16) % RUNTIME_USERS
 
     @field_validator("flavours")
     @classmethod

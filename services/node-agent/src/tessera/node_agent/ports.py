@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from tessera.domain.artifact import Artifact
-from tessera.domain.ids import Digest, Generation, InstanceId, RuntimeId, Term, VariantKey
+from tessera.domain.ids import Digest, Generation, InstanceId, RuntimeId, Term, TrustDomain, VariantKey
 from tessera.domain.instance import StageTime, StartPath
 from tessera.domain.records import AssignmentRecord, InstanceRecord, LatencyRow
 from tessera.repository.fetch import Fetched, Progress
@@ -125,14 +125,18 @@ class Runtime(Protocol):
 
 
 class Runtimes(Protocol):
-    """Where runtimes come from."""
+    """Where the runtimes of one trust domain come from."""
 
     async def adopt(self) -> tuple[Runtime, ...]:
         """Reaches the runtimes that live from before, and removes what dead ones left behind."""
         ...
 
-    async def prepare(self) -> None:
-        """Makes sure that every flavour has a live zygote. Raises: FailedPrecondition with the end of its log when one does not start."""
+    async def prepare(self, flavours: Iterable[str]) -> None:
+        """Makes sure that each of these flavours has a live zygote.
+
+        Raises:
+            FailedPrecondition: one does not start; with the end of its log.
+        """
         ...
 
     async def fork(self, flavour: str, runtime_id: RuntimeId, threads: int) -> Runtime:
@@ -178,7 +182,7 @@ class Records(Protocol):
         """Written behind, under the agent's lease; as long as etcd is away it waits."""
         ...
 
-    def withdraw(self, instance_id: InstanceId) -> None: ...
+    def withdraw(self, trust_domain: TrustDomain, instance_id: InstanceId) -> None: ...
 
 
 class Terms(Protocol):
@@ -192,13 +196,21 @@ class Terms(Protocol):
 
 
 class Notes(Protocol):
-    """What a restarted agent cannot learn from a runtime: how an instance came to be. Kept beside the runtime, lost with it."""
+    """What a restarted agent cannot learn from a runtime: how an instance came to be. Lost with its runtime."""
 
     def write(self, record: InstanceRecord, shared_bytes: int, private_bytes: int) -> None: ...
 
     def read(self, runtime_id: RuntimeId, instance_id: InstanceId) -> tuple[InstanceRecord, int, int] | None: ...
 
     def remove(self, runtime_id: RuntimeId, instance_id: InstanceId) -> None: ...
+
+    def forget(self, runtime_id: RuntimeId) -> None:
+        """The runtime is gone."""
+        ...
+
+    def keep(self, runtime_ids: Iterable[RuntimeId]) -> None:
+        """Forgets every other runtime."""
+        ...
 
 
 class Meter(Protocol):
@@ -210,6 +222,6 @@ class Meter(Protocol):
 
     def runtime_lost(self) -> None: ...
 
-    def store(self, used_bytes: int, pinned_bytes: int, fetched_bytes: int) -> None: ...
+    def store(self, trust_domain: TrustDomain, used_bytes: int, pinned_bytes: int, fetched_bytes: int) -> None: ...
 
     def runtimes(self, flavour: str, count: int) -> None: ...

@@ -31,7 +31,17 @@ HELLO_TIMEOUT_S = 10.0
 WATCH_S = 1.0
 HIGH_WATER_BYTES = 1 << 20
 
-_RUNTIME_ID = re.compile(r"[a-z0-9-]{1,48}")
+DOMAIN_FOLDER = "d-"
+"""How the folders begin that hold one trust domain's runtimes each; the domain's tag follows."""
+
+_RUNTIME_ID = re.compile(r"[a-z]{1,12}-[a-z0-9]{1,8}-([0-9a-f]{6})-[a-z0-9]{1,20}")
+
+
+def folder_of(runtime_id: str) -> str | None:
+    """The folder, below the run folder, in which a runtime's folder lies: its id says which trust domain it is of. None: that is no
+    runtime's id. Nothing else than the id decides: what a domain lays into its own folder misleads nobody."""
+    found = _RUNTIME_ID.fullmatch(runtime_id)
+    return f"{DOMAIN_FOLDER}{found[1]}" if found is not None else None
 
 
 class _Side(asyncio.Protocol):
@@ -138,13 +148,14 @@ class Relay:
         return _Front(self)
 
     def open(self, front: _Front, target: str) -> None:
-        if not _RUNTIME_ID.fullmatch(target):
-            front.refuse(f"target {target[:64]!r}: a runtime id is 1 to 48 characters of [a-z0-9-]")
+        folder = folder_of(target)
+        if folder is None:
+            front.refuse(f"target {target[:64]!r}: a runtime id is PURPOSE-FLAVOUR-DOMAIN-NUMBER")
             return
-        self._group.create_task(self._open(front, target))
+        self._group.create_task(self._open(front, folder, target))
 
-    async def _open(self, front: _Front, target: str) -> None:
-        path = self._run_folder / target / "data.sock"
+    async def _open(self, front: _Front, folder: str, target: str) -> None:
+        path = self._run_folder / folder / target / "data.sock"
         try:
             _, back = await asyncio.get_running_loop().create_unix_connection(_Side, str(path))
         except OSError as error:
@@ -188,7 +199,7 @@ async def _until_idle(relay: Relay, run_folder: Path, orphan_s: float, clock: Cl
             pass
         if not run_folder.is_dir():
             return
-        if relay.fronts or any(run_folder.glob("*/data.sock")):
+        if relay.fronts or any(run_folder.glob(f"{DOMAIN_FOLDER}*/*/data.sock")):
             idle_since = clock.monotonic_s()
         elif clock.monotonic_s() - idle_since >= orphan_s:
             return

@@ -9,14 +9,15 @@ from typing import Any
 
 from tessera.api.node.v1 import node_pb2, node_pb2_grpc
 from tessera.domain.errors import InvalidInput
-from tessera.domain.ids import InstanceId, checked_digest
+from tessera.domain.ids import InstanceId, TrustDomain, checked_digest, checked_name
 from tessera.domain.instance import StartPath
 from tessera.domain.records import LatencyRow, LoadCost
 from tessera.node_agent.core.changes import DigestChange
-from tessera.node_agent.core.status import InstanceSummary, NodeIdentity, NodeSummary, RuntimeSummary
+from tessera.node_agent.core.status import InstanceSummary, NodeIdentity, RuntimeSummary
 from tessera.node_agent.core.table import Instance
 from tessera.node_agent.loops.agent import Agent
-from tessera.node_agent.loops.jobs import Baked, BlobChunk, Jobs, MeasureOrder
+from tessera.node_agent.loops.jobs import Baked, BlobChunk, MeasureOrder
+from tessera.node_agent.loops.reporter import Report
 from tessera.node_agent.ports import StartOrder
 from tessera.tensorstore.interface import StoreStatus
 from tessera.wire import (
@@ -42,9 +43,8 @@ _INSTANCE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 class NodeAgentServer(node_pb2_grpc.NodeAgentServicer):
     """Decides nothing. Domain errors pass; the RPC kit turns them into statuses."""
 
-    def __init__(self, agent: Agent, jobs: Jobs) -> None:
+    def __init__(self, agent: Agent) -> None:
         self._agent = agent
-        self._jobs = jobs
 
     async def StartInstance(self, request: node_pb2.StartInstanceRequest, context: Any) -> node_pb2.StartInstanceResponse:
         path = decode_start_path(request.start_path or StartPath.BIND.value)
@@ -68,22 +68,25 @@ class NodeAgentServer(node_pb2_grpc.NodeAgentServicer):
 
     async def GetStatus(self, request: node_pb2.GetStatusRequest, context: Any) -> node_pb2.GetStatusResponse:
         summary = await self._agent.summary(refresh=True)
-        change = DigestChange(True, tuple(self._agent.digests()), ())
-        return node_pb2.GetStatusResponse(status=status_message((summary, change)))
+        if request.trust_domain:
+            summary = summary.of(self._agent.domain(_trust_domain(request.trust_domain)).name)
+        changes = {domain: DigestChange(True, tuple(digests), ()) for domain, digests in self._agent.digests().items()}
+        return node_pb2.GetStatusResponse(status=status_message((summary, changes)))
 
     async def CheckStores(self, request: node_pb2.CheckStoresRequest, context: Any) -> node_pb2.CheckStoresResponse:
-        findings = await self._agent.check_store(request.deep)
-        domain, sizes = self._agent.identity.trust_domain, self._agent.digests().values()
+        findings = await self._agent.check_stores(request.deep)
+        stores = self._agent.digests()
         return node_pb2.CheckStoresResponse(
-            findings=[node_pb2.CheckStoresResponse.Finding(trust_domain=domain, words=words) for words in findings],
-            stores=1,
-            blobs=len(sizes),
-            bytes=sum(sizes),
+            findings=[node_pb2.CheckStoresResponse.Finding(trust_domain=domain, words=words) for domain, words in findings],
+            stores=len(stores),
+            blobs=sum(len(digests) for digests in stores.values()),
+            bytes=sum(sum(digests.values()) for digests in stores.values()),
         )
 
     async def Bake(self, request: node_pb2.BakeRequest, context: Any) -> AsyncIterator[node_pb2.BakeEvent]:
         artifact = checked_digest("artifact_digest", request.artifact_digest)
-        async with aclosing(self._jobs.bake(artifact, request.max_batch or 1)) as events:
+        jobs = self._agent.domain(_trust_domain(request.trust_domain)).jobs
+        async with aclosing(jobs.bake(artifact, request.max_batch or 1)) as events:
             async for event in events:
                 yield _bake_event(event)
 
@@ -96,14 +99,15 @@ class NodeAgentServer(node_pb2_grpc.NodeAgentServicer):
             request.seconds_per_row or 1.0,
             request.min_repeats or 1,
         )
-        async with aclosing(self._jobs.measure(order)) as events:
+        jobs = self._agent.domain(order.variant.trust_domain).jobs
+        async with aclosing(jobs.measure(order)) as events:
             async for event in events:
                 yield _measure_event(event)
 
 
-def status_message(report: tuple[NodeSummary, DigestChange]) -> node_pb2.NodeStatus:
+def status_message(report: Report) -> node_pb2.NodeStatus:
     """A node's status, as RPC answer and as stream message alike."""
-    summary, change = report
+    summary, changes = report
     me = summary.identity
     return node_pb2.NodeStatus(
         node_id=me.node_id,
@@ -112,11 +116,8 @@ def status_message(report: tuple[NodeSummary, DigestChange]) -> node_pb2.NodeSta
         flavours=me.flavours,
         instances=[instance_message(item, me) for item in summary.instances],
         runtimes=[_runtime_message(item) for item in summary.runtimes],
-        store=_store_message(summary.store),
-        full=change.full,
-        digests_added=[bytes.fromhex(digest) for digest in change.added],
-        digests_removed=[bytes.fromhex(digest) for digest in change.removed],
-        trust_domain=me.trust_domain,
+        stores=[_store_message(domain, status, changes[domain]) for domain, status in summary.stores.items()],
+        full=all(change.full for change in changes.values()),
         agent_address=me.address,
         cpu_count=me.cpu_count,
         start_address=me.start_address,
@@ -169,8 +170,9 @@ def _runtime_message(item: RuntimeSummary) -> node_pb2.Runtime:
     )
 
 
-def _store_message(status: StoreStatus) -> node_pb2.StoreStatus:
+def _store_message(domain: TrustDomain, status: StoreStatus, change: DigestChange) -> node_pb2.StoreStatus:
     return node_pb2.StoreStatus(
+        trust_domain=domain,
         used_bytes=status.used_bytes,
         budget_bytes=status.budget_bytes,
         pinned_bytes=status.pinned_bytes,
@@ -180,6 +182,8 @@ def _store_message(status: StoreStatus) -> node_pb2.StoreStatus:
         sharing=status.sharing,
         fetched_bytes=status.ingested_bytes,
         quarantined=status.quarantined,
+        digests_added=[bytes.fromhex(digest) for digest in change.added],
+        digests_removed=[bytes.fromhex(digest) for digest in change.removed],
     )
 
 
@@ -198,6 +202,10 @@ def _measure_event(event: str | LoadCost | LatencyRow) -> node_pb2.MeasureEvent:
     if isinstance(event, LoadCost):
         return node_pb2.MeasureEvent(load=encode_load_cost(event))
     return node_pb2.MeasureEvent(row=encode_latency_row(event))
+
+
+def _trust_domain(text: str) -> TrustDomain:
+    return TrustDomain(checked_name("trust_domain", text))
 
 
 def _instance_id(text: str) -> InstanceId:

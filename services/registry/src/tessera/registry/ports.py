@@ -131,7 +131,9 @@ BakeEvent = BakeProgress | BakeBlob | BakeDone
 
 class Baker(Protocol):
     def bake(self, node: NodeRecord, job_id: str, export: Digest, max_batch: int, timeout_s: float) -> AsyncGenerator[BakeEvent, None]:
-        """Raises:
+        """In the node's store of the record's trust domain.
+
+        Raises:
         Unavailable: the node is gone or does not answer.
         TesseraError: the build failed.
         """

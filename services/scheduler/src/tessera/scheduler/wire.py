@@ -12,7 +12,7 @@ from tessera.domain.instance import InstanceState
 from tessera.policy.start.base import StartOption
 from tessera.policy.view import RuntimeView
 from tessera.scheduler.core.explanations import Explanation
-from tessera.scheduler.core.observed import NodeReport, ObservedInstance
+from tessera.scheduler.core.observed import NodeReport, ObservedInstance, StoreReport
 from tessera.scheduler.loops.starting import StartAnswer
 from tessera.wire import (
     Endpoint,
@@ -69,25 +69,30 @@ def started_instance_of(message: node_pb2.Instance, node_id: NodeId) -> Observed
 def report_of(message: node_pb2.NodeStatus) -> NodeReport:
     """Raises: InvalidInput names the field that is not valid."""
     node_id = NodeId(checked_name("node_id", message.node_id))
-    store = message.store
     return NodeReport(
         node_id=node_id,
         build_class=BuildClass(message.build_class),
         profile_class=ProfileClass(message.profile_class),
-        trust_domain=TrustDomain(checked_name("trust_domain", message.trust_domain)),
         agent_address=message.agent_address,
         start_address=message.start_address,
         flavours=tuple(message.flavours),
         cpu_count=message.cpu_count,
         instances=tuple(instance_of(item, node_id, f"instances[{index}]") for index, item in enumerate(message.instances)),
         runtimes=tuple(
-            RuntimeView(RuntimeId(item.runtime_id), item.flavour, item.trust_domain, item.instances) for item in message.runtimes
+            RuntimeView(RuntimeId(item.runtime_id), item.flavour, TrustDomain(item.trust_domain), item.instances)
+            for item in message.runtimes
         ),
-        store_budget_bytes=store.budget_bytes,
-        store_held_bytes=min(store.used_bytes, store.pinned_bytes + store.unlinked_bytes),
+        stores=dict(_store_of(item, f"stores[{index}]") for index, item in enumerate(message.stores)),
         full=message.full,
-        added=_digests("digests_added", message.digests_added),
-        removed=_digests("digests_removed", message.digests_removed),
+    )
+
+
+def _store_of(message: node_pb2.StoreStatus, field: str) -> tuple[TrustDomain, StoreReport]:
+    return TrustDomain(checked_name(f"{field}.trust_domain", message.trust_domain)), StoreReport(
+        message.budget_bytes,
+        min(message.used_bytes, message.pinned_bytes + message.unlinked_bytes),
+        _digests(f"{field}.digests_added", message.digests_added),
+        _digests(f"{field}.digests_removed", message.digests_removed),
     )
 
 

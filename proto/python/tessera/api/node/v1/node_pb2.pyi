@@ -273,7 +273,7 @@ class Runtime(_message.Message):
     flavour: _builtins.str
     """"aten" or "ort" """
     trust_domain: _builtins.str
-    """empty while it holds nothing"""
+    """the one that it was made for"""
     instances: _builtins.int
     private_bytes: _builtins.int
     proportional_bytes: _builtins.int
@@ -345,7 +345,7 @@ class StoreStatus(_message.Message):
     """since the agent started"""
     @_builtins.property
     def digests_added(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """32 bytes each"""
+        """32 bytes each; in a full status the whole store"""
 
     @_builtins.property
     def digests_removed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
@@ -385,11 +385,7 @@ class NodeStatus(_message.Message):
     FLAVOURS_FIELD_NUMBER: _builtins.int
     INSTANCES_FIELD_NUMBER: _builtins.int
     RUNTIMES_FIELD_NUMBER: _builtins.int
-    STORE_FIELD_NUMBER: _builtins.int
     FULL_FIELD_NUMBER: _builtins.int
-    DIGESTS_ADDED_FIELD_NUMBER: _builtins.int
-    DIGESTS_REMOVED_FIELD_NUMBER: _builtins.int
-    TRUST_DOMAIN_FIELD_NUMBER: _builtins.int
     AGENT_ADDRESS_FIELD_NUMBER: _builtins.int
     CPU_COUNT_FIELD_NUMBER: _builtins.int
     START_ADDRESS_FIELD_NUMBER: _builtins.int
@@ -403,8 +399,7 @@ class NodeStatus(_message.Message):
     build_class: _builtins.str
     profile_class: _builtins.str
     full: _builtins.bool
-    """the digest lists below are the whole store, not a change"""
-    trust_domain: _builtins.str
+    """the stores' digest lists are whole stores, not changes"""
     agent_address: _builtins.str
     cpu_count: _builtins.int
     start_address: _builtins.str
@@ -424,14 +419,6 @@ class NodeStatus(_message.Message):
     @_builtins.property
     def runtimes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Runtime]: ...
     @_builtins.property
-    def store(self) -> Global___StoreStatus: ...
-    @_builtins.property
-    def digests_added(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """32 bytes each"""
-
-    @_builtins.property
-    def digests_removed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
-    @_builtins.property
     def stores(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoreStatus]:
         """one per trust domain"""
 
@@ -444,11 +431,7 @@ class NodeStatus(_message.Message):
         flavours: _abc.Iterable[_builtins.str] | None = ...,
         instances: _abc.Iterable[Global___Instance] | None = ...,
         runtimes: _abc.Iterable[Global___Runtime] | None = ...,
-        store: Global___StoreStatus | None = ...,
         full: _builtins.bool = ...,
-        digests_added: _abc.Iterable[_builtins.bytes] | None = ...,
-        digests_removed: _abc.Iterable[_builtins.bytes] | None = ...,
-        trust_domain: _builtins.str = ...,
         agent_address: _builtins.str = ...,
         cpu_count: _builtins.int = ...,
         start_address: _builtins.str = ...,
@@ -459,9 +442,9 @@ class NodeStatus(_message.Message):
         memory_available_bytes: _builtins.int = ...,
         memory_pressure: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["store", b"store"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_address", b"agent_address", "build_class", b"build_class", "cpu_cores", b"cpu_cores", "cpu_count", b"cpu_count", "digests_added", b"digests_added", "digests_removed", b"digests_removed", "flavours", b"flavours", "full", b"full", "instances", b"instances", "memory_available_bytes", b"memory_available_bytes", "memory_bytes", b"memory_bytes", "memory_pressure", b"memory_pressure", "node_id", b"node_id", "peer_address", b"peer_address", "profile_class", b"profile_class", "runtimes", b"runtimes", "start_address", b"start_address", "store", b"store", "stores", b"stores", "trust_domain", b"trust_domain"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_address", b"agent_address", "build_class", b"build_class", "cpu_cores", b"cpu_cores", "cpu_count", b"cpu_count", "flavours", b"flavours", "full", b"full", "instances", b"instances", "memory_available_bytes", b"memory_available_bytes", "memory_bytes", b"memory_bytes", "memory_pressure", b"memory_pressure", "node_id", b"node_id", "peer_address", b"peer_address", "profile_class", b"profile_class", "runtimes", b"runtimes", "start_address", b"start_address", "stores", b"stores"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -542,12 +525,17 @@ Global___CheckStoresResponse: _TypeAlias = CheckStoresResponse  # noqa: Y015
 class GetStatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    TRUST_DOMAIN_FIELD_NUMBER: _builtins.int
+    trust_domain: _builtins.str
+    """what this domain has of the node, and nothing of others; empty: everything"""
     def __init__(
         self,
+        *,
+        trust_domain: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["trust_domain", b"trust_domain"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -580,20 +568,24 @@ class BakeRequest(_message.Message):
     JOB_ID_FIELD_NUMBER: _builtins.int
     ARTIFACT_DIGEST_FIELD_NUMBER: _builtins.int
     MAX_BATCH_FIELD_NUMBER: _builtins.int
+    TRUST_DOMAIN_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     artifact_digest: _builtins.str
     """an artifact of backend "onnx": graph plus tensors, not servable by itself"""
     max_batch: _builtins.int
+    trust_domain: _builtins.str
+    """whose store takes the export in"""
     def __init__(
         self,
         *,
         job_id: _builtins.str = ...,
         artifact_digest: _builtins.str = ...,
         max_batch: _builtins.int = ...,
+        trust_domain: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "job_id", b"job_id", "max_batch", b"max_batch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "job_id", b"job_id", "max_batch", b"max_batch", "trust_domain", b"trust_domain"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

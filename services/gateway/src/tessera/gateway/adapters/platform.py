@@ -42,7 +42,8 @@ class Platform:
         return list(await asyncio.gather(self._etcd_status(), *asked))
 
     async def nodes(self) -> list[node_pb2.NodeStatus]:
-        """What each node's agent reports, without digest lists; an agent that does not answer leaves what its record says."""
+        """What each node's agent reports of this gateway's trust domain, without digest lists; an agent that does not answer leaves what
+        its record says."""
         return list(await asyncio.gather(*(self._node(node) for node in self._nodes())))
 
     async def spans(self, trace_id: str) -> list[common_pb2.Span]:
@@ -87,10 +88,11 @@ class Platform:
     async def _node(self, node: NodeRecord) -> node_pb2.NodeStatus:
         try:
             stub = node_pb2_grpc.NodeAgentStub(self._channels.to(node.agent_address))
-            answer = await stub.GetStatus(node_pb2.GetStatusRequest(), timeout=ASK_S)
-            status: node_pb2.NodeStatus = answer.status
-            del status.digests_added[:]
-            del status.digests_removed[:]
+            request = node_pb2.GetStatusRequest(trust_domain=self._catalogue.trust_domain)
+            status: node_pb2.NodeStatus = (await stub.GetStatus(request, timeout=ASK_S)).status
+            for store in status.stores:
+                del store.digests_added[:]
+                del store.digests_removed[:]
             return status
         except TesseraError:
             return node_pb2.NodeStatus(
@@ -98,9 +100,9 @@ class Platform:
                 build_class=node.build_class,
                 profile_class=node.profile_class,
                 flavours=node.flavours,
-                trust_domain=node.trust_domain,
                 agent_address=node.agent_address,
                 cpu_count=node.cpu_count,
+                stores=[node_pb2.StoreStatus(trust_domain=node.trust_domain, budget_bytes=node.store_budget_bytes)],
             )
 
     async def _spans(self, address: str, trace_id: str) -> list[common_pb2.Span]:

@@ -7,7 +7,7 @@ session and everything written again; what an earlier agent of this node left is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from tessera.clock import Clock
@@ -15,7 +15,7 @@ from tessera.coord import keys, records
 from tessera.coord.interface import Coordinator, Delete, LeaseLost, ModRevisionIs, Put, Session
 from tessera.coord.view import View
 from tessera.domain.errors import Conflict, TesseraError
-from tessera.domain.ids import InstanceId
+from tessera.domain.ids import InstanceId, TrustDomain
 from tessera.domain.records import AssignmentRecord, InstanceRecord, NodeRecord, ServiceRecord
 from tessera.node_agent.core.status import NodeIdentity
 from tessera.program import Stop
@@ -31,7 +31,13 @@ class EtcdRecords:
     """Implements `Records`."""
 
     def __init__(
-        self, coordinator: Coordinator, identity: NodeIdentity, lease_ttl_s: float, clock: Clock, changed: Callable[[], None]
+        self,
+        coordinator: Coordinator,
+        identity: NodeIdentity,
+        trust_domains: Iterable[TrustDomain],
+        lease_ttl_s: float,
+        clock: Clock,
+        changed: Callable[[], None],
     ) -> None:
         self._coordinator = coordinator
         self._identity = identity
@@ -43,47 +49,49 @@ class EtcdRecords:
         """Key -> revision of our last write, or None where it has to be looked at."""
         self._wake = asyncio.Event()
         self._session: Session | None = None
-        domain, node = identity.trust_domain, identity.node_id
-        self._prefix = keys.assignments_of(domain, node)
-        self._view: View[AssignmentRecord] = View(coordinator, self._prefix, AssignmentRecord)
-        self._view.on_change(lambda key, old, new: changed())
+        self._domains = tuple(trust_domains)
+        self._prefixes = [keys.assignments_of(domain, identity.node_id) for domain in self._domains]
+        self._views = [View(coordinator, prefix, AssignmentRecord) for prefix in self._prefixes]
+        for view in self._views:
+            view.on_change(lambda key, old, new: changed())
 
-    def announce(self, store_budget_bytes: int, runtime_threads: int) -> None:
-        """The node's own record, and that of its service."""
+    def announce(self, store_budget_bytes: Mapping[TrustDomain, int], runtime_threads: int) -> None:
+        """The node's own records, one in each trust domain that it serves, and that of its service."""
         me = self._identity
-        node = NodeRecord(
-            me.node_id,
-            me.host_id,
-            me.address,
-            me.start_address,
-            me.relay_address,
-            me.build_class,
-            me.profile_class,
-            me.flavours,
-            me.cpu_count,
-            store_budget_bytes,
-            me.trust_domain,
-            runtime_threads,
-        )
+        for domain in self._domains:
+            node = NodeRecord(
+                me.node_id,
+                me.host_id,
+                me.address,
+                me.start_address,
+                me.relay_address,
+                me.build_class,
+                me.profile_class,
+                me.flavours,
+                me.cpu_count,
+                store_budget_bytes[domain],
+                domain,
+                runtime_threads,
+            )
+            self._want(keys.node(domain, me.node_id), node)
         service = ServiceRecord(SERVICE_KIND, me.node_id, me.address, {"relay_address": me.relay_address, "host_id": me.host_id})
-        self._want(keys.node(me.trust_domain, me.node_id), node)
         self._want(keys.service(SERVICE_KIND, me.node_id), service)
 
     def assignments(self) -> Mapping[InstanceId, AssignmentRecord] | None:
-        if not self._view.synced.is_set():
+        if not all(view.synced.is_set() for view in self._views):
             return None
-        return {record.instance_id: record for record in self._view.values()}
+        return {record.instance_id: record for view in self._views for record in view.values()}
 
     async def read_assignments(self) -> Mapping[InstanceId, AssignmentRecord]:
-        listing = await self._coordinator.list(self._prefix)
-        found = [records.decode(AssignmentRecord, item.value) for item in listing.items]
+        listings = [await self._coordinator.list(prefix) for prefix in self._prefixes]
+        found = [records.decode(AssignmentRecord, item.value) for listing in listings for item in listing.items]
         return {record.instance_id: record for record in found}
 
     def publish(self, record: InstanceRecord) -> None:
-        self._want(keys.instance(self._identity.trust_domain, self._identity.node_id, record.instance_id), record)
+        self._want(keys.instance(record.variant.trust_domain, self._identity.node_id, record.instance_id), record)
 
-    def withdraw(self, instance_id: InstanceId) -> None:
-        key = keys.instance(self._identity.trust_domain, self._identity.node_id, instance_id)
+    def withdraw(self, trust_domain: TrustDomain, instance_id: InstanceId) -> None:
+        key = keys.instance(trust_domain, self._identity.node_id, instance_id)
         if self._wanted.pop(key, None) is not None:
             self._touch(key)
 
@@ -95,9 +103,10 @@ class EtcdRecords:
     async def watch(self, stop: Stop) -> None:
         """Follows the assignments until `stop`."""
         async with asyncio.TaskGroup() as group:
-            follower = group.create_task(self._view.run())
+            followers = [group.create_task(view.run()) for view in self._views]
             await stop.wait()
-            follower.cancel()
+            for follower in followers:
+                follower.cancel()
 
     async def keep(self, stop: Stop) -> None:
         """Keeps etcd as wanted until `stop`; then nothing of this agent is left there."""
@@ -130,10 +139,10 @@ class EtcdRecords:
 
     async def _left_behind(self) -> set[str]:
         """Instances that an earlier agent of this node published and this one does not have."""
-        prefix = keys.instance(self._identity.trust_domain, self._identity.node_id, InstanceId(""))
-        listing = await self._coordinator.list(prefix)
-        self._revisions.update((item.key, item.mod_revision) for item in listing.items)
-        return {item.key for item in listing.items} - self._wanted.keys()
+        prefixes = [keys.instance(domain, self._identity.node_id, InstanceId("")) for domain in self._domains]
+        items = [item for prefix in prefixes for item in (await self._coordinator.list(prefix)).items]
+        self._revisions.update((item.key, item.mod_revision) for item in items)
+        return {item.key for item in items} - self._wanted.keys()
 
     async def _write_until_lost(self, session: Session, stop: Stop) -> None:
         while not stop.is_set() and not session.lost.is_set():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -72,16 +74,22 @@ class _Note(msgspec.Struct, frozen=True):
     private_bytes: int
 
 
+NOTES_FOLDER = "notes"
+
+
 class RuntimeNotes:
-    """Implements `Notes`: RUN/<runtime>/<instance>.note. Never on a start's path; a note that is not there costs only its facts."""
+    """Implements `Notes`: RUN/notes/<runtime>/<instance>.note, in a folder that no runtime can write to. Never on a start's path; a note
+    that is not there costs only its facts."""
 
     def __init__(self, run_folder: Path) -> None:
-        self._run = run_folder
+        self._folder = run_folder / NOTES_FOLDER
         self._decoder = msgspec.json.Decoder(_Note)
 
     def write(self, record: InstanceRecord, shared_bytes: int, private_bytes: int) -> None:
         path = self._path(record.runtime_id, record.instance_id)
         try:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            path.parent.mkdir(mode=0o700, exist_ok=True)
             partial = path.with_suffix(".new")
             partial.write_bytes(msgspec.json.encode(_Note(record, shared_bytes, private_bytes)))
             partial.replace(path)
@@ -98,7 +106,16 @@ class RuntimeNotes:
     def remove(self, runtime_id: RuntimeId, instance_id: InstanceId) -> None:
         self._path(runtime_id, instance_id).unlink(missing_ok=True)
 
+    def forget(self, runtime_id: RuntimeId) -> None:
+        shutil.rmtree(self._folder / runtime_id, ignore_errors=True)
+
+    def keep(self, runtime_ids: Iterable[RuntimeId]) -> None:
+        wanted = set(runtime_ids)
+        for folder in self._folder.iterdir() if self._folder.is_dir() else ():
+            if folder.name not in wanted:
+                shutil.rmtree(folder, ignore_errors=True)
+
     def _path(self, runtime_id: RuntimeId, instance_id: InstanceId) -> Path:
         # Instance ids come over the wire: what is no plain name becomes its hex, so that it cannot leave the folder.
         plain = instance_id.replace("-", "").replace("_", "").isalnum() and instance_id.isascii() and len(instance_id) <= 100
-        return self._run / runtime_id / f"{instance_id if plain else instance_id.encode().hex()[:200]}.note"
+        return self._folder / runtime_id / f"{instance_id if plain else instance_id.encode().hex()[:200]}.note"

@@ -159,11 +159,12 @@ class _Zygote:
 
 
 class ProcessRuntimes:
-    """Implements `Runtimes`: one zygote per flavour, its socket and its children's folders below `run_folder`."""
+    """Implements `Runtimes` for one trust domain: a zygote per flavour, its socket and its children's folders in `folder`, which is the
+    domain's alone."""
 
     def __init__(
         self,
-        run_folder: Path,
+        folder: Path,
         store_root: Path,
         logs: Path,
         flavours: Iterable[str],
@@ -175,7 +176,7 @@ class ProcessRuntimes:
         zygote_start_s: float,
         clock: Clock,
     ) -> None:
-        self._run = run_folder
+        self._folder = folder
         self._store = store_root
         self._logs = logs
         self._flavours = tuple(flavours)
@@ -196,7 +197,7 @@ class ProcessRuntimes:
 
     async def adopt(self) -> tuple[Runtime, ...]:
         adopted: list[Runtime] = []
-        for folder in sorted(self._run.iterdir()):
+        for folder in sorted(self._folder.iterdir()):
             if not folder.is_dir() or (not (folder / "info.json").exists() and not (folder / "control.sock").exists()):
                 continue
             try:
@@ -208,11 +209,15 @@ class ProcessRuntimes:
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
             adopted.append(runtime)
+        for flavour in self._flavours:
+            zygote = await self._adopt_zygote(flavour)
+            if zygote is not None:
+                self._zygotes[flavour] = zygote
         return tuple(adopted)
 
-    async def prepare(self) -> None:
+    async def prepare(self, flavours: Iterable[str]) -> None:
         async with asyncio.TaskGroup() as group:
-            for flavour in self._flavours:
+            for flavour in set(flavours):
                 group.create_task(self._zygote(flavour))
 
     async def fork(self, flavour: str, runtime_id: RuntimeId, threads: int) -> Runtime:
@@ -223,11 +228,11 @@ class ProcessRuntimes:
                 break
             except Unavailable:
                 # Died under our hands: once more with a new one. Where it only lost the connection, its child may have come up.
-                if last or (self._run / runtime_id).exists():
+                if last or (self._folder / runtime_id).exists():
                     raise
         # What it would say to `hello` is known, and the way there and back is a twentieth of such a start.
         hello = Hello(runtime_id, pid, flavour, threads, frozenset(), ())
-        client = await self._connect(self._run / runtime_id / "control.sock", f"runtime {runtime_id}", CALL_S)
+        client = await self._connect(self._folder / runtime_id / "control.sock", f"runtime {runtime_id}", CALL_S)
         return self._take_in(hello, client)
 
     async def _fork(self, zygote: _Zygote, runtime_id: RuntimeId, threads: int) -> int:
@@ -256,7 +261,7 @@ class ProcessRuntimes:
             zygote.client.close()
 
     def _socket(self, flavour: str) -> Path:
-        return self._run / f"zygote-{flavour}.sock"
+        return self._folder / f"zygote-{flavour}.sock"
 
     async def _reach(self, folder: Path, timeout_s: float) -> ProcessRuntime:
         """Connects to the runtime of a folder; waits while its socket is not there yet.
@@ -271,10 +276,12 @@ class ProcessRuntimes:
             answer = await client.call("hello", timeout_s)
             if answer.get("trust_domain") != self._trust_domain:
                 raise FailedPrecondition(
-                    f"{name} in {self._run} is of trust domain {answer.get('trust_domain')!r}, this node of {self._trust_domain!r}: "
-                    "give each trust domain a run folder of its own"
+                    f"{name} in {self._folder} is of trust domain {answer.get('trust_domain')!r}, the folder of {self._trust_domain!r}"
                 )
-            return self._take_in(hello_of(answer), client)
+            hello = hello_of(answer)
+            if hello.runtime_id != folder.name:
+                raise Unavailable(f"{name} says that it is {hello.runtime_id!r}")
+            return self._take_in(hello, client)
         except BaseException:
             client.close()
             raise
@@ -284,7 +291,7 @@ class ProcessRuntimes:
         runtime_id = hello.runtime_id
         try:
             runtime = ProcessRuntime(
-                self._run / runtime_id, hello, client, self._batch_delay_us, self._clock, lambda: self._ended(runtime_id)
+                self._folder / runtime_id, hello, client, self._batch_delay_us, self._clock, lambda: self._ended(runtime_id)
             )
         except ProcessLookupError as error:
             client.close()
@@ -307,7 +314,7 @@ class ProcessRuntimes:
         runtime = self._live.pop(runtime_id, None)
         if runtime is not None:
             runtime.leave()
-        shutil.rmtree(self._run / runtime_id, ignore_errors=True)
+        shutil.rmtree(self._folder / runtime_id, ignore_errors=True)
         self._lost(runtime_id)
 
     async def _zygote(self, flavour: str) -> _Zygote:
@@ -346,7 +353,7 @@ class ProcessRuntimes:
     async def _start_zygote(self, flavour: str) -> _Zygote:
         socket, log = self._socket(flavour), self._logs / f"zygote-{flavour}.log"
         command = [sys.executable, "-m", "tessera.runtime.zygote", "--flavour", flavour, "--socket", str(socket)]
-        command += ["--run-folder", str(self._run), "--store", str(self._store)]
+        command += ["--run-folder", str(self._folder), "--store", str(self._store)]
         watched = Watched(spawn_detached(command, log, {**os.environ, "OPENBLAS_NUM_THREADS": "1", **ENVIRONMENTS.get(flavour, {})}))
         try:
             client = await self._connect(socket, f"zygote {flavour}", self._zygote_start_s, watched)

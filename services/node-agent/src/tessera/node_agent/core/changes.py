@@ -18,7 +18,7 @@ class DigestChange:
 
 
 class DigestLedger:
-    """What the other side of one stream knows of this store. A new stream begins with a new ledger."""
+    """What the other side of one stream knows of one store. A new stream begins with a new ledger."""
 
     def __init__(self) -> None:
         self._told: frozenset[Digest] | None = None

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from tessera.domain.ids import Digest, RuntimeId, TrustDomain
+from tessera.domain.ids import Digest, RuntimeId, TrustDomain, domain_tag
 from tessera.domain.instance import StartPath
+from tessera.node_agent.relay import DOMAIN_FOLDER, folder_of
 
 
 class Purpose(StrEnum):
@@ -20,6 +21,25 @@ class Purpose(StrEnum):
     SHARED = "rt"
     ISOLATED = "own"
     MEASURE = "measure"
+
+
+def runtime_id_for(purpose: Purpose, flavour: str, trust_domain: TrustDomain, number: bytes) -> RuntimeId:
+    """The id of a new runtime, `number` being random: purpose, flavour, the trust domain's tag, number. The tag leads to its folder and
+    from its folder to it, so that no domain can pass a runtime of its own off as another's."""
+    return RuntimeId(f"{purpose.value}-{flavour}-{domain_tag(trust_domain)}-{number.hex()}")
+
+
+def domain_folder(trust_domain: TrustDomain) -> str:
+    """The name of a trust domain's folder below the run folder."""
+    return f"{DOMAIN_FOLDER}{domain_tag(trust_domain)}"
+
+
+def domain_folder_of(runtime_id: RuntimeId) -> str:
+    """The name of the folder that a runtime's folder lies in. Raises: ValueError when it is not an id of a runtime."""
+    folder = folder_of(runtime_id)
+    if folder is None:
+        raise ValueError(f"{runtime_id!r} is not an id of a runtime")
+    return folder
 
 
 def purpose_of(runtime_id: RuntimeId) -> Purpose:

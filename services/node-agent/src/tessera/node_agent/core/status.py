@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tessera.domain.ids import BuildClass, NodeId, ProfileClass, RuntimeId, TrustDomain
 from tessera.domain.records import InstanceRecord
+from tessera.node_agent.core.runtimes import domain_folder_of
 from tessera.node_agent.core.table import Instance
 from tessera.tensorstore.interface import StoreStatus
 
@@ -15,7 +17,6 @@ class NodeIdentity:
     """What does not change while an agent runs. Addresses are HOST:PORT; `host_id` is the machine's."""
 
     node_id: NodeId
-    trust_domain: TrustDomain
     host_id: str
     address: str
     start_address: str
@@ -28,7 +29,7 @@ class NodeIdentity:
 
     def unix_path(self, runtime_id: RuntimeId) -> str:
         """The data socket of a runtime of this node."""
-        return f"{self.run_folder}/{runtime_id}/data.sock"
+        return f"{self.run_folder}/{domain_folder_of(runtime_id)}/{runtime_id}/data.sock"
 
 
 def record_of(identity: NodeIdentity, instance: Instance) -> InstanceRecord:
@@ -53,12 +54,12 @@ def record_of(identity: NodeIdentity, instance: Instance) -> InstanceRecord:
 
 @dataclass(frozen=True, slots=True)
 class RuntimeSummary:
-    """One runtime. `trust_domain` is empty while it holds nothing; sizes in bytes."""
+    """One runtime; sizes in bytes."""
 
     runtime_id: RuntimeId
     pid: int
     flavour: str
-    trust_domain: str
+    trust_domain: TrustDomain
     threads: int
     instances: int
     private_bytes: int
@@ -76,4 +77,13 @@ class NodeSummary:
     identity: NodeIdentity
     instances: tuple[InstanceSummary, ...]
     runtimes: tuple[RuntimeSummary, ...]
-    store: StoreStatus
+    stores: Mapping[TrustDomain, StoreStatus]
+
+    def of(self, trust_domain: TrustDomain) -> NodeSummary:
+        """What one trust domain may see of it."""
+        return NodeSummary(
+            self.identity,
+            tuple(item for item in self.instances if item.instance.variant.trust_domain == trust_domain),
+            tuple(item for item in self.runtimes if item.trust_domain == trust_domain),
+            {domain: status for domain, status in self.stores.items() if domain == trust_domain},
+        )

@@ -14,6 +14,7 @@ from typing import Any
 from tessera.domain.errors import AlreadyExists, NotFound, TesseraError
 from tessera.domain.ids import Digest, Generation, InstanceId, RuntimeId, VariantKey
 from tessera.domain.instance import TERMINAL, InstanceState, StageTime, StartPath, step
+from tessera.domain.records import AssignmentRecord
 
 STORY_LINES = 64
 """Lines of an instance's story that are kept; the oldest go first."""
@@ -53,6 +54,13 @@ class Instance:
     @property
     def provisional(self) -> bool:
         return self.expires_at_s is not None
+
+
+def accepted(record: AssignmentRecord, now_s: float) -> Instance:
+    """What a record in etcd assigns, not begun yet."""
+    return Instance(
+        record.instance_id, record.variant, record.artifact, record.generation, InstanceState.ACCEPTED, now_s, None, record.start_path
+    )
 
 
 @dataclass(frozen=True, slots=True)

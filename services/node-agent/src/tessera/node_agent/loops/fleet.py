@@ -1,4 +1,4 @@
-"""The live runtimes of this node: who they are, what they hold, how new ones come and old ones go.
+"""The live runtimes of one trust domain on this node: who they are, what they hold, how new ones come and old ones go.
 
 Invariant: what a runtime may map is pinned in the store under its id before it is told to map it, and stays pinned until it says that
 it let go, or until its process has ended. Decides nothing (`core.runtimes` does).
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from tessera.clock import Clock
 from tessera.domain.errors import TesseraError, Unavailable
 from tessera.domain.ids import Digest, RuntimeId, TrustDomain
-from tessera.node_agent.core.runtimes import Purpose, RuntimeView, purpose_of
+from tessera.node_agent.core.runtimes import Purpose, RuntimeView, purpose_of, runtime_id_for
 from tessera.node_agent.core.table import InstanceTable
 from tessera.node_agent.ports import RandomBytes, Runtime, RuntimeActivity, Runtimes
 from tessera.program import Tasks
@@ -49,7 +49,7 @@ class Member:
 
 
 class Fleet:
-    """All live runtimes by id."""
+    """All its live runtimes by id."""
 
     def __init__(
         self,
@@ -62,11 +62,11 @@ class Fleet:
         random_bytes: RandomBytes,
         tasks: Tasks,
     ) -> None:
+        self.trust_domain = trust_domain
         self.threads = threads
         self._runtimes = runtimes
         self._store = store
         self._table = table
-        self._trust_domain = trust_domain
         self._clock = clock
         self._random_bytes = random_bytes
         self._tasks = tasks
@@ -74,6 +74,8 @@ class Fleet:
         self._forking: dict[str, set[asyncio.Future[None]]] = {}
         self._in_flight: set[asyncio.Future[None]] = set()
         self._ending = False
+        self.used_flavours: set[str] = set()
+        """Of which it has or had runtimes."""
         self._not_before_s: dict[str, float] = {}
         self._lost: Callable[[Member, bool], None] = lambda member, asked: None
         runtimes.on_lost(self._on_lost)
@@ -103,7 +105,7 @@ class Fleet:
             RuntimeView(
                 member.runtime_id,
                 member.runtime.hello.flavour,
-                self._trust_domain,
+                self.trust_domain,
                 member.runtime.hello.threads,
                 counts[member.runtime_id],
                 member.mappings + max(0, len(member.holds) - member.sampled_holds),
@@ -139,10 +141,11 @@ class Fleet:
         """
         if self._ending:
             raise Unavailable(f"no runtime of flavour {flavour} is forked: the node agent is stopping")
-        runtime_id = RuntimeId(f"{purpose.value}-{flavour}-{self._random_bytes(5).hex()}")
+        runtime_id = runtime_id_for(purpose, flavour, self.trust_domain, self._random_bytes(5))
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         waiting = self._forking.setdefault(flavour, set())
         self._in_flight.add(done)
+        self.used_flavours.add(flavour)
         if purpose is Purpose.SHARED:
             waiting.add(done)
         try:
@@ -176,6 +179,7 @@ class Fleet:
         member.holds = {digest for digest in hello.holds if self._store.has(digest)}
         self._store.pin(hello.runtime_id, member.holds)
         self._members[hello.runtime_id] = member
+        self.used_flavours.add(hello.flavour)
         if not runtime.alive:  # it ended between its hello and now: nobody else will tell
             self._on_lost(hello.runtime_id)
         return member

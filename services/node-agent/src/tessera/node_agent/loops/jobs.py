@@ -67,7 +67,7 @@ class MeasureOrder:
 
 
 class Jobs:
-    """Baking and measuring on one node."""
+    """Baking and measuring for one trust domain on one node."""
 
     def __init__(
         self,
@@ -81,7 +81,9 @@ class Jobs:
         load_timeout_s: float,
         random_bytes: RandomBytes,
         clock: Clock,
+        turn: asyncio.Lock,
     ) -> None:
+        """`turn`: whose turn it is among all jobs of the node."""
         self._fleet = fleet
         self._larder = larder
         self._baker = baker
@@ -92,7 +94,7 @@ class Jobs:
         self._load_timeout_s = load_timeout_s
         self._random_bytes = random_bytes
         self._clock = clock
-        self._turn = asyncio.Lock()
+        self._turn = turn
 
     async def bake(self, artifact: Digest, max_batch: int) -> AsyncGenerator[str | BlobChunk | Baked, None]:
         """Progress, then chunks of the blobs that the repository lacks, then the result.

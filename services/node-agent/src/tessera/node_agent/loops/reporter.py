@@ -4,12 +4,13 @@ changes. Finds the leader anew whenever the stream ends or another one is electe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Protocol
 
 from tessera.clock import Clock
 from tessera.domain.errors import TesseraError
-from tessera.domain.ids import Term
+from tessera.domain.ids import Term, TrustDomain
 from tessera.node_agent.core.changes import DigestChange, DigestLedger
 from tessera.node_agent.core.status import NodeSummary
 from tessera.node_agent.loops.agent import Agent
@@ -23,7 +24,7 @@ LEADER_CHECK_S = 2.0
 
 _log = get_logger(__name__)
 
-Report = tuple[NodeSummary, DigestChange]
+Report = tuple[NodeSummary, Mapping[TrustDomain, DigestChange]]
 
 
 class Leader(Protocol):
@@ -71,12 +72,12 @@ class Reporter:
 
     async def _reports(self, stop: Stop) -> AsyncIterator[Report]:
         """Ends when the program stops, or when somebody else leads."""
-        ledger = DigestLedger()
+        ledgers: dict[TrustDomain, DigestLedger] = defaultdict(DigestLedger)
         leader, checked_s = self._address, self._clock.monotonic_s()
         fresh = True
         while not stop.is_set():
             summary = await self._agent.summary(refresh=fresh)
-            yield summary, ledger.change_to(self._agent.digests())
+            yield summary, {domain: ledgers[domain].change_to(digests) for domain, digests in self._agent.digests().items()}
             fresh = not await self._pulse.wait(self._report_s)  # a change is told at once, with the activity of the last second
             now_s = self._clock.monotonic_s()
             if now_s - checked_s >= LEADER_CHECK_S:

@@ -61,7 +61,7 @@ class StarterSettings:
 
 
 class Starter:
-    """Carries out starts and stops on one node."""
+    """Carries out one trust domain's starts and stops on one node."""
 
     def __init__(
         self,
@@ -118,9 +118,9 @@ class Starter:
             if known.expires_at_s is not None and instance.expires_at_s is not None:
                 self._table.note(known.instance_id, expires_at_s=max(known.expires_at_s, instance.expires_at_s))
             return
-        if instance.variant.trust_domain != self._identity.trust_domain:
-            raise FailedPrecondition(f"variant {instance.variant} is of trust domain {instance.variant.trust_domain!r}; this node's is "
-                                     f"{self._identity.trust_domain!r}")  # fmt: skip
+        if instance.variant.trust_domain != self._fleet.trust_domain:
+            raise FailedPrecondition(f"variant {instance.variant} is of trust domain {instance.variant.trust_domain!r}, not of "
+                                     f"{self._fleet.trust_domain!r}")  # fmt: skip
         self._table.add(instance, why)
         flight = self._flights[instance.instance_id] = _Flight()
         self._tasks.start(f"start {instance.instance_id}", self._fly(instance, flight))
@@ -179,7 +179,7 @@ class Starter:
     async def _stop(self, instance: Instance, reason: str, drain_ms: int) -> None:
         now_s = self._clock.monotonic_s()
         self._table.move(instance.instance_id, InstanceState.DRAINING, now_s, reason)
-        self._records.withdraw(instance.instance_id)
+        self._records.withdraw(instance.variant.trust_domain, instance.instance_id)
         _log.info("instance stops", instance_id=instance.instance_id, variant=str(instance.variant), reason=reason)
         assert instance.runtime_id is not None
         try:
@@ -251,7 +251,7 @@ class Starter:
 
     async def _place(self, instance_id: InstanceId, load: Load, path: StartPath, isolated: bool, watch: Stopwatch) -> RuntimeId:
         """Reserves a place: from the moment of the choice the instance counts in that runtime."""
-        wanted = Wanted(load.flavour, self._identity.trust_domain, self._fleet.threads, load.blobs, path, isolated)
+        wanted = Wanted(load.flavour, self._fleet.trust_domain, self._fleet.threads, load.blobs, path, isolated)
         waited = False
         while True:
             choice = choose_runtime(wanted, self._fleet.views(), self._limits)
@@ -304,7 +304,8 @@ class Starter:
             if not bad:
                 return
             for other in self._table:
-                if other.alive and other.instance_id != instance_id and not bad.isdisjoint(other.blobs):
+                here = other.variant.trust_domain == self._fleet.trust_domain  # what has the same digest elsewhere is another file
+                if here and other.alive and other.instance_id != instance_id and not bad.isdisjoint(other.blobs):
                     self._withdraw_corrupted(other, bad)
             _log.error("corrupted blobs quarantined", digests=sorted(bad), artifact=artifact, found_by=instance_id)
             await self._larder.replace(bad, artifact, instance_id)
@@ -332,7 +333,7 @@ class Starter:
         if instance is None or not instance.alive:
             return
         self._table.move(instance_id, InstanceState.FAILED, self._clock.monotonic_s(), f"{error.kind}: {error}", error=error)
-        self._records.withdraw(instance_id)
+        self._records.withdraw(instance.variant.trust_domain, instance_id)
         self._meter.failed(error.kind)
         _log.warning("instance failed", instance_id=instance_id, variant=str(instance.variant), kind=error.kind, reason=str(error))
 
@@ -348,9 +349,10 @@ class Starter:
         for instance in instances:
             if asked and instance.state is InstanceState.DRAINING:
                 self._table.move(instance.instance_id, InstanceState.GONE, self._clock.monotonic_s(), "its runtime was ended")
-                self._records.withdraw(instance.instance_id)
+                self._records.withdraw(instance.variant.trust_domain, instance.instance_id)
             else:
                 self._fail(instance.instance_id, Unavailable(self._words_of_loss(instance, member)))
+        self._notes.forget(member.runtime_id)
         self._changed()
 
     def _words_of_loss(self, instance: Instance, member: Member) -> str:

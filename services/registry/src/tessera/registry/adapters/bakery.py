@@ -27,7 +27,7 @@ class GrpcBaker:
         if channel is None:
             channel = self._channels[node.agent_address] = connect(node.agent_address)
         stub = node_pb2_grpc.NodeAgentStub(channel)
-        request = node_pb2.BakeRequest(job_id=job_id, artifact_digest=export, max_batch=max_batch)
+        request = node_pb2.BakeRequest(job_id=job_id, artifact_digest=export, max_batch=max_batch, trust_domain=node.trust_domain)
         call = stub.Bake(request, timeout=timeout_s)
         try:
             async for event in call:

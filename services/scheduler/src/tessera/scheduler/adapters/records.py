@@ -25,7 +25,7 @@ class EtcdRecords:
     ) -> None:
         self._variants: dict[VariantKey, VariantRecord] = {}
         self._profiles: dict[tuple[VariantKey, ProfileClass], ProfileRecord] = {}
-        self._nodes: dict[NodeId, NodeRecord] = {}
+        self._nodes: dict[NodeId, tuple[NodeRecord, ...]] = {}
         self._assignments: dict[InstanceId, AssignmentRecord] = {}
         self._on_change = on_change
         self._on_ready = on_ready
@@ -52,7 +52,7 @@ class EtcdRecords:
     def profiles(self) -> Mapping[tuple[VariantKey, ProfileClass], ProfileRecord]:
         return self._profiles
 
-    def nodes(self) -> Mapping[NodeId, NodeRecord]:
+    def nodes(self) -> Mapping[NodeId, tuple[NodeRecord, ...]]:
         return self._nodes
 
     def assignments(self) -> Mapping[InstanceId, AssignmentRecord]:
@@ -74,10 +74,14 @@ class EtcdRecords:
             self._profiles[(new.variant, new.profile_class)] = new
 
     def _node(self, _key: str, old: NodeRecord | None, new: NodeRecord | None) -> None:
-        if old is not None:
-            self._nodes.pop(old.node_id, None)
-        if new is not None:
-            self._nodes[new.node_id] = new
+        changed = new or old
+        assert changed is not None
+        others = tuple(each for each in self._nodes.get(changed.node_id, ()) if each.trust_domain != changed.trust_domain)
+        found = others if new is None else (*others, new)
+        if found:
+            self._nodes[changed.node_id] = found
+        else:
+            self._nodes.pop(changed.node_id, None)
         self._on_change()
 
     def _assignment(self, _key: str, old: AssignmentRecord | None, new: AssignmentRecord | None) -> None:

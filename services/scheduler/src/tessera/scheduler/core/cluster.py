@@ -14,7 +14,7 @@ from tessera.policy.view import NodeView
 from tessera.scheduler.core import observed as seen
 from tessera.scheduler.core.assignments import Assignment, Desired, Phase, plan
 from tessera.scheduler.core.observed import NodeReport, ObservedInstance, ObservedNode
-from tessera.scheduler.core.snapshot import node_views
+from tessera.scheduler.core.snapshot import NodeRecords, node_views
 
 
 class Cluster:
@@ -86,21 +86,21 @@ class Cluster:
         shown = (item for node in self.observed.values() if node.live for item in node.instances)
         return next((item for item in shown if item.instance_id == instance_id), None)
 
-    def views(self, records: Mapping[NodeId, NodeRecord], starting: Mapping[NodeId, int]) -> tuple[NodeView, ...]:
+    def views(self, records: NodeRecords, starting: Mapping[NodeId, int]) -> tuple[NodeView, ...]:
         return node_views(records, self.observed, starting, self._stopping)
 
-    def address(self, node_id: NodeId, records: Mapping[NodeId, NodeRecord]) -> str | None:
+    def address(self, node_id: NodeId, records: NodeRecords) -> str | None:
         """Where the node's agent answers: as it reports, else as its record says."""
         return self._stated(node_id, records, lambda said: said.agent_address)
 
-    def start_address(self, node_id: NodeId, records: Mapping[NodeId, NodeRecord]) -> str | None:
+    def start_address(self, node_id: NodeId, records: NodeRecords) -> str | None:
         """Where the node's agent takes starts: as it reports, else as its record says."""
         return self._stated(node_id, records, lambda said: said.start_address)
 
-    def _stated(self, node_id: NodeId, records: Mapping[NodeId, NodeRecord], what: Callable[[NodeReport | NodeRecord], str]) -> str | None:
-        node, record = self.observed.get(node_id), records.get(node_id)
+    def _stated(self, node_id: NodeId, records: NodeRecords, what: Callable[[NodeReport | NodeRecord], str]) -> str | None:
+        node, found = self.observed.get(node_id), records.get(node_id)
         reported = what(node.report) if node is not None else ""
-        return reported or (what(record) if record is not None else None)
+        return reported or (what(found[0]) if found is not None else None)
 
     def _put(self, assignment: Assignment) -> None:
         name = assignment.record.instance_id

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from tessera.domain.errors import FailedPrecondition
 from tessera.domain.ids import BuildClass, Digest, Generation, InstanceId, NodeId, ProfileClass, RuntimeId, TrustDomain, VariantKey
 from tessera.domain.instance import TERMINAL, InstanceState, StageTime, StartPath
-from tessera.policy.view import InstanceView, RuntimeView, ready_index
+from tessera.policy.view import NO_STORE, InstanceView, RuntimeView, StoreView, ready_index
 
 STARTING = frozenset({InstanceState.ACCEPTED, InstanceState.FETCHING, InstanceState.MAPPED, InstanceState.LOADING})
 LIVE = STARTING | {InstanceState.READY}
@@ -42,24 +42,34 @@ class ObservedInstance:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreReport:
+    """One trust domain's store in one message of a status stream. Where that is full, `added` is the whole store."""
+
+    budget_bytes: int
+    held_bytes: int
+    added: frozenset[Digest] = frozenset()
+    removed: frozenset[Digest] = frozenset()
+
+    def after(self, before: frozenset[Digest]) -> frozenset[Digest]:
+        """What lies in it, when `before` did so at the last message."""
+        return (before | self.added) - self.removed if self.added or self.removed else before
+
+
+@dataclass(frozen=True, slots=True)
 class NodeReport:
-    """One message of a status stream. Where `full`, `added` is the whole store."""
+    """One message of a status stream."""
 
     node_id: NodeId
     build_class: BuildClass
     profile_class: ProfileClass
-    trust_domain: TrustDomain
     agent_address: str
     start_address: str
     flavours: tuple[str, ...]
     cpu_count: int
     instances: tuple[ObservedInstance, ...]
     runtimes: tuple[RuntimeView, ...]
-    store_budget_bytes: int
-    store_held_bytes: int
+    stores: Mapping[TrustDomain, StoreReport]
     full: bool
-    added: frozenset[Digest]
-    removed: frozenset[Digest] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +78,11 @@ class ObservedNode:
 
     `answered` are instances that the agent answered as ready, with the moment, until its reports say so too. `instances` are those
     and the reported ones; `views` is what policies see of those that have not ended, `ready` an index of them. All three are made
-    once per report, not per decision.
+    once per report, not per decision. `stores` holds the digests of all reports together.
     """
 
     report: NodeReport
-    digests: frozenset[Digest]
+    stores: Mapping[TrustDomain, StoreView]
     stream: int | None
     reported_at_s: float
     answered: tuple[tuple[ObservedInstance, float], ...] = ()
@@ -96,23 +106,27 @@ def fold(previous: ObservedNode | None, report: NodeReport, stream: int, now_s: 
         FailedPrecondition: when a stream does not begin with a full status.
     """
     if report.full:
-        digests = report.added
+        before: Mapping[TrustDomain, StoreView] = {}
     elif previous is None or previous.stream != stream:
         raise FailedPrecondition(f"status of node {report.node_id}: the first message of a stream must be full")
     else:
-        digests = (previous.digests | report.added) - report.removed if report.added or report.removed else previous.digests
+        before = previous.stores
+    stores = {
+        domain: StoreView(store.budget_bytes, store.held_bytes, store.after(before.get(domain, NO_STORE).digests))
+        for domain, store in report.stores.items()
+    }
     shown = {item.instance_id: item.state for item in report.instances}
     answered = tuple(
         (item, at_s)
         for item, at_s in (previous.answered if previous is not None else ())
         if now_s - at_s < ANSWER_AHEAD_S and (item.instance_id not in shown or shown[item.instance_id] in STARTING)
     )
-    return _node(replace(report, added=frozenset(), removed=frozenset()), digests, stream, now_s, answered)
+    return _node(replace(report, stores={}), stores, stream, now_s, answered)
 
 
 def _node(
     report: NodeReport,
-    digests: frozenset[Digest],
+    stores: Mapping[TrustDomain, StoreView],
     stream: int | None,
     now_s: float,
     answered: tuple[tuple[ObservedInstance, float], ...],
@@ -120,7 +134,7 @@ def _node(
     ahead = {item.instance_id: item for item, _ in answered}
     shown = tuple(item for item in report.instances if item.instance_id not in ahead) + tuple(ahead.values())
     views = tuple(item.view() for item in shown if item.state not in TERMINAL)
-    return ObservedNode(report, digests, stream, now_s, answered, shown, views, ready_index(views))
+    return ObservedNode(report, stores, stream, now_s, answered, shown, views, ready_index(views))
 
 
 def answered(node: ObservedNode, instance: ObservedInstance, now_s: float) -> ObservedNode:
@@ -137,7 +151,7 @@ def answered(node: ObservedNode, instance: ObservedInstance, now_s: float) -> Ob
 
 def ended(node: ObservedNode, stream: int) -> ObservedNode:
     """The stream is over; a newer one of the same node is not touched."""
-    return _node(node.report, node.digests, None, node.reported_at_s, ()) if node.stream == stream else node
+    return _node(node.report, node.stores, None, node.reported_at_s, ()) if node.stream == stream else node
 
 
 def begun(nodes: Iterable[ObservedNode], variant: VariantKey, build_class: BuildClass) -> ObservedInstance | None:

@@ -6,12 +6,15 @@ from collections.abc import Collection, Mapping
 
 from tessera.domain.ids import InstanceId, NodeId
 from tessera.domain.records import NodeRecord
-from tessera.policy.view import NodeCondition, NodeView
+from tessera.policy.view import NodeCondition, NodeView, StoreView
 from tessera.scheduler.core.observed import ObservedNode
+
+NodeRecords = Mapping[NodeId, tuple[NodeRecord, ...]]
+"""Of each node at least one record: one for each trust domain that it serves."""
 
 
 def node_views(
-    records: Mapping[NodeId, NodeRecord],
+    records: NodeRecords,
     observed: Mapping[NodeId, ObservedNode],
     starting: Mapping[NodeId, int],
     stopping: Collection[InstanceId] = (),
@@ -22,12 +25,12 @@ def node_views(
     """
     views = []
     for node_id in sorted({*records, *(found for found, node in observed.items() if node.live)}):
-        record, node = records.get(node_id), observed.get(node_id)
+        found, node = records.get(node_id), observed.get(node_id)
         if node is not None and node.live:
-            condition = NodeCondition.USABLE if record is not None else NodeCondition.SUSPECT
+            condition = NodeCondition.USABLE if found is not None else NodeCondition.SUSPECT
             views.append(_reported(node_id, node, condition, starting.get(node_id, 0), stopping))
-        elif record is not None:
-            views.append(_silent(record, starting.get(node_id, 0)))
+        elif found is not None:
+            views.append(_silent(found, starting.get(node_id, 0)))
     return tuple(views)
 
 
@@ -38,11 +41,8 @@ def _reported(node_id: NodeId, node: ObservedNode, condition: NodeCondition, sta
         node_id=node_id,
         build_class=report.build_class,
         profile_class=report.profile_class,
-        trust_domain=report.trust_domain,
+        stores=node.stores,
         flavours=report.flavours,
-        digests=node.digests,
-        store_budget_bytes=report.store_budget_bytes,
-        store_held_bytes=report.store_held_bytes,
         runtimes=report.runtimes,
         instances=tuple(item for item in node.views if item.instance_id not in stopping) if ends_here else node.views,
         starting=starting,
@@ -51,14 +51,14 @@ def _reported(node_id: NodeId, node: ObservedNode, condition: NodeCondition, sta
     )
 
 
-def _silent(record: NodeRecord, starting: int) -> NodeView:
+def _silent(records: tuple[NodeRecord, ...], starting: int) -> NodeView:
+    record = records[0]
     return NodeView(
         node_id=record.node_id,
         build_class=record.build_class,
         profile_class=record.profile_class,
-        trust_domain=record.trust_domain,
+        stores={each.trust_domain: StoreView(each.store_budget_bytes) for each in records},
         flavours=record.flavours,
-        store_budget_bytes=record.store_budget_bytes,
         starting=starting,
         condition=NodeCondition.SILENT,
     )

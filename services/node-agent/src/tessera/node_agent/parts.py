@@ -1,0 +1,200 @@
+"""The objects of one agent, built in the order in which they need each other: the node's, then each trust domain's."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+
+from tessera.clock import Clock
+from tessera.coord.interface import Coordinator
+from tessera.domain.ids import NodeId, TrustDomain
+from tessera.node_agent.adapters.baking import ProcessBaker
+from tessera.node_agent.adapters.etcd import EtcdRecords
+from tessera.node_agent.adapters.files import RuntimeNotes, TermFile
+from tessera.node_agent.adapters.meter import PrometheusMeter
+from tessera.node_agent.adapters.processes import max_map_count
+from tessera.node_agent.adapters.runtimes import ProcessRuntimes
+from tessera.node_agent.adapters.scheduler import SchedulerLeader
+from tessera.node_agent.adapters.stores import OpenStore
+from tessera.node_agent.config import NodeAgentConfig
+from tessera.node_agent.core.poison import BackOff, PoisonLedger
+from tessera.node_agent.core.runtimes import RuntimeLimits
+from tessera.node_agent.core.status import NodeIdentity
+from tessera.node_agent.core.table import InstanceTable
+from tessera.node_agent.loops.adoption import Adoption
+from tessera.node_agent.loops.agent import Agent
+from tessera.node_agent.loops.domain import Domain, Domains
+from tessera.node_agent.loops.fleet import Fleet
+from tessera.node_agent.loops.jobs import Jobs
+from tessera.node_agent.loops.larder import Larder
+from tessera.node_agent.loops.pulse import Pulse
+from tessera.node_agent.loops.reporter import Reporter
+from tessera.node_agent.loops.starter import Starter, StarterSettings
+from tessera.node_agent.ports import Runtimes
+from tessera.node_agent.server import NodeAgentServer, status_message
+from tessera.program import Tasks, host_id
+from tessera.repository import Repository
+from tessera.repository.fetch import Fetcher
+from tessera.runtime.classes import build_class, profile_class
+
+BEHIND_S = 0.005
+"""An answer is at its client by then: no record, note or report shall compete with it."""
+TRIM_S = 5.0
+
+
+def identity_of(config: NodeAgentConfig, run: Path, relay_address: str) -> NodeIdentity:
+    built = build_class()
+    return NodeIdentity(
+        NodeId(config.node_id),
+        host_id(),
+        config.address,
+        config.start_address,
+        relay_address,
+        built,
+        profile_class(build=built),
+        tuple(config.flavours),
+        len(os.sched_getaffinity(0)),
+        str(run),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What the agent is built over."""
+
+    config: NodeAgentConfig
+    coordinator: Coordinator
+    clock: Clock
+    identity: NodeIdentity
+    run: Path
+    state: Path
+    tasks: Tasks
+
+
+class Parts:
+    """The node's own objects; `domains` are built from them."""
+
+    def __init__(self, world: World, stores: Sequence[OpenStore]) -> None:
+        config, clock, identity = world.config, world.clock, world.identity
+        self.world = world
+        self.metrics = CollectorRegistry()
+        ProcessCollector(registry=self.metrics)
+        wake, report = Pulse(), Pulse()
+
+        def changed() -> None:
+            wake.fire()
+            report.fire()
+
+        self.changed = changed
+        self.table = InstanceTable()
+        self.meter = PrometheusMeter(self.metrics)
+        self.notes = RuntimeNotes(world.run)
+        self.limits = RuntimeLimits(
+            config.max_instances_per_runtime, max_map_count() // 2, config.warm_runtimes, config.surplus_runtime_idle_s
+        )
+        self.poison = PoisonLedger(BackOff(config.poison_first_back_off_s, config.poison_longest_back_off_s, config.poison_forgive_s))
+        self.repository = Repository(config.repository_url)
+        self.job_turn = asyncio.Lock()
+        names = [opened.trust_domain for opened in stores]
+        self.records = EtcdRecords(world.coordinator, identity, names, config.lease_ttl_s, clock, wake.fire)
+        self.records.announce({TrustDomain(store.trust_domain): store.budget_bytes for store in config.stores}, config.runtime_threads)
+        # The first domain's runtimes wait warm from the start: most nodes have but one. A zygote costs 60 to 250 MB, so others' come
+        # when they are needed first.
+        warm = [tuple(config.flavours) if index == 0 else () for index in range(len(stores))]
+        self.domains = Domains([domain_of(self, opened, flavours) for opened, flavours in zip(stores, warm, strict=True)])
+        self.agent = Agent(
+            identity,
+            self.table,
+            self.domains,
+            self.records,
+            TermFile(world.state),
+            self.meter,
+            self.limits,
+            config.tombstone_s,
+            config.reconcile_s,
+            clock,
+            world.tasks,
+            wake,
+        )
+        self.adoption = Adoption(identity, self.table, self.domains, self.records, self.notes, config.adoption_grace_s, clock)
+        self.servicer = NodeAgentServer(self.agent)
+        self.reporter = Reporter(self.agent, SchedulerLeader(self.records, status_message), config.report_s, clock, report)
+
+
+def domain_of(node: Parts, opened: OpenStore, warm_flavours: Sequence[str]) -> Domain:
+    """Everything that one trust domain has of the node."""
+    world, store = node.world, opened.store
+    config, clock, tasks = world.config, world.clock, world.tasks
+    runtimes = runtimes_of(world, opened)
+    fleet = Fleet(runtimes, store, node.table, opened.trust_domain, config.runtime_threads, clock, os.urandom, tasks)
+    larder = Larder(store, Fetcher(node.repository, store, config.fetch_concurrency, _from_thread(fleet.trim)), world.identity.build_class)
+    settings = StarterSettings(config.load_timeout_s, config.drain_ms, config.verify_on_bind, BEHIND_S)
+    starter = Starter(
+        world.identity,
+        node.table,
+        fleet,
+        larder,
+        node.poison,
+        node.limits,
+        node.records,
+        node.notes,
+        node.meter,
+        settings,
+        clock,
+        tasks,
+        node.changed,
+    )
+    baker = ProcessBaker(world.state / "bake" / opened.trust_domain, store.root)
+    baker.sweep()
+    jobs = Jobs(
+        fleet,
+        larder,
+        baker,
+        node.repository.has,
+        baker.scratch,
+        baker.remove,
+        store.path,
+        config.load_timeout_s,
+        os.urandom,
+        clock,
+        node.job_turn,
+    )
+    return Domain(store, runtimes, fleet, larder, starter, jobs, node.meter, clock, warm_flavours)
+
+
+def runtimes_of(world: World, opened: OpenStore) -> Runtimes:
+    """Where the domain's runtimes come from."""
+    config = world.config
+    return ProcessRuntimes(
+        opened.runtimes_folder,
+        opened.store.root,
+        world.state / "logs" / opened.trust_domain,
+        config.flavours,
+        opened.trust_domain,
+        config.runtime_workers,
+        config.batch_delay_us,
+        config.sharing,
+        config.orphan_s,
+        config.zygote_start_s,
+        world.clock,
+    )
+
+
+def _from_thread(trim: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    """`trim` on this loop, waited for in the worker thread that calls."""
+    loop = asyncio.get_running_loop()
+
+    def call() -> None:
+        future = asyncio.run_coroutine_threadsafe(trim(), loop)
+        try:
+            future.result(TRIM_S)
+        except TimeoutError:
+            future.cancel()
+
+    return call

@@ -155,6 +155,7 @@ class AgentProcess:
             "tombstone_s": 2.0,
             **settings,
         }
+        self.environment: dict[str, str] = {}
         self.process: subprocess.Popen[bytes] | None = None
         self.log = folder / "agent.log"
         self._channel: Any = None
@@ -175,7 +176,9 @@ class AgentProcess:
         config.write_text(json.dumps({**self.settings, **settings}))
         with self.log.open("ab") as log:
             command = [sys.executable, "-m", "tessera.node_agent", "--config", str(config)]
-            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+            return subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env={**os.environ, **self.environment}
+            )
 
     async def start(self, **settings: Any) -> None:
         self.process = self.spawn(**settings)

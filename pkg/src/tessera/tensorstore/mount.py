@@ -12,6 +12,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tessera.domain.errors import FailedPrecondition
 from tessera.tensorstore.local.layout import Layout, WriterLock
@@ -19,6 +20,8 @@ from tessera.tensorstore.mountinfo import has_huge_pages, mount_of
 
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 2, 4, 8, 32
 MNT_DETACH = 2
+
+HugePages = Literal["never", "within_size", "always"]
 
 _MAY_NOT_MOUNT = (errno.EPERM, errno.EACCES, errno.ENOSYS)
 SOURCE = "tessera"
@@ -45,8 +48,15 @@ def shm_folder_for(mount_point: Path, user_id: int | None = None) -> Path:
     return Path("/dev/shm") / f"tessera-{value:016x}"
 
 
-def prepare_store_folder(mount_point: Path, budget_bytes: int, shm_folder: Path | None = None, *, may_mount: bool = True) -> StoreFolder:
-    """Finds or makes the folder of a store with `budget_bytes`.
+def prepare_store_folder(
+    mount_point: Path,
+    budget_bytes: int,
+    shm_folder: Path | None = None,
+    *,
+    may_mount: bool = True,
+    huge_pages: HugePages = "within_size",
+) -> StoreFolder:
+    """Finds or makes the folder of a store with `budget_bytes`, with huge pages as the kernel's option `huge` has it, where it has it.
 
     In this order: the tmpfs that an earlier run mounted at `mount_point`; the folder that an earlier run made in /dev/shm
     (`shm_folder`); a new tmpfs; a new folder in /dev/shm.
@@ -56,11 +66,11 @@ def prepare_store_folder(mount_point: Path, budget_bytes: int, shm_folder: Path 
     """
     folder = shm_folder or shm_folder_for(mount_point)
     if _is_own_mount(mount_point):
-        _resize(mount_point, budget_bytes)
+        _resize(mount_point, budget_bytes, huge_pages)
         _check_room(mount_point, budget_bytes)
         return StoreFolder(mount_point, own_mount=True, huge_pages=has_huge_pages(mount_point), adopted=True)
     adopted = folder.is_dir() and not folder.is_symlink() and (folder / "lock").exists()
-    if not adopted and may_mount and _mount_new(mount_point, budget_bytes):
+    if not adopted and may_mount and _mount_new(mount_point, budget_bytes, huge_pages):
         return StoreFolder(mount_point, own_mount=True, huge_pages=has_huge_pages(mount_point), adopted=False)
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     check_owner(folder)
@@ -105,12 +115,12 @@ def _size_with_slack(budget_bytes: int) -> int:
     return budget_bytes + budget_bytes // 16 + (16 << 20)
 
 
-def _mount_new(mount_point: Path, budget_bytes: int) -> bool:
+def _mount_new(mount_point: Path, budget_bytes: int, huge_pages: HugePages) -> bool:
     """True when a tmpfs was mounted, False when this process may not."""
     _check_memory(budget_bytes)
     made = not mount_point.exists()
     mount_point.mkdir(mode=0o755, parents=True, exist_ok=True)
-    for huge in ("huge=within_size,", ""):  # kernels without huge pages in tmpfs refuse the option
+    for huge in (f"huge={huge_pages},", ""):  # kernels without huge pages in tmpfs refuse the option
         try:
             _mount(mount_point, 0, f"{huge}size={_size_with_slack(budget_bytes)},mode=0755")
             return True
@@ -125,13 +135,15 @@ def _mount_new(mount_point: Path, budget_bytes: int) -> bool:
     return False
 
 
-def _resize(mount_point: Path, budget_bytes: int) -> None:
-    """Fits the size of an adopted tmpfs to the budget; where that is not allowed or too much lies in it, it stays."""
-    try:
-        _mount(mount_point, MS_REMOUNT, f"size={_size_with_slack(budget_bytes)}")
-    except OSError as error:
-        if error.errno not in (*_MAY_NOT_MOUNT, errno.EINVAL):
-            raise
+def _resize(mount_point: Path, budget_bytes: int, huge_pages: HugePages) -> None:
+    """Fits an adopted tmpfs to the settings: files that come from now on get huge pages or not, and it has the size of the budget. Where
+    that is not allowed, or too much lies in it, it stays."""
+    for option in (f"size={_size_with_slack(budget_bytes)}", f"huge={huge_pages}"):
+        try:
+            _mount(mount_point, MS_REMOUNT, option)
+        except OSError as error:
+            if error.errno not in (*_MAY_NOT_MOUNT, errno.EINVAL):
+                raise
 
 
 def _mount(mount_point: Path, flags: int, options: str) -> None:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from tessera.domain.artifact import Artifact, Blob, TensorRef
 from tessera.domain.errors import Internal, InvalidInput, TesseraError
 from tessera.domain.ids import BuildClass, Digest
+from tessera.runtime.users import become
 
 if TYPE_CHECKING:  # what imports numpy and ONNX Runtime waits until `main` has set the environment
     from tessera.runtime.agreement import Case
@@ -189,7 +190,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--store", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--max-batch", required=True, type=int)
+    parser.add_argument("--user", type=int, default=None, help="the user id to run as (this process starts as root)")
     found = parser.parse_args(arguments)
+    if found.user is not None:
+        become(found.user)
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
     def progress(step: str, share: float) -> None:

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tessera.runtime.users import become
+
 _SINGLE = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 _log = logging.getLogger(__name__)
@@ -27,7 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--store", required=True, type=Path)
     parser.add_argument("--threads", type=int, default=1, help="intra-op threads of a runtime")
     parser.add_argument("--workers", type=int, default=1, help="batches of different instances that a runtime runs at a time")
+    parser.add_argument("--user", type=int, default=None, help="the user id to run as (this process starts as root)")
     found = parser.parse_args(arguments)
+    if found.user is not None:
+        become(found.user)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(name)s %(message)s")
     return _serve(found)
 

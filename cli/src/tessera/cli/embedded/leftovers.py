@@ -31,11 +31,12 @@ async def leases_left(etcd_address: str) -> list[str] | None:
 
 
 def processes_of(layout: Layout) -> list[psutil.Process]:
-    """The platform's processes below the supervisor: the same user's, and one of our modules, or etcd, on the state or run folder."""
+    """The platform's processes below the supervisor: one of our modules, or etcd, on the state or run folder, and the same user's; root's
+    platform has runtimes of other users."""
     owner, found = owner_of(layout), []
     for process in psutil.process_iter(["cmdline", "uids"]):
         words, users = process.info["cmdline"] or [], process.info["uids"]
-        if process.pid != os.getpid() and users is not None and users.effective == owner and belongs(words, layout):
+        if process.pid != os.getpid() and users is not None and owner in (users.effective, 0) and belongs(words, layout):
             found.append(process)
     return found
 

@@ -20,6 +20,7 @@ from tessera.coord.interface import Coordinator
 from tessera.node_agent.adapters.files import writable_folder
 from tessera.node_agent.adapters.relays import RelayProcess
 from tessera.node_agent.adapters.stores import Stores
+from tessera.node_agent.adapters.users import runs_as_users
 from tessera.node_agent.config import NodeAgentConfig
 from tessera.node_agent.parts import Parts, World, identity_of
 from tessera.program import Stop, Tasks
@@ -56,7 +57,7 @@ async def serve_with(config: NodeAgentConfig, stop: Stop, coordinator: Coordinat
     run = writable_folder("run_folder", config.run_folder).resolve()
     async with AsyncExitStack() as stack:
         ending = _Ending(config.on_stop == "leave", stop)
-        stores = Stores(config, run, clock, as_users=False)
+        stores = Stores(config, run, clock, as_users=runs_as_users(config, run))
         stack.callback(lambda: stores.close(leave=ending.leaves))
         stores.open()
         relay = RelayProcess(config.relay_address, run, state / "logs", config.orphan_s, clock)

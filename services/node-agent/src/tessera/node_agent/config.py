@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from tessera.config import ServiceConfig
 from tessera.domain.ids import TrustDomain, domain_tag
+from tessera.tensorstore.mount import HugePages
 
 MAX_RUN_FOLDER_CHARS = 54
 """Unix socket paths end at 108 bytes; what comes below the run folder takes up to 53."""
@@ -27,7 +28,7 @@ class StoreConfig(BaseModel):
     folder: Path | None = None
     """A folder that lies on a tmpfs already; None: one is mounted below the run folder, or, for a node's only store, made in /dev/shm
     where that is not allowed."""
-    huge_pages: Literal["never", "within_size", "always"] = "within_size"
+    huge_pages: HugePages = "within_size"
     """Of a tmpfs that is mounted here."""
     user: int | None = Field(default=None, gt=0)
     """The user id of the domain's runtimes; None: `runtime_user_base` and a number from the domain's name."""

@@ -21,7 +21,7 @@ from tessera.node_agent.adapters.meter import PrometheusMeter
 from tessera.node_agent.adapters.processes import max_map_count
 from tessera.node_agent.adapters.runtimes import ProcessRuntimes
 from tessera.node_agent.adapters.scheduler import SchedulerLeader
-from tessera.node_agent.adapters.stores import OpenStore
+from tessera.node_agent.adapters.stores import BAKE_FOLDER, OpenStore
 from tessera.node_agent.config import NodeAgentConfig
 from tessera.node_agent.core.poison import BackOff, PoisonLedger
 from tessera.node_agent.core.runtimes import RuntimeLimits
@@ -150,7 +150,9 @@ def domain_of(node: Parts, opened: OpenStore, warm_flavours: Sequence[str]) -> D
         tasks,
         node.changed,
     )
-    baker = ProcessBaker(world.state / "bake" / opened.trust_domain, store.root)
+    # Other users pass through the run folder; the state folder is closed to them.
+    baking = (world.state if opened.user is None else world.run) / BAKE_FOLDER / opened.trust_domain
+    baker = ProcessBaker(baking, store.root, opened.user)
     baker.sweep()
     jobs = Jobs(
         fleet,
@@ -177,6 +179,7 @@ def runtimes_of(world: World, opened: OpenStore) -> Runtimes:
         world.state / "logs" / opened.trust_domain,
         config.flavours,
         opened.trust_domain,
+        opened.user,
         config.runtime_workers,
         config.batch_delay_us,
         config.sharing,

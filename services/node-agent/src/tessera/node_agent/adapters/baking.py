@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -21,13 +22,20 @@ STDERR_TAIL_CHARS = 1500
 class ProcessBaker:
     """Implements `Baker`; scratch folders lie below `folder`, on disk."""
 
-    def __init__(self, folder: Path, store_root: Path) -> None:
+    def __init__(self, folder: Path, store_root: Path, user: int | None = None) -> None:
+        """`user`: as whom it runs; None: as this process's."""
         self._folder = folder
         self._store = store_root
+        self._user = user
 
     def scratch(self) -> Path:
         self._folder.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix="bake-", dir=self._folder))
+        made = Path(tempfile.mkdtemp(prefix="bake-", dir=self._folder))
+        if self._user is not None:
+            for folder in (self._folder.parent, self._folder):
+                folder.chmod(0o711)  # to pass through, to what is its own
+            os.chown(made, self._user, self._user)
+        return made
 
     def remove(self, scratch: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -37,7 +45,7 @@ class ProcessBaker:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     async def bake(self, source: Path, out: Path, max_batch: int) -> AsyncGenerator[str | Baked, None]:
-        log = out / "bake.log"
+        log = self._folder / f"{out.name}.log"
         command = [
             "-X",
             "faulthandler",
@@ -49,9 +57,15 @@ class ProcessBaker:
             str(self._store),
             "--out",
             str(out),
+            "--max-batch",
+            str(max_batch),
         ]
+        environment = None
+        if self._user is not None:
+            command += ["--user", str(self._user)]
+            environment = {**os.environ, "HOME": str(out)}
         with log.open("wb") as errors:
-            process = ChildProcess([sys.executable, *command, "--max-batch", str(max_batch)], stderr=errors, piped=True)
+            process = ChildProcess([sys.executable, *command], stderr=errors, piped=True, env=environment)
         lower_priority(process.pid)
         last: dict[str, object] = {}
         try:
@@ -64,19 +78,32 @@ class ProcessBaker:
             code = await process.wait()
         finally:
             process.kill_group()
+            tail = log.read_text(errors="replace").strip()[-STDERR_TAIL_CHARS:]
+            log.unlink()
         if "kind" in last:
             raise error_of(str(last["kind"]), str(last.get("message", "")))
         if code != 0 or "artifact" not in last:
-            tail = log.read_text(errors="replace").strip()[-STDERR_TAIL_CHARS:]
             raise Internal(f"baking {source.name[:12]} ended with {code}{': ' + tail if tail else ''}")
-        yield _baked(last)
+        yield _baked(last, out)
 
 
-def _baked(said: dict[str, object]) -> Baked:
+def _baked(said: dict[str, object], out: Path) -> Baked:
+    """Only what the ended process left in its own folder: a path that leads elsewhere would have this process read what it may not.
+
+    Raises:
+        Internal: one does.
+    """
     blobs = said["blobs"]
     assert isinstance(blobs, list)
     return Baked(
         Digest(str(said["artifact"])),
         BuildClass(str(said["build_class"])),
-        tuple(BakedBlob(Digest(blob["digest"]), int(blob["size"]), Path(blob["path"])) for blob in blobs),
+        tuple(BakedBlob(Digest(blob["digest"]), int(blob["size"]), _own_file(out, str(blob["path"]))) for blob in blobs),
     )
+
+
+def _own_file(out: Path, name: str) -> Path:
+    path = out / name
+    if path.is_symlink() or not path.is_file() or path.resolve().parent != out.resolve():
+        raise Internal(f"baking names {name!r}, which is no file of its own")
+    return path

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from pathlib import Path
 from typing import Any, cast
 
 from tessera.domain.errors import InvalidInput, Unavailable
 from tessera.runtime.control import ControlDecoder, Message, answer_of, encode
+
+_PEER = struct.Struct("iII")
+"""pid, user id, group id (unix(7), SO_PEERCRED)."""
 
 
 class ControlClient(asyncio.Protocol):
@@ -37,6 +42,15 @@ class ControlClient(asyncio.Protocol):
     @property
     def closed(self) -> bool:
         return self._transport is None or self._transport.is_closing()
+
+    @property
+    def peer_user(self) -> int:
+        """The user id of the process that listens there, as the kernel has it; -1 when the connection is closed."""
+        if self._transport is None:
+            return -1
+        raw: bytes = self._transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+        user: int = _PEER.unpack(raw)[1]
+        return user
 
     async def call(self, op: str, timeout_s: float, **fields: Any) -> Message:
         """Sends a request and waits for its answer.

@@ -169,6 +169,7 @@ class ProcessRuntimes:
         logs: Path,
         flavours: Iterable[str],
         trust_domain: TrustDomain,
+        user: int | None,
         workers: int,
         batch_delay_us: int,
         sharing: bool,
@@ -181,6 +182,7 @@ class ProcessRuntimes:
         self._logs = logs
         self._flavours = tuple(flavours)
         self._trust_domain = trust_domain
+        self._user = user
         self._workers = workers
         self._batch_delay_us = batch_delay_us
         self._sharing = sharing
@@ -260,6 +262,17 @@ class ProcessRuntimes:
             zygote.watched.release()
             zygote.client.close()
 
+    def _check_user(self, client: ControlClient, name: str) -> None:
+        """Who it is the kernel says: a socket's folder is its domain's to write, and what lies there may be anything.
+
+        Raises:
+            Unavailable: whoever answers is not of the user that it should be.
+        """
+        wanted = os.geteuid() if self._user is None else self._user
+        if client.peer_user != wanted:
+            client.close()
+            raise Unavailable(f"{name} belongs to user {client.peer_user}, not to {wanted}")
+
     def _socket(self, flavour: str) -> Path:
         return self._folder / f"zygote-{flavour}.sock"
 
@@ -273,6 +286,7 @@ class ProcessRuntimes:
         name = f"runtime {folder.name}"
         client = await self._connect(folder / "control.sock", name, timeout_s)
         try:
+            self._check_user(client, name)
             answer = await client.call("hello", timeout_s)
             if answer.get("trust_domain") != self._trust_domain:
                 raise FailedPrecondition(
@@ -343,6 +357,7 @@ class ProcessRuntimes:
             return None
         try:
             client = await ControlClient.connect(socket, f"zygote {flavour}", CONNECT_S)
+            self._check_user(client, f"zygote {flavour}")
             hello = hello_of(await client.call("hello", CALL_S))
             return _Zygote(client, Watched(hello.pid))
         except (TesseraError, ProcessLookupError) as error:
@@ -354,7 +369,11 @@ class ProcessRuntimes:
         socket, log = self._socket(flavour), self._logs / f"zygote-{flavour}.log"
         command = [sys.executable, "-m", "tessera.runtime.zygote", "--flavour", flavour, "--socket", str(socket)]
         command += ["--run-folder", str(self._folder), "--store", str(self._store)]
-        watched = Watched(spawn_detached(command, log, {**os.environ, "OPENBLAS_NUM_THREADS": "1", **ENVIRONMENTS.get(flavour, {})}))
+        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", **ENVIRONMENTS.get(flavour, {})}
+        if self._user is not None:
+            command += ["--user", str(self._user)]
+            environment["HOME"] = str(self._folder)
+        watched = Watched(spawn_detached(command, log, environment))
         try:
             client = await self._connect(socket, f"zygote {flavour}", self._zygote_start_s, watched)
             await client.call("hello", CALL_S)

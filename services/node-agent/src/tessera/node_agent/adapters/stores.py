@@ -2,6 +2,7 @@
 
 RUN/store-<tag>    the store's mount point
 RUN/d-<tag>/       runtimes and zygotes of one domain
+RUN/bake/          scratch folders of bakers that run as a domain's user
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from tessera.node_agent.relay import DOMAIN_FOLDER
 from tessera.telemetry import get_logger
 from tessera.tensorstore.local import LocalTensorStore
 from tessera.tensorstore.mount import prepare_store_folder, remove_store_folder
+
+BAKE_FOLDER = "bake"
 
 _log = get_logger(__name__)
 
@@ -46,11 +49,13 @@ class Stores:
         self.opened: list[OpenStore] = []
 
     def open(self) -> None:
-        """What was opened before one that cannot be is left to `close`.
+        """Those of the settings, one after the other. What was opened before one that cannot be is left to `close`.
 
         Raises:
             FailedPrecondition: another agent owns a store, memory is too small for it, or several domains would share one tmpfs.
         """
+        if self._as_users:
+            self._run.chmod(0o711)  # users may pass through, to what is theirs
         for config in self._config.stores:
             self.opened.append(self._open(config))
 
@@ -69,7 +74,7 @@ class Stores:
         if config.folder is not None:
             return writable_folder(f"folder of store {domain}", config.folder)
         mount_point = self._mount_point(domain)
-        prepared = prepare_store_folder(mount_point, config.budget_bytes, may_mount=self._config.may_mount)
+        prepared = prepare_store_folder(mount_point, config.budget_bytes, may_mount=self._config.may_mount, huge_pages=config.huge_pages)
         if not prepared.own_mount and len(self._config.stores) > 1:
             remove_store_folder(mount_point)
             raise FailedPrecondition(
@@ -94,7 +99,7 @@ class Stores:
 
     def _remove_run_folder(self) -> None:
         """Only what is ours; the folder itself goes when nothing else is in it."""
-        for path in (*self._run.glob(f"{DOMAIN_FOLDER}*"), self._run / NOTES_FOLDER):
+        for path in (*self._run.glob(f"{DOMAIN_FOLDER}*"), self._run / NOTES_FOLDER, self._run / BAKE_FOLDER):
             shutil.rmtree(path, ignore_errors=True)
         try:
             self._run.rmdir()

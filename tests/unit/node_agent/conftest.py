@@ -42,6 +42,7 @@ from tessera.node_agent.core.table import Instance, InstanceTable
 from tessera.node_agent.loops.adoption import Adoption
 from tessera.node_agent.loops.agent import Agent
 from tessera.node_agent.loops.domain import Domain, Domains
+from tessera.node_agent.loops.eviction import Evictor
 from tessera.node_agent.loops.fleet import Fleet
 from tessera.node_agent.loops.jobs import Jobs
 from tessera.node_agent.loops.larder import Larder
@@ -66,6 +67,7 @@ from tessera.testing import VirtualClock
 SIGNATURE = Signature((TensorSpec("x", "FP32", (-1, 4)),), (TensorSpec("y", "FP32", (-1, 4)),))
 
 DOMAIN = TrustDomain("default")
+EVICT_IDLE_S = 1.0
 
 
 class Make:
@@ -207,7 +209,7 @@ class FakeRuntime:
 
     async def activity(self) -> RuntimeActivity:
         self._require()
-        return RuntimeActivity(tuple(InstanceActivity(name, 0, 0, 7, 1.5) for name in self.loaded), 5000, 3000)
+        return RuntimeActivity(tuple(InstanceActivity(name, 0, 0, 7, self._world.idle_s) for name in self.loaded), 5000, 3000)
 
     def mappings(self) -> int:
         return 500
@@ -237,6 +239,7 @@ class FakeRuntimes:
         self.fork_gate.set()
         self.fork_error: TesseraError | None = None
         self.faults: dict[str, list[str | TesseraError]] = {}
+        self.idle_s = 1.5
         self.prepared: set[str] = set()
         self._lost: Callable[[RuntimeId], None] = lambda runtime_id: None
 
@@ -337,15 +340,16 @@ class Node:
         def domain(name: TrustDomain, store: LocalTensorStore, runtimes: FakeRuntimes, warm: tuple[str, ...]) -> Domain:
             fleet = Fleet(runtimes, store, self.table, name, 1, clock, os.urandom, tasks)
             larder = Larder(store, Fetcher(self.repository, store), self.identity.build_class)
+            evictor = Evictor(self.table, fleet, store, EVICT_IDLE_S)
             starter = Starter(
-                self.identity, self.table, fleet, larder, self.poison, self.limits, self.records, notes, meter,
+                self.identity, self.table, fleet, larder, evictor, self.poison, self.limits, self.records, notes, meter,
                 StarterSettings(5.0, 100, True), clock, tasks, lambda: None,
             )  # fmt: skip
             baker = ProcessBaker(folder / "bake" / name, store.root)
             jobs = Jobs(
                 fleet, larder, baker, self.repository.has, baker.scratch, baker.remove, store.path, 5.0, os.urandom, clock, self.job_turn,
             )  # fmt: skip
-            return Domain(store, runtimes, fleet, larder, starter, jobs, meter, clock, warm)
+            return Domain(store, runtimes, fleet, larder, evictor, starter, jobs, meter, clock, warm)
 
         first = domain(DOMAIN, store, runtimes, ("ort",))
         self.fleet, self.larder, self.starter, self.jobs = first.fleet, first.larder, first.starter, first.jobs

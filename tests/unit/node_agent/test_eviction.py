@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tessera.domain.ids import Digest, InstanceId
+from tessera.domain.errors import ResourceExhausted
+from tessera.domain.ids import DEFAULT_TRUST_DOMAIN, Digest, InstanceId
+from tessera.domain.instance import InstanceState
 from tessera.node_agent.core.eviction import Idle, evictable, freed_bytes, plan_eviction
 
 TRUNK, A, B, C = (Digest(letter * 64) for letter in "0abc")
@@ -70,3 +75,54 @@ def test_a_plan_frees_enough_and_everyone_in_it_is_needed(blobs: list[set[Digest
     assert freed_bytes(found, kept, SIZES, mine) >= needed
     for instance in found:
         assert freed_bytes([other for other in found if other is not instance], kept, SIZES, mine) < needed
+
+
+# Carried out: a node whose store takes two of these, of 480 KiB each.
+
+
+async def three(node: Any, make: Any) -> list[Digest]:
+    """Two are ready, the third has to be brought in."""
+    artifacts = [node.make_artifact(seed, tensors=60) for seed in (1, 2, 3)]
+    for name, artifact in zip("ab", artifacts, strict=False):
+        await node.start(name, artifact, variant=make.variant(name))
+    return artifacts
+
+
+async def test_an_idle_instance_makes_room_for_a_start(node: Any, make: Any) -> None:
+    artifacts = await three(node, make)
+    summary = await node.agent.summary(refresh=True)
+    assert summary.evictable_bytes[DEFAULT_TRUST_DOMAIN] == node.store.status().pinned_bytes, "both are idle"
+    ready = await node.start("c", artifacts[2], variant=make.variant("c"))
+    assert ready.state is InstanceState.READY
+    assert [(found.instance_id, found.state) for found in node.table if found.alive] == [
+        ("b", InstanceState.READY),
+        ("c", InstanceState.READY),
+    ]
+    assert "makes room for c" in node.table.story("a")[-2].words
+    assert "a" not in node.records.published
+    assert node.store.check(deep=True) == []
+
+
+async def test_instances_in_use_are_not_touched_and_the_refusal_names_who_holds(node: Any, make: Any) -> None:
+    artifacts = await three(node, make)
+    node.runtimes.idle_s = 0.0
+    assert (await node.agent.summary(refresh=True)).evictable_bytes[DEFAULT_TRUST_DOMAIN] == 0
+    start = asyncio.ensure_future(node.start("c", artifacts[2], variant=make.variant("c")))
+    while not start.done():
+        await asyncio.sleep(0.01)
+        node.clock.move(0.1)
+    with pytest.raises(ResourceExhausted, match="pinned .* by"):
+        start.result()
+    assert [found.instance_id for found in node.table if found.state is InstanceState.READY] == ["a", "b"]
+
+
+async def test_a_start_waits_a_moment_for_an_instance_to_become_idle(node: Any, make: Any) -> None:
+    artifacts = await three(node, make)
+    node.runtimes.idle_s = 0.0
+    start = asyncio.ensure_future(node.start("c", artifacts[2], variant=make.variant("c")))
+    await asyncio.sleep(0.1)
+    node.runtimes.idle_s = 1.0
+    while not start.done():
+        await asyncio.sleep(0.01)
+        node.clock.move(0.1)
+    assert start.result().state is InstanceState.READY

@@ -169,6 +169,14 @@ def test_what_failed_is_not_tried_again() -> None:
     assert over.explanation == "m@1/ort-fp32: 0 of 1 nodes: 1 failed at this start"
 
 
+@pytest.mark.parametrize(("budget", "passes"), [(2 << 30, True), (1 << 20, False)])
+def test_a_full_store_may_come_free_unless_the_variant_never_fits(budget: int, passes: bool) -> None:
+    full = replace(node(), stores={DOMAIN: StoreView(budget, budget)})
+    decision = decide([candidate(size_bytes=1 << 30)], [full])
+    assert decision.chosen is None
+    assert decision.may_pass is passes
+
+
 def test_no_nodes_may_pass() -> None:
     decision = decide([candidate()], [])
     assert decision.chosen is None

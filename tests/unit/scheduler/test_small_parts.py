@@ -57,7 +57,9 @@ def test_explanations_are_bounded_and_count_attempts() -> None:
 def test_a_refusal_is_the_error_that_its_reasons_make_it() -> None:
     store = Refusal(N1, RefusalKind.STORE, "is short of 1 B in its store", 1)
     other = Refusal(N1, RefusalKind.BUILD_CLASS, "is of another class")
-    assert type(refused(decision(store, may_pass=True), {})) is Unavailable
+    silent = Refusal(N1, RefusalKind.SILENT, "does not report")
+    assert type(refused(decision(store, silent, may_pass=True), {})) is Unavailable
+    assert type(refused(decision(store, may_pass=True), {})) is ResourceExhausted, "waited for room in vain"
     assert type(refused(decision(store, other), {})) is ResourceExhausted
     assert type(refused(decision(other), {})) is FailedPrecondition
     failed = refused(decision(other, may_pass=True), {(key(), N1, StartPath.BIND): Internal("it crashed")})

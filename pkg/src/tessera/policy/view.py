@@ -43,7 +43,8 @@ class InstanceView:
 
 @dataclass(frozen=True, slots=True)
 class StoreView:
-    """What one trust domain has in a node. `held_bytes` are those that nothing can reclaim now (pinned, or unlinked and still mapped)."""
+    """What one trust domain has in a node. `held_bytes` are those that nothing can reclaim now: pinned by
+    instances that are in use, or unlinked and still mapped."""
 
     budget_bytes: int = 0
     held_bytes: int = 0

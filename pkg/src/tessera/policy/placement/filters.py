@@ -24,11 +24,6 @@ class RefusalKind(StrEnum):
     STORE = "store"
     FAILED = "failed"
 
-    @property
-    def passes_by_itself(self) -> bool:
-        """Whether waiting may help: a lease comes back, an agent reports."""
-        return self in (RefusalKind.SUSPECT, RefusalKind.SILENT)
-
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
@@ -41,6 +36,13 @@ class Refusal:
     needed_bytes: int = 0
     budget_bytes: int = 0
     pinned_bytes: int = 0
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether waiting may help: a lease comes back, an agent reports, an instance that is in use now becomes idle and makes room."""
+        if self.kind is RefusalKind.STORE:
+            return self.needed_bytes <= self.budget_bytes
+        return self.kind in (RefusalKind.SUSPECT, RefusalKind.SILENT)
 
 
 Filter = Callable[[Candidate, NodeView, Placement], Refusal | None]

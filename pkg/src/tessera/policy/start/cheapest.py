@@ -50,7 +50,7 @@ class CheapestStart:
         chosen = best[0] if best is not None else None
         losers = [_lost(option, chosen) for option, _ in options if option is not chosen]
         losers.sort(key=lambda option: (option.refused, self._worth(option), option.node_id, option.start_path))
-        may_pass = any(item.kind.passes_by_itself for item in refusals) or not question.nodes
+        may_pass = any(item.may_pass for item in refusals) or not question.nodes
         return StartDecision(chosen, tuple(losers), tuple(refusals), "; ".join(sentences), self.name, may_pass)
 
     def _worth(self, option: StartOption) -> float:

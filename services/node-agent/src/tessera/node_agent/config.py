@@ -78,6 +78,8 @@ class NodeAgentConfig(ServiceConfig):
     orphan_s: float = Field(600.0, gt=0.0)
     """How long runtimes and relay live without an agent."""
 
+    evict_idle_s: float = Field(1.0, ge=0.0)
+    """An instance idle for so long may be stopped when another one's start needs the room of what it holds."""
     zygote_start_s: float = Field(120.0, gt=0.0)
     load_timeout_s: float = Field(120.0, gt=0.0)
     drain_ms: int = Field(5000, ge=0)

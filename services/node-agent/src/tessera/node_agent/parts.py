@@ -30,6 +30,7 @@ from tessera.node_agent.core.table import InstanceTable
 from tessera.node_agent.loops.adoption import Adoption
 from tessera.node_agent.loops.agent import Agent
 from tessera.node_agent.loops.domain import Domain, Domains
+from tessera.node_agent.loops.eviction import Evictor
 from tessera.node_agent.loops.fleet import Fleet
 from tessera.node_agent.loops.jobs import Jobs
 from tessera.node_agent.loops.larder import Larder
@@ -134,12 +135,14 @@ def domain_of(node: Parts, opened: OpenStore, warm_flavours: Sequence[str]) -> D
     runtimes = runtimes_of(world, opened)
     fleet = Fleet(runtimes, store, node.table, opened.trust_domain, config.runtime_threads, clock, os.urandom, tasks)
     larder = Larder(store, Fetcher(node.repository, store, config.fetch_concurrency, _from_thread(fleet.trim)), world.identity.build_class)
+    evictor = Evictor(node.table, fleet, store, config.evict_idle_s)
     settings = StarterSettings(config.load_timeout_s, config.drain_ms, config.verify_on_bind, BEHIND_S)
     starter = Starter(
         world.identity,
         node.table,
         fleet,
         larder,
+        evictor,
         node.poison,
         node.limits,
         node.records,
@@ -167,7 +170,7 @@ def domain_of(node: Parts, opened: OpenStore, warm_flavours: Sequence[str]) -> D
         clock,
         node.job_turn,
     )
-    return Domain(store, runtimes, fleet, larder, starter, jobs, node.meter, clock, warm_flavours)
+    return Domain(store, runtimes, fleet, larder, evictor, starter, jobs, node.meter, clock, warm_flavours)
 
 
 def runtimes_of(world: World, opened: OpenStore) -> Runtimes:

@@ -116,7 +116,9 @@ def status_message(report: Report) -> node_pb2.NodeStatus:
         flavours=me.flavours,
         instances=[instance_message(item, me) for item in summary.instances],
         runtimes=[_runtime_message(item) for item in summary.runtimes],
-        stores=[_store_message(domain, status, changes[domain]) for domain, status in summary.stores.items()],
+        stores=[
+            _store_message(domain, status, summary.evictable_bytes[domain], changes[domain]) for domain, status in summary.stores.items()
+        ],
         full=all(change.full for change in changes.values()),
         agent_address=me.address,
         cpu_count=me.cpu_count,
@@ -170,12 +172,13 @@ def _runtime_message(item: RuntimeSummary) -> node_pb2.Runtime:
     )
 
 
-def _store_message(domain: TrustDomain, status: StoreStatus, change: DigestChange) -> node_pb2.StoreStatus:
+def _store_message(domain: TrustDomain, status: StoreStatus, evictable_bytes: int, change: DigestChange) -> node_pb2.StoreStatus:
     return node_pb2.StoreStatus(
         trust_domain=domain,
         used_bytes=status.used_bytes,
         budget_bytes=status.budget_bytes,
         pinned_bytes=status.pinned_bytes,
+        evictable_bytes=evictable_bytes,
         unlinked_bytes=status.unlinked_bytes,
         files=status.files,
         huge_pages=status.huge_pages,

@@ -90,7 +90,7 @@ def report_of(message: node_pb2.NodeStatus) -> NodeReport:
 def _store_of(message: node_pb2.StoreStatus, field: str) -> tuple[TrustDomain, StoreReport]:
     return TrustDomain(checked_name(f"{field}.trust_domain", message.trust_domain)), StoreReport(
         message.budget_bytes,
-        min(message.used_bytes, message.pinned_bytes + message.unlinked_bytes),
+        max(0, min(message.used_bytes, message.pinned_bytes + message.unlinked_bytes) - message.evictable_bytes),
         _digests(f"{field}.digests_added", message.digests_added),
         _digests(f"{field}.digests_removed", message.digests_removed),
     )

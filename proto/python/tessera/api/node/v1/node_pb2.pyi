@@ -327,6 +327,7 @@ class StoreStatus(_message.Message):
     RECLAIMED_BYTES_FIELD_NUMBER: _builtins.int
     DIGESTS_ADDED_FIELD_NUMBER: _builtins.int
     DIGESTS_REMOVED_FIELD_NUMBER: _builtins.int
+    EVICTABLE_BYTES_FIELD_NUMBER: _builtins.int
     used_bytes: _builtins.int
     budget_bytes: _builtins.int
     pinned_bytes: _builtins.int
@@ -343,6 +344,8 @@ class StoreStatus(_message.Message):
     """of fetched_bytes, those that came from other nodes"""
     reclaimed_bytes: _builtins.int
     """since the agent started"""
+    evictable_bytes: _builtins.int
+    """of the pinned ones, what idle instances alone hold: they go when a start needs the room"""
     @_builtins.property
     def digests_added(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """32 bytes each; in a full status the whole store"""
@@ -366,10 +369,11 @@ class StoreStatus(_message.Message):
         reclaimed_bytes: _builtins.int = ...,
         digests_added: _abc.Iterable[_builtins.bytes] | None = ...,
         digests_removed: _abc.Iterable[_builtins.bytes] | None = ...,
+        evictable_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_bytes", b"budget_bytes", "digests_added", b"digests_added", "digests_removed", b"digests_removed", "fetched_bytes", b"fetched_bytes", "files", b"files", "huge_pages", b"huge_pages", "peer_bytes", b"peer_bytes", "pinned_bytes", b"pinned_bytes", "quarantined", b"quarantined", "reclaimed_bytes", b"reclaimed_bytes", "sharing", b"sharing", "trust_domain", b"trust_domain", "unlinked_bytes", b"unlinked_bytes", "used_bytes", b"used_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_bytes", b"budget_bytes", "digests_added", b"digests_added", "digests_removed", b"digests_removed", "evictable_bytes", b"evictable_bytes", "fetched_bytes", b"fetched_bytes", "files", b"files", "huge_pages", b"huge_pages", "peer_bytes", b"peer_bytes", "pinned_bytes", b"pinned_bytes", "quarantined", b"quarantined", "reclaimed_bytes", b"reclaimed_bytes", "sharing", b"sharing", "trust_domain", b"trust_domain", "unlinked_bytes", b"unlinked_bytes", "used_bytes", b"used_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -78,6 +78,8 @@ class NodeSummary:
     instances: tuple[InstanceSummary, ...]
     runtimes: tuple[RuntimeSummary, ...]
     stores: Mapping[TrustDomain, StoreStatus]
+    evictable_bytes: Mapping[TrustDomain, int]
+    """Of each store's held bytes, those that only idle instances hold."""
 
     def of(self, trust_domain: TrustDomain) -> NodeSummary:
         """What one trust domain may see of it."""
@@ -86,4 +88,5 @@ class NodeSummary:
             tuple(item for item in self.instances if item.instance.variant.trust_domain == trust_domain),
             tuple(item for item in self.runtimes if item.trust_domain == trust_domain),
             {domain: status for domain, status in self.stores.items() if domain == trust_domain},
+            {domain: size for domain, size in self.evictable_bytes.items() if domain == trust_domain},
         )

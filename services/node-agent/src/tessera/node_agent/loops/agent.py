@@ -140,7 +140,13 @@ class Agent:
                     group.create_task(domain.fleet.refresh())
         instances = tuple(self.describe(instance) for instance in self._table if instance.state is not InstanceState.GONE)
         runtimes = tuple(chain.from_iterable(self._runtimes_of(domain) for domain in self._domains))
-        return NodeSummary(self.identity, instances, runtimes, {domain.name: await domain.store_status() for domain in self._domains})
+        return NodeSummary(
+            self.identity,
+            instances,
+            runtimes,
+            {domain.name: await domain.store_status() for domain in self._domains},
+            {domain.name: domain.evictor.evictable_bytes() for domain in self._domains},
+        )
 
     def _runtimes_of(self, domain: Domain) -> list[RuntimeSummary]:
         found = []

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from tessera.clock import Clock
 from tessera.domain.errors import FailedPrecondition
 from tessera.domain.ids import Digest, TrustDomain
+from tessera.node_agent.loops.eviction import Evictor
 from tessera.node_agent.loops.fleet import Fleet
 from tessera.node_agent.loops.jobs import Jobs
 from tessera.node_agent.loops.larder import Larder
@@ -27,6 +28,7 @@ class Domain:
         runtimes: Runtimes,
         fleet: Fleet,
         larder: Larder,
+        evictor: Evictor,
         starter: Starter,
         jobs: Jobs,
         meter: Meter,
@@ -39,6 +41,7 @@ class Domain:
         self.runtimes = runtimes
         self.fleet = fleet
         self.larder = larder
+        self.evictor = evictor
         self.starter = starter
         self.jobs = jobs
         self._meter = meter

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import OrderedDict
+from dataclasses import dataclass
 
 from tessera.domain.errors import InvalidInput, NotFound
 from tessera.domain.ids import BuildClass, Digest, InstanceId, VariantKey
@@ -15,6 +16,17 @@ from tessera.tensorstore.artifact import decode, digest_of, encode
 from tessera.tensorstore.interface import TensorStore
 
 KEPT_LOADS = 4096
+UNREAD_ARTIFACT_BYTES = 1 << 20
+"""Taken for the size of an artifact that did not fit itself: they are tens of KiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lacking:
+    """What a start needs that is not in the store, in bytes, and what is: `present_bytes` of it nobody holds yet."""
+
+    missing_bytes: int
+    present_bytes: int
+    needs: frozenset[Digest]
 
 
 def holder_of(instance_id: InstanceId) -> str:
@@ -92,6 +104,16 @@ class Larder:
     async def bring(self, artifact: Digest, holder: InstanceId) -> None:
         """As `fetch`, for an artifact that is not to be loaded (an export)."""
         await asyncio.to_thread(self._blobs.fetch_artifact, artifact, holder_of(holder))
+
+    def lacking(self, artifact: Digest) -> Lacking:
+        """What is missing for an artifact now."""
+        try:
+            blobs = self.load(artifact).blobs
+        except NotFound:
+            return Lacking(UNREAD_ARTIFACT_BYTES, 0, frozenset())
+        there, held = self._store.digests(), frozenset[Digest]().union(*self._store.holders().values())
+        missing = sum(size for digest, size in blobs.items() if digest not in there)
+        return Lacking(missing, sum(size for digest, size in blobs.items() if digest in there and digest not in held), frozenset(blobs))
 
     def release(self, instance_id: InstanceId) -> None:
         """The start is over, one way or the other."""

@@ -21,6 +21,7 @@ from tessera.domain.errors import (
     FailedPrecondition,
     Internal,
     NotFound,
+    ResourceExhausted,
     TesseraError,
     Unavailable,
 )
@@ -31,12 +32,16 @@ from tessera.node_agent.core.poison import PoisonLedger
 from tessera.node_agent.core.runtimes import Purpose, RuntimeLimits, Wanted, choose_runtime
 from tessera.node_agent.core.status import NodeIdentity, record_of
 from tessera.node_agent.core.table import Instance, InstanceTable
+from tessera.node_agent.loops.eviction import Evictor
 from tessera.node_agent.loops.fleet import Fleet, Member
 from tessera.node_agent.loops.larder import Larder
 from tessera.node_agent.loops.stopwatch import Stopwatch
 from tessera.node_agent.ports import LoadReport, Meter, Notes, Records
 from tessera.program import Tasks
 from tessera.telemetry import get_logger
+
+ROOM_TRIES, ROOM_PAUSE_S = 8, 0.25
+"""How often a start that does not fit looks for instances that have become idle; two seconds are what a caller waits anyway."""
 
 _log = get_logger(__name__)
 
@@ -69,6 +74,7 @@ class Starter:
         table: InstanceTable,
         fleet: Fleet,
         larder: Larder,
+        evictor: Evictor,
         poison: PoisonLedger,
         limits: RuntimeLimits,
         records: Records,
@@ -83,6 +89,7 @@ class Starter:
         self._table = table
         self._fleet = fleet
         self._larder = larder
+        self._evictor = evictor
         self._poison = poison
         self._limits = limits
         self._records = records
@@ -245,9 +252,22 @@ class Starter:
         self._table.move(instance_id, InstanceState.FETCHING, self._clock.monotonic_s(), f"artifact {artifact[:12]}")
         with watch.stage(Stage.FETCH):
             await failpoint.async_hit("node_agent.before_fetch")
-            load, fetched_bytes = await self._larder.fetch(artifact, instance_id, flight.cancel)
+            load, fetched_bytes = await self._fetch_into_room(instance_id, artifact, flight)
         self._table.note(instance_id, fetched=fetched_bytes > 0)
         return load
+
+    async def _fetch_into_room(self, instance_id: InstanceId, artifact: Digest, flight: _Flight) -> tuple[Load, int]:
+        """Where the store is full of what idle instances hold, these make room."""
+        for left in reversed(range(ROOM_TRIES)):
+            try:
+                return await self._larder.fetch(artifact, instance_id, flight.cancel)
+            except ResourceExhausted:
+                if not left:
+                    raise
+                roomy = await self._evictor.make_room(self._larder.lacking(artifact), instance_id, self.stop)
+                if not roomy:
+                    await self._clock.sleep(ROOM_PAUSE_S)
+        raise AssertionError("the last try raises")
 
     async def _place(self, instance_id: InstanceId, load: Load, path: StartPath, isolated: bool, watch: Stopwatch) -> RuntimeId:
         """Reserves a place: from the moment of the choice the instance counts in that runtime."""

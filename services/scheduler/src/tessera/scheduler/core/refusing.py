@@ -14,8 +14,10 @@ def refused(decision: StartDecision, failures: Mapping[OptionKey, TesseraError])
     if failures:
         (variant, node_id, path), error = list(failures.items())[-1]
         return error_of(error.kind, f"start of {variant} on {node_id} by {path} failed: {error.message} ({decision.explanation})")
-    if decision.may_pass:
+    full = any(refusal.kind is RefusalKind.STORE for refusal in decision.refusals)
+    passing = any(refusal.may_pass and refusal.kind is not RefusalKind.STORE for refusal in decision.refusals)
+    if decision.may_pass and (passing or not full):
         return Unavailable(f"no node can start it now: {decision.explanation}")
-    if any(refusal.kind is RefusalKind.STORE for refusal in decision.refusals):
+    if full:
         return ResourceExhausted(f"no node has room: {decision.explanation}")
     return FailedPrecondition(f"no node can start it: {decision.explanation}")

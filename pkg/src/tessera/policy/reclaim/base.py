@@ -1,4 +1,4 @@
-"""What a reclaim policy is. It proposes an order; the store decides how many go and never gives up a blob that is held."""
+"""What a reclaim policy is. It proposes; the store decides how many go and never gives up a blob that is held."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ from tessera.domain.ids import Digest
 
 @dataclass(frozen=True, slots=True)
 class ReclaimCandidate:
-    """A blob that nobody holds. `last_used_s` is the monotonic time of its last ingest, pin or unpin."""
+    """A blob that nobody holds.
+
+    `last_used_s` is the monotonic time of its last ingest, pin or unpin. `sharing_count` is how many registered variants need it: 0 means
+    that none does any more. `refetch_ms` is what bringing it back would take, None where nobody knows.
+    """
 
     digest: Digest
     size_bytes: int
     last_used_s: float
+    sharing_count: int = 1
+    refetch_ms: float | None = None
 
 
 class ReclaimPolicy(Protocol):
@@ -23,5 +29,9 @@ class ReclaimPolicy(Protocol):
     def name(self) -> str: ...
 
     def order(self, candidates: Sequence[ReclaimCandidate], now_s: float) -> list[Digest]:
-        """The digests that may go, first to go first. What is left out stays."""
+        """When room is needed: the digests that may go, first to go first. What is left out stays."""
+        ...
+
+    def expired(self, candidates: Sequence[ReclaimCandidate], now_s: float) -> list[Digest]:
+        """The digests that go though no room is needed, first to go first."""
         ...

@@ -6,13 +6,17 @@ from collections.abc import Callable
 
 from tessera.domain.errors import InvalidInput
 from tessera.policy.scaling.base import KeepAlivePolicy
-from tessera.policy.scaling.idle_keep_alive import IdleKeepAlive
+from tessera.policy.scaling.fixed import FixedKeepAlive
+from tessera.policy.scaling.histogram import HistogramKeepAlive
 
-POLICIES: dict[str, Callable[[float], KeepAlivePolicy]] = {"idle-keep-alive": IdleKeepAlive}
+POLICIES: dict[str, Callable[[float], KeepAlivePolicy]] = {"fixed": FixedKeepAlive, "histogram": HistogramKeepAlive}
 
 
 def make(name: str, keep_alive_s: float) -> KeepAlivePolicy:
-    """Raises: InvalidInput when no policy has this name; it lists those that exist."""
+    """`keep_alive_s` is the fixed window, also where another policy has nothing better.
+
+    Raises: InvalidInput when no policy has this name; it lists those that exist.
+    """
     if name not in POLICIES:
         raise InvalidInput("keep-alive policy", name, f"one of {', '.join(sorted(POLICIES))}")
     return POLICIES[name](keep_alive_s)

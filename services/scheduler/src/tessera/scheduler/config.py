@@ -43,7 +43,8 @@ class SchedulerConfig(ServiceConfig):
 
     start_policy: str = "cheapest"
     placement_policy: str = "bytes-present"
-    keep_alive_policy: str = "idle-keep-alive"
+    keep_alive_policy: str = "fixed"
+    """`fixed`: `instance_keep_alive_s` for all. `histogram`: by how long each variant is usually left alone."""
     fetch_ms_per_mib: float = Field(2.1, ge=0.0)
     explanations: int = Field(4096, ge=1)
     """Start requests that `ExplainStart` can still answer for."""

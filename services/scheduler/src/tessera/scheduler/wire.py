@@ -50,6 +50,7 @@ def instance_of(message: node_pb2.Instance, node_id: NodeId, field: str = "insta
         unix_path=endpoint.unix_path,
         relay_address=endpoint.relay_address,
         idle_s=message.idle_s,
+        served=message.served,
         artifact=Digest(message.artifact_digest) if message.artifact_digest else None,
     )
 

@@ -15,6 +15,7 @@ from tessera.scheduler.core import observed as seen
 from tessera.scheduler.core.assignments import Assignment, Desired, Phase, plan
 from tessera.scheduler.core.observed import NodeReport, ObservedInstance, ObservedNode
 from tessera.scheduler.core.snapshot import NodeRecords, node_views
+from tessera.scheduler.core.usage import Usage, observe
 
 
 class Cluster:
@@ -23,6 +24,7 @@ class Cluster:
         self._desired = Desired()
         self._stopping: frozenset[InstanceId] = frozenset()
         self._fresh: set[InstanceId] = set()
+        self.usage = Usage()
 
     @property
     def desired(self) -> Desired:
@@ -38,6 +40,7 @@ class Cluster:
         self.observed.clear()
         self._fresh.clear()
         self.desired = Desired()
+        self.usage = Usage()
 
     def report(self, report: NodeReport, stream: int, now_s: float) -> None:
         """Raises: FailedPrecondition when a stream does not begin with a full status."""
@@ -47,6 +50,10 @@ class Cluster:
         node = self.observed.get(node_id)
         if node is not None:
             self.observed[node_id] = seen.ended(node, stream)
+
+    def note_usage(self, now_s: float) -> None:
+        """Learns from the reports at hand which variants were used."""
+        self.usage = observe(self.usage, self.observed.values(), now_s)
 
     def planned(self, record: AssignmentRecord, now_s: float) -> None:
         """A start is about to be told to an agent. An assignment that is there already stays as it is (a start taken up again)."""

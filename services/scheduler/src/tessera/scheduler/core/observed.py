@@ -35,6 +35,7 @@ class ObservedInstance:
     unix_path: str
     relay_address: str
     idle_s: float = 0.0
+    served: int = 0
     artifact: Digest | None = None
 
     def view(self) -> InstanceView:

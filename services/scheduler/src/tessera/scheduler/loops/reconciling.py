@@ -160,7 +160,9 @@ class Reconciler:
 
     async def _end_idle(self) -> None:
         """Lets the policy propose stops, and vets each one. Nothing ends while etcd is away: its record could not be deleted."""
-        proposals = [item for item in self._keep_alive.propose(self._cluster.views(self._records.nodes(), {})) if self._may_end(item)]
+        self._cluster.note_usage(self._clock.monotonic_s())
+        views = self._cluster.views(self._records.nodes(), {})
+        proposals = [item for item in self._keep_alive.propose(views, self._cluster.usage.gaps) if self._may_end(item)]
         if not proposals or not await self._etcd_answers():
             return
         for proposal in proposals:

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from benchmarks.population import Population
 from benchmarks.traces import Trace
 from tessera.domain.ids import Digest
+from tessera.policy.fading import FadingCount
 from tessera.policy.reclaim.base import ReclaimCandidate, ReclaimPolicy
-from tessera.policy.reclaim.shared_cost import ASSUMED_BLOB_MS, ASSUMED_MS_PER_BYTE
-from tessera.policy.reclaim.uses import UseCount
+from tessera.policy.reclaim.shared_cost import ASSUMED_BLOB_MS, ASSUMED_MS_PER_BYTE, USES_HORIZON_S
 from tessera.policy.scaling.base import KeepAlivePolicy
 from tessera.policy.scaling.gaps import GapHistogram
 
@@ -93,7 +93,7 @@ class Store:
         self._policy = policy
         self._last_used_s: dict[Digest, float] = {}
         self._holds: dict[Digest, int] = defaultdict(int)
-        self._uses: dict[Digest, UseCount] = {}
+        self._uses: dict[Digest, FadingCount] = {}
         self._used_bytes = 0
         self._now_s = 0.0
         self.outcome = Outcome()
@@ -125,8 +125,7 @@ class Store:
         self._used_bytes += missing_bytes
         for digest in needed:
             self._last_used_s[digest] = self._now_s
-            known = self._uses.get(digest)
-            self._uses[digest] = known.again(self._now_s) if known is not None else UseCount.first(self._now_s)
+            self._uses[digest] = self._uses.get(digest, FadingCount(USES_HORIZON_S, self._now_s)).again(self._now_s)
         return True
 
     def end(self, function: int) -> None:

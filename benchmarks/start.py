@@ -30,7 +30,7 @@ WARM = 3
 BIND_P50_MS, BIND_P99_MS, FORK_P50_MS, BIND_VS_FRESH = 6.0, 15.0, 20.0, 0.01
 MS_PER_MIB_WITHOUT_HUGE_PAGES = 0.09
 FRESH = STATE.parent / "bench-fresh"
-FORK_ENV = {"TESSERA_WARM_RUNTIMES": "0", "TESSERA_SURPLUS_RUNTIME_IDLE_S": "0"}
+FORK_ENV = {"TESSERA_WARM_RUNTIMES": "0", "TESSERA_POOL_POLICY": "constant", "TESSERA_RUNTIME_KEEP_ALIVE_S": "0"}
 """No empty runtime waits and none stays: every start forks."""
 
 

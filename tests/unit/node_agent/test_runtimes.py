@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from tessera.domain.ids import RuntimeId
 from tessera.domain.instance import StartPath
+from tessera.node_agent.core.demand import Demand
 from tessera.node_agent.core.runtimes import Purpose, RuntimeLimits, RuntimeView, choose_runtime, plan_pool, purpose_of
+from tessera.policy.pool.poisson import PoissonPool
 
 
 def test_instances_are_packed_into_the_fullest_runtime(make: Any, limits: RuntimeLimits) -> None:
@@ -75,6 +77,29 @@ def test_the_pool_is_refilled_per_flavour(make: Any, limits: RuntimeLimits) -> N
     assert plan_pool(views, {}, ["ort", "aten"], limits, 0.0).fork == ("ort",)
     assert plan_pool(views, {"ort": 1}, ["ort", "aten"], limits, 0.0).fork == ()
     assert plan_pool([], {}, ["ort"], RuntimeLimits(4, 1000, 3, 60.0), 0.0).fork == ("ort", "ort", "ort")
+
+
+def test_demand_makes_the_pool_larger_and_what_is_too_many_goes_later(make: Any) -> None:
+    limits = RuntimeLimits(4, 1000, 1, 60.0, PoissonPool())
+    busy = Demand()
+    for at in range(120):
+        busy = busy.taken("ort", at / 2)
+    busy = busy.created("ort", 3.0, 60.0)
+    flavours = ["ort", "aten"]
+    views = [make.runtime("rt-1"), make.runtime("rt-2", flavour="aten")]
+    (asked, idle) = busy.asked(flavours, {"ort": 1 << 20}, 60.0)
+    assert (asked.create_s, asked.runtime_bytes, idle.takes_per_s) == (3.0, 1 << 20, 0.0)
+    assert plan_pool(views, {}, flavours, limits, 60.0, (asked, idle)).fork == ("ort", "ort")
+    later = busy.asked(flavours, {}, 7200.0)
+    views += [make.runtime("rt-3", idle_since_s=7100.0), make.runtime("rt-4", idle_since_s=7190.0)]
+    plan = plan_pool(views, {}, flavours, limits, 7200.0, later)
+    assert (plan.fork, plan.retire) == ((), ("rt-1", "rt-3"))
+
+
+def test_creation_times_are_averaged_over_the_latest() -> None:
+    demand = Demand().created("ort", 1.0, 0.0).created("ort", 2.0, 1.0)
+    assert demand.asked(["ort"], {}, 1.0)[0].create_s == pytest.approx(1.2)
+    assert Demand().asked(["ort"], {}, 0.0)[0].create_s == 0.05
 
 
 def test_surplus_runtimes_go_after_a_while_the_longest_idle_first(make: Any, limits: RuntimeLimits) -> None:

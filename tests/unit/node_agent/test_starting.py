@@ -21,6 +21,8 @@ from tessera.domain.errors import (
 )
 from tessera.domain.ids import InstanceId, Term, TrustDomain
 from tessera.domain.instance import InstanceState, Stage, StartPath
+from tessera.node_agent.core.demand import HORIZON_S
+from tessera.node_agent.core.runtimes import Purpose
 
 GONE, FAILED, READY = InstanceState.GONE, InstanceState.FAILED, InstanceState.READY
 
@@ -44,6 +46,19 @@ async def test_the_next_ones_bind_into_the_same_runtime_until_it_is_full(node: A
     assert [found.start_path for found in started] == [StartPath.FORK, *[StartPath.BIND] * 3, StartPath.FORK]
     assert len({found.runtime_id for found in started[:4]}) == 1
     assert not started[1].fetched
+
+
+async def test_only_starts_that_take_an_empty_runtime_are_asked_of_the_pool(node: Any) -> None:
+    artifact = node.make_artifact()
+    for name in "abcd":  # one forks, three go beside it
+        await node.start(name, artifact)
+    (demand,) = node.fleet.demands(["ort"])
+    assert demand.takes_per_s * HORIZON_S == pytest.approx(1.0, rel=0.01)
+    await node.start("e", artifact)  # the first one is full
+    assert node.fleet.demands(["ort"])[0].takes_per_s * HORIZON_S == pytest.approx(2.0, rel=0.01)
+    await node.fleet.fork("ort", Purpose.SHARED)
+    await node.fleet.refresh()
+    assert node.fleet.demands(["ort"])[0].runtime_bytes == 5000, "as the empty one says"
 
 
 async def test_concurrent_starts_of_one_variant_share_fetch_and_fork(node: Any) -> None:

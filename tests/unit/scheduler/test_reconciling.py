@@ -198,3 +198,24 @@ def test_a_burst_of_starts_is_written_whole() -> None:
         await until(lambda: len(world.recorded()) == 10, 3.0)
 
     in_world(scenario)
+
+
+def test_a_variant_that_is_called_by_a_timer_is_kept_for_the_timer_and_no_longer() -> None:
+    async def scenario(world: World) -> None:
+        scheduler = await world.add_scheduler(instance_keep_alive_s=60.0, keep_alive_policy="histogram")
+        answer = await world.start(scheduler)
+        name, node = answer.instance.instance_id, world.nodes["n1"]
+        await until(lambda: len(world.recorded()) == 1)
+        for served in range(1, 13):
+            node.instances[name] = replace(node.instances[name], idle_s=0.0, served=served)
+            await asyncio.sleep(3.0)
+            node.idle(name, 50.0)
+            await asyncio.sleep(300.0 - 3.0)
+        assert node.stopped == []
+        node.idle(name, 300.0)
+        await asyncio.sleep(5.0)
+        assert node.stopped == [], "longer than the fixed window, shorter than the timer"
+        node.idle(name, 400.0)
+        await until(lambda: node.stopped == [name])
+
+    in_world(scenario)

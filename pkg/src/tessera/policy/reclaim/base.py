@@ -14,8 +14,8 @@ class ReclaimCandidate:
     """A blob that nobody holds.
 
     `last_used_s` is the monotonic time of its last ingest, pin or unpin. `sharing_count` is how many registered variants need it: 0 means
-    that none does any more. `refetch_ms` is what bringing it back would take, None where nobody knows. `uses` counts how often it was used
-    in the last `watched_s` seconds (`UseCount`: both fade), also before it was given up the last time; None: since its last use.
+    that none does any more. `refetch_ms` is what bringing it back would take, None where nobody knows. `uses` counts how often it was
+    used in the last `watched_s` seconds (`tessera.policy.fading`), also before it was given up the last time; None: since its last use.
     """
 
     digest: Digest

@@ -7,7 +7,7 @@ The first factor is the cost of one miss per byte, as in GreedyDual-Size (Cao an
 stands for their frequency and their clock without any state between calls: it is the rate at which the blob will be asked for, expected
 from what was seen of it. Each variant that needs it is asked for at a rate drawn from Gamma(SHAPE, SCALE_S); the rates of
 `sharing_count` independent variants add to Gamma(SHAPE * sharing_count, SCALE_S); `uses` in `watched_s` seconds give the posterior mean
-above. So sharing decides while little was seen, use decides later, and both age with time because what was seen fades (`uses.py`).
+above. So sharing decides while little was seen, use decides later, and both age with time because what was seen fades.
 
 A blob that no registered variant needs is worth nothing and goes first; equal values: the oldest, then the digest.
 """
@@ -25,6 +25,9 @@ SHAPE = 0.5
 SCALE_S = 600.0
 """With `SHAPE` the rate of a variant of which nothing was seen: one use in 20 minutes. Chosen on generated traces (seeds 1 to 4), where
 60 to 3600 s and a shape of 0 to 2 differ by 3 % of the bytes."""
+
+USES_HORIZON_S = 4 * 3600.0
+"""How far back whoever keeps the blobs counts uses: hours of a working day. A quarter of it changed the bytes fetched by 1 %."""
 
 ASSUMED_BLOB_MS = 0.5
 ASSUMED_MS_PER_BYTE = 2e-6

@@ -66,7 +66,11 @@ class NodeAgentConfig(ServiceConfig):
 
     flavours: list[Flavour] = Field(default=["ort", "aten"])
     warm_runtimes: int = Field(1, ge=0)
-    """Empty runtimes that wait, per flavour."""
+    """Empty runtimes that wait at least, per flavour."""
+    pool_policy: str = "poisson"
+    """`poisson`: as many as starts ask for, while there is memory for them. `constant`: `warm_runtimes`."""
+    pool_memory_bytes: int = Field(512 << 20, ge=0)
+    """What the empty runtimes of a trust domain may take together, beyond the least number."""
     max_instances_per_runtime: int = Field(64, ge=1)
     runtime_threads: int = Field(1, ge=1)
     runtime_workers: int = Field(2, ge=1)
@@ -74,7 +78,8 @@ class NodeAgentConfig(ServiceConfig):
     batch_delay_us: int = Field(0, ge=0, le=1_000_000)
     """How long the first request of a batch waits for others, at most half of what is left of its budget; 0: a batch is what came while
     the runtime was busy."""
-    surplus_runtime_idle_s: float = Field(60.0, ge=0.0)
+    runtime_keep_alive_s: float = Field(60.0, ge=0.0)
+    """How long an empty runtime beyond what the pool policy wants is kept."""
     orphan_s: float = Field(600.0, gt=0.0)
     """How long runtimes and relay live without an agent."""
 

@@ -39,6 +39,7 @@ from tessera.node_agent.loops.reporter import Reporter
 from tessera.node_agent.loops.starter import Starter, StarterSettings
 from tessera.node_agent.ports import Runtimes
 from tessera.node_agent.server import NodeAgentServer, status_message
+from tessera.policy.pool import registry as pools
 from tessera.program import Tasks, host_id
 from tessera.repository import Repository
 from tessera.repository.fetch import Fetcher
@@ -96,9 +97,9 @@ class Parts:
         self.table = InstanceTable()
         self.meter = PrometheusMeter(self.metrics)
         self.notes = RuntimeNotes(world.run)
-        self.limits = RuntimeLimits(
-            config.max_instances_per_runtime, max_map_count() // 2, config.warm_runtimes, config.surplus_runtime_idle_s
-        )
+        pool = pools.make(config.pool_policy, config.pool_memory_bytes)
+        most, mappings = config.max_instances_per_runtime, max_map_count() // 2
+        self.limits = RuntimeLimits(most, mappings, config.warm_runtimes, config.runtime_keep_alive_s, pool)
         self.poison = PoisonLedger(BackOff(config.poison_first_back_off_s, config.poison_longest_back_off_s, config.poison_forgive_s))
         self.repository = Repository(config.repository_url)
         self.job_turn = asyncio.Lock()

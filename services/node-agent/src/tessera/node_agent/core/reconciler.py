@@ -14,6 +14,7 @@ from tessera.domain.instance import InstanceState
 from tessera.domain.records import AssignmentRecord
 from tessera.node_agent.core.runtimes import RuntimeLimits, RuntimeView, plan_pool
 from tessera.node_agent.core.table import Instance
+from tessera.policy.pool.base import PoolDemand
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +45,14 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """`forking`: warm runtimes on their way, by flavour. `starting`: starts in flight; the pool is not refilled beside them."""
+    """`forking`: warm runtimes on their way, by flavour. `starting`: starts in flight; the pool is not refilled beside them. `demands`:
+    what is asked of the pools."""
 
     instances: tuple[Instance, ...]
     runtimes: tuple[RuntimeView, ...]
     forking: Mapping[str, int]
     starting: int = 0
+    demands: tuple[PoolDemand, ...] = ()
 
 
 def reconcile(
@@ -62,7 +65,7 @@ def reconcile(
 ) -> Plan:
     """One pass. `desired` None: the records cannot be read. A terminal instance is remembered for `tombstone_s` and as long as its
     assignment stands, so that the same generation is never loaded twice."""
-    pool = plan_pool(observed.runtimes, observed.forking, flavours, limits, now_s)
+    pool = plan_pool(observed.runtimes, observed.forking, flavours, limits, now_s, observed.demands)
     fork = pool.fork if observed.starting == 0 else ()
     if desired is None:
         return Plan(fork=fork, retire=pool.retire)

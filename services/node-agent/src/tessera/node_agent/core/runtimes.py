@@ -6,13 +6,15 @@ Packed, not spread: instances of a trust domain share a process until it would c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from tessera.domain.ids import Digest, RuntimeId, TrustDomain, domain_tag
 from tessera.domain.instance import StartPath
 from tessera.node_agent.relay import DOMAIN_FOLDER, folder_of
+from tessera.policy.pool.base import PoolDemand, PoolPolicy
+from tessera.policy.pool.constant import ConstantPool
 
 
 class Purpose(StrEnum):
@@ -66,12 +68,14 @@ class RuntimeView:
 
 @dataclass(frozen=True, slots=True)
 class RuntimeLimits:
-    """`max_mappings` is half of vm.max_map_count: beyond it a runtime takes no further instance."""
+    """`max_mappings` is half of vm.max_map_count: beyond it a runtime takes no further instance. `warm`: empty ones
+    of each flavour at least."""
 
     max_instances: int
     max_mappings: int
     warm: int
     surplus_idle_s: float
+    pool: PoolPolicy = field(default_factory=ConstantPool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,17 +156,24 @@ class PoolPlan:
 
 
 def plan_pool(
-    runtimes: Iterable[RuntimeView], forking: Mapping[str, int], flavours: Iterable[str], limits: RuntimeLimits, now_s: float
+    runtimes: Iterable[RuntimeView],
+    forking: Mapping[str, int],
+    flavours: Iterable[str],
+    limits: RuntimeLimits,
+    now_s: float,
+    demands: Sequence[PoolDemand] = (),
 ) -> PoolPlan:
-    """Keeps `warm` empty shared runtimes of each flavour. An empty one beyond that goes after `surplus_idle_s`; one that is tainted or
-    had a purpose of its own goes as soon as it is empty."""
+    """Keeps as many empty shared runtimes of each flavour as the pool policy wants, `warm` where nothing is known of its demand. An empty
+    one beyond that goes after `surplus_idle_s`; one that is tainted or had a purpose of its own goes as soon as it is empty."""
     views = sorted(runtimes, key=lambda view: (view.idle_since_s, view.runtime_id))
     empty = [view for view in views if view.instances == 0 and view.purpose is not Purpose.MEASURE]
     retire = [view.runtime_id for view in empty if view.tainted or view.purpose is Purpose.ISOLATED]
+    sizes = limits.pool.sizes(demands, limits.warm)
     fork: list[str] = []
     for flavour in flavours:
+        warm = sizes.get(flavour, limits.warm)
         pool = [view for view in empty if view.flavour == flavour and view.purpose is Purpose.SHARED and not view.tainted]
-        fork += [flavour] * max(0, limits.warm - len(pool) - forking.get(flavour, 0))
-        surplus = pool[: max(0, len(pool) - limits.warm)]
+        fork += [flavour] * max(0, warm - len(pool) - forking.get(flavour, 0))
+        surplus = pool[: max(0, len(pool) - warm)]
         retire += [view.runtime_id for view in surplus if now_s - view.idle_since_s >= limits.surplus_idle_s]
     return PoolPlan(tuple(fork), tuple(retire))

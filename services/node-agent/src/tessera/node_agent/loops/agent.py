@@ -215,7 +215,9 @@ class Agent:
 
     def _plan(self, domain: Domain, desired: Mapping[InstanceId, AssignmentRecord] | None) -> Plan:
         instances = tuple(instance for instance in self._table if instance.variant.trust_domain == domain.name)
-        observed = Observed(instances, domain.fleet.views(), domain.fleet.forking(), domain.starter.starting)
+        fleet = domain.fleet
+        demands = fleet.demands(domain.pooled)
+        observed = Observed(instances, fleet.views(), fleet.forking(), domain.starter.starting, demands)
         if desired is not None:
             desired = {name: record for name, record in desired.items() if record.variant.trust_domain == domain.name}
         return reconcile(desired, observed, domain.pooled, self._limits, self._tombstone_s, self._clock.monotonic_s())

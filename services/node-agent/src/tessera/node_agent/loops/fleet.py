@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from tessera.clock import Clock
 from tessera.domain.errors import TesseraError, Unavailable
 from tessera.domain.ids import Digest, RuntimeId, TrustDomain
+from tessera.node_agent.core.demand import Demand
 from tessera.node_agent.core.runtimes import Purpose, RuntimeView, purpose_of, runtime_id_for
 from tessera.node_agent.core.table import InstanceTable
 from tessera.node_agent.ports import RandomBytes, Runtime, RuntimeActivity, Runtimes
+from tessera.policy.pool.base import PoolDemand
 from tessera.program import Tasks
 from tessera.telemetry import get_logger
 from tessera.tensorstore.interface import TensorStore
@@ -76,6 +78,7 @@ class Fleet:
         self._ending = False
         self.used_flavours: set[str] = set()
         """Of which it has or had runtimes."""
+        self._demand = Demand()
         self._not_before_s: dict[str, float] = {}
         self._lost: Callable[[Member, bool], None] = lambda member, asked: None
         runtimes.on_lost(self._on_lost)
@@ -149,7 +152,10 @@ class Fleet:
         if purpose is Purpose.SHARED:
             waiting.add(done)
         try:
+            began_s = self._clock.monotonic_s()
             runtime = await self._runtimes.fork(flavour, runtime_id, threads or self.threads)
+            now_s = self._clock.monotonic_s()
+            self._demand = self._demand.created(flavour, now_s - began_s, now_s)
             self.add(runtime)
         except TesseraError:
             self._not_before_s[flavour] = self._clock.monotonic_s() + FORK_PAUSE_S
@@ -159,6 +165,21 @@ class Fleet:
             waiting.discard(done)
             done.set_result(None)
         return runtime_id
+
+    def taken(self, runtime_id: RuntimeId) -> None:
+        """A start is about to go into this runtime: where it is empty, the pool has one less."""
+        member = self._members.get(runtime_id)
+        if member is not None and member.purpose is Purpose.SHARED and not self._table.in_runtime(runtime_id):
+            self._demand = self._demand.taken(member.runtime.hello.flavour, self._clock.monotonic_s())
+
+    def demands(self, flavours: Iterable[str]) -> tuple[PoolDemand, ...]:
+        """What is asked of the pools; an empty runtime's memory is the most that one has said."""
+        sizes: dict[str, int] = {}
+        for member in self.members:
+            if member.activity is not None and not self._table.in_runtime(member.runtime_id):
+                flavour = member.runtime.hello.flavour
+                sizes[flavour] = max(sizes.get(flavour, 0), member.activity.private_bytes)
+        return self._demand.asked(flavours, sizes, self._clock.monotonic_s())
 
     def refill(self, flavour: str) -> None:
         """Forks a warm runtime in the background."""

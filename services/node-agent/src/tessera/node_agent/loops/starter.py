@@ -284,6 +284,7 @@ class Starter:
                         continue
                     runtime_id = await self._fleet.fork(load.flavour, choice.purpose)
             start_path = StartPath.FORK if waited else choice.start_path
+            self._fleet.taken(runtime_id)
             self._table.note(instance_id, runtime_id=runtime_id, start_path=start_path, blobs=frozenset(load.blobs))
             self._table.tell(instance_id, self._clock.monotonic_s(), f"{start_path} into {runtime_id}: {choice.reason}")
             return runtime_id

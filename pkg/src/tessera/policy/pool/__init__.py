@@ -1,0 +1,1 @@
+"""How many warm, empty runtimes of each flavour wait on a node."""

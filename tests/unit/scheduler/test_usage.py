@@ -1,0 +1,51 @@
+"""What reports teach about how long variants are left alone."""
+
+from __future__ import annotations
+
+from scheduler_builders import instance, key, node
+
+from tessera.scheduler.core.observed import ObservedNode, ended
+from tessera.scheduler.core.usage import FORGET_S, Usage, observe
+
+
+def seen(at_s: float, served: int, idle_s: float, name: str = "i-1", node_id: str = "n1") -> ObservedNode:
+    return node(node_id, [instance(name, node_id, served=served, idle_s=idle_s)], at_s=at_s)
+
+
+def lengths(usage: Usage) -> tuple[int, ...]:
+    return usage.gaps[key()].counts
+
+
+def test_a_gap_lies_between_two_uses_by_the_agents_own_clock() -> None:
+    usage = observe(Usage(), [seen(100.0, 1, 2.0)], 101.0)
+    assert usage.variants[key()].last_used_s == 98.0
+    assert lengths(usage) == ()
+    usage = observe(usage, [seen(400.0, 3, 0.0)], 401.0)
+    assert lengths(usage) == (0, 0, 0, 0, 0, 1), "302 s; two answers between two reports are one use"
+
+
+def test_the_same_report_again_and_a_late_one_teach_nothing() -> None:
+    usage = observe(Usage(), [seen(100.0, 1, 0.0)], 100.0)
+    for at_s in range(101, 200):
+        usage = observe(usage, [seen(float(at_s), 1, 0.0)], float(at_s))
+    assert (usage.variants[key()].last_used_s, lengths(usage)) == (100.0, ())
+    usage = observe(usage, [ended(seen(200.0, 1, 0.0), 1)], 200.0)
+    assert lengths(usage) == ()
+
+
+def test_gaps_outlive_the_instance_and_join_those_of_other_nodes() -> None:
+    usage = observe(Usage(), [seen(100.0, 5, 0.0)], 100.0)
+    usage = observe(usage, [node("n1", [])], 800.0)
+    assert usage.served == {}
+    usage = observe(usage, [seen(1000.0, 1, 0.0, "i-2", "n2")], 1000.0)
+    assert lengths(usage)[15] == 1
+    both = [seen(1030.0, 6, 20.0), seen(1030.0, 2, 0.0, "i-2", "n2")]
+    usage = observe(usage, both, 1030.0)
+    assert lengths(usage)[0] == 1, "two nodes used it between two looks: one use, at the later moment"
+    assert usage.variants[key()].last_used_s == 1030.0
+
+
+def test_a_variant_that_nobody_uses_any_more_is_forgotten() -> None:
+    usage = observe(Usage(), [seen(0.0, 1, 0.0)], 0.0)
+    assert observe(usage, [], FORGET_S).variants
+    assert not observe(usage, [], FORGET_S + 1.0).variants

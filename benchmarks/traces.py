@@ -88,6 +88,14 @@ def _thinned(times: np.ndarray) -> tuple[float, ...]:
     return tuple(kept)
 
 
+def thinned(trace: Trace, most: int) -> Trace:
+    """At most `most` functions of it, taken at equal distances."""
+    count = len(trace.calls)
+    if count <= most:
+        return trace
+    return Trace(f"{trace.name}/{most}", trace.duration_s, tuple(trace.calls[at * count // most] for at in range(most)))
+
+
 def azure(folder: Path = AZURE) -> list[Trace]:
     """What of the Azure traces is there: the 2019 samples (calls a minute, spread evenly at random) and the 2021 excerpt."""
     found = [

@@ -16,7 +16,7 @@ from benchmarks.traces import Trace
 from tessera.domain.ids import Digest
 from tessera.policy.fading import FadingCount
 from tessera.policy.reclaim.base import ReclaimCandidate, ReclaimPolicy
-from tessera.policy.reclaim.shared_cost import ASSUMED_BLOB_MS, ASSUMED_MS_PER_BYTE, USES_HORIZON_S
+from tessera.policy.reclaim.shared_cost import ASSUMED_BLOB_MS, ASSUMED_MS_PER_BYTE, USES_APART_S, USES_HORIZON_S
 from tessera.policy.scaling.base import KeepAlivePolicy
 from tessera.policy.scaling.gaps import GapHistogram
 
@@ -125,7 +125,7 @@ class Store:
         self._used_bytes += missing_bytes
         for digest in needed:
             self._last_used_s[digest] = self._now_s
-            self._uses[digest] = self._uses.get(digest, FadingCount(USES_HORIZON_S, self._now_s)).again(self._now_s)
+            self._uses[digest] = self._uses.get(digest, FadingCount(USES_HORIZON_S, self._now_s)).again(self._now_s, USES_APART_S)
         return True
 
     def end(self, function: int) -> None:

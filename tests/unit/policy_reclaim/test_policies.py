@@ -132,6 +132,13 @@ def test_a_fading_count_is_the_rate_of_what_it_saw() -> None:
     assert later.watched_s <= 3600.0
 
 
+def test_events_close_together_are_one() -> None:
+    count = FadingCount(3600.0, 100.0)
+    for at_s in (100.0, 103.0, 109.9, 110.0):
+        count = count.again(at_s, 10.0)
+    assert count.count == pytest.approx(2.0, rel=0.01)
+
+
 @given(st.lists(st.floats(0, 1e5), max_size=20), st.floats(0, 1e5))
 def test_fading_in_steps_is_fading_at_once(steps: list[float], last_s: float) -> None:
     begun = FadingCount(600.0, 0.0).again(0.0)

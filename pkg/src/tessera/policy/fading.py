@@ -25,6 +25,9 @@ class FadingCount:
         left = math.exp((self.at_s - now_s) / self.horizon_s)
         return FadingCount(self.horizon_s, now_s, self.count * left, self.watched_s * left + self.horizon_s * (1.0 - left))
 
-    def again(self, now_s: float) -> FadingCount:
+    def again(self, now_s: float, apart_s: float = 0.0) -> FadingCount:
+        """One event more; one that follows the last within `apart_s` is the same event."""
+        if self.count > 0.0 and now_s - self.at_s < apart_s:
+            return self
         faded = self.faded(now_s)
         return FadingCount(faded.horizon_s, faded.at_s, faded.count + 1.0, faded.watched_s)

@@ -29,6 +29,10 @@ SCALE_S = 600.0
 USES_HORIZON_S = 4 * 3600.0
 """How far back whoever keeps the blobs counts uses: hours of a working day. A quarter of it changed the bytes fetched by 1 %."""
 
+USES_APART_S = 10.0
+"""A start touches a blob several times (fetched, held, mapped), and a burst of starts says no more than one does: within this time uses
+are one."""
+
 ASSUMED_BLOB_MS = 0.5
 ASSUMED_MS_PER_BYTE = 2e-6
 """Where `refetch_ms` is not known: opening and publishing one file, and 500 MB/s from a local repository with hashing."""
@@ -38,8 +42,8 @@ class SharedCostReclaimPolicy:
     name = "shared-cost"
 
     def order(self, candidates: Sequence[ReclaimCandidate], now_s: float) -> list[Digest]:
-        ranked = sorted(candidates, key=lambda found: (value(found, now_s), found.last_used_s, found.digest))
-        return [found.digest for found in ranked]
+        ranked = sorted([(value(found, now_s), found.last_used_s, found.digest) for found in candidates])
+        return [digest for _, _, digest in ranked]
 
     def expired(self, candidates: Sequence[ReclaimCandidate], now_s: float) -> list[Digest]:
         return []

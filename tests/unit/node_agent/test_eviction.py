@@ -111,7 +111,7 @@ async def test_instances_in_use_are_not_touched_and_the_refusal_names_who_holds(
     while not start.done():
         await asyncio.sleep(0.01)
         node.clock.move(0.1)
-    with pytest.raises(ResourceExhausted, match="pinned .* by"):
+    with pytest.raises(ResourceExhausted, match=r"pinned .* by"):
         start.result()
     assert [found.instance_id for found in node.table if found.state is InstanceState.READY] == ["a", "b"]
 

@@ -60,8 +60,9 @@ def test_a_writer_that_is_killed_at_any_time_leaves_a_sound_store(tmp_path: Path
         child = start(
             """
 store = LocalTensorStore(sys.argv[1], 4 << 20, SystemClock())
-say("open")
 seed = int(sys.argv[2])
+put(store, blob_of(seed, 200_000))
+say("open")
 while True:
     digest = put(store, blob_of(seed, 300_000 + seed % 7), "runtime-1")
     store.unpin("runtime-1", None)

@@ -39,6 +39,7 @@ SPOILED: dict[str, tuple[Callable[[LocalTensorStore, Digest], object], str]] = {
 
 
 @pytest.mark.parametrize("what", SPOILED)
+@pytest.mark.unsound_store
 def test_what_is_spoiled_is_found(store: LocalTensorStore, what: str) -> None:
     digest = put(store, blob_of(1, 100))
     assert store.check(deep=True) == []
@@ -49,6 +50,7 @@ def test_what_is_spoiled_is_found(store: LocalTensorStore, what: str) -> None:
     assert finding in findings[0]
 
 
+@pytest.mark.unsound_store
 def test_a_changed_byte_is_found_by_the_deep_check_alone(store: LocalTensorStore) -> None:
     digest = put(store, blob_of(1, 100))
     _write(store, digest, bytes(100))
@@ -64,6 +66,7 @@ def test_a_temporary_file_that_went_is_found(store: LocalTensorStore) -> None:
         assert finding.endswith("went while its writer lives")
 
 
+@pytest.mark.unsound_store
 def test_a_held_blob_that_somebody_removed_is_found(store: LocalTensorStore) -> None:
     digest = put(store, blob_of(1, 100), "runtime-1")
     store.path(digest).unlink()

@@ -116,6 +116,13 @@ class StoreMachine(RuleBasedStateMachine):
         assert set(before) - set(self.store.digests()) == set(gone)
         assert self.store.status().used_bytes + size_bytes <= BUDGET
 
+    @rule(used_bytes=st.integers(0, BUDGET))
+    def shrink(self, used_bytes: int) -> None:
+        before = self.store.digests()
+        gone = self.store.shrink(used_bytes)
+        assert set(before) - set(self.store.digests()) == set(gone)
+        assert self.store.status().used_bytes <= used_bytes or set(self.store.digests()) <= self.held_by_anyone()
+
     @rule(blob=blobs)
     def quarantine(self, blob: int) -> None:
         if not self.store.has(DIGESTS[blob]):

@@ -12,7 +12,7 @@ from tessera.domain.errors import FailedPrecondition, ResourceExhausted
 from tessera.tensorstore import mount
 from tessera.tensorstore.local import LocalTensorStore
 from tessera.tensorstore.mapping import BlobMap
-from tessera.tensorstore.mount import prepare_store_folder, remove_store_folder, shm_folder_for
+from tessera.tensorstore.mount import HugePages, prepare_store_folder, remove_store_folder, shm_folder_for
 from tessera.tensorstore.mountinfo import Mount, mount_of, mounts_below
 from tessera.testing.conformance_tensorstore import StepClock, blob_of, put
 
@@ -174,6 +174,22 @@ def test_large_files_on_an_own_tmpfs_get_huge_pages(point: Path) -> None:
         mapped_huge = next(int(line.split()[1]) for line in smaps.splitlines() if line.startswith("ShmemPmdMapped:"))
         assert mapped_huge == (16 << 10 if folder.huge_pages else 0)
         assert len(view) == 16 << 20
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("huge_pages", ["never", "within_size", "always"])
+def test_huge_pages_are_as_asked_for_also_where_the_tmpfs_was_there(point: Path, huge_pages: HugePages) -> None:
+    def options() -> str:
+        return mount_of(point).options
+
+    folder = prepare_store_folder(point, 64 << 20, huge_pages=huge_pages)
+    assert folder.huge_pages is (huge_pages != "never")
+    assert (f"huge={huge_pages}" in options()) is (huge_pages != "never")  # the kernel does not show its default
+    with LocalTensorStore(point, 64 << 20, StepClock()) as store:
+        path = store.path(put(store, blob_of(1, (2 << 20) + 4096)))
+        assert path.stat().st_blocks * 512 == {"never": (2 << 20) + 4096, "within_size": (2 << 20) + 4096, "always": 4 << 20}[huge_pages]
+    again = prepare_store_folder(point, 64 << 20, huge_pages="never")
+    assert (again.adopted, again.huge_pages, "huge=" in options()) == (True, False, False)
 
 
 @pytest.mark.root

@@ -7,7 +7,7 @@ unlinks and never truncates, so whoever maps a file keeps valid bytes. The confo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -30,7 +30,8 @@ class StoreStatus:
     """What the store holds now.
 
     `used_bytes` = visible blobs + space reserved by writers + quarantined files + `unlinked_bytes`. `pinned_bytes` counts each held
-    blob once; `unlinked_bytes` are files that were reclaimed but are still mapped by a process. `ingested_bytes` count since opening.
+    blob once; `unlinked_bytes` are files that were reclaimed but are still mapped by a process. `ingested_bytes` and what was reclaimed
+    (because room was needed, because nobody used it for its keep-alive, because memory ran short) count since opening.
     """
 
     budget_bytes: int
@@ -44,6 +45,37 @@ class StoreStatus:
     ingested_bytes: int
     huge_pages: bool
     sharing: bool
+    reclaimed_room_bytes: int = 0
+    reclaimed_expired_bytes: int = 0
+    reclaimed_pressure_bytes: int = 0
+
+    @property
+    def reclaimed_bytes(self) -> int:
+        return self.reclaimed_room_bytes + self.reclaimed_expired_bytes + self.reclaimed_pressure_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Worth:
+    """What a blob is worth to its node: how many registered variants need it, and what bringing it in again takes (None: unknown)."""
+
+    sharing_count: int
+    refetch_ms: float | None
+
+
+WorthOf = Callable[[Digest, int], Worth]
+"""(digest, size in bytes) -> worth. Called under the store's lock, from any thread: it must neither wait nor call the store."""
+
+
+@dataclass(frozen=True, slots=True)
+class MappedFile:
+    """One file of a store in the address space of one process, as the kernel shows it. `name` is a digest (or a writer's temporary file);
+    `length_bytes` reaches from the file's start to the end of what is mapped, in whole pages. `deleted`: it has no name any more."""
+
+    pid: int
+    name: str
+    inode: int
+    length_bytes: int
+    deleted: bool
 
 
 class Writer(Protocol):
@@ -101,6 +133,9 @@ class TensorIngester(Protocol):
     def ingest(self, digest: Digest, size_bytes: int, holder: str | None = None) -> Writer:
         """Reserves room and opens a writer. With `holder` the blob is held by it from the instant it is visible.
 
+        Two writers of one digest are two files, and each takes its own room until one of them has won: to wait for the other one
+        instead is the caller's business (`tessera.repository.fetch`), because only the caller knows whether it can.
+
         Raises:
             InvalidInput: `digest` is none, or `size_bytes` is negative.
             ResourceExhausted: see `make_room`.
@@ -118,6 +153,27 @@ class TensorIngester(Protocol):
             ResourceExhausted: says what was needed, the budget, what is used, and who holds how much. Nothing is reclaimed when it
                 could not help.
         """
+        ...
+
+
+class TensorReclaimer(Protocol):
+    """What goes though nobody needs its room. Held blobs never do, whatever the policy says."""
+
+    def appraise(self, worth_of: WorthOf) -> None:
+        """From now on policies see what `worth_of` says about a blob; before that every blob is worth the same."""
+        ...
+
+    def expired(self) -> list[Digest]:
+        """What `expire` would reclaim now: whoever maps it without a hold can let go first."""
+        ...
+
+    def expire(self) -> list[Digest]:
+        """Reclaims what the policy keeps no longer. Returns what went."""
+        ...
+
+    def shrink(self, target_used_bytes: int) -> list[Digest]:
+        """Reclaims quarantined files, then blobs that nobody holds in the policy's order, until no more than `target_used_bytes` are used
+        or nothing may go. Returns what went; never raises for want of more."""
         ...
 
 
@@ -160,12 +216,16 @@ class TensorKeeper(Protocol):
         """Compares memory with disk; with `deep` every blob is hashed. Findings in words, [] when all is sound."""
         ...
 
+    def mappings(self) -> Sequence[MappedFile]:
+        """Every file of this store that a process maps, as the kernel says; processes that may not be looked into are left out."""
+        ...
+
     def sweep(self) -> None:
         """Removes temporary files that no live writer owns."""
         ...
 
 
-class TensorStore(TensorReader, TensorIngester, TensorHolder, TensorKeeper, Protocol):
+class TensorStore(TensorReader, TensorIngester, TensorHolder, TensorReclaimer, TensorKeeper, Protocol):
     def close(self) -> None:
         """Aborts open writers, whose threads must have ended, and gives up the lock. Blobs stay."""
         ...

@@ -1,7 +1,8 @@
 """The folder that a store lives in: a tmpfs of its own where mounting is allowed, else a folder in /dev/shm.
 
-A tmpfs of its own gives huge pages below the length of each file (`huge=within_size`: first touch then costs almost nothing), a hard
-limit, and one unmount at the end. What an earlier run left behind is taken over, so that a restarted agent keeps its blobs.
+A tmpfs of its own gives huge pages (`within_size`: below the length of each file, so that first touch costs almost nothing and nothing
+is wasted; docs/performance.md compares), a hard limit, and one unmount at the end. What an earlier run left behind is taken over, so
+that a restarted agent keeps its blobs.
 """
 
 from __future__ import annotations

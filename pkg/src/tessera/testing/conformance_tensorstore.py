@@ -21,6 +21,7 @@ from tessera.domain.errors import DataCorrupted, FailedPrecondition, InvalidInpu
 from tessera.domain.ids import Digest
 from tessera.tensorstore.artifact import digest_of
 from tessera.tensorstore.interface import TensorStore
+from tessera.tensorstore.mapping import BlobMap
 
 BUDGET = 1000
 ABSENT = Digest("0" * 64)
@@ -297,9 +298,69 @@ class TensorStoreConformance:
 
     def test_a_blob_above_the_budget_is_refused_with_nothing_reclaimed(self, store: TensorStore) -> None:
         digest = put(store, blob_of(1, 10))
-        with pytest.raises(ResourceExhausted, match=f"{BUDGET + 1} bytes needed"):
+        with pytest.raises(ResourceExhausted, match=f"{BUDGET + 1} bytes needed, budget {BUDGET}, which is 1 more than all of it"):
             store.ingest(ABSENT, BUDGET + 1)
         assert store.has(digest)
+
+    def test_a_second_writer_takes_room_of_its_own_until_one_has_won(self, store: TensorStore) -> None:
+        data = blob_of(1, 600)
+        with store.ingest(digest_of(data), 600) as first:
+            with pytest.raises(ResourceExhausted, match="arriving 600"):
+                store.ingest(digest_of(data), 600)
+            first.write(data)
+            assert first.commit()
+        store.pin("a", [digest_of(data)])  # nothing has to be brought in any more
+        assert store.status().used_bytes == 600
+
+    # giving up unasked
+
+    def test_shrinking_gives_up_what_nobody_holds_and_is_content_with_less(self, store: TensorStore) -> None:
+        first, second, third = (put(store, blob_of(seed, 200)) for seed in range(3))
+        store.pin("a", [first])
+        assert store.shrink(600) == []
+        assert store.shrink(450) == [second]
+        assert store.shrink(0) == [third]
+        assert store.shrink(0) == []
+        status = store.status()
+        assert (status.used_bytes, status.reclaimed_pressure_bytes, status.reclaimed_bytes) == (200, 400, 400)
+        assert store.path(first).read_bytes() == blob_of(0, 200)
+
+    def test_shrinking_takes_quarantined_files_first(self, store: TensorStore) -> None:
+        good, bad = put(store, blob_of(1, 300)), put(store, blob_of(2, 300))
+        store.quarantine(bad)
+        assert store.shrink(300) == []
+        assert store.has(good)
+        assert store.status().quarantined == 0
+
+    def test_nothing_expires_that_the_policy_keeps(self, store: TensorStore) -> None:
+        digest = put(store, blob_of(1, 100))
+        assert (store.expired(), store.expire()) == ([], [])
+        assert store.has(digest)
+
+    def test_what_is_reclaimed_for_room_is_counted(self, store: TensorStore) -> None:
+        put(store, blob_of(1, 600))
+        put(store, blob_of(2, 600))
+        status = store.status()
+        assert (status.reclaimed_room_bytes, status.reclaimed_expired_bytes, status.reclaimed_bytes) == (600, 0, 600)
+
+    def test_mappings_are_those_of_this_store_alone(self, store: TensorStore, tmp_path: Path) -> None:
+        kept, gone = put(store, blob_of(1, 400)), put(store, blob_of(2, 300))
+        (tmp_path / "other").write_bytes(b"other")
+        maps = BlobMap()
+        views = [maps.open(path) for path in (store.path(kept), store.path(gone), tmp_path / "other")]
+        store.pin("a", [kept])
+        store.shrink(400)
+        seen = {file.name: file for file in store.mappings()}
+        assert set(seen) == {kept, gone}
+        assert {file.pid for file in seen.values()} == {os.getpid()}
+        assert (seen[kept].deleted, seen[gone].deleted) == (False, True)
+        assert bytes(views[1]) == blob_of(2, 300)
+        assert store.status().unlinked_bytes == 4096
+        del views
+        for name in (kept, gone, "other"):
+            maps.close(name)
+        assert list(store.mappings()) == []
+        assert store.status().unlinked_bytes == 0
 
     # corrupted
 

@@ -5,14 +5,14 @@ Points: `tensorstore.<method>` for each method, and `tensorstore.write`, `tensor
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from tessera.domain.ids import Digest
 from tessera.failpoint import hit
-from tessera.tensorstore.interface import BytesLike, StoreStatus, TensorStore, Writer
+from tessera.tensorstore.interface import BytesLike, MappedFile, StoreStatus, TensorStore, WorthOf, Writer
 
 
 class FailingWriter:
@@ -74,6 +74,20 @@ class FailingTensorStore:
         hit("tensorstore.make_room")
         return self._inner.make_room(size_bytes)
 
+    def appraise(self, worth_of: WorthOf) -> None:
+        self._inner.appraise(worth_of)
+
+    def expired(self) -> list[Digest]:
+        return self._inner.expired()
+
+    def expire(self) -> list[Digest]:
+        hit("tensorstore.expire")
+        return self._inner.expire()
+
+    def shrink(self, target_used_bytes: int) -> list[Digest]:
+        hit("tensorstore.shrink")
+        return self._inner.shrink(target_used_bytes)
+
     def pin(self, holder: str, digests: Iterable[Digest]) -> None:
         hit("tensorstore.pin")
         self._inner.pin(holder, digests)
@@ -100,6 +114,9 @@ class FailingTensorStore:
 
     def check(self, *, deep: bool = False) -> list[str]:
         return self._inner.check(deep=deep)
+
+    def mappings(self) -> Sequence[MappedFile]:
+        return self._inner.mappings()
 
     def sweep(self) -> None:
         hit("tensorstore.sweep")

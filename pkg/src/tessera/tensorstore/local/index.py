@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tessera.domain.ids import Digest
 from tessera.policy.reclaim.base import ReclaimCandidate
+from tessera.tensorstore.interface import WorthOf
 
 
 @dataclass(slots=True)
@@ -43,6 +44,10 @@ class BlobIndex:
     def size_of(self, digests: Iterable[Digest]) -> int:
         return sum(self.entries[digest].size_bytes for digest in digests if digest in self.entries)
 
-    def candidates(self, held: Iterable[Digest]) -> list[ReclaimCandidate]:
-        kept = set(held)
-        return [ReclaimCandidate(digest, at.size_bytes, at.last_used_s) for digest, at in self.entries.items() if digest not in kept]
+    def candidates(self, held: Iterable[Digest], worth_of: WorthOf) -> list[ReclaimCandidate]:
+        kept, found = set(held), []
+        for digest, at in self.entries.items():
+            if digest not in kept:
+                worth = worth_of(digest, at.size_bytes)
+                found.append(ReclaimCandidate(digest, at.size_bytes, at.last_used_s, worth.sharing_count, worth.refetch_ms))
+        return found

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tessera.domain.errors import ResourceExhausted
 from tessera.domain.ids import Digest
-from tessera.policy.reclaim.base import ReclaimPolicy
+from tessera.policy.reclaim.base import ReclaimCandidate
 from tessera.tensorstore.local.index import BlobIndex
 
 
@@ -26,21 +26,22 @@ class Usage:
         return self.blobs + self.incoming + self.quarantined + self.unlinked
 
 
-def plan_reclaim(index: BlobIndex, held: set[Digest], policy: ReclaimPolicy, excess_bytes: int, now_s: float) -> list[Digest] | None:
-    """The first blobs of the policy's order that together free `excess_bytes`, or None when all of them do not.
+def vetted(proposed: Iterable[Digest], candidates: Sequence[ReclaimCandidate]) -> dict[Digest, int]:
+    """What a policy proposes, with sizes in bytes, in its order. A digest that it makes up, names twice or that is held (and so is no
+    candidate) is passed over: safety does not depend on the policy."""
+    sizes = {found.digest: found.size_bytes for found in candidates}
+    return {digest: sizes[digest] for digest in proposed if digest in sizes}
 
-    A digest that the policy makes up, names twice or that is held is passed over: safety does not depend on the policy.
-    """
-    candidates = {found.digest: found.size_bytes for found in index.candidates(held)}
+
+def first_of(proposed: Mapping[Digest, int], excess_bytes: int) -> tuple[list[Digest], int]:
+    """The first ones that together free `excess_bytes`, and how many bytes are missing when all of them do not."""
     chosen: list[Digest] = []
-    for digest in policy.order(index.candidates(held), now_s):
+    for digest, size_bytes in proposed.items():
         if excess_bytes <= 0:
             break
-        size_bytes = candidates.pop(digest, None)
-        if size_bytes is not None:
-            chosen.append(digest)
-            excess_bytes -= size_bytes
-    return chosen if excess_bytes <= 0 else None
+        chosen.append(digest)
+        excess_bytes -= size_bytes
+    return chosen, max(0, excess_bytes)
 
 
 def exhausted(
@@ -49,10 +50,11 @@ def exhausted(
     """Says what was needed, what there is, and who holds it."""
     pinned = index.size_of(set().union(*holders.values()))
     by_holder = sorted(((index.size_of(held), holder) for holder, held in holders.items()), reverse=True)
+    beyond = f", which is {needed - budget} more than all of it" if needed > budget else ""
     who = ", ".join(f"{holder}: {size}" for size, holder in by_holder[:8])
     more = f", and {len(by_holder) - 8} more" if len(by_holder) > 8 else ""
     return ResourceExhausted(
-        f"tensor store {root}: {needed} bytes needed, budget {budget}, used {usage.total} "
+        f"tensor store {root}: {needed} bytes needed, budget {budget}{beyond}, used {usage.total} "
         f"(arriving {usage.incoming}, unlinked but still mapped {usage.unlinked}), "
         f"pinned {pinned}{f' by {who}{more}' if who else ''}"
     )

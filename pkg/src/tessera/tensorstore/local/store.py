@@ -11,6 +11,7 @@ import os
 import secrets
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -19,18 +20,20 @@ from typing import Self
 from tessera.clock import Clock
 from tessera.domain.errors import FailedPrecondition, InvalidInput, NotFound
 from tessera.domain.ids import Digest, checked_digest
-from tessera.policy.reclaim.base import ReclaimPolicy
+from tessera.policy.reclaim.base import ReclaimCandidate, ReclaimPolicy
 from tessera.policy.reclaim.lru import LruReclaimPolicy
-from tessera.tensorstore.interface import StoreStatus
+from tessera.tensorstore.interface import MappedFile, StoreStatus, Worth, WorthOf
 from tessera.tensorstore.local.check import check_store, file_digest
 from tessera.tensorstore.local.holds import Holds
 from tessera.tensorstore.local.index import BlobIndex
 from tessera.tensorstore.local.layout import BLOB_MODE, Layout, WriterLock, is_digest, listing
-from tessera.tensorstore.local.reclaim import Usage, exhausted, plan_reclaim
-from tessera.tensorstore.local.unlinked import unlinked_bytes
+from tessera.tensorstore.local.mapped import store_mappings, unlinked_bytes
+from tessera.tensorstore.local.reclaim import Usage, exhausted, first_of, vetted
 from tessera.tensorstore.local.writer import LocalWriter
 from tessera.tensorstore.mountinfo import has_huge_pages
 from tessera.tensorstore.seal import seal
+
+_SAME_WORTH = Worth(sharing_count=1, refetch_ms=None)
 
 
 class LocalTensorStore:
@@ -59,6 +62,9 @@ class LocalTensorStore:
         # Weak: room reserved by a writer that was dropped without commit or abort comes back by itself.
         self._writers: weakref.WeakValueDictionary[str, LocalWriter] = weakref.WeakValueDictionary()
         self._ingested_bytes = 0
+        self._reclaimed: Counter[str] = Counter()
+        """Bytes since opening, by reason: only told, nothing is decided by it."""
+        self._worth_of: WorthOf = lambda digest, size_bytes: _SAME_WORTH
         # Whether unlinked files may still be mapped. Only our own unlinking sets it, so that a scan of /proc is spared most of the time.
         self._maybe_unlinked = True
         self._layout.make()
@@ -112,6 +118,29 @@ class LocalTensorStore:
         with self._lock:
             self._require_open()
             return self._make_room(size_bytes)
+
+    # giving up unasked
+
+    def appraise(self, worth_of: WorthOf) -> None:
+        with self._lock:
+            self._worth_of = worth_of
+
+    def expired(self) -> list[Digest]:
+        with self._lock:
+            return self._expired()
+
+    def expire(self) -> list[Digest]:
+        with self._lock:
+            self._require_open()
+            return self._unlink(self._expired(), "expired")
+
+    def shrink(self, target_used_bytes: int) -> list[Digest]:
+        with self._lock:
+            self._require_open()
+            if self._quarantined and self._usage(scan=False).total > target_used_bytes:
+                self._drop_quarantined()
+            chosen, _ = first_of(self._order(), self._usage(scan=False).total - target_used_bytes)
+            return self._unlink(chosen, "pressure")
 
     # holding
 
@@ -171,6 +200,9 @@ class LocalTensorStore:
                 ingested_bytes=self._ingested_bytes,
                 huge_pages=self._huge_pages,
                 sharing=self._sharing,
+                reclaimed_room_bytes=self._reclaimed["room"],
+                reclaimed_expired_bytes=self._reclaimed["expired"],
+                reclaimed_pressure_bytes=self._reclaimed["pressure"],
             )
 
     def check(self, *, deep: bool = False) -> list[str]:
@@ -179,6 +211,9 @@ class LocalTensorStore:
             if self._writer_lock is None or not self._writer_lock.is_whole():
                 findings.append("the lock file is not the one this writer has locked")
             return findings
+
+    def mappings(self) -> list[MappedFile]:
+        return store_mappings(self.root)
 
     def sweep(self) -> None:
         with self._lock:
@@ -230,7 +265,7 @@ class LocalTensorStore:
             raise FailedPrecondition(f"tensor store {self.root} is closed")
 
     def _usage(self, *, scan: bool) -> Usage:
-        unlinked = unlinked_bytes(self.root) if scan or self._maybe_unlinked else 0
+        unlinked = unlinked_bytes(store_mappings(self.root)) if scan or self._maybe_unlinked else 0
         self._maybe_unlinked = unlinked > 0
         incoming = sum(writer.size_bytes for writer in self._writers.values())
         return Usage(self._index.total_bytes, incoming, sum(self._quarantined.values()), unlinked)
@@ -242,17 +277,31 @@ class LocalTensorStore:
             excess = usage.total + needed - self._budget
             if excess <= 0:
                 return gone
-            plan = plan_reclaim(self._index, self._holds.held(), self._policy, excess - usage.quarantined, self._clock.monotonic_s())
-            if plan is None:
+            chosen, missing = first_of(self._order(), excess - usage.quarantined)
+            if missing:
                 raise exhausted(self.root, needed, self._budget, usage, self._index, self._holds.by_holder())
             if self._quarantined:  # kept for people to look at, as long as nobody needs the room
                 self._drop_quarantined()
                 continue
-            for digest in plan:
-                os.unlink(self._layout.blob(digest))
-                self._index.remove(digest)
-                gone.append(digest)
-            self._maybe_unlinked = True  # what somebody maps without a hold has freed nothing: look again
+            gone += self._unlink(chosen, "room")  # what somebody maps without a hold has freed nothing: look again
+
+    def _candidates(self) -> list[ReclaimCandidate]:
+        return self._index.candidates(self._holds.held(), self._worth_of)
+
+    def _order(self) -> dict[Digest, int]:
+        candidates = self._candidates()
+        return vetted(self._policy.order(candidates, self._clock.monotonic_s()), candidates)
+
+    def _expired(self) -> list[Digest]:
+        candidates = self._candidates()
+        return list(vetted(self._policy.expired(candidates, self._clock.monotonic_s()), candidates))
+
+    def _unlink(self, digests: list[Digest], reason: str) -> list[Digest]:
+        for digest in digests:
+            self._layout.blob(digest).unlink(missing_ok=True)  # a file that somebody took away is no reason to keep its entry
+            self._reclaimed[reason] += self._index.remove(digest)
+        self._maybe_unlinked = self._maybe_unlinked or bool(digests)
+        return digests
 
     def _drop_quarantined(self) -> None:
         for digest in list(self._quarantined):

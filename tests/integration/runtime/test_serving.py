@@ -62,8 +62,18 @@ async def test_models_answer_side_by_side_and_unload_gives_the_maps_back(zygotes
     assert weights[0] in released
     assert weights[1] not in released
     assert weights[0] in runtime.maps()  # kept for the next load of it, until somebody wants the room
-    assert (await runtime.control.call("trim"))["artifacts"] == 1
+    assert weights[0] in (await runtime.control.call("hello"))["mapped"]
+    assert (await runtime.control.call("trim", digests=[weights[1]]))["artifacts"] == 0  # an instance uses it, nothing is kept of it
+    assert weights[0] in runtime.maps()
+    assert (await runtime.control.call("trim", digests=[weights[0], "0" * 64]))["artifacts"] == 1
     assert weights[0] not in runtime.maps()
+    assert (await runtime.control.call("trim"))["artifacts"] == 0
+    hello = await runtime.control.call("hello")
+    assert weights[0] not in hello["mapped"]
+    assert set(hello["mapped"]) <= set(hello["holds"])
+    for wrong in ("all", ["../x"]):
+        with pytest.raises(InvalidInput, match="digests"):
+            await runtime.control.call("trim", digests=wrong)
     assert weights[1] in runtime.maps()
     gone = await client.request(kit.header(one), kit.request(x))
     assert isinstance(gone.error(), WrongGeneration)

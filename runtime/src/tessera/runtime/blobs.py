@@ -73,6 +73,11 @@ class ArtifactBlobs:
         """How many files it keeps mapped."""
         return len(self._open)
 
+    @property
+    def digests(self) -> frozenset[Digest]:
+        """What it keeps mapped."""
+        return frozenset(self._open)
+
     def is_current(self) -> bool:
         """Whether every mapped blob is the store's file still, unchanged."""
         return all(self._mapped.is_current(self._folder + digest) for digest in self._open)

@@ -7,6 +7,7 @@ gives back. Lives on the loader thread; needs no lock.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from tessera.domain.ids import Digest
@@ -57,3 +58,10 @@ class KeptArtifacts:
         for artifact in old:
             self._kept.pop(artifact).blobs.close()
         return len(old)
+
+    def drop_mapping(self, digests: Collection[Digest]) -> int:
+        """Lets go of what maps one of `digests`. Returns how many artifacts went."""
+        touched = [artifact for artifact, kept in self._kept.items() if not kept.blobs.digests.isdisjoint(digests)]
+        for artifact in touched:
+            self._kept.pop(artifact).blobs.close()
+        return len(touched)

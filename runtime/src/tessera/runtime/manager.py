@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -297,8 +297,15 @@ class InstanceManager:
         if len(self._kept):
             self._forget_later()
 
-    async def trim(self) -> int:
-        """Lets go of everything that is kept for later loads: mappings of no instance, free heap. Returns how many artifacts went."""
+    def mapped(self) -> list[Digest]:
+        """Every blob that this process maps, for an instance or kept."""
+        return sorted(self._maps.digests())
+
+    async def trim(self, digests: Collection[Digest] | None = None) -> int:
+        """Lets go of what is kept for later loads: mappings of no instance (all, or of the artifacts that map one of `digests`), and,
+        when all goes, free heap. Returns how many artifacts went."""
+        if digests is not None:
+            return await self._loop.run_in_executor(self._loader, self._kept.drop_mapping, frozenset(digests))
         return await self._loop.run_in_executor(self._loader, self._let_go)
 
     def _let_go(self) -> int:

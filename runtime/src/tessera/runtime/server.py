@@ -125,6 +125,7 @@ class ControlServer:
             "threads": config.threads,
             "backends": self._manager.backend_names,
             "holds": sorted(self._manager.holds.held()),
+            "mapped": self._manager.mapped(),
             "instances": [
                 {
                     "instance_id": instance.identity.instance_id,
@@ -187,7 +188,11 @@ class ControlServer:
         return {"instances": instances, "private_bytes": use.private_bytes, "proportional_bytes": use.proportional_bytes}
 
     async def _trim(self, message: Message) -> Message:
-        return {"artifacts": await self._manager.trim()}
+        digests = message.get("digests")
+        if digests is not None and not isinstance(digests, list):
+            raise InvalidInput("digests", digests, "must be a list")
+        wanted = None if digests is None else [checked_digest("digests", digest) for digest in digests]
+        return {"artifacts": await self._manager.trim(wanted)}
 
     async def _shutdown(self, message: Message) -> Message:
         self._stop(control.number_field(message, "drain_ms", 0) / 1e3)

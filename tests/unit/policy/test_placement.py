@@ -13,6 +13,8 @@ from tessera.domain.errors import InvalidInput
 from tessera.domain.ids import (
     BuildClass,
     Digest,
+    Generation,
+    InstanceId,
     ModelName,
     NodeId,
     ProfileClass,
@@ -21,11 +23,12 @@ from tessera.domain.ids import (
     VariantName,
     VersionNumber,
 )
+from tessera.domain.instance import InstanceState
 from tessera.domain.records import VariantRecord, VariantState
 from tessera.policy.placement import registry
 from tessera.policy.placement.bytes_present import BytesPresentPlacement, place
 from tessera.policy.placement.filters import RefusalKind, explain, refusal, size_words
-from tessera.policy.view import Candidate, NodeCondition, NodeView, StoreView
+from tessera.policy.view import Candidate, InstanceView, NodeCondition, NodeView, StoreView
 
 DOMAIN = TrustDomain("default")
 GIB = 1 << 30
@@ -160,6 +163,18 @@ def test_refusals_are_counted_in_one_sentence() -> None:
     assert explain([refusal(wanted, full, place(wanted, full))], 1) == f"0 of 1 nodes: {figures}"  # type: ignore[list-item]
     two = [node("n3", store_budget_bytes=0), node("n4", store_budget_bytes=GIB)]
     assert "2 are short of 1.1 GiB to 2.1 GiB in their stores" in explain([refusal(wanted, n, place(wanted, n)) for n in two], 2)  # type: ignore[misc]
+
+
+def test_a_full_store_names_the_variants_of_the_same_domain_that_live_there() -> None:
+    def living(model: str, domain: TrustDomain = DOMAIN) -> InstanceView:
+        key = VariantKey(domain, ModelName(model), VersionNumber(1), VariantName("ort-fp32"))
+        return InstanceView(InstanceId(f"i-{model}"), key, Generation(1), InstanceState.READY, 0.0)
+
+    wanted = candidate({"1" * 64: GIB})
+    others = [living(model) for model in "dbacfe"] + [living("a"), living("secret", TrustDomain("other"))]
+    full = node("n", store_budget_bytes=GIB, store_held_bytes=GIB // 2, instances=tuple(others))
+    words = explain([refusal(wanted, full, place(wanted, full))], 1)  # type: ignore[list-item]
+    assert "512.0 MiB are pinned by a@1/ort-fp32, b@1/ort-fp32, c@1/ort-fp32, d@1/ort-fp32, 2 more)" in words
 
 
 def test_sizes_in_words() -> None:

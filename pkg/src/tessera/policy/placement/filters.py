@@ -14,6 +14,8 @@ from tessera.domain.ids import NodeId
 from tessera.policy.placement.base import Placement
 from tessera.policy.view import Candidate, NodeCondition, NodeView
 
+PINNED_BY_SHOWN = 4
+
 
 class RefusalKind(StrEnum):
     DOMAIN = "domain"
@@ -27,7 +29,8 @@ class RefusalKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a node was not taken. For the kind `store`: what its store lacks, of what, and how much of that nothing can reclaim now."""
+    """Why a node was not taken. For the kind `store`: what its store lacks, of what, how much of that nothing can reclaim now, and which
+    variants live there."""
 
     node_id: NodeId
     kind: RefusalKind
@@ -36,6 +39,7 @@ class Refusal:
     needed_bytes: int = 0
     budget_bytes: int = 0
     pinned_bytes: int = 0
+    pinned_by: tuple[str, ...] = ()
 
     @property
     def may_pass(self) -> bool:
@@ -84,7 +88,10 @@ def has_room(candidate: Candidate, node: NodeView, placement: Placement) -> Refu
         return None
     needed, room = size_words(placement.bytes_to_fetch), size_words(store.room_bytes)
     reason = f"is short of {size_words(short)} in its store: {needed} to fetch, {room} free or reclaimable"
-    return Refusal(node.node_id, RefusalKind.STORE, reason, short, placement.bytes_to_fetch, store.budget_bytes, store.held_bytes)
+    domain = candidate.key.trust_domain  # nobody learns what another domain has here
+    living = tuple(sorted({str(instance.variant) for instance in node.instances if instance.variant.trust_domain == domain}))
+    figures = placement.bytes_to_fetch, store.budget_bytes, store.held_bytes
+    return Refusal(node.node_id, RefusalKind.STORE, reason, short, *figures, living)
 
 
 FILTERS: tuple[Filter, ...] = (serves_domain, answering, same_build_class, has_flavour, has_room)
@@ -128,7 +135,11 @@ def _part(kind: RefusalKind, found: Sequence[Refusal]) -> str:
 
 def _figures(refusal: Refusal) -> str:
     needed, budget, pinned = map(size_words, (refusal.needed_bytes, refusal.budget_bytes, refusal.pinned_bytes))
-    return f"{needed} needed, of a budget of {budget} {pinned} are pinned"
+    shown = list(refusal.pinned_by[:PINNED_BY_SHOWN])
+    if len(refusal.pinned_by) > PINNED_BY_SHOWN:
+        shown.append(f"{len(refusal.pinned_by) - PINNED_BY_SHOWN} more")
+    by = f" by {', '.join(shown)}" if shown and refusal.pinned_bytes else ""
+    return f"{needed} needed, of a budget of {budget} {pinned} are pinned{by}"
 
 
 def size_words(size_bytes: int) -> str:

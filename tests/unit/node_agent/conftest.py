@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,16 +35,21 @@ from tessera.domain.signature import Signature, TensorSpec
 from tessera.node_agent.adapters.baking import ProcessBaker
 from tessera.node_agent.adapters.files import RuntimeNotes, TermFile
 from tessera.node_agent.adapters.meter import PrometheusMeter
+from tessera.node_agent.core.fsck import Declaration
 from tessera.node_agent.core.poison import BackOff, PoisonLedger
+from tessera.node_agent.core.pressure import MemoryReading, PressureLimits
 from tessera.node_agent.core.runtimes import RuntimeLimits, RuntimeView, Wanted
 from tessera.node_agent.core.status import NodeIdentity
 from tessera.node_agent.core.table import Instance, InstanceTable
 from tessera.node_agent.loops.adoption import Adoption
 from tessera.node_agent.loops.agent import Agent
+from tessera.node_agent.loops.appraiser import Appraiser
 from tessera.node_agent.loops.domain import Domain, Domains
 from tessera.node_agent.loops.eviction import Evictor
 from tessera.node_agent.loops.fleet import Fleet
+from tessera.node_agent.loops.inspector import Inspector
 from tessera.node_agent.loops.jobs import Jobs
+from tessera.node_agent.loops.keeper import Keeper
 from tessera.node_agent.loops.larder import Larder
 from tessera.node_agent.loops.pulse import Pulse
 from tessera.node_agent.loops.starter import Starter, StarterSettings
@@ -63,6 +68,7 @@ from tessera.repository.fetch import Fetcher
 from tessera.tensorstore.artifact import decode, digest_of, encode
 from tessera.tensorstore.local import LocalTensorStore
 from tessera.testing import VirtualClock
+from tessera.testing.conformance_tensorstore import StepClock
 
 SIGNATURE = Signature((TensorSpec("x", "FP32", (-1, 4)),), (TensorSpec("y", "FP32", (-1, 4)),))
 
@@ -153,7 +159,8 @@ class FakeRuntime:
         self.mapped: dict[InstanceId, frozenset[Digest]] = {}
         self.unloads: list[tuple[InstanceId, int]] = []
         self.slow = False
-        self.trims = 0
+        self.kept: frozenset[Digest] = frozenset()
+        self.trims: list[Collection[Digest] | None] = []
 
     @property
     def hello(self) -> Hello:
@@ -198,9 +205,14 @@ class FakeRuntime:
         del self.loaded[instance_id]
         return self.mapped.pop(instance_id)
 
-    async def trim(self) -> None:
+    async def declare(self) -> Declaration:
         self._require()
-        self.trims += 1
+        return Declaration(self.hello.holds, self.hello.holds | self.kept)
+
+    async def trim(self, digests: Collection[Digest] | None = None) -> None:
+        self._require()
+        self.trims.append(digests)
+        self.kept = frozenset() if digests is None else self.kept.difference(digests)
 
     async def measure(self, instance_id: InstanceId, batch: int, seconds: float, min_repeats: int) -> LatencyRow:
         self._require()
@@ -301,6 +313,27 @@ class FakeRecords:
         assert record is None or record.variant.trust_domain == trust_domain
 
 
+class FakeVariants:
+    """Implements `Variants`. `tell` is what etcd would."""
+
+    def __init__(self) -> None:
+        self.synced = False
+        self.tell: Callable[[str, Digest | None], None] = lambda key, artifact: None
+
+    def on_change(self, callback: Callable[[str, Digest | None], None]) -> None:
+        self.tell = callback
+
+    async def watch(self, stop: Stop) -> None:
+        await stop.wait()
+
+
+class FakeMemory:
+    """Implements `Memory`: plenty."""
+
+    def read(self) -> MemoryReading:
+        return MemoryReading(0.0, 1 << 40)
+
+
 class Node:
     """A node agent over fakes, with the trust domain `default` and `others`. `make_artifact` puts a model into the repository; `start` is
     what the scheduler's leader would ask."""
@@ -349,10 +382,14 @@ class Node:
             jobs = Jobs(
                 fleet, larder, baker, self.repository.has, baker.scratch, baker.remove, store.path, 5.0, os.urandom, clock, self.job_turn,
             )  # fmt: skip
-            return Domain(store, runtimes, fleet, larder, evictor, starter, jobs, meter, clock, warm)
+            inspector = Inspector(store, fleet, self.table, lambda: starter.holders | jobs.holders, lambda: {os.getpid()}, StepClock())
+            keeper = Keeper(store, fleet.trim, FakeMemory(), PressureLimits(0.0, 0, 1, 0.0), clock)
+            appraiser = Appraiser(store, FakeVariants(), self.repository.read)
+            return Domain(store, runtimes, fleet, larder, evictor, starter, jobs, inspector, keeper, appraiser, meter, clock, warm)
 
         first = domain(DOMAIN, store, runtimes, ("ort",))
         self.fleet, self.larder, self.starter, self.jobs = first.fleet, first.larder, first.starter, first.jobs
+        self.inspector, self.fake_variants = first.inspector, FakeVariants
         self.others = {name: domain(name, *made, ()) for name, made in (others or {}).items()}
         self.domains = Domains([first, *self.others.values()])
         self.agent = Agent(

@@ -17,6 +17,7 @@ from tessera.domain.errors import (
     Internal,
     InvalidInput,
     NotFound,
+    ResourceExhausted,
     Unavailable,
 )
 from tessera.domain.ids import InstanceId, Term, TrustDomain
@@ -112,6 +113,41 @@ async def test_what_the_repository_lacks_fails_the_instance(node: Any, make: Any
     assert node.table.get(InstanceId("a")).state is FAILED
     with pytest.raises(NotFound):  # the same order again has the same answer
         await node.start("a", make.digest(9))
+
+
+async def test_the_built_in_model_starts_though_its_artifact_is_reclaimed_just_then(node: Any, make: Any) -> None:
+    variant = make.variant("identity", "identity-any")
+    node.starter.begin(make.instance("a", variant=variant, artifact=None), "test")
+    assert len(node.store.shrink(0)) == 1
+    assert (await node.starter.ready(InstanceId("a"), 5.0)).state is READY
+
+
+async def in_time(node: Any, waiting: Any) -> Any:
+    """Moves the clock on while it waits."""
+    task = asyncio.ensure_future(waiting)
+    while not task.done():
+        await asyncio.sleep(0.005)
+        node.clock.move(0.25)
+    return await task
+
+
+async def test_a_start_that_does_not_fit_says_what_it_needs_and_which_models_are_in_the_way(node: Any, make: Any) -> None:
+    await node.start("a", node.make_artifact(1, tensors=80), variant=make.variant("bert"))
+    await node.start("b", node.make_artifact(2, tensors=20), variant=make.variant("resnet"))
+    node.runtimes.idle_s = 0.0
+    with pytest.raises(ResourceExhausted) as refused:
+        await in_time(node, node.start("c", node.make_artifact(3, tensors=60), variant=make.variant("llm")))
+    message = refused.value.message
+    assert message.startswith("llm@1/ort-fp32 does not fit into the node's store: ")
+    assert "bytes needed, budget 1048576, used" in message
+    assert f"in use by {make.variant('bert')} (instance a, ready): 6" in message
+    assert message.index("bert@1") < message.index("resnet@1")  # the largest first
+    assert node.table.get(InstanceId("c")).state is FAILED
+
+
+async def test_a_model_larger_than_the_store_says_so(node: Any, make: Any) -> None:
+    with pytest.raises(ResourceExhausted, match=r"budget 1048576, which is \d+ more than all of it, .*in use by no instance"):
+        await in_time(node, node.start("a", node.make_artifact(1, tensors=130)))
 
 
 async def test_a_budget_that_ends_leaves_the_start_going(node: Any) -> None:

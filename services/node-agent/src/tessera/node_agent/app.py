@@ -92,6 +92,8 @@ async def serve_with(config: NodeAgentConfig, stop: Stop, coordinator: Coordinat
         tasks.start("reconcile", parts.agent.run(stop))
         tasks.start("report", parts.reporter.run(stop))
         tasks.start("keep the relay", _keep_relay(relay, stop))
+        for domain in parts.domains:
+            tasks.start(f"keep the store of {domain.name}", domain.keep(stop))
         ending.started = True
         # What was imported and made so far stays: without this a full collection takes tens of milliseconds in the midst of starts.
         gc.collect()

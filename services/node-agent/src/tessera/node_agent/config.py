@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from tessera.config import ServiceConfig
 from tessera.domain.ids import TrustDomain, domain_tag
+from tessera.policy.reclaim.registry import POLICIES
 from tessera.tensorstore.mount import HugePages
 
 MAX_RUN_FOLDER_CHARS = 54
@@ -99,6 +100,21 @@ class NodeAgentConfig(ServiceConfig):
     on_stop: Literal["stop", "leave"] = "stop"
     """What a graceful stop does with runtimes, relay and store: take them down, or leave them to the next agent."""
 
+    tensor_keep_alive_s: float = Field(60.0, ge=0.0)
+    """How long a blob that nobody holds is kept where the reclaim policy has such a window (the published minute)."""
+    reclaim_policy: str = "keep-alive"
+    """Which blobs go first when room is needed, and which go unasked: one of `tessera.policy.reclaim.registry`."""
+    pressure_reserve_bytes: int = Field(256 << 20, ge=0)
+    """Blobs that nobody holds go when less than this is available to the machine or to one of the agent's control groups; 0: never.
+    Enough for a start's private memory, so that the kernel does not kill the runtime that grows next."""
+    pressure_stall_share: float = Field(0.1, ge=0.0, le=1.0)
+    """They go, too, when somebody waited for memory in this share of the last ten seconds (PSI); 0: never. Reading from a disk that is
+    a little slow stays below a tenth; thrashing does not."""
+    pressure_step_bytes: int = Field(256 << 20, gt=0)
+    """How much goes at a time for such a wait."""
+    pressure_pause_s: float = Field(5.0, ge=0.0)
+    """How long the next such step waits: half of the kernel's average, so that the first has shown what it did."""
+
     metrics_address: str = ""
     """Prometheus metrics over HTTP; empty: none."""
 
@@ -135,6 +151,13 @@ class NodeAgentConfig(ServiceConfig):
     def user_of(self, store: StoreConfig) -> int:
         """The user id of a domain's runtimes, where each domain has one."""
         return store.user or self.runtime_user_base + int(domain_tag(TrustDomain(store.trust_domain)), 16) % RUNTIME_USERS
+
+    @field_validator("reclaim_policy")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in POLICIES:
+            raise ValueError(f"{name!r} is no reclaim policy: one of {', '.join(sorted(POLICIES))}")
+        return name
 
     @field_validator("flavours")
     @classmethod

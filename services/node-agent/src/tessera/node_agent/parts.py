@@ -18,21 +18,27 @@ from tessera.node_agent.adapters.baking import ProcessBaker
 from tessera.node_agent.adapters.etcd import EtcdRecords
 from tessera.node_agent.adapters.files import RuntimeNotes, TermFile
 from tessera.node_agent.adapters.meter import PrometheusMeter
-from tessera.node_agent.adapters.processes import max_map_count
+from tessera.node_agent.adapters.pressure import KernelMemory
+from tessera.node_agent.adapters.processes import max_map_count, own_pids
 from tessera.node_agent.adapters.runtimes import ProcessRuntimes
 from tessera.node_agent.adapters.scheduler import SchedulerLeader
 from tessera.node_agent.adapters.stores import BAKE_FOLDER, OpenStore
+from tessera.node_agent.adapters.variants import EtcdVariants
 from tessera.node_agent.config import NodeAgentConfig
 from tessera.node_agent.core.poison import BackOff, PoisonLedger
+from tessera.node_agent.core.pressure import PressureLimits
 from tessera.node_agent.core.runtimes import RuntimeLimits
 from tessera.node_agent.core.status import NodeIdentity
 from tessera.node_agent.core.table import InstanceTable
 from tessera.node_agent.loops.adoption import Adoption
 from tessera.node_agent.loops.agent import Agent
+from tessera.node_agent.loops.appraiser import Appraiser
 from tessera.node_agent.loops.domain import Domain, Domains
 from tessera.node_agent.loops.eviction import Evictor
 from tessera.node_agent.loops.fleet import Fleet
+from tessera.node_agent.loops.inspector import Inspector
 from tessera.node_agent.loops.jobs import Jobs
+from tessera.node_agent.loops.keeper import Keeper
 from tessera.node_agent.loops.larder import Larder
 from tessera.node_agent.loops.pulse import Pulse
 from tessera.node_agent.loops.reporter import Reporter
@@ -171,7 +177,13 @@ def domain_of(node: Parts, opened: OpenStore, warm_flavours: Sequence[str]) -> D
         clock,
         node.job_turn,
     )
-    return Domain(store, runtimes, fleet, larder, evictor, starter, jobs, node.meter, clock, warm_flavours)
+    inspector = Inspector(store, fleet, node.table, lambda: starter.holders | jobs.holders, own_pids, clock)
+    pressure = PressureLimits(
+        config.pressure_stall_share, config.pressure_reserve_bytes, config.pressure_step_bytes, config.pressure_pause_s
+    )
+    keeper = Keeper(store, fleet.trim, KernelMemory(), pressure, clock)
+    appraiser = Appraiser(store, EtcdVariants(world.coordinator, opened.trust_domain), node.repository.read)
+    return Domain(store, runtimes, fleet, larder, evictor, starter, jobs, inspector, keeper, appraiser, node.meter, clock, warm_flavours)
 
 
 def runtimes_of(world: World, opened: OpenStore) -> Runtimes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +11,9 @@ from tessera.domain.artifact import Artifact
 from tessera.domain.ids import Digest, Generation, InstanceId, RuntimeId, Term, TrustDomain, VariantKey
 from tessera.domain.instance import StageTime, StartPath
 from tessera.domain.records import AssignmentRecord, InstanceRecord, LatencyRow
+from tessera.node_agent.core.fsck import Declaration
+from tessera.node_agent.core.pressure import MemoryReading
+from tessera.program import Stop
 from tessera.repository.fetch import Fetched, Progress
 
 RandomBytes = Callable[[int], bytes]
@@ -101,8 +104,12 @@ class Runtime(Protocol):
         """The digests that nothing in it maps any more."""
         ...
 
-    async def trim(self) -> None:
-        """Lets go of blobs that it maps for no instance."""
+    async def declare(self) -> Declaration:
+        """What it holds and maps now."""
+        ...
+
+    async def trim(self, digests: Collection[Digest] | None = None) -> None:
+        """Lets go of blobs that it maps for no instance: of all of them, or of the kept artifacts that map one of `digests`."""
         ...
 
     async def measure(self, instance_id: InstanceId, batch: int, seconds: float, min_repeats: int) -> LatencyRow: ...
@@ -213,6 +220,31 @@ class Notes(Protocol):
         ...
 
 
+class Variants(Protocol):
+    """The registered variants of one trust domain."""
+
+    @property
+    def synced(self) -> bool:
+        """Whether they were seen for the first time."""
+        ...
+
+    def on_change(self, callback: Callable[[str, Digest | None], None]) -> None:
+        """`callback(key, artifact)` for each difference; None: the variant is gone, or has no artifact."""
+        ...
+
+    async def watch(self, stop: Stop) -> None:
+        """Follows them until `stop`."""
+        ...
+
+
+class Memory(Protocol):
+    """The memory of the machine and of this agent's control groups."""
+
+    def read(self) -> MemoryReading:
+        """Reads files of the kernel; in a thread."""
+        ...
+
+
 class Meter(Protocol):
     """What is counted; times in milliseconds."""
 
@@ -223,5 +255,9 @@ class Meter(Protocol):
     def runtime_lost(self) -> None: ...
 
     def store(self, trust_domain: TrustDomain, used_bytes: int, pinned_bytes: int, fetched_bytes: int) -> None: ...
+
+    def reclaimed(self, trust_domain: TrustDomain, reason: str, total_bytes: int) -> None:
+        """Since the store was opened, because of `reason`: "room", "expired" or "pressure"."""
+        ...
 
     def runtimes(self, flavour: str, count: int) -> None: ...

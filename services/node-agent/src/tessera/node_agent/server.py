@@ -74,13 +74,17 @@ class NodeAgentServer(node_pb2_grpc.NodeAgentServicer):
         return node_pb2.GetStatusResponse(status=status_message((summary, changes)))
 
     async def CheckStores(self, request: node_pb2.CheckStoresRequest, context: Any) -> node_pb2.CheckStoresResponse:
-        findings = await self._agent.check_stores(request.deep)
-        stores = self._agent.digests()
+        found = await self._agent.check_stores(request.deep)
         return node_pb2.CheckStoresResponse(
-            findings=[node_pb2.CheckStoresResponse.Finding(trust_domain=domain, words=words) for domain, words in findings],
-            stores=len(stores),
-            blobs=sum(len(digests) for digests in stores.values()),
-            bytes=sum(sum(digests.values()) for digests in stores.values()),
+            findings=[
+                node_pb2.CheckStoresResponse.Finding(trust_domain=domain, words=words)
+                for domain, inspection in found.items()
+                for words in inspection.findings
+            ],
+            stores=len(found),
+            blobs=sum(inspection.blobs for inspection in found.values()),
+            bytes=sum(inspection.size_bytes for inspection in found.values()),
+            unlinked_bytes=sum(inspection.unlinked_bytes for inspection in found.values()),
         )
 
     async def Bake(self, request: node_pb2.BakeRequest, context: Any) -> AsyncIterator[node_pb2.BakeEvent]:
@@ -185,6 +189,7 @@ def _store_message(domain: TrustDomain, status: StoreStatus, evictable_bytes: in
         sharing=status.sharing,
         fetched_bytes=status.ingested_bytes,
         quarantined=status.quarantined,
+        reclaimed_bytes=status.reclaimed_bytes,
         digests_added=[bytes.fromhex(digest) for digest in change.added],
         digests_removed=[bytes.fromhex(digest) for digest in change.removed],
     )

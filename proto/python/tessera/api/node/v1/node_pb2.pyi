@@ -502,9 +502,12 @@ class CheckStoresResponse(_message.Message):
     STORES_FIELD_NUMBER: _builtins.int
     BLOBS_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
+    UNLINKED_BYTES_FIELD_NUMBER: _builtins.int
     stores: _builtins.int
     blobs: _builtins.int
     bytes: _builtins.int
+    unlinked_bytes: _builtins.int
+    """deleted but still mapped by somebody: free when that ends, so no finding"""
     @_builtins.property
     def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___CheckStoresResponse.Finding]:
         """none: sound"""
@@ -516,10 +519,11 @@ class CheckStoresResponse(_message.Message):
         stores: _builtins.int = ...,
         blobs: _builtins.int = ...,
         bytes: _builtins.int = ...,
+        unlinked_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blobs", b"blobs", "bytes", b"bytes", "findings", b"findings", "stores", b"stores"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blobs", b"blobs", "bytes", b"bytes", "findings", b"findings", "stores", b"stores", "unlinked_bytes", b"unlinked_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

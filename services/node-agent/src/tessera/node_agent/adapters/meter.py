@@ -23,6 +23,12 @@ class PrometheusMeter:
         self._runtimes = Gauge("tessera_node_agent_runtimes", "Live runtimes", ["flavour"], registry=registry)
         self._used = Gauge("tessera_node_agent_store_used_bytes", "Bytes in the tensor store", ["trust_domain"], registry=registry)
         self._pinned = Gauge("tessera_node_agent_store_pinned_bytes", "Bytes that somebody holds", ["trust_domain"], registry=registry)
+        self._reclaimed = Gauge(
+            "tessera_node_agent_store_reclaimed_bytes",
+            "Bytes reclaimed since the agent started",
+            ["trust_domain", "reason"],
+            registry=registry,
+        )
         self._fetched = Gauge(
             "tessera_node_agent_store_fetched_bytes", "Bytes fetched since the agent started", ["trust_domain"], registry=registry
         )
@@ -42,6 +48,9 @@ class PrometheusMeter:
         self._used.labels(trust_domain).set(used_bytes)
         self._pinned.labels(trust_domain).set(pinned_bytes)
         self._fetched.labels(trust_domain).set(fetched_bytes)
+
+    def reclaimed(self, trust_domain: TrustDomain, reason: str, total_bytes: int) -> None:
+        self._reclaimed.labels(trust_domain, reason).set(total_bytes)
 
     def runtimes(self, flavour: str, count: int) -> None:
         self._runtimes.labels(flavour).set(count)

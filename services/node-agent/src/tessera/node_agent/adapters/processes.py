@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+import psutil
 
 from tessera.domain.errors import FailedPrecondition
 
@@ -75,6 +79,21 @@ class Watched:
             self._ended()
 
 
+async def kill_listener(path: Path, timeout_s: float) -> int | None:
+    """Kills whoever listens at a Unix socket, though it may answer nothing, and waits for its end. Returns its process id; None when
+    nobody listens there, or nobody whom this process could name."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(os.fspath(path))
+            pid, _, _ = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            watched = Watched(pid)  # the connection stands: its process was this one when the pidfd was taken, or has just ended
+        except (OSError, OverflowError):
+            return None
+    await watched.end(timeout_s, signal.SIGKILL)
+    return int(pid)
+
+
 def spawn_detached(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> int:
     """Starts a process in a session of its own, its output appended to `log`; returns its pid.
 
@@ -116,6 +135,11 @@ def lower_priority(pid: int) -> None:
         os.setpriority(os.PRIO_PGRP, pid, 10)
     except OSError:
         pass
+
+
+def own_pids() -> frozenset[int]:
+    """This process and its children. Runtimes are not among them: they are children of their zygote."""
+    return frozenset({os.getpid(), *(child.pid for child in psutil.Process().children())})
 
 
 def mapping_count(pid: int) -> int:

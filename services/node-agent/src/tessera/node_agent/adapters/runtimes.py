@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,14 @@ from tessera.domain.ids import Digest, Generation, InstanceId, RuntimeId, TrustD
 from tessera.domain.instance import Stage, StageTime
 from tessera.domain.records import LatencyRow
 from tessera.node_agent.adapters.control import ControlClient
-from tessera.node_agent.adapters.processes import Watched, log_tail, lower_priority, mapping_count, spawn_detached
+from tessera.node_agent.adapters.processes import Watched, kill_listener, log_tail, lower_priority, mapping_count, spawn_detached
+from tessera.node_agent.core.fsck import Declaration
 from tessera.node_agent.ports import HeldInstance, Hello, InstanceActivity, LoadReport, Runtime, RuntimeActivity
 from tessera.runtime.control import Message, generation_text
 from tessera.telemetry import get_logger
 
 CONNECT_S = 2.0
+ADOPT_S = 5.0
 CALL_S = 10.0
 SOCKET_POLL_S = 0.002
 END_MARGIN_S = 5.0
@@ -100,8 +102,12 @@ class ProcessRuntime:
         answer = await self._call("unload", CALL_S + drain_ms / 1e3, instance_id=instance_id, drain_ms=drain_ms)
         return frozenset(Digest(digest) for digest in answer.get("released", ()))
 
-    async def trim(self) -> None:
-        await self._call("trim")
+    async def declare(self) -> Declaration:
+        answer = await self._call("hello")
+        return Declaration(frozenset(map(Digest, answer["holds"])), frozenset(map(Digest, answer["mapped"])))
+
+    async def trim(self, digests: Collection[Digest] | None = None) -> None:
+        await self._call("trim", digests=None if digests is None else sorted(digests))
 
     async def measure(self, instance_id: InstanceId, batch: int, seconds: float, min_repeats: int) -> LatencyRow:
         answer = await self._call(
@@ -203,11 +209,13 @@ class ProcessRuntimes:
             if not folder.is_dir() or (not (folder / "info.json").exists() and not (folder / "control.sock").exists()):
                 continue
             try:
-                runtime = await self._reach(folder, CONNECT_S)
+                runtime = await self._reach(folder, ADOPT_S)
             except FailedPrecondition:
                 raise
             except (TesseraError, KeyError, ValueError) as error:
-                _log.info("removing what a dead runtime left", folder=folder.name, reason=str(error))
+                # What it holds is not known, and nothing may be reclaimed before it is: one that lives and does not say so ends here.
+                killed = await kill_listener(folder / "control.sock", END_MARGIN_S)
+                _log.info("removing what a dead runtime left", folder=folder.name, reason=str(error), killed=killed)
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
             adopted.append(runtime)

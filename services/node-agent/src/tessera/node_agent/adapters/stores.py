@@ -19,6 +19,7 @@ from tessera.node_agent.adapters.files import NOTES_FOLDER, writable_folder
 from tessera.node_agent.config import NodeAgentConfig, StoreConfig
 from tessera.node_agent.core.runtimes import domain_folder
 from tessera.node_agent.relay import DOMAIN_FOLDER
+from tessera.policy.reclaim import registry as reclaim
 from tessera.telemetry import get_logger
 from tessera.tensorstore.local import LocalTensorStore
 from tessera.tensorstore.mount import prepare_store_folder, remove_store_folder
@@ -63,7 +64,8 @@ class Stores:
         domain = TrustDomain(config.trust_domain)
         user = self._config.user_of(config) if self._as_users else None
         root = self._root(config, domain)
-        store = LocalTensorStore(root, config.budget_bytes, self._clock, self._config.sharing)
+        policy = reclaim.make(self._config.reclaim_policy, self._config.tensor_keep_alive_s)
+        store = LocalTensorStore(root, config.budget_bytes, self._clock, self._config.sharing, policy)
         if user is not None:
             os.chown(root, -1, user)
             root.chmod(0o750)

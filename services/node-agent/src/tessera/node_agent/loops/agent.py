@@ -18,6 +18,7 @@ from tessera.node_agent.core.runtimes import Purpose, RuntimeLimits
 from tessera.node_agent.core.status import InstanceSummary, NodeIdentity, NodeSummary, RuntimeSummary
 from tessera.node_agent.core.table import Instance, InstanceTable, accepted
 from tessera.node_agent.loops.domain import Domain, Domains
+from tessera.node_agent.loops.inspector import Inspection
 from tessera.node_agent.loops.pulse import Pulse
 from tessera.node_agent.loops.starter import Starter
 from tessera.node_agent.ports import Meter, Records, StartOrder, Terms
@@ -172,9 +173,9 @@ class Agent:
         """What lies in each domain's store, with sizes in bytes."""
         return {domain.name: domain.store.digests() for domain in self._domains}
 
-    async def check_stores(self, deep: bool) -> list[tuple[TrustDomain, str]]:
-        """Findings in words, one store after the other."""
-        return [(domain.name, words) for domain in self._domains for words in await domain.check_store(deep)]
+    async def check_stores(self, deep: bool) -> Mapping[TrustDomain, Inspection]:
+        """One store after the other."""
+        return {domain.name: await domain.inspector.check(deep) for domain in self._domains}
 
     def describe(self, instance: Instance) -> InstanceSummary:
         member = self._domains.get(instance.variant.trust_domain).fleet.find(instance.runtime_id)

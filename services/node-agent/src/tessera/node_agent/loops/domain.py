@@ -8,12 +8,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from tessera.clock import Clock
 from tessera.domain.errors import FailedPrecondition
 from tessera.domain.ids import Digest, TrustDomain
+from tessera.node_agent.loops.appraiser import Appraiser
 from tessera.node_agent.loops.eviction import Evictor
 from tessera.node_agent.loops.fleet import Fleet
+from tessera.node_agent.loops.inspector import Inspector
 from tessera.node_agent.loops.jobs import Jobs
+from tessera.node_agent.loops.keeper import Keeper
 from tessera.node_agent.loops.larder import Larder
 from tessera.node_agent.loops.starter import Starter
 from tessera.node_agent.ports import Meter, Runtimes
+from tessera.program import Stop
 from tessera.tensorstore.interface import StoreStatus, TensorStore
 
 STORE_STATUS_S = 5.0
@@ -31,6 +35,9 @@ class Domain:
         evictor: Evictor,
         starter: Starter,
         jobs: Jobs,
+        inspector: Inspector,
+        keeper: Keeper,
+        appraiser: Appraiser,
         meter: Meter,
         clock: Clock,
         warm_flavours: Sequence[str],
@@ -44,6 +51,9 @@ class Domain:
         self.evictor = evictor
         self.starter = starter
         self.jobs = jobs
+        self.inspector = inspector
+        self._keeper = keeper
+        self._appraiser = appraiser
         self._meter = meter
         self._clock = clock
         self._warm_flavours = tuple(warm_flavours)
@@ -60,6 +70,12 @@ class Domain:
         """Raises: FailedPrecondition: a zygote of the flavours that are warm from the start does not come up."""
         await self.runtimes.prepare(self._warm_flavours)
 
+    async def keep(self, stop: Stop) -> None:
+        """Keeps the store small, and what its blobs are worth true, until `stop`. Only from adoption on."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keeper.run(stop))
+            group.create_task(self._appraiser.run(stop))
+
     async def store_status(self) -> StoreStatus:
         """Looked at every few seconds, and when blobs came or went: counting what is mapped but deleted walks /proc."""
         now_s, blobs = self._clock.monotonic_s(), frozenset(self.store.digests())
@@ -67,11 +83,10 @@ class Domain:
             self._status_at_s, self._blobs = now_s, blobs
             self._status = status = await asyncio.to_thread(self.store.status)
             self._meter.store(self.name, status.used_bytes, status.pinned_bytes, status.ingested_bytes)
+            self._meter.reclaimed(self.name, "room", status.reclaimed_room_bytes)
+            self._meter.reclaimed(self.name, "expired", status.reclaimed_expired_bytes)
+            self._meter.reclaimed(self.name, "pressure", status.reclaimed_pressure_bytes)
         return self._status
-
-    async def check_store(self, deep: bool) -> list[str]:
-        """Findings in words; with `deep` every blob is hashed, in a thread."""
-        return await asyncio.to_thread(lambda: self.store.check(deep=deep))
 
 
 class Domains:

@@ -290,16 +290,17 @@ class Fleet:
             if self._table.find(activity.instance_id) is not None:
                 self._table.note(activity.instance_id, idle_s=activity.idle_s, served=activity.served)
 
-    async def trim(self) -> None:
-        """Has every runtime let go of blobs that it maps for no instance. One that does not answer in time is passed over."""
+    async def trim(self, digests: Collection[Digest] | None = None) -> None:
+        """Has every runtime let go of blobs that it maps for no instance (all, or what maps one of `digests`). One that does not answer in
+        time is passed over."""
         async with asyncio.TaskGroup() as group:
             for member in self.members:
-                group.create_task(self._trim(member))
+                group.create_task(self._trim(member, digests))
 
-    async def _trim(self, member: Member) -> None:
+    async def _trim(self, member: Member, digests: Collection[Digest] | None) -> None:
         try:
             async with asyncio.timeout(ACTIVITY_S):
-                await member.runtime.trim()
+                await member.runtime.trim(digests)
         except (TesseraError, TimeoutError) as error:
             _log.warning("a runtime does not let go of idle blobs", runtime_id=member.runtime_id, reason=str(error))
 

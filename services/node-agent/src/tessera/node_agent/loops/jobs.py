@@ -18,7 +18,7 @@ from tessera.domain.records import LatencyRow, LoadCost
 from tessera.node_agent.core.artifacts import Load
 from tessera.node_agent.core.runtimes import Purpose
 from tessera.node_agent.loops.fleet import Fleet
-from tessera.node_agent.loops.larder import Larder
+from tessera.node_agent.loops.larder import Larder, holder_of
 from tessera.node_agent.loops.stopwatch import Stopwatch
 from tessera.node_agent.ports import RandomBytes, Runtime
 
@@ -95,6 +95,12 @@ class Jobs:
         self._random_bytes = random_bytes
         self._clock = clock
         self._turn = turn
+        self._holder: InstanceId | None = None
+
+    @property
+    def holders(self) -> frozenset[str]:
+        """Who holds blobs for the job under way."""
+        return frozenset() if self._holder is None else frozenset({holder_of(self._holder)})
 
     async def bake(self, artifact: Digest, max_batch: int) -> AsyncGenerator[str | BlobChunk | Baked, None]:
         """Progress, then chunks of the blobs that the repository lacks, then the result.
@@ -106,7 +112,7 @@ class Jobs:
         if self._turn.locked():
             yield "waiting for another job of this node"
         async with self._turn:
-            holder = InstanceId(f"bake-{self._random_bytes(6).hex()}")
+            holder = self._holder = InstanceId(f"bake-{self._random_bytes(6).hex()}")
             out = self._scratch()
             try:
                 yield "fetching the export"
@@ -123,6 +129,7 @@ class Jobs:
                         yield step
             finally:
                 self._larder.release(holder)
+                self._holder = None
                 self._remove(out)
 
     async def measure(self, order: MeasureOrder) -> AsyncGenerator[str | LoadCost | LatencyRow, None]:
@@ -136,7 +143,7 @@ class Jobs:
         if self._turn.locked():
             yield "waiting for another job of this node"
         async with self._turn:
-            holder = InstanceId(f"measure-{self._random_bytes(6).hex()}")
+            holder = self._holder = InstanceId(f"measure-{self._random_bytes(6).hex()}")
             try:
                 artifact = self._larder.artifact_of(order.variant, order.artifact)
                 load = self._larder.take(artifact, holder)
@@ -154,6 +161,7 @@ class Jobs:
                             yield await runtime.measure(holder, batch, order.seconds_per_row, order.min_repeats)
             finally:
                 self._larder.release(holder)
+                self._holder = None
 
     @asynccontextmanager
     async def _dedicated(self, load: Load, threads: int) -> AsyncIterator[tuple[RuntimeId, Runtime, Stopwatch]]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tessera.domain.errors import InvalidInput, NotFound
@@ -42,6 +43,7 @@ class Larder:
         self._blobs = blobs
         self._build_class = build_class
         self._loads: OrderedDict[Digest, Load] = OrderedDict()
+        self._built_in: dict[Digest, bytes] = {}
 
     def artifact_of(self, variant: VariantKey, artifact: Digest | None) -> Digest:
         """The artifact to load. The built-in model needs none: its own is put into the store.
@@ -55,11 +57,15 @@ class Larder:
             raise InvalidInput("artifact_digest", "", f"variant {variant} needs one")
         data = encode(identity_artifact())
         digest = digest_of(data)
+        self._built_in[digest] = data
         if not self._store.has(digest):
-            with self._store.ingest(digest, len(data)) as writer:
-                writer.write(data)
-                writer.commit()
+            self._put(digest, data)
         return digest
+
+    def _put(self, digest: Digest, data: bytes, holder: str | None = None) -> None:
+        with self._store.ingest(digest, len(data), holder) as writer:
+            writer.write(data)
+            writer.commit()
 
     def take(self, artifact: Digest, instance_id: InstanceId) -> Load | None:
         """Holds everything for the start and returns it, or returns None when something has to be fetched. Reads tmpfs at most.
@@ -98,6 +104,9 @@ class Larder:
             Cancelled: `cancel` was set.
             NotFound, DataCorrupted, ResourceExhausted: from repository and store.
         """
+        if artifact in self._built_in:  # reclaimed since it was made; no repository has it
+            self._put(artifact, self._built_in[artifact], holder_of(instance_id))
+            return self.load(artifact), 0
         _, fetched = await asyncio.to_thread(self._blobs.fetch_artifact, artifact, holder_of(instance_id), None, cancel)
         return self.load(artifact), fetched.bytes_fetched
 
@@ -114,6 +123,10 @@ class Larder:
         there, held = self._store.digests(), frozenset[Digest]().union(*self._store.holders().values())
         missing = sum(size for digest, size in blobs.items() if digest not in there)
         return Lacking(missing, sum(size for digest, size in blobs.items() if digest in there and digest not in held), frozenset(blobs))
+
+    def sizes(self) -> Mapping[Digest, int]:
+        """What the store has, in bytes."""
+        return self._store.digests()
 
     def release(self, instance_id: InstanceId) -> None:
         """The start is over, one way or the other."""

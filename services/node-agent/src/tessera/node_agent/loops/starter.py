@@ -28,13 +28,14 @@ from tessera.domain.errors import (
 from tessera.domain.ids import Digest, InstanceId, RuntimeId
 from tessera.domain.instance import InstanceState, Stage, StartPath
 from tessera.node_agent.core.artifacts import Load
+from tessera.node_agent.core.pinned import pinned_by
 from tessera.node_agent.core.poison import PoisonLedger
 from tessera.node_agent.core.runtimes import Purpose, RuntimeLimits, Wanted, choose_runtime
 from tessera.node_agent.core.status import NodeIdentity, record_of
 from tessera.node_agent.core.table import Instance, InstanceTable
 from tessera.node_agent.loops.eviction import Evictor
 from tessera.node_agent.loops.fleet import Fleet, Member
-from tessera.node_agent.loops.larder import Larder
+from tessera.node_agent.loops.larder import Larder, holder_of
 from tessera.node_agent.loops.stopwatch import Stopwatch
 from tessera.node_agent.ports import LoadReport, Meter, Notes, Records
 from tessera.program import Tasks
@@ -106,6 +107,11 @@ class Starter:
     @property
     def starting(self) -> int:
         return len(self._flights)
+
+    @property
+    def holders(self) -> frozenset[str]:
+        """Who holds blobs for starts under way."""
+        return frozenset(holder_of(instance_id) for instance_id in self._flights)
 
     def begin(self, instance: Instance, why: str) -> None:
         """Accepts an instance and starts it in the background; nothing when it is here already.
@@ -252,7 +258,13 @@ class Starter:
         self._table.move(instance_id, InstanceState.FETCHING, self._clock.monotonic_s(), f"artifact {artifact[:12]}")
         with watch.stage(Stage.FETCH):
             await failpoint.async_hit("node_agent.before_fetch")
-            load, fetched_bytes = await self._fetch_into_room(instance_id, artifact, flight)
+            try:
+                load, fetched_bytes = await self._fetch_into_room(instance_id, artifact, flight)
+            except ResourceExhausted as error:
+                variant = self._table.get(instance_id).variant
+                living = [other for other in self._table if other.variant.trust_domain == variant.trust_domain]
+                others = pinned_by(living, self._larder.sizes())
+                raise ResourceExhausted(f"{variant} does not fit into the node's store: {error.message}; in use by {others}") from error
         self._table.note(instance_id, fetched=fetched_bytes > 0)
         return load
 

@@ -217,3 +217,14 @@ def span(found: types.Span) -> Plain:
 
 def service(found: types.ServiceStatus) -> Plain:
     return {"kind": found.kind, "id": found.id, "address": found.address, "ready": found.ready, "detail": found.detail}
+
+
+def store_check(node_id: str, check: types.CheckStoresResponse) -> Plain:
+    return {
+        "node": node_id,
+        "stores": check.stores,
+        "blobs": check.blobs,
+        "bytes": check.bytes,
+        "unlinked_bytes": check.unlinked_bytes,
+        "findings": [{"trust_domain": finding.trust_domain, "words": finding.words} for finding in check.findings],
+    }

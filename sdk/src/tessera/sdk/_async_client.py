@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy.typing as npt
 
 from tessera.api.gateway.v1 import gateway_pb2, gateway_pb2_grpc
-from tessera.api.node.v1 import node_pb2
+from tessera.api.node.v1 import node_pb2, node_pb2_grpc
 from tessera.api.open_inference import inference_pb2 as oip
 from tessera.api.profiler.v1 import profiler_pb2, profiler_pb2_grpc
 from tessera.api.registry.v1 import registry_pb2, registry_pb2_grpc
@@ -20,7 +20,7 @@ from tessera.api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from tessera.domain.errors import TesseraError
 from tessera.rpc import connect
 from tessera.sdk._infer import MODEL_INFER, InferResult, Parameter, infer_request, infer_result, note, request_context
-from tessera.sdk._requests import LONG_S, profile_request, result_of
+from tessera.sdk._requests import LONG_S, NODE_METADATA, profile_request, result_of
 from tessera.sdk._source import Progress, chunks, local_files, register_request, source_of
 from tessera.sdk._target import find_target
 
@@ -54,6 +54,7 @@ class AsyncClient:
         self._gateway = gateway_pb2_grpc.GatewayStub(self._admin)
         self._profiler = profiler_pb2_grpc.ProfilerStub(self._admin)
         self._scheduler = scheduler_pb2_grpc.SchedulerStub(self._admin)
+        self._node = node_pb2_grpc.NodeAgentStub(self._admin)
 
     async def __aenter__(self) -> Self:
         return self
@@ -231,6 +232,15 @@ class AsyncClient:
     async def instances(self) -> list[tuple[str, node_pb2.Instance]]:
         """(node, instance) of every node."""
         return [(node.node_id, instance) for node in await self.nodes() for instance in node.instances]
+
+    async def check_stores(self, node: str = "", *, deep: bool = False) -> node_pb2.CheckStoresResponse:
+        """Compares a node's stores with the disk, its runtimes and the kernel's mappings; with `deep` every blob is hashed as well. `node`
+        may be left out where there is only one."""
+        metadata = ((NODE_METADATA, node),) if node else ()
+        answer: node_pb2.CheckStoresResponse = await self._node.CheckStores(
+            node_pb2.CheckStoresRequest(deep=deep), metadata=metadata, timeout=LONG_S
+        )
+        return answer
 
     async def stop_instance(self, node: str, instance_id: str) -> None:
         """Drains and stops one instance; the next request starts one again."""

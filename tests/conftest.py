@@ -8,8 +8,10 @@ several runs: it names a file in `TESSERA_LEFT_OUT`, each run adds a line per te
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -51,6 +53,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             items.remove(item)
             _left_out[f"needs {need}: {reason}"] += 1
         config.hook.pytest_deselected(items=wanted)
+
+
+@pytest.fixture(autouse=True)
+def stores_are_sound(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every tensor store that a test opens in this process is checked, bytes and all, in the moment in which it closes."""
+    opened = sys.modules.get("tessera.tensorstore.local.store")
+    if opened is None:
+        yield
+        return
+    store_type, close, findings = opened.LocalTensorStore, opened.LocalTensorStore.close, []
+
+    def close_checked(store: Any) -> None:
+        if store._writer_lock is not None and store.root.is_dir():
+            findings.extend(store.check(deep=True))
+        close(store)
+
+    store_type.close = close_checked
+    try:
+        yield
+    finally:
+        store_type.close = close
+    if request.node.get_closest_marker("unsound_store") is None:
+        assert findings == []
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -39,6 +39,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory, sources: Path) -> Iterato
             client.register("net", sources / "net.pt2", task="shapes", dataset="made-up", accuracy=0.5, wait=True)
             client.register("bert", "tessera.registry.builders:bert", builder_args=BERT, seed=BERT_SEED, wait=True)
         yield found
+        found.check_stores()
         done = found.down()
         assert (done.returncode, found.leftovers()) == (0, []), done.stderr
         assert "down; no process, socket, lease or tmpfs file is left" in done.stderr
@@ -73,6 +74,9 @@ def fragile_platform(tmp_path_factory: pytest.TempPathFactory, sources: Path) ->
         with found.client() as client:
             client.register("net", sources / "net.pt2", wait=True)
         yield found
+        if found.supervisor is not None:
+            found.until_ready()
+            found.check_stores()
     finally:
         found.end()
 

@@ -138,6 +138,11 @@ class Platform:
         with Client(state=self.state) as client:
             yield client
 
+    def check_stores(self) -> None:
+        """Every store of every node is sound, bytes and all."""
+        done = self.tessera("node", "fsck", "--deep")
+        assert done.returncode == 0, done.stdout + done.stderr
+
     @property
     def endpoint(self) -> str:
         return self.layout.endpoint

@@ -131,6 +131,24 @@ def test_node_list_shows_store_and_runtimes(platform: Platform) -> None:
     assert {runtime["flavour"] for runtime in node["runtimes"]} == {"aten", "ort"}
 
 
+def test_fsck_compares_every_store_and_says_what_differs(fragile: Platform) -> None:
+    (sound,) = fragile.json("node", "fsck", "--deep")
+    assert set(sound) == {"node", "stores", "blobs", "bytes", "unlinked_bytes", "findings"}
+    assert (sound["node"], sound["stores"], sound["findings"]) == ("node-0", 1, [])
+    stray = fragile.store_folder() / "blobs" / ("0" * 64)
+    stray.write_bytes(b"not what its name says")
+    try:
+        done = fragile.tessera("node", "fsck")
+        assert done.returncode == 1
+        assert f"node-0, trust domain default: blobs/{stray.name} lies on disk, memory does not know it" in done.stdout
+    finally:
+        stray.unlink()
+    assert fragile.tessera("node", "fsck", "--node", "node-0").returncode == 0
+    unknown = fragile.tessera("node", "fsck", "--node", "elsewhere")
+    assert unknown.returncode == 1
+    assert "node 'elsewhere' is not there" in unknown.stderr
+
+
 def test_models_are_listed_and_shown(platform: Platform) -> None:
     listed = {model["name"]: model for model in platform.json("model", "list")}
     assert {"net", "bert", "identity"} <= set(listed)
@@ -248,6 +266,7 @@ def reads(asked: dict[str, Any]) -> dict[str, tuple[str, ...]]:
         "status": ("status",),
         "ps": ("ps",),
         "nodes": ("node", "list"),
+        "fsck": ("node", "fsck", "--node", "node-0"),
         "models": ("model", "list"),
         "model": ("model", "show", "net"),
         "profiles": ("profile", "show", "net"),

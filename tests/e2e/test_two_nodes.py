@@ -61,6 +61,7 @@ def two(tmp_path_factory: pytest.TempPathFactory, said: Path, sources: Path) -> 
                 with only_node(found, client, 1):
                     client.register("wide", wide, wait=True)
             yield found
+            found.check_stores()
             process.send_signal(signal.SIGINT)
             assert process.wait(60) == 0
         finally:

@@ -27,7 +27,7 @@ from tessera.coord import keys, records
 from tessera.coord.binary import EtcdProcess
 from tessera.coord.etcd import EtcdCoordinator
 from tessera.domain.artifact import Artifact, Blob, TensorRef
-from tessera.domain.errors import TesseraError
+from tessera.domain.errors import TesseraError, Unavailable
 from tessera.domain.ids import DEFAULT_TRUST_DOMAIN, Digest, NodeId, TrustDomain, domain_tag
 from tessera.domain.records import InstanceRecord
 from tessera.domain.signature import Signature, TensorSpec
@@ -247,9 +247,27 @@ class AgentProcess:
             await self._channel.close()
             self._channel = None
 
+    async def check(self, deep: bool = True) -> list[str]:
+        """What `tessera node fsck` finds."""
+        answer = await self.stub.CheckStores(node_pb2.CheckStoresRequest(deep=deep), timeout=30)
+        return [finding.words for finding in answer.findings]
+
     async def end(self) -> None:
-        """Whatever state it is in: everything of this node is gone afterwards."""
+        """Whatever state it is in: everything of this node is gone afterwards. An agent that lives still is checked before."""
+        findings = await self._last_check()
         await self.hang_up()
+        await self._take_down()
+        assert findings == []
+
+    async def _last_check(self) -> list[str]:
+        if self.process is None or self.process.poll() is not None:
+            return []
+        try:
+            return await self.check()
+        except Unavailable:
+            return []  # it never came up, or is on its way out
+
+    async def _take_down(self) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
             try:

@@ -27,7 +27,8 @@ Trim = Callable[[Collection[Digest] | None], Awaitable[None]]
 
 
 class Keeper:
-    """One per store. Only from adoption on: before that, what surviving runtimes hold is not known."""
+    """One per store. Only from adoption on: before that, what surviving runtimes hold is not known. Where a node has several stores each
+    gives up what is missing: what nobody holds is cheap to give up, and which store's users suffer is not for one of them to say."""
 
     def __init__(self, store: TensorStore, trim: Trim, memory: Memory, limits: PressureLimits, clock: Clock) -> None:
         self._store = store

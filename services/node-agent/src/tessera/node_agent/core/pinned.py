@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from tessera.domain.ids import Digest
+from tessera.domain.errors import ResourceExhausted
+from tessera.domain.ids import Digest, VariantKey
 from tessera.node_agent.core.table import Instance
 
 SHOWN = 8
+
+
+def unfit(variant: VariantKey, error: ResourceExhausted, instances: Iterable[Instance], sizes: Mapping[Digest, int]) -> ResourceExhausted:
+    """The store's refusal, with the variant that it is about and the instances of its trust domain that are in the way."""
+    living = [instance for instance in instances if instance.variant.trust_domain == variant.trust_domain]
+    return ResourceExhausted(f"{variant} does not fit into the node's store: {error.message}; in use by {pinned_by(living, sizes)}")
 
 
 def pinned_by(instances: Iterable[Instance], sizes: Mapping[Digest, int]) -> str:

@@ -7,9 +7,8 @@ behind. A blob is pinned for whoever will map it before it is mapped.
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from tessera import failpoint
 from tessera.clock import Clock
@@ -28,13 +27,14 @@ from tessera.domain.errors import (
 from tessera.domain.ids import Digest, InstanceId, RuntimeId
 from tessera.domain.instance import InstanceState, Stage, StartPath
 from tessera.node_agent.core.artifacts import Load
-from tessera.node_agent.core.pinned import pinned_by
+from tessera.node_agent.core.pinned import unfit
 from tessera.node_agent.core.poison import PoisonLedger
 from tessera.node_agent.core.runtimes import Purpose, RuntimeLimits, Wanted, choose_runtime
 from tessera.node_agent.core.status import NodeIdentity, record_of
 from tessera.node_agent.core.table import Instance, InstanceTable
 from tessera.node_agent.loops.eviction import Evictor
 from tessera.node_agent.loops.fleet import Fleet, Member
+from tessera.node_agent.loops.flight import Flight
 from tessera.node_agent.loops.larder import Larder, holder_of
 from tessera.node_agent.loops.stopwatch import Stopwatch
 from tessera.node_agent.ports import LoadReport, Meter, Notes, Records
@@ -45,15 +45,6 @@ ROOM_TRIES, ROOM_PAUSE_S = 8, 0.25
 """How often a start that does not fit looks for instances that have become idle; two seconds are what a caller waits anyway."""
 
 _log = get_logger(__name__)
-
-
-@dataclass(slots=True)
-class _Flight:
-    """A start on its way. `stop_reason` is set when somebody wants the instance gone before it is there; `cancel` ends its fetching."""
-
-    done: asyncio.Event = field(default_factory=asyncio.Event)
-    cancel: threading.Event = field(default_factory=threading.Event)
-    stop_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +91,7 @@ class Starter:
         self._clock = clock
         self._tasks = tasks
         self._changed = changed
-        self._flights: dict[InstanceId, _Flight] = {}
+        self._flights: dict[InstanceId, Flight] = {}
         self._stopping: dict[InstanceId, asyncio.Event] = {}
         fleet.on_lost(self._runtime_lost)
 
@@ -135,7 +126,7 @@ class Starter:
             raise FailedPrecondition(f"variant {instance.variant} is of trust domain {instance.variant.trust_domain!r}, not of "
                                      f"{self._fleet.trust_domain!r}")  # fmt: skip
         self._table.add(instance, why)
-        flight = self._flights[instance.instance_id] = _Flight()
+        flight = self._flights[instance.instance_id] = Flight()
         self._tasks.start(f"start {instance.instance_id}", self._fly(instance, flight))
 
     def bury(self, instance: Instance) -> None:
@@ -207,7 +198,7 @@ class Starter:
         self._fleet.unpin(instance.runtime_id, instance.blobs)
         self._notes.remove(instance.runtime_id, instance.instance_id)
 
-    async def _fly(self, instance: Instance, flight: _Flight) -> None:
+    async def _fly(self, instance: Instance, flight: Flight) -> None:
         watch = Stopwatch(self._clock)
         instance_id = instance.instance_id
         try:
@@ -229,7 +220,7 @@ class Starter:
         await self._record(instance_id)
         self._tell(instance_id, watch)
 
-    async def _bring_up(self, instance: Instance, flight: _Flight, watch: Stopwatch) -> None:
+    async def _bring_up(self, instance: Instance, flight: Flight, watch: Stopwatch) -> None:
         instance_id, artifact = instance.instance_id, instance.artifact
         assert artifact is not None
         isolated = self._poison.isolated(instance.variant, self._clock.monotonic_s())
@@ -254,21 +245,18 @@ class Starter:
         outcome = {"stages": watch.stages(), "private_bytes": report.private_bytes}
         self._table.move(instance_id, InstanceState.READY, self._clock.monotonic_s(), f"in {runtime_id}", **outcome)
 
-    async def _fetch(self, instance_id: InstanceId, artifact: Digest, flight: _Flight, watch: Stopwatch) -> Load:
+    async def _fetch(self, instance_id: InstanceId, artifact: Digest, flight: Flight, watch: Stopwatch) -> Load:
         self._table.move(instance_id, InstanceState.FETCHING, self._clock.monotonic_s(), f"artifact {artifact[:12]}")
         with watch.stage(Stage.FETCH):
             await failpoint.async_hit("node_agent.before_fetch")
             try:
                 load, fetched_bytes = await self._fetch_into_room(instance_id, artifact, flight)
             except ResourceExhausted as error:
-                variant = self._table.get(instance_id).variant
-                living = [other for other in self._table if other.variant.trust_domain == variant.trust_domain]
-                others = pinned_by(living, self._larder.sizes())
-                raise ResourceExhausted(f"{variant} does not fit into the node's store: {error.message}; in use by {others}") from error
+                raise unfit(self._table.get(instance_id).variant, error, self._table, self._larder.sizes()) from error
         self._table.note(instance_id, fetched=fetched_bytes > 0)
         return load
 
-    async def _fetch_into_room(self, instance_id: InstanceId, artifact: Digest, flight: _Flight) -> tuple[Load, int]:
+    async def _fetch_into_room(self, instance_id: InstanceId, artifact: Digest, flight: Flight) -> tuple[Load, int]:
         """Where the store is full of what idle instances hold, these make room."""
         for left in reversed(range(ROOM_TRIES)):
             try:

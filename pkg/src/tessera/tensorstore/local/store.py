@@ -152,11 +152,11 @@ class LocalTensorStore:
                 shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
                 raise NotFound(f"tensor store {self.root} lacks {shown}, which {holder} wants to hold")
             self._holds.add(holder, wanted)
-            self._index.touch(wanted, self._clock.monotonic_s())
+            self._index.touch(wanted, self._clock.monotonic_s(), used=True)
 
     def unpin(self, holder: str, digests: Iterable[Digest] | None) -> None:
         with self._lock:
-            self._index.touch(self._holds.drop(holder, digests), self._clock.monotonic_s())
+            self._index.touch(self._holds.drop(holder, digests), self._clock.monotonic_s(), used=False)
 
     def holders(self) -> Mapping[str, frozenset[Digest]]:
         with self._lock:
@@ -286,7 +286,7 @@ class LocalTensorStore:
             gone += self._unlink(chosen, "room")  # what somebody maps without a hold has freed nothing: look again
 
     def _candidates(self) -> list[ReclaimCandidate]:
-        return self._index.candidates(self._holds.held(), self._worth_of)
+        return self._index.candidates(self._holds.held(), self._worth_of, self._clock.monotonic_s())
 
     def _order(self) -> dict[Digest, int]:
         candidates = self._candidates()
@@ -321,7 +321,7 @@ class LocalTensorStore:
                 self._ingested_bytes += writer.size_bytes
             else:
                 os.unlink(writer.path)
-                self._index.touch((writer.digest,), now)
+                self._index.touch((writer.digest,), now, used=True)
             if writer.holder is not None:
                 self._holds.add(writer.holder, (writer.digest,))
             self._writers.pop(writer.path.name, None)

@@ -102,8 +102,9 @@ class NodeAgentConfig(ServiceConfig):
 
     tensor_keep_alive_s: float = Field(60.0, ge=0.0)
     """How long a blob that nobody holds is kept where the reclaim policy has such a window (the published minute)."""
-    reclaim_policy: str = "keep-alive"
-    """Which blobs go first when room is needed, and which go unasked: one of `tessera.policy.reclaim.registry`."""
+    reclaim_policy: str = "shared-cost"
+    """Which blobs go first when room is needed, and which go unasked: one of `tessera.policy.reclaim.registry`. The published
+    `keep-alive` fetched up to a quarter more than plain LRU on traces, `shared-cost` a tenth less (docs/performance.md)."""
     pressure_reserve_bytes: int = Field(256 << 20, ge=0)
     """Blobs that nobody holds go when less than this is available to the machine or to one of the agent's control groups; 0: never.
     Enough for a start's private memory, so that the kernel does not kill the runtime that grows next."""

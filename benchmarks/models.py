@@ -41,6 +41,7 @@ MODELS = (
     _cnn("mobilenetv2_w1"),
     _cnn("resnet18"),
     _cnn("resnet50"),
+    _cnn("densenet121"),
     _cnn("vgg16"),
     _bert("bert-small", 512, 4, 8),
     _bert("bert-base", 768, 12, 12),

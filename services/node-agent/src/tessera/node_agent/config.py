@@ -81,6 +81,9 @@ class NodeAgentConfig(ServiceConfig):
     the runtime was busy."""
     runtime_keep_alive_s: float = Field(60.0, ge=0.0)
     """How long an empty runtime beyond what the pool policy wants is kept."""
+    idle_after_s: float = Field(60.0, ge=0.0)
+    """An instance without requests for that long is parked: it keeps its mappings and gives its session, threads and memory away until its
+    next request. 0: none is."""
     orphan_s: float = Field(600.0, gt=0.0)
     """How long runtimes and relay live without an agent."""
 

@@ -54,8 +54,8 @@ class Sibling:
     own_bytes: int
 
 
-def siblings(model: BenchModel, backend: str, count: int, private: float | Collection[str]) -> list[Sibling]:
-    """`count` siblings of a made artifact.
+def siblings(model: BenchModel, backend: str, count: int, private: float | Collection[str], first: int = 0) -> list[Sibling]:
+    """`count` siblings of a made artifact, the same ones whenever `first` (the number of the first) and `private` are the same.
 
     Args:
         private: the share (0..1) of the bytes of its large tensors that each has for itself, taken from the output's end; its small tensors
@@ -65,7 +65,7 @@ def siblings(model: BenchModel, backend: str, count: int, private: float | Colle
     artifact = decode(store.read(made(model)[backend]))
     slots = set(_share(artifact, private) if isinstance(private, float) else private)
     with _Bytes(store, artifact) as source:
-        return [_sibling(store, artifact, source, slots, index) for index in range(count)]
+        return [_sibling(store, artifact, source, slots, index) for index in range(first, first + count)]
 
 
 def _share(artifact: Artifact, share: float) -> list[str]:
@@ -104,13 +104,17 @@ class _Bytes:
 
 def _sibling(store: Repository, artifact: Artifact, source: _Bytes, own: set[str], index: int) -> Sibling:
     draw = np.random.default_rng((SEED, index + 1))
-    known = {ref.digest for ref in artifact.tensors}
 
     def data(ref: TensorRef) -> bytes:
         return _drawn(source.of(ref), draw) if ref.slot in own and ref.dtype == "FP32" else source.of(ref)
 
-    stored = store_tensors(store, ((ref.slot, ref.dtype, ref.shape, data(ref)) for ref in artifact.tensors))
-    sibling = replace(artifact, pack=stored.pack, tensors=stored.tensors)
+    stored = store_tensors(
+        store,
+        ((ref.slot, ref.dtype, ref.shape, data(ref)) for ref in artifact.tensors if ref.slot in own or ref.pack_offset is not None),
+    )
+    drawn = {ref.slot: ref for ref in stored.tensors}
+    sibling = replace(artifact, pack=stored.pack, tensors=tuple(drawn.get(ref.slot, ref) for ref in artifact.tensors))
+    known = {ref.digest for ref in artifact.tensors}
     fresh = {ref.digest: ref.size_bytes for ref in sibling.large_tensors() if ref.digest not in known}
     packed = sibling.pack.size_bytes if sibling.pack and sibling.pack != artifact.pack else 0
     return Sibling(store_artifact(store, sibling), sum(fresh.values()) + packed)

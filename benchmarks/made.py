@@ -69,14 +69,13 @@ def siblings(model: BenchModel, backend: str, count: int, private: float | Colle
 
 
 def _share(artifact: Artifact, share: float) -> list[str]:
-    """Small tensors, and the last of the large ones until they make the share."""
-    wanted = share * sum(ref.size_bytes for ref in artifact.large_tensors())
+    """Small tensors, and of the large ones the last that fit into the share."""
+    left = share * sum(ref.size_bytes for ref in artifact.large_tensors())
     slots = [ref.slot for ref in artifact.tensors if ref.pack_offset is not None]
     for ref in reversed(artifact.large_tensors()):
-        if wanted <= 0:
-            break
-        slots.append(ref.slot)
-        wanted -= ref.size_bytes
+        if ref.size_bytes <= left:
+            slots.append(ref.slot)
+            left -= ref.size_bytes
     return slots
 
 

@@ -28,7 +28,7 @@ from tessera.api.node.v1 import node_pb2, node_pb2_grpc
 from tessera.api.open_inference.inference_pb2 import ModelInferRequest, ModelInferResponse
 from tessera.coord.binary import EtcdProcess, find_etcd
 from tessera.domain.errors import TesseraError
-from tessera.domain.ids import Digest
+from tessera.domain.ids import DEFAULT_TRUST_DOMAIN, Digest, domain_tag
 from tessera.frames import FrameClient, RequestHeader
 from tessera.tensorstore.mount import shm_folder_for
 from tessera.testing.etcd import free_port
@@ -153,7 +153,7 @@ class Node:
 
     @property
     def store_folder(self) -> Path:
-        mounted = self._run / "store"
+        mounted = self._run / f"store-{domain_tag(DEFAULT_TRUST_DOMAIN)}"
         return mounted if (mounted / "blobs").is_dir() else shm_folder_for(mounted)
 
     def memory(self) -> Memory:
@@ -186,7 +186,8 @@ async def node(store_bytes: int, **settings: Any) -> AsyncIterator[Node]:
                 "repository_url": f"file://{FOLDER / 'repository'}",
                 "state_folder": str(folder / "state"),
                 "run_folder": str(run),
-                "store_budget_bytes": store_bytes,
+                "stores": [{"trust_domain": "default", "budget_bytes": store_bytes}],
+                "runtime_user": "own",
                 "log_level": "warning",
                 **settings,
             }

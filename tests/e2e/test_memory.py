@@ -72,7 +72,8 @@ def agree(platform: Platform) -> list[dict[str, Any]] | None:
         if not close(runtime["private_bytes"], kernel.private) or not close(runtime["shared_bytes"], kernel.shared):
             return None
     files = sum(path.stat().st_blocks * 512 for path in (store / "blobs").iterdir())
-    assert close(node["store"]["used_bytes"], files), (node["store"], files)
+    (told,) = node["stores"]
+    assert close(told["used_bytes"], files), (told, files)
     found: list[dict[str, Any]] = node["runtimes"]
     return found
 

@@ -60,7 +60,7 @@ def test_this_machine() -> None:
 
 async def test_use_on_the_wire_and_in_metrics(node: Any) -> None:
     await node.start("a", node.make_artifact())
-    server = NodeAgentServer(node.agent, None)  # type: ignore[arg-type]
+    server = NodeAgentServer(node.agent)
     await server.GetStatus(node_pb2.GetStatusRequest(), None)
     (runtime,) = node.runtimes.live
     runtime.cpu_s = 0.5
@@ -84,4 +84,4 @@ async def test_use_on_the_wire_and_in_metrics(node: Any) -> None:
     assert metric("cpu_cores") == pytest.approx(1.5)
     assert metric("memory_available_bytes") == 12 << 30
     assert metric("memory_pressure_ratio") == 0.25
-    assert metric("store_unlinked_bytes") == 0
+    assert metric("store_unlinked_bytes", trust_domain="default") == 0

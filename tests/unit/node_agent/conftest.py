@@ -222,7 +222,8 @@ class FakeRuntime:
 
     async def activity(self, window_s: float, memory_age_s: float) -> RuntimeActivity:
         self._require()
-        return RuntimeActivity(tuple(InstanceActivity(name, 0, 0, 7, self._world.idle_s) for name in self.loaded), 5000, 4000, 3000, self.cpu_s)
+        instances = tuple(InstanceActivity(name, 0, 0, 7, self._world.idle_s) for name in self.loaded)
+        return RuntimeActivity(instances, 5000, 4000, 3000, self.cpu_s)
 
     cpu_s = 0.0
 

@@ -94,7 +94,8 @@ async def fill(model: BenchModel, expected: Expected, budget: int, sharing: bool
         "idle_after_s": IDLE_S if parked else 0.0,
         "max_instances_per_runtime": per_runtime,
         "warm_runtimes": 0,
-        "pool_policy": "constant", "runtime_keep_alive_s": 3600.0,
+        "pool_policy": "constant",
+        "runtime_keep_alive_s": 3600.0,
     }
     async with node(4 * budget, **settings) as where:
         begun = asyncio.get_running_loop().time()

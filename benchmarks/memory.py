@@ -64,7 +64,14 @@ async def grown(model: BenchModel, backend: str, kind: str, way: Way) -> list[di
     signature = decode(repository().read(made(model)[backend])).signature
     inputs = [(spec.name, spec.datatype, array) for spec, array in zip(signature.inputs, arrays(model), strict=True)]
     total = sum(each.own_bytes for each in family) + 2 * decode(repository().read(family[0].artifact)).tensor_bytes
-    settings = {"flavours": [backend], "warm_runtimes": 0, "pool_policy": "constant", "runtime_keep_alive_s": 3600.0, "idle_after_s": 0.0, **way.settings}
+    settings = {
+        "flavours": [backend],
+        "warm_runtimes": 0,
+        "pool_policy": "constant",
+        "runtime_keep_alive_s": 3600.0,
+        "idle_after_s": 0.0,
+        **way.settings,
+    }
     rows: list[dict[str, Any]] = []
     first: tuple[float, float] | None = None
     async with node(total + 256 * MIB, **settings) as where:

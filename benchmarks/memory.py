@@ -1,111 +1,148 @@
-"""What one more fine-tuned sibling costs in memory: make bench NAME=memory
+"""What one more instance costs in memory: make bench NAME=memory
 
-Siblings of resnet50 and bert-base share a frozen trunk; 1, 2, 4, 8 of them are loaded and answer, with sharing and with sharing off.
-*Private*: growth of the runtimes' private memory (smaps_rollup). *Proportional*: growth of their proportional set size. Both per added
-instance, from the first to the last.
+Siblings of eight architectures on one node agent, driven directly. How much a sibling has for itself: *shared* (its small tensors alone,
+all large ones are its trunk's), *tenth* (and the last tenth of the large ones), *none* (every weight: nothing is shared). How they live:
+*sharing* (in runtimes over the tensor store), *process* (the same, each in a runtime of its own), *runtime* (TETRIS's own baseline: several
+in one process, weights private), *off* (a process each, weights private). 1, 4 and 16 of them are loaded and answer; only 1 and 4 where
+each costs the node a model.
 
-    BENCH_SIBLINGS=8 BENCH_MODELS=resnet50,bert-base make bench NAME=memory
+*Private*: growth of the runtimes' private memory, store files left out. *Total*: growth of their proportional set sizes, store files left
+out, and of the store's allocated bytes; what an instance costs the node. Both per added instance, from the first to the last.
+
+    BENCH_MODELS=resnet50,bert-base BENCH_COUNT=16 BENCH_RUNTIMES=process make bench NAME=memory
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
-import subprocess
-import sys
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from benchmarks.embedded import STATE, platform
-from benchmarks.models import BY_NAME, BenchModel, arrays
+from benchmarks.made import made, repository, siblings
+from benchmarks.models import BY_NAME, MODELS, BenchModel, arrays
+from benchmarks.node import Node, node
 from benchmarks.report import Report
-from benchmarks.siblings import sibling_paths
-from tessera.sdk import Client
+from tessera.repository.artifacts import decode
 
 MIB = 1 << 20
-SLACK_MIB = 8.0
-FOLDER = STATE.parent / "bench-siblings"
-RUNTIMES = {"ort-fp32": "ort", "aten-fp32": "aten"}
+SLACK_MIB = {"process": 8.0, "container": 64.0}
+LARGE_MIB = 400
+SHARES = {"shared": 0.0, "tenth": 0.1, "none": 1.0}
+SETTLE_S = 1.5
+"""A runtime gives free memory back a second after it is no longer wanted."""
 
 
-def _rollup(pid: int) -> dict[str, int]:
-    """Bytes by field of /proc/PID/smaps_rollup."""
-    fields = {}
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
-        name, value, _ = line.split()
-        fields[name.rstrip(":")] = int(value) * 1024
-    return fields
+@dataclass(frozen=True)
+class Way:
+    """How instances live. `settings` are the node agent's."""
+
+    name: str
+    settings: dict[str, Any]
+    counts: tuple[int, ...]
 
 
-def _memory(client: Client, flavour: str) -> tuple[float, float]:
-    """(private, proportional) MiB of all runtimes of a flavour."""
-    pids = [runtime.pid for node in client.nodes() for runtime in node.runtimes if runtime.flavour == flavour]
-    rolls = [_rollup(pid) for pid in pids]
-    private = sum(roll["Private_Dirty"] + roll["Private_Clean"] for roll in rolls)
-    return private / MIB, sum(roll["Pss"] for roll in rolls) / MIB
+def ways(count: int, runtimes: str) -> tuple[Way, ...]:
+    own = {"max_instances_per_runtime": 1}
+    if runtimes == "container":  # a container holds one each, so that its own cost is seen
+        kind = {"runtimes": "container"}
+        return (Way("sharing", kind | own, (1, 4, count)), Way("off", kind | own | {"sharing": False}, (1, 4)))
+    return (
+        Way("sharing", {}, (1, 4, count)),
+        Way("process", own, (1, 4)),
+        Way("runtime", {"sharing": False}, (1, 4)),
+        Way("off", own | {"sharing": False}, (1, 4)),
+    )
 
 
-def _names(model: BenchModel, count: int) -> list[str]:
-    return [f"{model.name}-sibling{index}" for index in range(count)]
-
-
-def _register(client: Client, model: BenchModel, count: int) -> None:
-    subprocess.run([sys.executable, "-W", "ignore", "-m", "benchmarks.siblings", model.name, str(count), str(FOLDER)], check=True)
-    for name, weights in zip(_names(model, count), sibling_paths(model.name, count, FOLDER), strict=True):
-        result = client.register(name, model.source, builder_args=model.arguments, weights=weights, wait=True)
-        if not result.unchanged:
-            shared = result.tensor_bytes_already_stored / MIB
-            print(f"registered {name}: {result.tensor_bytes / MIB:.0f} MiB, {shared:.0f} MiB of them already stored", flush=True)
-
-
-def _own_mib(client: Client, model: BenchModel, count: int, variant: str) -> float:
-    """Bytes of the last sibling's variant that no earlier one has."""
-    info = client.model(_names(model, count)[-1]).versions[0]
-    found = next(each for each in info.variants if each.key.variant == variant)
-    return (found.tensor_bytes - found.tensor_bytes_shared) / MIB
-
-
-def _measure(client: Client, report: Report, model: BenchModel, count: int, variant: str, sharing: bool) -> dict[int, float]:
-    flavour = RUNTIMES[variant]
-    inputs = None
-    grown: dict[int, float] = {}
+async def grown(model: BenchModel, backend: str, kind: str, way: Way) -> list[dict[str, Any]]:
+    """A row for each count."""
+    counts = way.counts if kind != "none" else way.counts[:2]
+    family = siblings(model, backend, max(counts), SHARES[kind])
+    signature = decode(repository().read(made(model)[backend])).signature
+    inputs = [(spec.name, spec.datatype, array) for spec, array in zip(signature.inputs, arrays(model), strict=True)]
+    total = sum(each.own_bytes for each in family) + 2 * decode(repository().read(family[0].artifact)).tensor_bytes
+    settings = {
+        "flavours": [backend],
+        "warm_runtimes": 0,
+        "pool_policy": "constant",
+        "runtime_keep_alive_s": 3600.0,
+        "idle_after_s": 0.0,
+        **way.settings,
+    }
+    rows: list[dict[str, Any]] = []
     first: tuple[float, float] | None = None
-    for index, name in enumerate(_names(model, count), start=1):
-        if inputs is None:
-            inputs = dict(zip([spec.name for spec in client.metadata(name).inputs], arrays(model), strict=True))
-        for _ in range(3):
-            client.infer(f"{name}@1/{variant}", inputs)
-        if index & (index - 1):
-            continue
-        private, proportional = _memory(client, flavour)
-        first = first or (private, proportional)
-        row: dict[str, object] = {"model": model.name, "variant": variant, "sharing": "on" if sharing else "off", "instances": index}
-        row |= {"private_mib": private, "proportional_mib": proportional}
-        if index > 1:
-            grown[index] = (private - first[0]) / (index - 1)
-            row |= {"private_per_added_mib": grown[index], "proportional_per_added_mib": (proportional - first[1]) / (index - 1)}
-        report.row(**row)
-    return grown
+    async with node(total + 256 * MIB, **settings) as where:
+        answers = []
+        for index, sibling in enumerate(family, start=1):
+            instance = await where.start(sibling.artifact)
+            for _ in range(2):
+                answer = (await where.ask(instance, inputs))[0]
+            answers.append(answer)
+            if not np.isfinite(answer).all():
+                raise SystemExit(f"{model.name} {kind} answers with numbers that are none")
+            if index not in counts:
+                continue
+            await asyncio.sleep(SETTLE_S)
+            private, used = used_mib(where, way.settings.get("sharing", True))
+            first = first or (private, used)
+            row: dict[str, Any] = {"model": model.name, "backend": backend, "weights": kind, "way": way.name, "instances": index}
+            row |= {"own_mib": sibling.own_bytes / MIB, "private_mib": private, "total_mib": used}
+            if index > 1:
+                row |= {
+                    "private_per_added_mib": (private - first[0]) / (index - 1),
+                    "total_per_added_mib": (used - first[1]) / (index - 1),
+                }
+            rows.append(row)
+        if len(answers) > 1 and all(np.array_equal(answers[0], answer) for answer in answers[1:]):
+            raise SystemExit(f"siblings of {model.name} ({kind}) all answer alike: they have no weights of their own")
+    return rows
+
+
+def used_mib(where: Node, sharing: bool) -> tuple[float, float]:
+    memory = where.memory()
+    return memory.private_bytes / MIB, (memory.proportional_bytes + (where.store_bytes() if sharing else 0)) / MIB
+
+
+async def measure(report: Report, model: BenchModel, backend: str, count: int, runtimes: str) -> None:
+    added: dict[tuple[str, str], float] = {}
+    own: dict[str, float] = {}
+    for kind in SHARES:
+        for way in ways(count, runtimes):
+            if kind != "shared" and way.name in ("runtime", "off"):
+                continue  # private copies of all weights, whose they are
+            for row in await grown(model, backend, kind, way):
+                report.row(**row)
+                if row["instances"] > 1:
+                    added[kind, way.name] = max(row["total_per_added_mib"], added.get((kind, way.name), 0.0))
+                    own[kind] = row["own_mib"]
+            print(f"{model.name} {backend} {kind} {way.name}: {added[kind, way.name]:.1f} MiB per added instance", flush=True)
+    name = f"{model.name}.{backend}"
+    alone = "process" if runtimes == "process" else "sharing"
+    overhead = max(added[kind, "sharing"] - own[kind] for kind in SHARES)
+    report.goal(f"sibling_overhead_mib.{name}", overhead, "<=", SLACK_MIB[runtimes], "MiB beyond its own tensors")
+    report.row(
+        model=model.name, backend=backend, way=alone, note=f"alone beyond its own tensors {added['shared', alone] - own['shared']:.1f} MiB"
+    )
+    size = decode(repository().read(made(model)[backend])).tensor_bytes / MIB
+    if size >= LARGE_MIB:
+        saved = 100 * (1 - added["shared", "sharing"] / added["shared", "off"])
+        report.goal(f"saved_percent.{name}", saved, ">=", 98, "% of what an instance takes with sharing off")
 
 
 def main() -> None:
-    count = int(os.environ.get("BENCH_SIBLINGS", "8"))
-    chosen = [BY_NAME[name] for name in os.environ.get("BENCH_MODELS", "resnet50,bert-base").split(",")]
+    chosen = os.environ.get("BENCH_MODELS")
+    models = [BY_NAME[name] for name in chosen.split(",")] if chosen else list(MODELS)
+    backends = os.environ.get("BENCH_BACKENDS", "ort").split(",")
+    count, runtimes = int(os.environ.get("BENCH_COUNT", "16")), os.environ.get("BENCH_RUNTIMES", "process")
+    if runtimes not in SLACK_MIB:
+        raise SystemExit(f"BENCH_RUNTIMES {runtimes!r}: must be one of {', '.join(SLACK_MIB)}")
     report = Report("memory")
-    for sharing in (True, False):
-        for variant in RUNTIMES:
-            for model in chosen:
-                with platform(*([] if sharing else ["--no-sharing"]), store="8G") as client:
-                    _register(client, model, count)
-                    client.infer("identity", {"INPUT0": np.zeros(1, np.float32)})
-                    own = _own_mib(client, model, count, variant)
-                    grown = _measure(client, report, model, count, variant, sharing)
-                    if sharing and variant == "ort-fp32" and grown:
-                        # The kernel counts pages that one process alone maps as private to it, the sibling's own tensors among them.
-                        overhead = max(grown.values()) - own
-                        report.goal(f"sibling_overhead_mib.{model.name}", overhead, "<=", SLACK_MIB, "MiB beyond its own tensors")
-                    report.row(model=model.name, variant=variant, sharing="on" if sharing else "off", note=f"own tensors {own:.1f} MiB")
-                print(f"{model.name} {variant} sharing {'on' if sharing else 'off'}: done", flush=True)
+    for model in models:
+        for backend in backends:
+            asyncio.run(measure(report, model, backend, count, runtimes))
     report.finish()
 
 

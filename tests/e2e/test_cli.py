@@ -21,13 +21,17 @@ STAGES = {"queue", "schedule", "fetch", "fork", "map", "load", "run"}
 KEYS = {
     "status": {"kind", "id", "address", "ready", "detail"},
     "ps": {
-        "id", "model", "version", "variant", "node", "runtime_id", "pid", "state", "start_path", "fetched", "start_ms", "shared_bytes",
-        "private_bytes", "idle_s", "served", "error",
+        "id", "model", "version", "variant", "node", "runtime_id", "pid", "state", "start_path", "fetched", "start_ms", "parked", "served",
+        "shared_bytes", "private_bytes", "idle_s", "queue", "executing", "requests_per_s", "run_p50_ms", "run_p99_ms", "runtime", "error",
     },
     "node": {
-        "id", "address", "cpu_count", "build_class", "profile_class", "flavours", "instances", "runtimes", "stores",
+        "id", "address", "cpu_count", "build_class", "profile_class", "flavours", "instances", "cpu_cores", "memory_bytes",
+        "memory_available_bytes", "memory_pressure", "runtimes", "stores",
     },
-    "runtime": {"id", "pid", "flavour", "trust_domain", "threads", "instances", "private_bytes", "proportional_bytes"},
+    "runtime": {
+        "id", "kind", "pid", "flavour", "trust_domain", "threads", "instances", "cpu_cores", "private_bytes", "shared_bytes",
+        "proportional_bytes",
+    },
     "store": {
         "trust_domain", "used_bytes", "budget_bytes", "pinned_bytes", "unlinked_bytes", "files", "huge_pages", "sharing", "fetched_bytes",
         "quarantined",

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tessera.domain.errors import DataCorrupted, InvalidInput
+from tessera.domain.errors import DataCorrupted, Internal, InvalidInput
 from tessera.runtime import backends
 from tessera.runtime.blobs import ArtifactBlobs
 from tessera.runtime.measure import synthetic_inputs
@@ -79,6 +79,26 @@ def test_sharing_off_gives_the_same_bits(backend, model, models, open_artifact):
     assert private.blobs.mapped_bytes == 0
     answers = private.run(inputs)
     assert all(shared[name].tobytes() == answers[name].tobytes() for name in shared)
+
+
+@each_backend
+@each_model
+def test_opened_again_over_kept_bytes_gives_the_same_bits(backend, model, models, open_artifact, backend_of):
+    """What parking an instance does: the session goes, the mappings stay."""
+    opened = open_artifact(models[model].artifacts[backend])
+    inputs = models[model].inputs(2, 5)
+    first = opened.run(inputs)
+    for _ in range(3):
+        opened.loaded.close()
+        opened.loaded.close()
+        with pytest.raises(Internal, match="closed"):
+            opened.run(inputs)
+        opened.blobs.forget_derived()
+        again = backend_of(backend).load(opened.artifact, models[model].artifacts[backend], opened.blobs)
+        opened = replace(opened, loaded=again)
+        answers = opened.run(inputs)
+        assert all(first[name].tobytes() == answers[name].tobytes() for name in first)
+    again.close()
 
 
 @each_backend

@@ -58,6 +58,7 @@ from tessera.node_agent.ports import (
     Hello,
     InstanceActivity,
     LoadReport,
+    MachineUse,
     Runtime,
     RuntimeActivity,
     StartOrder,
@@ -219,9 +220,12 @@ class FakeRuntime:
         assert instance_id in self.loaded
         return LatencyRow(batch, self._hello.threads, min_repeats, 1.0, 2.0, 1.1, 10)
 
-    async def activity(self) -> RuntimeActivity:
+    async def activity(self, window_s: float, memory_age_s: float) -> RuntimeActivity:
         self._require()
-        return RuntimeActivity(tuple(InstanceActivity(name, 0, 0, 7, self._world.idle_s) for name in self.loaded), 5000, 3000)
+        instances = tuple(InstanceActivity(name, 0, 0, 7, self._world.idle_s) for name in self.loaded)
+        return RuntimeActivity(instances, 5000, 4000, 3000, self.cpu_s)
+
+    cpu_s = 0.0
 
     def mappings(self) -> int:
         return 500
@@ -334,6 +338,16 @@ class FakeMemory:
         return MemoryReading(0.0, 1 << 40)
 
 
+class FakeMachine:
+    """Implements `Machine`: one and a half cores are always busy."""
+
+    def __init__(self, clock: VirtualClock) -> None:
+        self._clock = clock
+
+    def use(self) -> MachineUse:
+        return MachineUse(1.5 * self._clock.monotonic_s(), 16 << 30, 12 << 30, 0.25)
+
+
 class Node:
     """A node agent over fakes, with the trust domain `default` and `others`. `make_artifact` puts a model into the repository; `start` is
     what the scheduler's leader would ask."""
@@ -394,6 +408,7 @@ class Node:
         self.domains = Domains([first, *self.others.values()])
         self.agent = Agent(
             self.identity, self.table, self.domains, self.records, self.terms, meter, self.limits, 60.0, 1.0, clock, tasks, Pulse(),
+            FakeMachine(clock),
         )  # fmt: skip
         self.adoption = Adoption(self.identity, self.table, self.domains, self.records, notes, 60.0, clock)
 

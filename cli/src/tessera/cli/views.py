@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from tessera.sdk import types
 
@@ -78,7 +78,9 @@ def registration(result: types.RegistrationResult) -> Plain:
     }
 
 
-def instance(node_id: str, found: types.Instance) -> Plain:
+def instance(node_id: str, found: types.Instance, runtimes: Mapping[str, types.Runtime]) -> Plain:
+    """`runtimes`: those of its node by id; one that is not there any more shows as empty."""
+    home = runtimes.get(found.runtime_id)
     return {
         "id": found.instance_id,
         "model": found.variant.model,
@@ -95,7 +97,30 @@ def instance(node_id: str, found: types.Instance) -> Plain:
         "private_bytes": found.private_bytes,
         "idle_s": round(found.idle_s, 3),
         "served": found.served,
+        "queue": found.queue,
+        "executing": found.executing,
+        "requests_per_s": round(found.requests_per_s, 2),
+        "run_p50_ms": round(found.run_p50_ms, 3),
+        "run_p99_ms": round(found.run_p99_ms, 3),
+        "parked": found.parked,
+        "runtime": runtime(home) if home is not None else {},
         "error": found.error,
+    }
+
+
+def runtime(found: types.Runtime) -> Plain:
+    return {
+        "id": found.runtime_id,
+        "kind": found.kind,
+        "pid": found.pid,
+        "flavour": found.flavour,
+        "trust_domain": found.trust_domain,
+        "threads": found.threads,
+        "instances": found.instances,
+        "cpu_cores": round(found.cpu_cores, 3),
+        "private_bytes": found.private_bytes,
+        "shared_bytes": found.shared_bytes,
+        "proportional_bytes": found.proportional_bytes,
     }
 
 
@@ -108,19 +133,11 @@ def node(found: types.NodeStatus) -> Plain:
         "profile_class": found.profile_class,
         "flavours": list(found.flavours),
         "instances": len(found.instances),
-        "runtimes": [
-            {
-                "id": runtime.runtime_id,
-                "pid": runtime.pid,
-                "flavour": runtime.flavour,
-                "trust_domain": runtime.trust_domain,
-                "threads": runtime.threads,
-                "instances": runtime.instances,
-                "private_bytes": runtime.private_bytes,
-                "proportional_bytes": runtime.proportional_bytes,
-            }
-            for runtime in found.runtimes
-        ],
+        "cpu_cores": round(found.cpu_cores, 3),
+        "memory_bytes": found.memory_bytes,
+        "memory_available_bytes": found.memory_available_bytes,
+        "memory_pressure": round(found.memory_pressure, 4),
+        "runtimes": [runtime(each) for each in found.runtimes],
         "stores": [
             {
                 "trust_domain": store.trust_domain,

@@ -46,8 +46,16 @@ def _check(data: bytes | memoryview, digest: Digest) -> None:
 class ArtifactBlobs:
     """A `BlobSource` (see `backends.interface`). `close` ends the mappings; only after nothing points into them any more."""
 
-    def __init__(self, store: Path, artifact: Artifact, mapped: BlobMap, private: bool, verify: bool) -> None:
-        """Maps every blob of the artifact but the graph, which is read.
+    def __init__(
+        self,
+        store: Path,
+        artifact: Artifact,
+        mapped: BlobMap,
+        private: bool,
+        verify: bool,
+        read: Callable[[Path, Digest], bytes] = read_blob,
+    ) -> None:
+        """Maps every blob of the artifact but the graph, which is read by `read`: siblings have one graph, and may share its bytes.
 
         Raises:
             NotFound: a blob is not in the store.
@@ -61,7 +69,7 @@ class ArtifactBlobs:
         self._derived: Any = None
         self._arrays: dict[str, npt.NDArray[Any]] = {}
         self.mapped_bytes = 0
-        self._graph = read_blob(store, artifact.graph.digest) if artifact.graph else b""
+        self._graph = read(store, artifact.graph.digest) if artifact.graph else b""
         try:
             self._map(private, verify)
         except BaseException:
@@ -122,6 +130,10 @@ class ArtifactBlobs:
             self._derived = make()
         found: T = self._derived
         return found
+
+    def forget_derived(self) -> None:
+        """Lets go of what was derived; the bytes stay mapped. Nothing may use it any more."""
+        self._derived = None
 
     def close(self) -> None:
         self._derived = None

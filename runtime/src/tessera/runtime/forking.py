@@ -210,6 +210,7 @@ class Zygote:
             control.whole_field(message, "workers", self._config.workers, minimum=1),
             message.get("private", False) is True,
             control.number_field(message, "seconds_orphan", 600.0),
+            control.number_field(message, "idle_after_s", 0.0),
         )
 
     def _become_runtime(self, runtime: RuntimeConfig, write_end: int) -> NoReturn:

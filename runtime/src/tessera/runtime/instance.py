@@ -1,7 +1,8 @@
 """One loaded artifact that serves: its queue, its batches, its end.
 
 Everything here runs on the event loop's thread, which is the lock that loading and unloading take as well; only `Loaded.run` goes to
-a worker thread. At most one batch of an instance runs at a time.
+a worker thread. At most one batch of an instance runs at a time. A parked instance has no `Loaded`: its next request has it opened again,
+and waits for that in the queue as it would for a batch.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from tessera.domain.errors import DeadlineExceeded, FailedPrecondition, Internal
 from tessera.domain.ids import Digest, Generation, InstanceId
 from tessera.frames.codec import FrameResponse, RequestHeader
 from tessera.frames.openinference import InferRequest, encode_response
+from tessera.runtime.activity import InstanceStatus, RecentRuns
 from tessera.runtime.backends.interface import Loaded, Tensor
 from tessera.runtime.tensors import CheckedRequest, check_request, join, joinable_key, output_tensors, split
 
@@ -29,6 +31,9 @@ DEFAULT_MAX_QUEUE = 1024
 
 Submit = Callable[[Callable[[], dict[str, Tensor]]], "asyncio.Future[dict[str, Tensor]]"]
 """Runs a call on a worker thread."""
+
+Reopen = Callable[[], "asyncio.Future[Loaded]"]
+"""Opens what was closed when the instance was parked, over the same mappings."""
 
 
 class InstancePhase(StrEnum):
@@ -62,14 +67,6 @@ class BatchLimits:
     max_queue: int = DEFAULT_MAX_QUEUE
 
 
-@dataclass(slots=True)
-class InstanceStatus:
-    queue: int = 0
-    executing: int = 0
-    served: int = 0
-    idle_s: float = 0.0
-
-
 @dataclass(frozen=True, slots=True)
 class InstanceIdentity:
     """`version` is what answers say as model_version."""
@@ -91,15 +88,25 @@ class Instance:
     """Raises from `submit`: what `check_request` raises, ResourceExhausted, WrongGeneration."""
 
     def __init__(
-        self, identity: InstanceIdentity, artifact: Artifact, loaded: Loaded, limits: BatchLimits, clock: Clock, submit: Submit
+        self,
+        identity: InstanceIdentity,
+        artifact: Artifact,
+        loaded: Loaded,
+        limits: BatchLimits,
+        clock: Clock,
+        submit: Submit,
+        reopen: Reopen,
     ) -> None:
         self.identity = identity
         self.artifact = artifact
-        self.loaded = loaded
+        self.loaded: Loaded | None = loaded
         self.limits = limits
         self.phase = InstancePhase.SERVING
         self._clock = clock
         self._submit = submit
+        self._reopen = reopen
+        self._opening: asyncio.Future[Loaded] | None = None
+        self._runs = RecentRuns()
         self._loop = asyncio.get_running_loop()
         self._queue: deque[_Waiting] = deque()
         self._running: _Running | None = None
@@ -110,10 +117,48 @@ class Instance:
         self._served = 0
         self._last_s = clock.monotonic_s()
 
-    def status(self) -> InstanceStatus:
+    def status(self, window_s: float = 1.0) -> InstanceStatus:
+        """Figures as of now; percentiles of what ran in the last `window_s` seconds."""
         executing = len(self._running.items) if self._running else 0
-        idle_s = 0.0 if executing or self._queue else self._clock.monotonic_s() - self._last_s
-        return InstanceStatus(len(self._queue), executing, self._served, idle_s)
+        p50_ms, p99_ms = self._runs.percentiles(self._clock.monotonic_s() - window_s)
+        return InstanceStatus(len(self._queue), executing, self._served, self.idle_s, p50_ms, p99_ms, self.loaded is None)
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since it had something to do; 0 while it has."""
+        return 0.0 if self._busy or self._exclusive or self._queue else self._clock.monotonic_s() - self._last_s
+
+    @property
+    def _busy(self) -> bool:
+        return self._running is not None or self._opening is not None
+
+    def park(self) -> Loaded | None:
+        """Takes its `Loaded` away, for the caller to close. None when it has something to do, is parked already, or is of no use parked."""
+        loaded = self.loaded
+        if loaded is None or loaded.inline or self._busy or self._exclusive or self._queue or self.phase is not InstancePhase.SERVING:
+            return None
+        self.loaded = None
+        return loaded
+
+    def _open(self) -> asyncio.Future[Loaded]:
+        """Has it opened again; what waits goes on then, or hears why that failed."""
+        opening = self._opening = self._reopen()
+        opening.add_done_callback(self._opened)
+        return opening
+
+    def _opened(self, done: asyncio.Future[Loaded]) -> None:
+        self._opening = None
+        error = Internal("the runtime is ending") if done.cancelled() else done.exception()
+        self.loaded = done.result() if error is None else None
+        while error is not None and self._queue:
+            self._fail(self._queue.popleft(), error)
+        self._wake_quiet()
+        self._dispatch()
+
+    def _fail(self, item: _Waiting, error: BaseException) -> None:
+        if not item.future.done():
+            known = error if isinstance(error, TesseraError) else Internal(f"{self.identity.variant}: {type(error).__name__}: {error}")
+            item.future.set_exception(known)
 
     def submit(self, header: RequestHeader, request: InferRequest) -> asyncio.Future[FrameResponse]:
         """Checks a request and queues it. Cancelling the future takes it out of the queue."""
@@ -137,7 +182,7 @@ class Instance:
             self._loop.create_future(),
         )
         self._queue.append(item)
-        if self._running is None and not self._exclusive:
+        if not self._busy and not self._exclusive:
             self._dispatch()
         if not item.future.done():
             item.future.add_done_callback(partial(self._left, item))
@@ -151,7 +196,10 @@ class Instance:
 
     def _dispatch(self) -> None:
         """Forms the next batch and starts it; the generation is checked here again."""
-        while self._running is None and not self._exclusive and self._queue:
+        while not self._busy and not self._exclusive and self._queue:
+            if self.loaded is None:
+                self._open()
+                return
             items = self._form()
             if items is None:
                 return
@@ -251,10 +299,8 @@ class Instance:
             _log.warning("a batch of %d requests to %s failed and is run one by one: %s", len(running.items), self.identity.variant, error)
             self._run_alone(running.items)
         else:
-            known = error if isinstance(error, TesseraError) else Internal(f"{self.identity.variant}: {type(error).__name__}: {error}")
             for item in running.items:
-                if not item.future.done():
-                    item.future.set_exception(known)
+                self._fail(item, error)
         if dispatch:
             self._dispatch()
 
@@ -274,6 +320,7 @@ class Instance:
             return
         rows = sum(item.request.rows for item in items)
         run_us = int((now - running.started_s) * 1e6)
+        self._runs.note(now, (now - running.started_s) * 1e3)
         self._served += len(items)
         for item, part in zip(items, parts, strict=True):
             if item.future.done():
@@ -288,23 +335,29 @@ class Instance:
             item.future.set_result(FrameResponse(0, min(rows, 0xFFFF), queue_us, run_us, body))
 
     async def exclusively(self) -> None:
-        """Waits until nothing runs and keeps batches from starting until `release`.
+        """Waits until nothing runs and keeps batches from starting until `release`. A parked one is opened.
 
         Raises:
             FailedPrecondition: somebody has it already.
+            TesseraError: it cannot be opened.
         """
         if self._exclusive:
             raise FailedPrecondition(f"instance {self.identity.instance_id} is being measured already")
         self._exclusive = True
         try:
-            while self._running is not None:
+            while self._busy:
                 await self._until_quiet()
+            if self.loaded is None:
+                opening = self._open()
+                await asyncio.wait([opening])
+                opening.result()
         except BaseException:
             self.release()
             raise
 
     def release(self) -> None:
         self._exclusive = False
+        self._last_s = self._clock.monotonic_s()
         self._dispatch()
 
     async def drain(self, drain_s: float) -> None:
@@ -314,7 +367,7 @@ class Instance:
         self._dispatch()
         try:
             async with asyncio.timeout(drain_s):
-                while self._queue or self._running is not None:
+                while self._queue or self._busy:
                     await self._until_quiet()
         except TimeoutError:
             pass
@@ -322,7 +375,7 @@ class Instance:
             item = self._queue.popleft()
             if not item.future.done():
                 item.future.set_exception(self._wrong_generation())
-        while self._running is not None or self._exclusive:
+        while self._busy or self._exclusive:
             await self._until_quiet()
         self.phase = InstancePhase.GONE
 
@@ -332,7 +385,7 @@ class Instance:
         await future
 
     def _wake_quiet(self) -> None:
-        if self._running is None:
+        if not self._busy:
             waiting, self._quiet = self._quiet, []
             for future in waiting:
                 if not future.done():

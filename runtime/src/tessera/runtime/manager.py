@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
+from tessera import failpoint
 from tessera.clock import Clock
 from tessera.domain.artifact import Artifact
 from tessera.domain.errors import (
@@ -21,6 +22,7 @@ from tessera.domain.errors import (
     Internal,
     InvalidInput,
     NotFound,
+    ResourceExhausted,
     TesseraError,
     Unsupported,
     WrongGeneration,
@@ -35,6 +37,7 @@ from tessera.runtime.holds import Holds
 from tessera.runtime.instance import BatchLimits, Instance, InstanceIdentity, InstancePhase
 from tessera.runtime.kept import KeptArtifacts
 from tessera.runtime.measure import Measurement, measure
+from tessera.runtime.parking import Parking
 from tessera.tensorstore import artifact as artifacts
 from tessera.tensorstore.mapping import BlobMap
 
@@ -47,11 +50,13 @@ WARM_AFTER_S = 0.05
 KEEP_S = 600.0
 """How long what an unloaded instance mapped stays mapped for the next one of its artifact, unless the agent wants the room."""
 _KNOWN_ARTIFACTS = 32
+_KNOWN_GRAPHS = 32
 
 
 @dataclass(frozen=True, slots=True)
 class RuntimeConfig:
-    """One runtime. `private`: sharing off, tensors are copied. `workers`: batches that may run at a time, of different instances."""
+    """One runtime. `private`: sharing off, tensors are copied. `workers`: batches that may run at a time, of different instances.
+    `idle_after_s`: an instance without requests for that long is parked; 0: none is."""
 
     runtime_id: str
     flavour: str
@@ -62,6 +67,7 @@ class RuntimeConfig:
     workers: int = 1
     private: bool = False
     orphan_s: float = 600.0
+    idle_after_s: float = 0.0
 
     @property
     def folder(self) -> Path:
@@ -118,6 +124,10 @@ class InstanceManager:
         self._by_generation: dict[int, Instance] = {}
         self._build_class = classes.build_class()
         self._artifact = lru_cache(_KNOWN_ARTIFACTS)(partial(_read_artifact, config.store))
+        self._graph = lru_cache(_KNOWN_GRAPHS)(read_blob)
+        self._parking = Parking(
+            config.idle_after_s, lambda: [(held.instance, held.blobs) for held in self._held.values()], self._loader, self._tidy_later
+        )
         self._tidying: asyncio.TimerHandle | None = None
         self._forgetting: asyncio.TimerHandle | None = None
         self.on_released: Callable[[list[Digest]], None] | None = None
@@ -191,10 +201,22 @@ class InstanceManager:
         limits = BatchLimits(opened.artifact.max_batch, request.max_delay_us)
         identity = InstanceIdentity(request.instance_id, request.generation, request.variant, str(version or ""), request.artifact)
         submit = partial(self._loop.run_in_executor, self._workers)
-        instance = Instance(identity, opened.artifact, opened.loaded, limits, self._clock, submit)
+        reopen = partial(self._loop.run_in_executor, self._loader, self._reopen, identity, opened.artifact, opened.blobs)
+        instance = Instance(identity, opened.artifact, opened.loaded, limits, self._clock, submit, reopen)
         self._held[request.instance_id] = _Held(instance, opened.blobs)
         self._by_generation[request.generation] = instance
+        self._parking.watch()
         return opened.answer
+
+    def _reopen(self, identity: InstanceIdentity, artifact: Artifact, blobs: ArtifactBlobs) -> Loaded:
+        """On the loader thread. Raises TesseraError: why a parked instance cannot be opened again."""
+        failpoint.hit("runtime.reopen")
+        try:
+            loaded = self._backend_for(artifact).load(artifact, identity.artifact_digest, blobs)
+        except MemoryError as error:
+            raise ResourceExhausted(f"no memory to open instance {identity.instance_id} of {identity.variant} again") from error
+        self._loop.call_soon_threadsafe(self._parking.watch)
+        return loaded
 
     def _open(self, request: LoadRequest, artifact: Artifact) -> _Opened:
         """On the loader thread."""
@@ -204,7 +226,8 @@ class InstanceManager:
         backend = self._backend_for(artifact)
         blobs = None if request.verify else self._kept.take(request.artifact)
         if blobs is None:
-            blobs = ArtifactBlobs(store, artifact, self._maps, self.config.private, request.verify)
+            read = read_blob if request.verify else self._graph
+            blobs = ArtifactBlobs(store, artifact, self._maps, self.config.private, request.verify, read)
         mapped = self._clock.monotonic_s()
         try:
             loaded = backend.load(artifact, request.artifact, blobs)
@@ -265,6 +288,7 @@ class InstanceManager:
             raise InvalidInput("batch", batch, f"must be 1 to {limit}")
         await instance.exclusively()
         try:
+            assert instance.loaded is not None
             call = partial(measure, instance.loaded, instance.artifact.signature, batch, seconds, min_repeats, self._clock)
             return await self._loop.run_in_executor(self._workers, call)
         finally:
@@ -276,6 +300,7 @@ class InstanceManager:
         async with asyncio.TaskGroup() as tasks:
             for instance_id in serving:
                 tasks.create_task(self.unload(instance_id, drain_s))
+        self._parking.stop()
         for timer in (self._tidying, self._forgetting):
             if timer is not None:
                 timer.cancel()
@@ -284,7 +309,8 @@ class InstanceManager:
 
     def _end(self, held: _Held) -> None:
         """On the loader thread: first what points into the mappings; those stay for a while."""
-        held.instance.loaded.close()
+        if held.instance.loaded is not None:
+            held.instance.loaded.close()
         self._kept.keep(held.instance.identity.artifact_digest, held.blobs, self._clock.monotonic_s())
 
     def _forget_later(self) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import cast
 
+from tessera.clock import Clock
 from tessera.domain.errors import Internal, InvalidInput, TesseraError, Unsupported
 from tessera.domain.ids import Digest, InstanceId, checked_digest
 from tessera.runtime import control, memory
@@ -55,8 +56,13 @@ class ControlServer:
     Each message is a task, which goes on when the agent that asked disconnects.
     """
 
-    def __init__(self, manager: InstanceManager, on_connections: Callable[[int], None], stop: Callable[[float], None]) -> None:
+    def __init__(
+        self, manager: InstanceManager, on_connections: Callable[[int], None], stop: Callable[[float], None], clock: Clock
+    ) -> None:
         self._manager = manager
+        self._clock = clock
+        self._use: memory.MemoryUse | None = None
+        self._use_at_s = 0.0
         self._on_connections = on_connections
         self._stop = stop
         self._connections: set[_Connection] = set()
@@ -172,10 +178,11 @@ class ControlServer:
         }
 
     async def _status(self, message: Message) -> Message:
-        use = await asyncio.get_running_loop().run_in_executor(None, memory.memory_use, self._manager.config.store)
+        window_s = control.number_field(message, "window_s", 1.0)
+        use = await self._memory_use(control.number_field(message, "memory_age_s", 0.0))
         instances = []
         for instance in self._manager.instances:
-            status = instance.status()
+            status = instance.status(window_s)
             instances.append(
                 {
                     "instance_id": instance.identity.instance_id,
@@ -183,9 +190,26 @@ class ControlServer:
                     "executing": status.executing,
                     "served": status.served,
                     "idle_s": status.idle_s,
+                    "run_p50_ms": status.run_p50_ms,
+                    "run_p99_ms": status.run_p99_ms,
+                    "parked": status.parked,
                 }
             )
-        return {"instances": instances, "private_bytes": use.private_bytes, "proportional_bytes": use.proportional_bytes}
+        return {
+            "instances": instances,
+            "private_bytes": use.private_bytes,
+            "shared_bytes": use.shared_bytes,
+            "proportional_bytes": use.proportional_bytes,
+            "cpu_s": memory.cpu_s(),
+        }
+
+    async def _memory_use(self, oldest_s: float) -> memory.MemoryUse:
+        """From the last look when that is not older than `oldest_s`: a look at thousands of mappings takes tens of milliseconds of CPU."""
+        now_s = self._clock.monotonic_s()
+        if self._use is None or now_s - self._use_at_s >= oldest_s:
+            self._use = await asyncio.get_running_loop().run_in_executor(None, memory.memory_use, self._manager.config.store)
+            self._use_at_s = now_s
+        return self._use
 
     async def _trim(self, message: Message) -> Message:
         digests = message.get("digests")

@@ -27,19 +27,29 @@ def status(endpoint: EndpointOption = None, state: StateOption = None, output: O
 def ps(endpoint: EndpointOption = None, state: StateOption = None, output: OutputOption = Format.TABLE) -> None:
     """Every instance: where it runs, how it started, what it costs in memory."""
     with exit_codes(), connect(endpoint, state) as client:
-        found = [views.instance(node_id, instance) for node_id, instance in client.instances()]
+        found = [
+            views.instance(node.node_id, instance, {runtime.runtime_id: runtime for runtime in node.runtimes})
+            for node in client.nodes()
+            for instance in node.instances
+        ]
         rows = [
             {
                 "id": each["id"],
                 "variant": f"{each['model']}@{each['version']}/{each['variant']}",
                 "node": each["node"],
                 "pid": each["pid"],
-                "state": each["state"],
+                "state": each["state"] + (" parked" if each["parked"] else ""),
                 "start": each["start_path"] + (" +fetch" if each["fetched"] else ""),
                 "start_ms": each["start_ms"]["total"],
                 "shared": mebibytes(each["shared_bytes"]),
                 "private": mebibytes(each["private_bytes"]),
+                "runtime shared": mebibytes(each["runtime"].get("shared_bytes", 0)),
+                "runtime private": mebibytes(each["runtime"].get("private_bytes", 0)),
                 "served": each["served"],
+                "queue": each["queue"],
+                "per_s": each["requests_per_s"],
+                "run_p50_ms": each["run_p50_ms"],
+                "run_p99_ms": each["run_p99_ms"],
                 "idle_s": each["idle_s"],
             }
             for each in found
@@ -56,11 +66,14 @@ def list_nodes(endpoint: EndpointOption = None, state: StateOption = None, outpu
             {
                 "id": each["id"],
                 "class": each["profile_class"],
-                "cores": each["cpu_count"],
+                "cores": f"{each['cpu_cores']:.1f} of {each['cpu_count']}",
+                "memory free": f"{mebibytes(each['memory_available_bytes'])} of {mebibytes(each['memory_bytes'])}",
+                "pressure": each["memory_pressure"],
                 "runtimes": len(each["runtimes"]),
                 "instances": each["instances"],
                 "store": f"{mebibytes(_sum(each, 'used_bytes'))} of {mebibytes(_sum(each, 'budget_bytes'))}",
                 "pinned": mebibytes(_sum(each, "pinned_bytes")),
+                "shared": mebibytes(sum(runtime["shared_bytes"] for runtime in each["runtimes"])),
                 "private": mebibytes(sum(runtime["private_bytes"] for runtime in each["runtimes"])),
             }
             for each in found

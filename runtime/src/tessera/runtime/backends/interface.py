@@ -40,7 +40,8 @@ class BlobSource(Protocol):
         ...
 
     def derived(self, make: Callable[[], T]) -> T:
-        """What `make` makes of the bytes, kept as long as they are: the next load of the same bytes may find it there."""
+        """What `make` makes of the bytes. Kept as long as they are, or until the instance is parked: the next load of the same bytes may
+        find it there."""
         ...
 
 
@@ -82,7 +83,9 @@ class Backend(Protocol):
         ...
 
     def load(self, artifact: Artifact, digest: Digest, blobs: BlobSource) -> Loaded:
-        """Raises:
+        """Opens an artifact. Called again with the same bytes when a parked instance, whose `Loaded` was closed, is wanted again.
+
+        Raises:
         DataCorrupted: the graph does not fit the tensors; names the first that differs.
         Unsupported: the graph needs what this backend does not do; names it.
         """

@@ -17,6 +17,7 @@ from tessera.domain.ids import NodeId, TrustDomain
 from tessera.node_agent.adapters.baking import ProcessBaker
 from tessera.node_agent.adapters.etcd import EtcdRecords
 from tessera.node_agent.adapters.files import RuntimeNotes, TermFile
+from tessera.node_agent.adapters.machine import ProcMachine
 from tessera.node_agent.adapters.meter import PrometheusMeter
 from tessera.node_agent.adapters.pressure import KernelMemory
 from tessera.node_agent.adapters.processes import max_map_count, own_pids
@@ -129,6 +130,8 @@ class Parts:
             clock,
             world.tasks,
             wake,
+            ProcMachine(),
+            config.report_s,
         )
         self.adoption = Adoption(identity, self.table, self.domains, self.records, self.notes, config.adoption_grace_s, clock)
         self.servicer = NodeAgentServer(self.agent)
@@ -140,7 +143,7 @@ def domain_of(node: Parts, opened: OpenStore, warm_flavours: Sequence[str]) -> D
     world, store = node.world, opened.store
     config, clock, tasks = world.config, world.clock, world.tasks
     runtimes = runtimes_of(world, opened)
-    fleet = Fleet(runtimes, store, node.table, opened.trust_domain, config.runtime_threads, clock, os.urandom, tasks)
+    fleet = Fleet(runtimes, store, node.table, opened.trust_domain, config.runtime_threads, clock, os.urandom, tasks, config.report_s)
     larder = Larder(store, Fetcher(node.repository, store, config.fetch_concurrency, _from_thread(fleet.trim)), world.identity.build_class)
     evictor = Evictor(node.table, fleet, store, config.evict_idle_s)
     settings = StarterSettings(config.load_timeout_s, config.drain_ms, config.verify_on_bind, BEHIND_S)
@@ -201,6 +204,7 @@ def runtimes_of(world: World, opened: OpenStore) -> Runtimes:
         config.sharing,
         config.orphan_s,
         config.zygote_start_s,
+        config.idle_after_s,
         world.clock,
     )
 

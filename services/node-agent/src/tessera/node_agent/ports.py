@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -66,18 +66,46 @@ class LoadReport:
 
 @dataclass(frozen=True, slots=True)
 class InstanceActivity:
+    """`run_p50_ms`, `run_p99_ms`: of the runs that ended in the window that was asked for, 0 when none did."""
+
     instance_id: InstanceId
     queue: int
     executing: int
     served: int
     idle_s: float
+    run_p50_ms: float = 0.0
+    run_p99_ms: float = 0.0
+    parked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class RuntimeActivity:
+    """`shared_bytes`: resident pages of store files; `private_bytes` leaves them out. `cpu_s`: CPU seconds since the process began."""
+
     instances: tuple[InstanceActivity, ...]
     private_bytes: int
+    shared_bytes: int
     proportional_bytes: int
+    cpu_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class MachineUse:
+    """`cpu_s`: CPU seconds that everything on the machine has used since it began. `memory_pressure`: share (0..1) of the last 10 s in
+    which somebody waited for memory (PSI `some avg10`)."""
+
+    cpu_s: float
+    memory_bytes: int
+    memory_available_bytes: int
+    memory_pressure: float
+
+
+class Machine(Protocol):
+    """The machine that the agent runs on."""
+
+    def use(self) -> MachineUse:
+        """Now; blocks for some hundred microseconds."""
+        ...
 
 
 class Runtime(Protocol):
@@ -114,7 +142,9 @@ class Runtime(Protocol):
 
     async def measure(self, instance_id: InstanceId, batch: int, seconds: float, min_repeats: int) -> LatencyRow: ...
 
-    async def activity(self) -> RuntimeActivity: ...
+    async def activity(self, window_s: float, memory_age_s: float) -> RuntimeActivity:
+        """What it does now: percentiles over the last `window_s` seconds, memory from a look that is at most `memory_age_s` old."""
+        ...
 
     def mappings(self) -> int:
         """Memory mappings of the process now; 0 when it is gone."""
@@ -254,10 +284,14 @@ class Meter(Protocol):
 
     def runtime_lost(self) -> None: ...
 
-    def store(self, trust_domain: TrustDomain, used_bytes: int, pinned_bytes: int, fetched_bytes: int) -> None: ...
+    def store(self, trust_domain: TrustDomain, used_bytes: int, pinned_bytes: int, unlinked_bytes: int, fetched_bytes: int) -> None: ...
 
     def reclaimed(self, trust_domain: TrustDomain, reason: str, total_bytes: int) -> None:
         """Since the store was opened, because of `reason`: "room", "expired" or "pressure"."""
         ...
 
-    def runtimes(self, flavour: str, count: int) -> None: ...
+    def runtimes(self, flavour: str, count: int, known: Sequence[RuntimeActivity], cpu_cores: float) -> None:
+        """The runtimes of a flavour together; `known`: of those that have told what they do."""
+        ...
+
+    def machine(self, use: MachineUse, cpu_cores: float) -> None: ...

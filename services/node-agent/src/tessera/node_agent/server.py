@@ -36,6 +36,8 @@ from tessera.wire import (
 DEFAULT_BUDGET_S = 60.0
 DEFAULT_EXPIRY_S = 30.0
 MAX_EXPIRY_S = 3600.0
+FRESH_S = 0.25
+"""Memory figures that somebody asked for may be this old."""
 
 _INSTANCE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -67,7 +69,7 @@ class NodeAgentServer(node_pb2_grpc.NodeAgentServicer):
         return node_pb2.StopInstanceResponse()
 
     async def GetStatus(self, request: node_pb2.GetStatusRequest, context: Any) -> node_pb2.GetStatusResponse:
-        summary = await self._agent.summary(refresh=True)
+        summary = await self._agent.summary(refresh=True, memory_age_s=FRESH_S)
         if request.trust_domain:
             summary = summary.of(self._agent.domain(_trust_domain(request.trust_domain)).name)
         changes = {domain: DigestChange(True, tuple(digests), ()) for domain, digests in self._agent.digests().items()}
@@ -127,6 +129,10 @@ def status_message(report: Report) -> node_pb2.NodeStatus:
         agent_address=me.address,
         cpu_count=me.cpu_count,
         start_address=me.start_address,
+        cpu_cores=summary.machine.cpu_cores,
+        memory_bytes=summary.machine.memory_bytes,
+        memory_available_bytes=summary.machine.memory_available_bytes,
+        memory_pressure=summary.machine.memory_pressure,
     )
 
 
@@ -150,6 +156,12 @@ def instance_message(item: InstanceSummary, me: NodeIdentity) -> node_pb2.Instan
         error=str(instance.error) if instance.error is not None else "",
         artifact_digest=instance.artifact or "",
         max_batch=instance.max_batch,
+        queue=instance.queue,
+        executing=instance.executing,
+        requests_per_s=instance.requests_per_s,
+        run_p50_ms=instance.run_p50_ms,
+        run_p99_ms=instance.run_p99_ms,
+        parked=instance.parked,
     )
     endpoint = _endpoint(instance, me)
     if endpoint is not None:
@@ -173,6 +185,9 @@ def _runtime_message(item: RuntimeSummary) -> node_pb2.Runtime:
         private_bytes=item.private_bytes,
         proportional_bytes=item.proportional_bytes,
         threads=item.threads,
+        shared_bytes=item.shared_bytes,
+        cpu_cores=item.cpu_cores,
+        kind="process",
     )
 
 

@@ -54,6 +54,25 @@ def hello_of(answer: Message) -> Hello:
     )
 
 
+def activity_of(answer: Message) -> RuntimeActivity:
+    """A `status` answer as a value."""
+    instances = tuple(
+        InstanceActivity(
+            InstanceId(item["instance_id"]),
+            int(item["queue"]),
+            int(item["executing"]),
+            int(item["served"]),
+            float(item["idle_s"]),
+            float(item["run_p50_ms"]),
+            float(item["run_p99_ms"]),
+            bool(item["parked"]),
+        )
+        for item in answer["instances"]
+    )
+    private, shared, proportional = (int(answer[name]) for name in ("private_bytes", "shared_bytes", "proportional_bytes"))
+    return RuntimeActivity(instances, private, shared, proportional, float(answer["cpu_s"]))
+
+
 class ProcessRuntime:
     """Implements `Runtime` over a control socket. The process is watched by pidfd; a lost connection alone is made anew."""
 
@@ -123,15 +142,8 @@ class ProcessRuntime:
             int(answer["peak_private_bytes"]),
         )
 
-    async def activity(self) -> RuntimeActivity:
-        answer = await self._call("status")
-        instances = tuple(
-            InstanceActivity(
-                InstanceId(item["instance_id"]), int(item["queue"]), int(item["executing"]), int(item["served"]), float(item["idle_s"])
-            )
-            for item in answer["instances"]
-        )
-        return RuntimeActivity(instances, int(answer["private_bytes"]), int(answer["proportional_bytes"]))
+    async def activity(self, window_s: float, memory_age_s: float) -> RuntimeActivity:
+        return activity_of(await self._call("status", window_s=window_s, memory_age_s=memory_age_s))
 
     def mappings(self) -> int:
         return mapping_count(self._hello.pid) if self.alive else 0
@@ -181,6 +193,7 @@ class ProcessRuntimes:
         sharing: bool,
         orphan_s: float,
         zygote_start_s: float,
+        idle_after_s: float,
         clock: Clock,
     ) -> None:
         self._folder = folder
@@ -194,6 +207,7 @@ class ProcessRuntimes:
         self._sharing = sharing
         self._orphan_s = orphan_s
         self._zygote_start_s = zygote_start_s
+        self._idle_after_s = idle_after_s
         self._clock = clock
         self._zygotes: dict[str, _Zygote] = {}
         self._locks = {flavour: asyncio.Lock() for flavour in self._flavours}
@@ -255,6 +269,7 @@ class ProcessRuntimes:
             workers=self._workers,
             private=not self._sharing,
             seconds_orphan=self._orphan_s,
+            idle_after_s=self._idle_after_s,
         )
         return int(answer["pid"])
 

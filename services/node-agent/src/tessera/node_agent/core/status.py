@@ -54,7 +54,8 @@ def record_of(identity: NodeIdentity, instance: Instance) -> InstanceRecord:
 
 @dataclass(frozen=True, slots=True)
 class RuntimeSummary:
-    """One runtime; sizes in bytes."""
+    """One runtime; sizes in bytes. `shared_bytes`: resident pages of store files; `cpu_cores`: used on average over the last report
+    interval."""
 
     runtime_id: RuntimeId
     pid: int
@@ -63,13 +64,26 @@ class RuntimeSummary:
     threads: int
     instances: int
     private_bytes: int
+    shared_bytes: int
     proportional_bytes: int
+    cpu_cores: float
 
 
 @dataclass(frozen=True, slots=True)
 class InstanceSummary:
     instance: Instance
     pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSummary:
+    """The whole machine. `cpu_cores`: used on average over the last report interval; `memory_pressure`: share (0..1) of the last 10 s in
+    which somebody waited for memory."""
+
+    cpu_cores: float
+    memory_bytes: int
+    memory_available_bytes: int
+    memory_pressure: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +94,7 @@ class NodeSummary:
     stores: Mapping[TrustDomain, StoreStatus]
     evictable_bytes: Mapping[TrustDomain, int]
     """Of each store's held bytes, those that only idle instances hold."""
+    machine: MachineSummary
 
     def of(self, trust_domain: TrustDomain) -> NodeSummary:
         """What one trust domain may see of it."""
@@ -89,4 +104,5 @@ class NodeSummary:
             tuple(item for item in self.runtimes if item.trust_domain == trust_domain),
             {domain: status for domain, status in self.stores.items() if domain == trust_domain},
             {domain: size for domain, size in self.evictable_bytes.items() if domain == trust_domain},
+            self.machine,
         )

@@ -45,6 +45,12 @@ class Instance:
     max_batch: int = 1
     idle_s: float = 0.0
     served: int = 0
+    queue: int = 0
+    executing: int = 0
+    requests_per_s: float = 0.0
+    run_p50_ms: float = 0.0
+    run_p99_ms: float = 0.0
+    parked: bool = False
     error: TesseraError | None = field(default=None, compare=False)
 
     @property

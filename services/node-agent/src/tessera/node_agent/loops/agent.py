@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import chain
 
@@ -13,19 +12,23 @@ from tessera.domain.ids import Digest, InstanceId, Term, TrustDomain
 from tessera.domain.instance import InstanceState
 from tessera.domain.records import AssignmentRecord
 from tessera.node_agent.core.fencing import Fence
+from tessera.node_agent.core.rates import Rate
 from tessera.node_agent.core.reconciler import Observed, Plan, reconcile
 from tessera.node_agent.core.runtimes import Purpose, RuntimeLimits
-from tessera.node_agent.core.status import InstanceSummary, NodeIdentity, NodeSummary, RuntimeSummary
+from tessera.node_agent.core.status import InstanceSummary, MachineSummary, NodeIdentity, NodeSummary, RuntimeSummary
 from tessera.node_agent.core.table import Instance, InstanceTable, accepted
 from tessera.node_agent.loops.domain import Domain, Domains
+from tessera.node_agent.loops.fleet import RATE_SHARE
 from tessera.node_agent.loops.inspector import Inspection
 from tessera.node_agent.loops.pulse import Pulse
 from tessera.node_agent.loops.starter import Starter
-from tessera.node_agent.ports import Meter, Records, StartOrder, Terms
+from tessera.node_agent.ports import Machine, Meter, Records, StartOrder, Terms
 from tessera.program import Stop, Tasks
 from tessera.telemetry import get_logger
 
 SAMPLE_S = 5.0
+MEMORY_AGE_S = 5.0
+"""A look at the memory of a runtime with thousands of mappings takes tens of milliseconds of CPU."""
 GATHER_S = 0.02
 """Changes within this time are one pass, and whoever waits for an answer gets it first."""
 
@@ -49,6 +52,8 @@ class Agent:
         clock: Clock,
         tasks: Tasks,
         pulse: Pulse,
+        machine: Machine,
+        report_s: float = 1.0,
     ) -> None:
         self.identity = identity
         self._table = table
@@ -62,6 +67,8 @@ class Agent:
         self._clock = clock
         self._tasks = tasks
         self._pulse = pulse
+        self._machine = machine
+        self._cpu = Rate(RATE_SHARE * report_s)
         self._fence = Fence(terms.load())
         self._saving = asyncio.Lock()
         self._sampled_at_s = 0.0
@@ -133,21 +140,24 @@ class Agent:
 
     # what it says about itself
 
-    async def summary(self, refresh: bool) -> NodeSummary:
-        """Everything about this node; with `refresh` the runtimes are asked first."""
+    async def summary(self, refresh: bool, memory_age_s: float = MEMORY_AGE_S) -> NodeSummary:
+        """Everything about this node; with `refresh` the runtimes are asked first. Their memory may have been looked at `memory_age_s`
+        seconds ago."""
         if refresh:
             async with asyncio.TaskGroup() as group:
                 for domain in self._domains:
-                    group.create_task(domain.fleet.refresh())
+                    group.create_task(domain.fleet.refresh(memory_age_s))
         instances = tuple(self.describe(instance) for instance in self._table if instance.state is not InstanceState.GONE)
         runtimes = tuple(chain.from_iterable(self._runtimes_of(domain) for domain in self._domains))
-        return NodeSummary(
-            self.identity,
-            instances,
-            runtimes,
-            {domain.name: await domain.store_status() for domain in self._domains},
-            {domain.name: domain.evictor.evictable_bytes() for domain in self._domains},
-        )
+        stores = {domain.name: await domain.store_status() for domain in self._domains}
+        evictable = {domain.name: domain.evictor.evictable_bytes() for domain in self._domains}
+        return NodeSummary(self.identity, instances, runtimes, stores, evictable, await self._machine_status())
+
+    async def _machine_status(self) -> MachineSummary:
+        use = await asyncio.to_thread(self._machine.use)
+        cpu_cores = self._cpu.note(use.cpu_s, self._clock.monotonic_s())
+        self._meter.machine(use, cpu_cores)
+        return MachineSummary(cpu_cores, use.memory_bytes, use.memory_available_bytes, use.memory_pressure)
 
     def _runtimes_of(self, domain: Domain) -> list[RuntimeSummary]:
         found = []
@@ -164,7 +174,9 @@ class Agent:
                     hello.threads,
                     len(self._table.in_runtime(member.runtime_id)),
                     activity.private_bytes if activity else 0,
+                    activity.shared_bytes if activity else 0,
                     activity.proportional_bytes if activity else 0,
+                    member.cpu_cores,
                 )
             )
         return found
@@ -251,9 +263,11 @@ class Agent:
             self._sampled_at_s = now_s
             for domain in self._domains:
                 await domain.fleet.sample_mappings()
-            counts = Counter(member.runtime.hello.flavour for domain in self._domains for member in domain.fleet.members)
+            members = [member for domain in self._domains for member in domain.fleet.members]
             for flavour in self.identity.flavours:
-                self._meter.runtimes(flavour, counts[flavour])
+                mine = [member for member in members if member.runtime.hello.flavour == flavour]
+                known = [member.activity for member in mine if member.activity is not None]
+                self._meter.runtimes(flavour, len(mine), known, sum(member.cpu_cores for member in mine))
 
     # the end
 

@@ -39,7 +39,7 @@ class Evictor:
         """Stops as few idle instances as it takes; False when all of them would not do. One start at a time: what one evicts for itself
         another must not count as free."""
         async with self._turn:
-            await self._fleet.refresh()
+            await self._fleet.refresh(memory_age_s=3600.0)  # a start waits for it, and memory does not matter
             status = await asyncio.to_thread(self._store.status)
             held = status.pinned_bytes + status.unlinked_bytes + status.incoming_bytes
             short = lacking.missing_bytes + lacking.present_bytes - (status.budget_bytes - held)

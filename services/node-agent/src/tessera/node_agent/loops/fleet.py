@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 
 from tessera.clock import Clock
 from tessera.domain.errors import TesseraError, Unavailable
-from tessera.domain.ids import Digest, RuntimeId, TrustDomain
+from tessera.domain.ids import Digest, InstanceId, RuntimeId, TrustDomain
 from tessera.node_agent.core.demand import Demand
+from tessera.node_agent.core.rates import Rate
 from tessera.node_agent.core.runtimes import Purpose, RuntimeView, purpose_of, runtime_id_for
 from tessera.node_agent.core.table import InstanceTable
 from tessera.node_agent.ports import RandomBytes, Runtime, RuntimeActivity, Runtimes
@@ -24,6 +25,8 @@ from tessera.telemetry import get_logger
 from tessera.tensorstore.interface import TensorStore
 
 ACTIVITY_S = 2.0
+RATE_SHARE = 0.9
+"""Of a report interval: one that came a little early counts as a whole one."""
 FORK_PAUSE_S = 1.0
 GONE_S = 10.0
 
@@ -43,6 +46,7 @@ class Member:
     tainted: bool = False
     leaving: bool = False
     activity: RuntimeActivity | None = None
+    cpu_cores: float = 0.0
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -63,6 +67,7 @@ class Fleet:
         clock: Clock,
         random_bytes: RandomBytes,
         tasks: Tasks,
+        report_s: float = 1.0,
     ) -> None:
         self.trust_domain = trust_domain
         self.threads = threads
@@ -72,6 +77,9 @@ class Fleet:
         self._clock = clock
         self._random_bytes = random_bytes
         self._tasks = tasks
+        self._report_s = report_s
+        self._served: dict[InstanceId, Rate] = {}
+        self._cpu: dict[RuntimeId, Rate] = {}
         self._members: dict[RuntimeId, Member] = {}
         self._forking: dict[str, set[asyncio.Future[None]]] = {}
         self._in_flight: set[asyncio.Future[None]] = set()
@@ -273,22 +281,41 @@ class Fleet:
                     member.leaving = True
                     group.create_task(member.runtime.end(drain_ms))
 
-    async def refresh(self) -> None:
-        """Asks every runtime what it does now. One that does not answer in time keeps what it said before."""
+    async def refresh(self, memory_age_s: float) -> None:
+        """Asks every runtime what it does now. One that does not answer in time keeps what it said before. Memory may have been looked at
+        `memory_age_s` seconds ago."""
         async with asyncio.TaskGroup() as group:
             for member in self.members:
-                group.create_task(self._refresh(member))
+                group.create_task(self._refresh(member, memory_age_s))
+        self._served = {name: rate for name, rate in self._served.items() if self._table.find(name) is not None}
+        self._cpu = {name: rate for name, rate in self._cpu.items() if name in self._members}
 
-    async def _refresh(self, member: Member) -> None:
+    async def _refresh(self, member: Member, memory_age_s: float) -> None:
         try:
             async with asyncio.timeout(ACTIVITY_S):
-                member.activity = await member.runtime.activity()
+                member.activity = await member.runtime.activity(self._report_s, memory_age_s)
         except (TesseraError, TimeoutError) as error:
             _log.debug("no activity report", runtime_id=member.runtime_id, reason=str(error))
             return
+        now_s = self._clock.monotonic_s()
+        member.cpu_cores = self._cpu.setdefault(member.runtime_id, self._rate()).note(member.activity.cpu_s, now_s)
         for activity in member.activity.instances:
             if self._table.find(activity.instance_id) is not None:
-                self._table.note(activity.instance_id, idle_s=activity.idle_s, served=activity.served)
+                per_s = self._served.setdefault(activity.instance_id, self._rate()).note(activity.served, now_s)
+                self._table.note(
+                    activity.instance_id,
+                    idle_s=activity.idle_s,
+                    served=activity.served,
+                    queue=activity.queue,
+                    executing=activity.executing,
+                    requests_per_s=per_s,
+                    run_p50_ms=activity.run_p50_ms,
+                    run_p99_ms=activity.run_p99_ms,
+                    parked=activity.parked,
+                )
+
+    def _rate(self) -> Rate:
+        return Rate(RATE_SHARE * self._report_s)
 
     async def trim(self, digests: Collection[Digest] | None = None) -> None:
         """Has every runtime let go of blobs that it maps for no instance (all, or what maps one of `digests`). One that does not answer in

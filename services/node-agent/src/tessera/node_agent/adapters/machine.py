@@ -1,0 +1,41 @@
+"""What the whole machine uses, read from /proc: CPU time, memory, and pressure where the kernel tells it (PSI)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tessera.node_agent.ports import MachineUse
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_IDLE, _IOWAIT, _STEAL, _GUEST = 3, 4, 7, 8
+
+
+class ProcMachine:
+    """Implements `Machine`."""
+
+    def __init__(self, proc: Path = Path("/proc")) -> None:
+        self._proc = proc
+
+    def use(self) -> MachineUse:
+        memory = self._memory()
+        return MachineUse(self._cpu_s(), memory.get(b"MemTotal", 0), memory.get(b"MemAvailable", 0), self._pressure())
+
+    def _cpu_s(self) -> float:
+        """Everything but idling, waiting for disks and what other guests of the host took; a guest's own time is in `user` already."""
+        ticks = [int(value) for value in (self._proc / "stat").read_bytes().partition(b"\n")[0].split()[1:]]
+        busy = [value for place, value in enumerate(ticks) if place not in (_IDLE, _IOWAIT, _STEAL) and place < _GUEST]
+        return sum(busy) / _TICKS_PER_S
+
+    def _memory(self) -> dict[bytes, int]:
+        """Bytes by name."""
+        lines = (line.split() for line in (self._proc / "meminfo").read_bytes().splitlines())
+        return {fields[0].rstrip(b":"): int(fields[1]) * 1024 for fields in lines if len(fields) == 3}
+
+    def _pressure(self) -> float:
+        try:
+            some = (self._proc / "pressure" / "memory").read_bytes().partition(b"\n")[0]
+        except OSError:  # a kernel without PSI, or one that is told not to keep it
+            return 0.0
+        fields = dict(field.partition(b"=")[::2] for field in some.split()[1:])
+        return float(fields[b"avg10"]) / 100

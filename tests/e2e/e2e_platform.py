@@ -19,6 +19,7 @@ import psutil
 
 from tessera.cli.embedded.layout import Layout
 from tessera.cli.embedded.leftovers import leftovers
+from tessera.domain.ids import DEFAULT_TRUST_DOMAIN
 from tessera.sdk import Client
 from tessera.tensorstore.mount import shm_folder_for
 
@@ -29,11 +30,12 @@ COMMAND_S = 150.0
 """Longer than `tessera up` or `tessera down` ever wait themselves."""
 
 
-def free_port_base() -> int:
+def free_port_base(domains: int = 1) -> int:
     """A base from which a platform of two nodes finds its ports free; below the range of ephemeral ports."""
+    names = tuple(f"d{number}" for number in range(domains))
     bases = list(range(FIRST_PORT_BASE, LAST_PORT_BASE, PORTS))
     random.shuffle(bases)
-    return next(base for base in bases if all(_is_free(port) for port in Layout(Path("/"), base, nodes=2).ports()))
+    return next(base for base in bases if all(_is_free(port) for port in Layout(Path("/"), base, nodes=2, domains=names).ports()))
 
 
 def _is_free(port: int) -> bool:
@@ -73,13 +75,20 @@ class Platform:
         env: settings of its processes, as `TESSERA_<FIELD>`.
     """
 
-    def __init__(self, state: Path, store: str = "512M", env: Mapping[str, str] | None = None, nodes: int = 1) -> None:
+    def __init__(
+        self,
+        state: Path,
+        store: str = "512M",
+        env: Mapping[str, str] | None = None,
+        nodes: int = 1,
+        domains: tuple[str, ...] = (DEFAULT_TRUST_DOMAIN,),
+    ) -> None:
         self.state = state
         self.store = store
         self.nodes = nodes
         self.env = dict(env or {})
-        self.port_base = free_port_base()
-        self.layout = Layout(state.resolve(), self.port_base, nodes)
+        self.port_base = free_port_base(len(domains))
+        self.layout = Layout(state.resolve(), self.port_base, nodes, domains=domains)
 
     # Up and down
 
@@ -87,7 +96,8 @@ class Platform:
     def up_words(self) -> tuple[str, ...]:
         """`tessera up` in the foreground."""
         given = {"--state": self.state, "--port-base": self.port_base, "--store": self.store, "--nodes": self.nodes}
-        return ("up", *(str(word) for option in given.items() for word in option))
+        domains = [word for name in self.layout.domains for word in ("--trust-domain", name)]
+        return ("up", *(str(word) for option in given.items() for word in option), *domains)
 
     def up(self) -> subprocess.CompletedProcess[str]:
         done = tessera(*self.up_words, "--detach", env=self.env)

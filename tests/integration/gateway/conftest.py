@@ -121,11 +121,12 @@ class EchoRuntime:
 
 @dataclass
 class FakeScheduler(scheduler_pb2_grpc.SchedulerServicer):
-    """Starts by calling `start`, which a test sets."""
+    """Starts by calling `start`, which a test sets. What it explains is of `explained_domain`."""
 
     start: Callable[[scheduler_pb2.StartInstanceRequest], Awaitable[scheduler_pb2.StartInstanceResponse]] | None = None
     requests: list[scheduler_pb2.StartInstanceRequest] = field(default_factory=list)
     trace_ids: list[str] = field(default_factory=list)
+    explained_domain: str = DOMAIN
 
     async def StartInstance(self, request: Any, _context: Any) -> Any:
         self.requests.append(request)
@@ -137,7 +138,10 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServicer):
     async def ExplainStart(self, request: Any, context: Any) -> Any:
         if request.request_id not in {item.request_id for item in self.requests}:
             raise NotFound(f"request {request.request_id}")
-        option = scheduler_pb2.StartOption(node_id="node-0", start_path="bind", expected_ms=4.0, chosen=True, reason="cheapest")
+        variant = common_pb2.VariantKey(trust_domain=self.explained_domain, model="digits", version=1, variant="any")
+        option = scheduler_pb2.StartOption(
+            variant=variant, node_id="node-0", start_path="bind", expected_ms=4.0, chosen=True, reason="cheapest"
+        )
         return scheduler_pb2.ExplainStartResponse(options=[option], actual_ms=5.0, policy="cheapest")
 
     async def StopInstance(self, request: Any, context: Any) -> Any:

@@ -234,6 +234,9 @@ async def test_explain_names_the_losers_and_the_start(admin: grpc.aio.Channel, s
         assert stages["load"] == 2.0
         assert stages["run"] == 0.25
         assert sum(stages.values()) <= explained.actual_ms + 0.01
+    served.scheduler.explained_domain = "other"  # as if that request id were one of another trust domain, too
+    explained = await stub.Explain(gateway_pb2.ExplainRequest(request_id=first.parameters["request_id"].string_param))
+    assert (explained.outcome, explained.HasField("start")) == ("ok", False)
     warm = await call(infer_request("cold"))
     explained = await stub.Explain(gateway_pb2.ExplainRequest(request_id=warm.parameters["request_id"].string_param))
     assert explained.start_path == "warm"

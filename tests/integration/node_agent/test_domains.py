@@ -152,6 +152,11 @@ async def test_a_process_of_one_domain_cannot_reach_the_others_bytes_and_sockets
     for domain in (ALPHA, BETA):  # a runtime reads its store; it writes to none
         assert as_user(me, WRITE, str(store_of(agent, domain) / "blobs" / model.tensor)) == "PermissionError"
     assert as_user(me, OPEN, f"/proc/{theirs.pid}/maps") == "PermissionError"
+    own = Path("/proc/self/ns/net").readlink()
+    assert own not in {Path(f"/proc/{instance.pid}/ns/net").readlink() for instance in (theirs, mine)}
+    host, _, port = agent.address.rpartition(":")
+    ask = f"try: socket.socket().connect(({host!r}, {port}))\nexcept OSError as error: print(error.strerror)"
+    assert as_user(me, ask) == "Network is unreachable"
     assert as_user(me, OPEN, str(agent.folder / "state" / "term")) == "PermissionError"
     assert (await agent.instance("a")).state == (await agent.instance("b")).state == "ready"
 

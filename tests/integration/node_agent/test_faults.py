@@ -287,7 +287,7 @@ async def test_leaving_keeps_runtimes_for_the_next_agent(agent: Any, kit: Any) -
 
 async def test_a_full_store_refuses_and_says_who_holds_it(agent: Any, kit: Any) -> None:
     models = [kit.make_linear(agent.repository, "ort", seed) for seed in range(3)]
-    await agent.start(stores=[{"budget_bytes": 40_000}])
+    await agent.start(stores=[{"budget_bytes": 40_000}], evict_idle_s=600.0)  # none is idle that long: nobody makes room
     await agent.start_instance("a", models[0].artifact)
     await agent.start_instance("b", models[1].artifact)
     with pytest.raises(TesseraError, match="pinned 35976 by rt-ort-") as caught:

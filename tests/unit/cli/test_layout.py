@@ -33,6 +33,38 @@ def test_no_port_is_given_twice_with_most_nodes(tmp_path: Path) -> None:
     assert {int(address.rpartition(":")[2]) for address in addresses} <= set(ports)
 
 
+def test_every_trust_domain_has_a_gateway_and_on_every_node_a_store(tmp_path: Path) -> None:
+    layout = Layout(tmp_path, 8000, 2, domains=("alpha", "beta"))
+    ports = layout.ports()
+    assert [ports[port] for port in (8001, 8003, 8101, 8103)] == [
+        "gateway (gRPC)",
+        "gateway (admin)",
+        "gateway-beta (gRPC)",
+        "gateway-beta (admin)",
+    ]
+    services = {name: settings for name, (_, settings) in layout.services().items()}
+    assert (services["gateway"]["trust_domain"], services["gateway-beta"]["trust_domain"]) == ("alpha", "beta")
+    assert services["gateway-beta"]["address"] == "127.0.0.1:8101"
+    assert services["registry"]["trust_domains"] == services["scheduler"]["trust_domains"] == ["alpha", "beta"]
+    for index in range(2):
+        assert [store["trust_domain"] for store in services[f"node-agent-{index}"]["stores"]] == ["alpha", "beta"]
+    assert len(set(layout.stores())) == 4
+    assert layout.doors.splitlines()[1].startswith("beta: gRPC (Open Inference) on 127.0.0.1:8101")
+
+
+@pytest.mark.parametrize(
+    ("domains", "words"),
+    [
+        (("alpha", "alpha"), "--trust-domain 'alpha': must be given once"),
+        (("Alpha",), "--trust-domain 'Alpha'"),
+        (tuple(f"d{number}" for number in range(9)), "--trust-domain 9: must be given at most 8 times"),
+    ],
+)
+def test_trust_domains_that_cannot_be_are_named(tmp_path: Path, domains: tuple[str, ...], words: str) -> None:
+    with pytest.raises(InvalidInput, match=words):
+        Layout(tmp_path, domains=domains)
+
+
 def test_sockets_stay_short_however_long_the_state_folder_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/" + "very-long-folder-name/" * 5)
     layout = Layout(tmp_path / ("deep/" * 40))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tessera.domain.ids import RuntimeId
+from tessera.domain.ids import RuntimeId, TrustDomain
 from tessera.domain.instance import StartPath
 from tessera.node_agent.core.demand import Demand
 from tessera.node_agent.core.runtimes import Purpose, RuntimeLimits, RuntimeView, choose_runtime, plan_pool, purpose_of
@@ -46,6 +46,32 @@ def test_what_does_not_fit_is_forked_anew_and_says_why(make: Any, limits: Runtim
     choice = choose_runtime(wanted, [make.runtime(**change)], limits)
     assert (choice.runtime_id, choice.start_path, choice.purpose) == (None, StartPath.FORK, Purpose.SHARED)
     assert re.search(reason, choice.reason)
+
+
+domains = st.sampled_from([TrustDomain("default"), TrustDomain("other"), TrustDomain("third")])
+
+
+@given(
+    domains,
+    st.lists(st.tuples(domains, st.integers(0, 5), st.sampled_from(Purpose), st.booleans(), st.booleans()), max_size=8),
+    st.sampled_from([StartPath.BIND, StartPath.FORK]),
+    st.booleans(),
+)
+def test_no_instance_ever_goes_into_a_runtime_of_another_domain(
+    make: Any, domain: TrustDomain, there: list[tuple[TrustDomain, int, Purpose, bool, bool]], path: StartPath, isolated: bool
+) -> None:
+    """However many of its bytes another domain's runtime maps already."""
+    digest = make.digest(1)
+    views = [
+        make.runtime(
+            f"rt-{number}", trust_domain=of, instances=instances, purpose=purpose, tainted=tainted, holds=frozenset({digest} if has else ())
+        )
+        for number, (of, instances, purpose, tainted, has) in enumerate(there)
+    ]
+    limits = RuntimeLimits(max_instances=4, max_mappings=1000, warm=1, surplus_idle_s=60.0)
+    wanted = make.wanted(trust_domain=domain, blobs={digest: 1 << 30}, start_path=path, isolated=isolated)
+    chosen = choose_runtime(wanted, views, limits).runtime_id
+    assert chosen is None or {view.trust_domain for view in views if view.runtime_id == chosen} == {domain}
 
 
 def test_a_runtime_is_split_before_half_of_the_mappings(make: Any, limits: RuntimeLimits) -> None:

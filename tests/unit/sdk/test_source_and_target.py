@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import blake3
 import pytest
@@ -109,7 +110,12 @@ def no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def recorded(folder: Path, port: int = 9001) -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "token").write_text("abc\n")
-    record = {"endpoint": f"127.0.0.1:{port}", "admin_endpoint": f"127.0.0.1:{port + 2}", "token_file": str(folder / "token")}
+    record: dict[str, Any] = {
+        "endpoint": f"127.0.0.1:{port}",
+        "admin_endpoint": f"127.0.0.1:{port + 2}",
+        "token_file": str(folder / "token"),
+    }
+    record["domains"] = {"default": dict(record), "other": {"endpoint": "127.0.0.1:9101", "admin_endpoint": "127.0.0.1:9103"}}
     (folder / "platform.json").write_text(json.dumps(record))
     return folder
 
@@ -132,6 +138,15 @@ def test_the_state_folder(no_environment: Path, monkeypatch: pytest.MonkeyPatch)
     (folder / "platform.json").write_text("{")
     with pytest.raises(FailedPrecondition, match="cannot be read"):
         find_target()
+
+
+def test_each_trust_domain_has_a_gateway_of_its_own(no_environment: Path) -> None:
+    folder = recorded(no_environment / "mine")
+    assert find_target(state=folder, trust_domain="other") == Target("127.0.0.1:9101", "127.0.0.1:9103", "abc")
+    assert (
+        find_target(state=folder, trust_domain="nobodys") == find_target(state=folder, trust_domain="default") == find_target(state=folder)
+    )
+    assert find_target("127.0.0.1:9101", state=folder).token == "abc"
 
 
 def test_arguments_over_environment_over_state(no_environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:

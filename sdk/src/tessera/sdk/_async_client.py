@@ -45,7 +45,7 @@ class AsyncClient:
         state: str | os.PathLike[str] | None = None,
         trust_domain: str = "default",
     ) -> None:
-        self.target = find_target(endpoint, admin_endpoint=admin_endpoint, token=token, state=state)
+        self.target = find_target(endpoint, admin_endpoint=admin_endpoint, token=token, state=state, trust_domain=trust_domain)
         self.trust_domain = trust_domain
         self._channel = connect(self.target.endpoint)
         self._admin = connect(self.target.admin_endpoint, token=self.target.token)

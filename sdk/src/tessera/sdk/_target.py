@@ -38,10 +38,13 @@ def state_folder(state: str | os.PathLike[str] | None = None) -> Path:
     return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "tessera"
 
 
-def _from_state(folder: Path) -> Target | None:
+def _from_state(folder: Path) -> dict[str, Target] | None:
+    """The gateways of a recorded platform by trust domain, the first one's under "" as well."""
     try:
         recorded = json.loads((folder / "platform.json").read_text())
-        return Target(recorded["endpoint"], recorded["admin_endpoint"], Path(recorded["token_file"]).read_text().strip())
+        token = Path(recorded["token_file"]).read_text().strip()
+        doors = {"": recorded, **recorded["domains"]}
+        return {name: Target(door["endpoint"], door["admin_endpoint"], token) for name, door in doors.items()}
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError) as error:
@@ -54,13 +57,16 @@ def find_target(
     admin_endpoint: str | None = None,
     token: str | None = None,
     state: str | os.PathLike[str] | None = None,
+    trust_domain: str = "",
 ) -> Target:
-    """Finds the platform: arguments win over `TESSERA_ENDPOINT`, `TESSERA_ADMIN_ENDPOINT`, `TESSERA_TOKEN`, these over the state folder.
+    """Finds the platform: arguments win over `TESSERA_ENDPOINT`, `TESSERA_ADMIN_ENDPOINT`, `TESSERA_TOKEN`, these over the state folder, of
+    which the gateway of the trust domain is taken, the first one where it has none of that domain.
 
     Raises:
         InvalidInput: an endpoint is not HOST:PORT. FailedPrecondition: the state folder's record cannot be read.
     """
-    found = _from_state(state_folder(state))
+    doors = _from_state(state_folder(state))
+    found = doors.get(trust_domain, doors[""]) if doors is not None else None
     if state is not None and found is None and endpoint is None:
         raise FailedPrecondition(f"no platform is recorded in {state_folder(state)}; start one with 'tessera up'")
     endpoint = endpoint or (None if state is not None else os.environ.get("TESSERA_ENDPOINT"))
@@ -70,6 +76,6 @@ def find_target(
         found = found or Target(DEFAULT_ENDPOINT, _admin_of(DEFAULT_ENDPOINT))
         return Target(found.endpoint, admin_endpoint or found.admin_endpoint, token or found.token)
     admin = admin_endpoint or _admin_of(endpoint)
-    if token is None and found is not None and found.admin_endpoint == admin:
-        token = found.token
+    if token is None and doors is not None:
+        token = next((door.token for door in doors.values() if door.admin_endpoint == admin), None)
     return Target(endpoint, admin, token)

@@ -18,6 +18,7 @@ from tessera.cli.embedded.layout import DEFAULT_PORT_BASE, Layout, default_state
 from tessera.cli.output import EXIT_FAILED, Format, OutputOption, exit_codes, note, show
 from tessera.clock import SystemClock
 from tessera.domain.errors import InvalidInput
+from tessera.domain.ids import DEFAULT_TRUST_DOMAIN
 
 StateOption = Annotated[
     Path | None, typer.Option("--state", help="the platform's folder (default: TESSERA_STATE, else the user's state home)")
@@ -39,8 +40,8 @@ def _bytes(text: str) -> int:
     return value
 
 
-def _layout(state: Path | None, port_base: int, nodes: int, store: str, sharing: bool, otlp_endpoint: str) -> Layout:
-    return control.layout_for(Layout(_folder(state), port_base, nodes, _bytes(store), sharing, otlp_endpoint))
+def _layout(state: Path | None, port_base: int, nodes: int, store: str, sharing: bool, otlp_endpoint: str, domains: list[str]) -> Layout:
+    return control.layout_for(Layout(_folder(state), port_base, nodes, _bytes(store), sharing, otlp_endpoint, domains=tuple(domains)))
 
 
 def _folder(state: Path | None) -> Path:
@@ -49,7 +50,8 @@ def _folder(state: Path | None) -> Path:
 
 def _say_running(found: platform.PlatformState, state: Path) -> None:
     layout = found.layout(state)
-    note(layout.doors)
+    for line in layout.doors.splitlines():
+        note(line)
     note(f"state in {state}; come back down with: {layout.down_command}")
 
 
@@ -60,15 +62,21 @@ def up(
         int, typer.Option("--port-base", help="8001 gRPC, 8002 metrics, 8003 admin, and so on from here")
     ] = DEFAULT_PORT_BASE,
     nodes: Annotated[int, typer.Option("--nodes", help="node agents on this machine")] = 1,
-    store: Annotated[str, typer.Option("--store", help="budget of each node's tensor store")] = "4G",
+    store: Annotated[str, typer.Option("--store", help="budget of each node's tensor store, for each trust domain")] = "4G",
     sharing: Annotated[
         bool, typer.Option("--sharing/--no-sharing", help="share weights between instances (off: for fair baselines)")
     ] = True,
     otlp_endpoint: Annotated[str, typer.Option("--otlp-endpoint", help="send traces there (host:port, OTLP over gRPC)")] = "",
+    trust_domain: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--trust-domain", help="a trust domain that it serves (may be given several times; the second one's ports are 100 up)"
+        ),
+    ] = None,
 ) -> None:
     """Bring a whole platform up on this machine: etcd, the five services, runtimes as processes."""
     with exit_codes():
-        layout = _layout(state, port_base, nodes, store, sharing, otlp_endpoint)
+        layout = _layout(state, port_base, nodes, store, sharing, otlp_endpoint, trust_domain or [DEFAULT_TRUST_DOMAIN])
         running = platform.running(layout.state) if layout.state.is_dir() else None
         if running is not None:
             note(f"a platform runs here already ({running.status}, pid {running.supervisor.pid})")

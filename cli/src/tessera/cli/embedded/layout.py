@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from tessera.domain.errors import InvalidInput
-from tessera.domain.ids import DEFAULT_TRUST_DOMAIN, domain_tag
+from tessera.domain.ids import DEFAULT_TRUST_DOMAIN, TrustDomain, checked_name, domain_tag
 
 HOST = "127.0.0.1"
 DEFAULT_PORT_BASE = 8000
 MAX_NODES = 16
-MAX_PORT_BASE = 65535 - 100
+MAX_DOMAINS = 8
+DOMAIN_PORTS = 100
+"""How far the gateways of two trust domains are apart."""
+MAX_PORT_BASE = 65535 - MAX_DOMAINS * DOMAIN_PORTS
 RUN_PREFIX = "tessera-"
+GATEWAY = "gateway"
 
 Settings = dict[str, Any]
 
@@ -44,7 +48,7 @@ def run_folder_of(state: Path) -> Path:
 
 @dataclass(frozen=True)
 class Layout:
-    """One platform. `store_bytes` is each node's budget for its tensor store.
+    """One platform. On each node every one of its trust domains has a tensor store with a budget of `store_bytes`, and a gateway for all.
 
     `run_folder` is where a platform that is known already has its sockets; None: where a new one would have them.
     """
@@ -56,12 +60,19 @@ class Layout:
     sharing: bool = True
     otlp_endpoint: str = ""
     run_folder: Path | None = None
+    domains: tuple[str, ...] = (DEFAULT_TRUST_DOMAIN,)
 
     def __post_init__(self) -> None:
         if not 1024 <= self.port_base <= MAX_PORT_BASE:
             raise InvalidInput("--port-base", self.port_base, f"must be from 1024 to {MAX_PORT_BASE}")
         if not 1 <= self.nodes <= MAX_NODES:
             raise InvalidInput("--nodes", self.nodes, f"must be from 1 to {MAX_NODES}")
+        for name in self.domains:
+            checked_name("--trust-domain", name)
+            if self.domains.count(name) > 1:
+                raise InvalidInput("--trust-domain", name, "must be given once")
+        if not 1 <= len(self.domains) <= MAX_DOMAINS:
+            raise InvalidInput("--trust-domain", len(self.domains), f"must be given at most {MAX_DOMAINS} times")
 
     @property
     def run(self) -> Path:
@@ -86,6 +97,13 @@ class Layout:
 
     def address(self, offset: int) -> str:
         return f"{HOST}:{self.port_base + offset}"
+
+    def gateways(self) -> dict[str, tuple[str, str, str]]:
+        """Trust domain -> where its gateway answers over gRPC, gives metrics, and takes admin calls; the first domain's at the base."""
+        return {
+            name: (self.address(offset + 1), self.address(offset + 2), self.address(offset + 3))
+            for name, offset in zip(self.domains, range(0, MAX_DOMAINS * DOMAIN_PORTS, DOMAIN_PORTS), strict=False)
+        }
 
     @property
     def endpoint(self) -> str:
@@ -114,7 +132,11 @@ class Layout:
     @property
     def doors(self) -> str:
         """Where to call it, in words."""
-        return f"gRPC (Open Inference) on {self.endpoint}, metrics on {self.metrics_address}, admin on {self.admin_endpoint}"
+        words = [
+            f"gRPC (Open Inference) on {endpoint}, metrics on {metrics}, admin on {admin}"
+            for endpoint, metrics, admin in self.gateways().values()
+        ]
+        return words[0] if len(words) == 1 else "\n".join(f"{name}: {door}" for name, door in zip(self.domains, words, strict=True))
 
     @property
     def down_command(self) -> str:
@@ -125,8 +147,8 @@ class Layout:
         return self.run / f"n{index}"
 
     def stores(self) -> list[Path]:
-        """Each node's mount point for its tensor store; where mounting is not allowed, a folder of /dev/shm stands in for it."""
-        return [self.node_run(index) / f"store-{domain_tag(DEFAULT_TRUST_DOMAIN)}" for index in range(self.nodes)]
+        """Each node's mount points for its tensor stores; where mounting is not allowed, /dev/shm has a folder for its only one."""
+        return [self.node_run(index) / f"store-{domain_tag(TrustDomain(name))}" for index in range(self.nodes) for name in self.domains]
 
     @property
     def config(self) -> Path:
@@ -139,7 +161,10 @@ class Layout:
 
     def ports(self) -> dict[int, str]:
         """Every port that will be opened, and by whom."""
-        taken = {1: "gateway (gRPC)", 2: "gateway (metrics)", 3: "gateway (admin)", 10: "registry", 11: "scheduler", 12: "profiler"}
+        taken = {10: "registry", 11: "scheduler", 12: "profiler"}
+        for index in range(len(self.domains)):
+            name, offset = self._gateway(index), index * DOMAIN_PORTS
+            taken |= {offset + 1: f"{name} (gRPC)", offset + 2: f"{name} (metrics)", offset + 3: f"{name} (admin)"}
         taken |= {13: "scheduler (standby)", 14: "scheduler (starts)", 15: "scheduler (standby, starts)", 90: "etcd", 91: "etcd (peers)"}
         for index in range(self.nodes):
             taken |= {20 + 2 * index: f"node agent {index}", 21 + 2 * index: f"relay {index}", 60 + index: f"node agent {index} (starts)"}
@@ -148,17 +173,19 @@ class Layout:
     def services(self) -> dict[str, tuple[str, Settings]]:
         """Process name -> (module, settings), in the order of starting."""
         common: Settings = {"etcd_endpoints": [self.etcd_address]}
+        domains: Settings = {"trust_domains": list(self.domains)}
         if self.otlp_endpoint:
             common["otlp_endpoint"] = self.otlp_endpoint
         found: dict[str, tuple[str, Settings]] = {
             "registry": ("tessera.registry", {
-                **common, "address": self.address(10), "repository_url": self.repository_url, "state_folder": str(self.state / "registry"),
+                **common, **domains, "address": self.address(10), "repository_url": self.repository_url,
+                "state_folder": str(self.state / "registry"),
             }),
             "scheduler": ("tessera.scheduler", {
-                **common, "address": self.address(11), "start_address": self.address(14), "repository_url": self.repository_url,
+                **common, **domains, "address": self.address(11), "start_address": self.address(14), "repository_url": self.repository_url,
             }),
             "scheduler-standby": ("tessera.scheduler", {
-                **common, "address": self.address(13), "start_address": self.address(15), "repository_url": self.repository_url,
+                **common, **domains, "address": self.address(13), "start_address": self.address(15), "repository_url": self.repository_url,
             }),
             "profiler": ("tessera.profiler", {**common, "address": self.address(12)}),
         }  # fmt: skip
@@ -172,15 +199,20 @@ class Layout:
                 "state_folder": str(self.state / f"node-{index}"),
                 "run_folder": str(self.node_run(index)),
                 "repository_url": self.repository_url,
-                "stores": [{"trust_domain": DEFAULT_TRUST_DOMAIN, "budget_bytes": self.store_bytes}],
+                "stores": [{"trust_domain": name, "budget_bytes": self.store_bytes} for name in self.domains],
                 "sharing": self.sharing,
                 "runtime_threads": self.runtime_threads,
             })  # fmt: skip
-        found["gateway"] = ("tessera.gateway", {
-            **common, "address": self.endpoint, "metrics_address": self.metrics_address, "admin_address": self.admin_endpoint,
-            "token_file": str(self.token_file),
-        })  # fmt: skip
+        for index, (name, (endpoint, metrics, admin)) in enumerate(self.gateways().items()):
+            found[self._gateway(index)] = ("tessera.gateway", {
+                **common, "address": endpoint, "metrics_address": metrics, "admin_address": admin, "token_file": str(self.token_file),
+                "trust_domain": name,
+            })  # fmt: skip
         return found
+
+    def _gateway(self, index: int) -> str:
+        """The name of the process: the first domain's is plain."""
+        return f"{GATEWAY}-{self.domains[index]}" if index else GATEWAY
 
     def command(self, name: str, module: str) -> list[str]:
         return [sys.executable, "-m", module, "--config", str(self.config / f"{name}.yaml")]

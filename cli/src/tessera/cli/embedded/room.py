@@ -27,8 +27,9 @@ def check_stores_fit(layout: Layout) -> None:
     Raises:
         FailedPrecondition: the budgets of all nodes are more than there is; with both figures.
     """
-    needed, total = layout.nodes * layout.store_bytes, memory_bytes()
-    asked = f"--nodes {layout.nodes} with --store {layout.store_bytes} bytes need {needed} bytes"
+    needed, total = layout.nodes * len(layout.domains) * layout.store_bytes, memory_bytes()
+    domains = f" for each of {len(layout.domains)} trust domains" if len(layout.domains) > 1 else ""
+    asked = f"--nodes {layout.nodes} with --store {layout.store_bytes} bytes{domains} need {needed} bytes"
     if needed > total:
         raise FailedPrecondition(f"{asked} of memory, {needed - total} more than this machine's {total}: lower one of them")
     if may_mount():

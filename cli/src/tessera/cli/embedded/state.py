@@ -54,6 +54,8 @@ class PlatformState:
     store_bytes: int
     sharing: bool
     otlp_endpoint: str
+    domains: dict[str, dict[str, str]]
+    """Trust domain -> `endpoint` and `admin_endpoint` of its gateway; the first one's stand above, too."""
     supervisor: ProcessState
     processes: list[ProcessState] = field(default_factory=list)
     detail: str = ""
@@ -73,14 +75,14 @@ class PlatformState:
             store_bytes=layout.store_bytes,
             sharing=layout.sharing,
             otlp_endpoint=layout.otlp_endpoint,
+            domains={name: {"endpoint": door[0], "admin_endpoint": door[2]} for name, door in layout.gateways().items()},
             supervisor=supervisor,
         )
 
     def layout(self, state: Path) -> Layout:
         """The layout that it was started with, wherever this process's environment would put it."""
-        return Layout(
-            state, self.port_base, self.nodes, self.store_bytes, self.sharing, self.otlp_endpoint, run_folder=Path(self.run_folder)
-        )
+        run, domains = Path(self.run_folder), tuple(self.domains)
+        return Layout(state, self.port_base, self.nodes, self.store_bytes, self.sharing, self.otlp_endpoint, run, domains)
 
     def save(self, state: Path) -> None:
         temporary = state / f".{FILE}.{os.getpid()}"
@@ -153,7 +155,8 @@ def _make_run_folder(run: Path) -> None:
     check_owner(run, "the run folder")
     if not run.is_dir():
         raise FailedPrecondition(f"run folder {run} is not a folder")
-    run.chmod(0o700)
+    # Only root's runtimes are other users', who pass through to what is theirs.
+    run.chmod(0o700 if os.geteuid() else 0o711)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import yaml
 from tessera.cli.embedded import state as platform
 from tessera.cli.embedded.child import Child, keep
 from tessera.cli.embedded.health import serving
-from tessera.cli.embedded.layout import Layout
+from tessera.cli.embedded.layout import GATEWAY, Layout
 from tessera.cli.embedded.leftovers import leases_left
 from tessera.cli.output import note
 from tessera.clock import Clock, SystemClock
@@ -95,15 +95,16 @@ class Supervisor:
             await self._clock.sleep(0.05)
 
     async def start(self) -> None:
-        """Everything up, in order: etcd, then the services side by side, the gateway last."""
+        """Everything up, in order: etcd, then the services side by side, the gateways last."""
         layout = self._layout
         await self._start(self._etcd(), layout.etcd_address, health=False)
         services = self._services()
         addresses = {name: str(settings["address"]) for name, (_, settings) in layout.services().items()}
-        async with asyncio.TaskGroup() as group:
-            for child in services[:-1]:
-                group.create_task(self._start(child, addresses[child.name]))
-        await self._start(services[-1], addresses[services[-1].name])
+        gateways = [child for child in services if child.name.startswith(GATEWAY)]
+        for group_of in ([child for child in services if child not in gateways], gateways):
+            async with asyncio.TaskGroup() as group:
+                for child in group_of:
+                    group.create_task(self._start(child, addresses[child.name]))
         self._record("running")
 
     async def keep(self, stop: Stop) -> None:
@@ -116,16 +117,14 @@ class Supervisor:
                 keeper.cancel()
 
     async def stop(self) -> None:
-        """Takes everything down: the gateway first (it drains), etcd last; notes which leases were still there before etcd went."""
+        """Takes everything down: the gateways first (they drain), etcd last; notes which leases were still there before etcd went."""
         self._status = "stopping"
         by_name = {child.name: child for child in self._children}
         etcd = by_name.pop("etcd", None)
-        gateway = by_name.pop("gateway", None)
-        if gateway is not None:
-            await gateway.stop(STOP_TIMEOUT_S)
+        gateways = [child for name, child in by_name.items() if name.startswith(GATEWAY)]
         agents = [child for name, child in by_name.items() if name.startswith("node-agent")]
-        others = [child for child in by_name.values() if child not in agents]
-        for group_of in (agents, others):
+        others = [child for child in by_name.values() if child not in agents and child not in gateways]
+        for group_of in (gateways, agents, others):
             async with asyncio.TaskGroup() as group:
                 for child in group_of:
                     group.create_task(child.stop(STOP_TIMEOUT_S))
@@ -179,10 +178,12 @@ def main() -> None:
     parser.add_argument("--no-sharing", action="store_true")
     parser.add_argument("--otlp-endpoint", default="")
     parser.add_argument("--run-folder", type=Path, required=True)
+    parser.add_argument("--trust-domain", action="append", required=True)
     given = parser.parse_args()
     os.umask(0o077)
     sharing = not given.no_sharing
-    layout = Layout(given.state, given.port_base, given.nodes, given.store_bytes, sharing, given.otlp_endpoint, given.run_folder)
+    domains = tuple(given.trust_domain)
+    layout = Layout(given.state, given.port_base, given.nodes, given.store_bytes, sharing, given.otlp_endpoint, given.run_folder, domains)
 
     async def body(stop: Stop) -> None:
         await supervise(layout, stop)

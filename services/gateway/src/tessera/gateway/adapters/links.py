@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tessera.clock import Clock
-from tessera.domain.errors import FailedPrecondition, TesseraError
+from tessera.domain.errors import FailedPrecondition, TesseraError, Unavailable
 from tessera.domain.ids import RuntimeId
 from tessera.frames import FrameClient
 from tessera.gateway.core.slots import InstanceSlot
@@ -82,7 +82,11 @@ class FrameLinks:
     async def _open(self, slot: InstanceSlot) -> FrameClient:
         target, limit = str(slot.runtime_id), self._max_message_bytes
         if slot.host_id == self._host_id and slot.unix_path:
-            return await FrameClient.connect_unix(slot.unix_path, target=target, max_message_bytes=limit)
+            try:
+                return await FrameClient.connect_unix(slot.unix_path, target=target, max_message_bytes=limit)
+            except Unavailable as error:
+                if not isinstance(error.__cause__, PermissionError) or not slot.relay_address:
+                    raise  # else another user's: the relay may enter there
         host, _, port = slot.relay_address.rpartition(":")
         if not host or not port.isdigit():
             raise FailedPrecondition(f"runtime {target} on host {slot.host_id!r} names no relay: {slot.relay_address!r}")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from tessera.api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from tessera.coord import keys
 from tessera.coord.interface import Changed, Coordinator, KeyValue, Removed, Reset
-from tessera.domain.errors import Unavailable
+from tessera.domain.errors import NotFound, Unavailable
 from tessera.domain.ids import InstanceId, NodeId, TrustDomain, VariantKey
 from tessera.domain.records import ServiceRecord
 from tessera.gateway.adapters.channels import Channels
@@ -118,10 +118,17 @@ class SchedulerClient:
         return StartedInstance(slot, path.value, answer.fetched, decode_stage_times(answer.stages))
 
     async def explain(self, request_id: str, timeout_s: float) -> scheduler_pb2.ExplainStartResponse:
-        """Raises: NotFound when the leader does not know the request; Unavailable."""
+        """Of a start in this gateway's trust domain: a client may have chosen the id of another one's request.
+
+        Raises:
+            NotFound: the leader does not know the request.
+            Unavailable: nobody leads.
+        """
         answer: scheduler_pb2.ExplainStartResponse = await self._stub().ExplainStart(
             scheduler_pb2.ExplainStartRequest(request_id=request_id), timeout=timeout_s
         )
+        if any(option.variant.trust_domain != self._trust_domain for option in answer.options):
+            raise NotFound(f"request {request_id!r} started nothing here")
         return answer
 
     def _start_address(self) -> str:

@@ -200,9 +200,9 @@ class TensorStoreConformance:
         data = blob_of(4, size_bytes)
         here, there = socket.socketpair()
         store = self.open_store(tmp_path / "large", 8 << 20, StepClock())
-        with closing(store), here, ThreadPoolExecutor(1) as pool, store.ingest(digest_of(data), size_bytes) as writer:
+        with closing(store), here, there, ThreadPoolExecutor(1) as pool, store.ingest(digest_of(data), size_bytes) as writer:
             writer.write(data[:10])
-            sent = pool.submit(lambda: (there.sendall(data[10:] + b"next"), there.close()))
+            sent = pool.submit(there.sendall, data[10:] + b"next")
             while writer.written_bytes < size_bytes:
                 assert writer.pull(here.fileno(), size_bytes) > 0
             sent.result(10)

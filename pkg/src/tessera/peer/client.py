@@ -17,7 +17,7 @@ from typing import Self
 from tessera.clock import Clock
 from tessera.domain.ids import Digest, NodeId, TrustDomain
 from tessera.domain.source import Source
-from tessera.peer.connection import PeerBusy, PeerConnection, PeerDiffers, PeerFails, PeerLacks, StreamLimits
+from tessera.peer.connection import PeerBusy, PeerConnection, PeerDiffers, PeerEnded, PeerFails, PeerLacks, StreamLimits
 from tessera.telemetry import get_logger
 from tessera.tensorstore.interface import Writer
 
@@ -48,10 +48,23 @@ class Peers:
         self._changed = threading.Condition()
         self._streams: defaultdict[str, int] = defaultdict(int)
         self._suspected_until_s: dict[str, float] = {}
+        self._idle: defaultdict[str, list[PeerConnection]] = defaultdict(list)
+        self._sessions = 0
 
     def session(self, sources: Iterable[Source], check: Callable[[], None]) -> PeerSession:
         """`check` is called while waiting and between parts; what it raises ends the call."""
+        with self._changed:
+            self._sessions += 1
         return PeerSession(self, [source for source in sources if source.node_id != self._node_id], check)
+
+    def session_ended(self) -> None:
+        with self._changed:
+            self._sessions -= 1
+            unused = [] if self._sessions else [connection for kept in self._idle.values() for connection in kept]
+            if unused:
+                self._idle.clear()
+        for connection in unused:
+            connection.close()
 
     def suspects(self, source: Source) -> bool:
         with self._changed:
@@ -61,10 +74,6 @@ class Peers:
         with self._changed:
             self._suspected_until_s[source.peer_address] = self._clock.monotonic_s() + self._settings.suspect_s
         _log.warning("peer suspected", peer=source.node_id, address=source.peer_address, for_s=self._settings.suspect_s, reason=reason)
-
-    def connect(self, source: Source) -> PeerConnection:
-        """Raises: PeerFails."""
-        return PeerConnection(source.peer_address, self._node_id, self._trust_domain, self._settings.limits, self._clock)
 
     @contextmanager
     def stream_to_one_of(self, sources: list[Source], check: Callable[[], None]) -> Iterator[Source]:
@@ -81,6 +90,33 @@ class Peers:
                 self._streams[free.peer_address] -= 1
                 self._changed.notify_all()
 
+    @contextmanager
+    def connection(self, source: Source) -> Iterator[PeerConnection]:
+        """To be asked for with a stream in hand, so that there are no more connections than streams. One that is kept for the next, as
+        long as there is a session, unless its use fails.
+
+        Raises:
+            PeerFails: it cannot be reached.
+        """
+        with self._changed:
+            kept = self._idle[source.peer_address]
+            found = kept.pop() if kept else None
+        if found is None:
+            found = PeerConnection(source.peer_address, self._node_id, self._trust_domain, self._settings.limits, self._clock)
+        try:
+            yield found
+        except PeerLacks:
+            self._keep(source, found)
+            raise
+        except BaseException:
+            found.close()
+            raise
+        self._keep(source, found)
+
+    def _keep(self, source: Source, connection: PeerConnection) -> None:
+        with self._changed:
+            self._idle[source.peer_address].append(connection)
+
     def _free(self, sources: list[Source]) -> Source | None:
         return next((source for source in sources if self._streams[source.peer_address] < self._settings.streams), None)
 
@@ -94,14 +130,12 @@ class Peers:
 
 
 class PeerSession:
-    """What one fetch has to do with its sources: connections are kept for its length. For several threads at a time."""
+    """What one fetch has to do with its sources. For several threads at a time."""
 
     def __init__(self, peers: Peers, sources: list[Source], check: Callable[[], None]) -> None:
         self._peers = peers
         self._sources = sources
         self._check = check
-        self._lock = threading.Lock()
-        self._idle: defaultdict[Source, list[PeerConnection]] = defaultdict(list)
 
     def size_of(self, digest: Digest) -> tuple[int, Source] | None:
         """The size that the first source states that has the blob, and which one that is; None where none has it or answers."""
@@ -144,45 +178,19 @@ class PeerSession:
             with self._peers.stream_to_one_of(left, self._check) as source:
                 left = [other for other in left if other != source]
                 try:
-                    with self._connection(source) as connection:
+                    with self._peers.connection(source) as connection:
                         use(source, connection)
                 except PeerBusy:
                     busy.append(source)
+                except PeerEnded:
+                    left.insert(0, source)  # kept connections come to an end, so this does
                 except (PeerLacks, PeerDiffers):
                     pass
                 except PeerFails as error:
                     self._peers.suspect(source, str(error))
 
-    @contextmanager
-    def _connection(self, source: Source) -> Iterator[PeerConnection]:
-        """One that is kept again unless its use fails."""
-        with self._lock:
-            connection = self._idle[source].pop() if self._idle[source] else None
-        if connection is None:
-            connection = self._peers.connect(source)
-        try:
-            yield connection
-        except PeerLacks:
-            self._keep(source, connection)
-            raise
-        except BaseException:
-            connection.close()
-            raise
-        self._keep(source, connection)
-
-    def _keep(self, source: Source, connection: PeerConnection) -> None:
-        with self._lock:
-            self._idle[source].append(connection)
-
-    def close(self) -> None:
-        with self._lock:
-            for connections in self._idle.values():
-                for connection in connections:
-                    connection.close()
-            self._idle.clear()
-
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+        self._peers.session_ended()

@@ -29,6 +29,10 @@ class PeerDiffers(Unavailable):
     """It has a blob of this name and another size: one of those who told us is wrong, which one is not known."""
 
 
+class PeerEnded(Unavailable):
+    """A connection that has served before is over: another one may well be had."""
+
+
 class PeerFails(Unavailable):
     """It cannot be reached, fell silent, went away in the middle, or answers what makes no sense."""
 
@@ -62,7 +66,7 @@ class PeerConnection:
         self._hello = codec.encode_hello(node_id, trust_domain)
 
     def size_of(self, digest: Digest) -> int:
-        """Raises: PeerLacks, PeerBusy, PeerFails."""
+        """Raises: PeerLacks, PeerBusy, PeerEnded, PeerFails."""
         return self._ask(Ask(Wish.SIZE, digest)).size_bytes
 
     def pull(self, writer: Writer, moved: Callable[[int], None]) -> None:
@@ -70,7 +74,7 @@ class PeerConnection:
         in the writer. The connection must not be used again after an error other than `PeerLacks`.
 
         Raises:
-            PeerLacks, PeerDiffers, PeerBusy, PeerFails.
+            PeerLacks, PeerDiffers, PeerBusy, PeerEnded, PeerFails.
             ResourceExhausted: the store's file system is full.
         """
         found = self._ask(Ask(Wish.SEND, writer.digest, writer.written_bytes))
@@ -98,6 +102,7 @@ class PeerConnection:
         self._socket.close()
 
     def _ask(self, ask: Ask) -> AnswerHead:
+        served = self._welcomed
         try:
             hello, self._hello = self._hello, b""
             self._socket.sendall(hello + codec.encode_ask(ask))
@@ -105,13 +110,15 @@ class PeerConnection:
                 self._read_welcome()
             head = codec.decode_answer_head(read_exactly(self._socket, codec.ANSWER_HEAD.size))
             words = read_exactly(self._socket, head.words_bytes).decode(errors="replace")
-        except (ConnectionError, BrokenPipeError) as error:
-            raise self._turned_away(error) from error
+        except ConnectionError as error:
+            raise self._turned_away(error, served) from error
         except BlockingIOError as error:
             raise PeerFails(f"peer {self._address} did not answer within {self._limits.stall_s:g} s") from error
         except (PeerBusy, PeerFails):
             raise
-        except (OSError, InvalidInput, Unavailable) as error:
+        except Unavailable as error:
+            raise (PeerEnded if served else PeerFails)(f"peer {self._address}: {error}") from error
+        except (OSError, InvalidInput) as error:
             raise PeerFails(f"peer {self._address}: {error}") from error
         if head.finding is Finding.NOT_HERE:
             raise PeerLacks(f"peer {self._address} has no blob {ask.digest}")
@@ -128,8 +135,10 @@ class PeerConnection:
             raise PeerFails(f"peer {self._address} refuses: {words}")
         self._welcomed = True
 
-    def _turned_away(self, error: OSError) -> TesseraError:
+    def _turned_away(self, error: OSError, served: bool) -> TesseraError:
         """Who is turned away while he is still asking finds the connection reset, and the reason in what had arrived before."""
+        if served:
+            return PeerEnded(f"peer {self._address}: {error}")
         if not self._welcomed:
             try:
                 self._read_welcome()

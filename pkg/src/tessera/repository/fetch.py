@@ -136,6 +136,7 @@ class Fetcher:
                 if size_bytes <= MAX_ARTIFACT_BYTES and isinstance(error, ResourceExhausted):
                     raise
                 call.sources.blame((source,), error.message)
+                call.stop.clear()
 
     def _fetch(self, blobs: Iterable[Blob], call: _Call, progress: Progress | None) -> Fetched:
         wanted = {blob.digest: blob for blob in blobs}
@@ -150,7 +151,6 @@ class Fetcher:
             if not self._store.fits(needed):
                 self._before_reclaim()
             self._store.make_room(needed)
-            call.stop = threading.Event()
             call.count = _Count(sum(blob.size_bytes for blob in missing), progress)
             copied = self._run(missing, call)
             pins.keep()

@@ -58,10 +58,9 @@ class PeerServer:
 
     @property
     def address(self) -> str:
-        """Where it listens (HOST:PORT), with the port that a configured port 0 became."""
+        """HOST:PORT as configured, with the port that a configured port 0 became."""
         assert self._listener is not None
-        host, port = self._listener.getsockname()[:2]
-        return f"{host}:{port}"
+        return f"{self._address.rpartition(':')[0]}:{self._listener.getsockname()[1]}"
 
     def start(self) -> None:
         """Raises: FailedPrecondition when the address is in use or none of this machine."""

@@ -18,7 +18,8 @@ from tessera.telemetry import get_logger
 from tessera.tensorstore.interface import Writer
 
 TRIES = 4
-FIRST_PAUSE_S = 0.1
+PAUSE_S = 0.1
+"""Before a second try; three times as long before each one after that."""
 
 _Result = TypeVar("_Result")
 
@@ -89,8 +90,9 @@ class RangeReader:
                 return call()
             except Unavailable as error:
                 _log.warning("the repository is asked again", digest=blob.digest, attempt=attempt, reason=str(error))
-            threading.Event().wait(FIRST_PAUSE_S * 3 ** (attempt - 1))
-            check()
+            for _ in range(3 ** (attempt - 1)):
+                threading.Event().wait(PAUSE_S)
+                check()
         return call()
 
 

@@ -18,3 +18,13 @@ class Flight:
     cancel: threading.Event = field(default_factory=threading.Event)
     stop_reason: str = ""
     sources: tuple[Source, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StarterSettings:
+    """`behind_s`: how long after its answer a start is published, noted and told about; none of that shall take the answer's time."""
+
+    load_timeout_s: float
+    drain_ms: int
+    verify: bool
+    behind_s: float = 0.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from tessera import failpoint
 from tessera.clock import Clock
@@ -36,7 +36,7 @@ from tessera.node_agent.core.table import Instance, InstanceTable
 from tessera.node_agent.loops.eviction import Evictor
 from tessera.node_agent.loops.fetching import FetchProgress, note_fetched
 from tessera.node_agent.loops.fleet import Fleet, Member
-from tessera.node_agent.loops.flight import Flight
+from tessera.node_agent.loops.flight import Flight, StarterSettings
 from tessera.node_agent.loops.larder import Larder, holder_of
 from tessera.node_agent.loops.stopwatch import Stopwatch
 from tessera.node_agent.ports import LoadReport, Meter, Notes, Records
@@ -48,16 +48,6 @@ ROOM_TRIES, ROOM_PAUSE_S = 8, 0.25
 """How often a start that does not fit looks for instances that have become idle; two seconds are what a caller waits anyway."""
 
 _log = get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class StarterSettings:
-    """`behind_s`: how long after its answer a start is published, noted and told about; none of that shall take the answer's time."""
-
-    load_timeout_s: float
-    drain_ms: int
-    verify: bool
-    behind_s: float = 0.0
 
 
 class Starter:

@@ -83,8 +83,8 @@ test-protobuf7: ## the protocol tests beside the newer protobuf (constraints-pro
 demo: setup ## the main job on real models: bring up, register, profile, infer, explain, take down
 	@$(BIN)/python -m examples.demo
 
-bench: setup ## one benchmark: make bench NAME=start|memory|density|gateway|packing|reclaim
-	@test -n "$(NAME)" || { echo "NAME is missing: make bench NAME=start|memory|density|gateway|packing|reclaim" >&2; exit 2; }
+bench: setup ## one benchmark: make bench NAME=start|memory|density|gateway|packing|reclaim|fetch
+	@test -n "$(NAME)" || { echo "NAME is missing: make bench NAME=start|memory|density|gateway|packing|reclaim|fetch" >&2; exit 2; }
 	@$(BIN)/python -m benchmarks.$(NAME)
 
 soak: setup ## random requests, stops, evictions and kills, all checked: make soak MINUTES=30 [SEED=1] [KILLS=1]

@@ -145,6 +145,7 @@ class AgentProcess:
             "address": self.address,
             "start_address": f"127.0.0.1:{free_port()}",
             "relay_address": "127.0.0.1:0",
+            "peer_address": "127.0.0.1:0",
             "etcd_endpoints": [etcd],
             "lease_ttl_s": 2.0,
             "repository_url": f"file://{folder / 'repository'}",

@@ -1,10 +1,14 @@
-"""The repository between real processes: a put that is killed, and many puts of one blob."""
+"""The repository between real processes: a put that is killed, many puts of one blob, a disk that is full."""
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from tessera.domain.errors import ResourceExhausted
 from tessera.repository import Repository
 from tessera.tensorstore.artifact import digest_of
 from tessera.testing.conformance_tensorstore import blob_of
@@ -61,3 +65,20 @@ for seed in range(20):
     repository = Repository(tmp_path.as_uri())
     assert all(repository.verify(digest) for digest, _ in repository.digests())
     assert repository.sweep() == 0
+
+
+@pytest.mark.root
+def test_a_full_disk_is_said_and_leaves_nothing_half(tmp_path: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(tmp_path)], check=True)
+    try:
+        repository = Repository((tmp_path / "repository").as_uri())
+        kept = repository.put_bytes(bytes(1 << 20))
+        large = bytes(range(256)) * (3 << 12)
+        with pytest.raises(ResourceExhausted, match=r"repository file://.* is full"):
+            repository.put_bytes(large)
+        assert dict(repository.digests()) == {kept: 1 << 20}
+        assert repository.verify(kept)
+        assert repository.sweep() == 0
+        assert repository.put_bytes(b"small") == digest_of(b"small")
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)

@@ -27,7 +27,7 @@ def test_a_number_of_nodes_out_of_range_is_named(tmp_path: Path, nodes: int) -> 
 def test_no_port_is_given_twice_with_most_nodes(tmp_path: Path) -> None:
     layout = Layout(tmp_path, 8000, 16)
     ports = layout.ports()
-    assert len(ports) == 11 + 3 * 16
+    assert len(ports) == 11 + 4 * 16
     addresses = [settings["address"] for _, settings in layout.services().values()]
     assert len(set(addresses)) == len(addresses)
     assert {int(address.rpartition(":")[2]) for address in addresses} <= set(ports)

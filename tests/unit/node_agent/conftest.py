@@ -47,12 +47,13 @@ from tessera.node_agent.loops.appraiser import Appraiser
 from tessera.node_agent.loops.domain import Domain, Domains
 from tessera.node_agent.loops.eviction import Evictor
 from tessera.node_agent.loops.fleet import Fleet
+from tessera.node_agent.loops.flight import StarterSettings
 from tessera.node_agent.loops.inspector import Inspector
 from tessera.node_agent.loops.jobs import Jobs
 from tessera.node_agent.loops.keeper import Keeper
 from tessera.node_agent.loops.larder import Larder
 from tessera.node_agent.loops.pulse import Pulse
-from tessera.node_agent.loops.starter import Starter, StarterSettings
+from tessera.node_agent.loops.starter import Starter
 from tessera.node_agent.ports import (
     HeldInstance,
     Hello,

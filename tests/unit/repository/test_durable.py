@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tessera.domain.errors import DataCorrupted
+from tessera.domain.errors import DataCorrupted, ResourceExhausted
 from tessera.repository import Repository
 from tessera.tensorstore.artifact import digest_of
 
@@ -85,7 +85,7 @@ def test_a_full_or_broken_disk_leaves_nothing(repository: Repository, monkeypatc
     repository.put_bytes(b"x")
     with monkeypatch.context() as patched:
         patched.setattr(f"tessera.repository.durable.os.{call}", fail)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(ResourceExhausted, match="is full: No space"):
             repository.put(digest, [b"data"])
     assert not repository.has(digest)
     assert repository.sweep() == 0

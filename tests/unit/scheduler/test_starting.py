@@ -20,9 +20,11 @@ from tessera.domain.errors import (
     StaleTerm,
     Unavailable,
 )
-from tessera.domain.ids import BuildClass, InstanceId, NodeId, RequestId, TrustDomain, VariantKey
+from tessera.domain.ids import BuildClass, Digest, InstanceId, NodeId, RequestId, TrustDomain, VariantKey
 from tessera.domain.instance import InstanceState, Stage, StartPath
 from tessera.domain.records import VariantState
+from tessera.domain.source import Source
+from tessera.scheduler.core.observed import StoreReport
 from tessera.scheduler.loops.starting import StartRequest
 from tessera.testing import run_virtual
 
@@ -49,6 +51,20 @@ def test_a_start_answers_when_ready_and_its_record_follows() -> None:
         await until(lambda: len(world.recorded()) == 1, 1.0)
         record = world.recorded()[0]
         assert (record.instance_id, record.generation, record.term) == (answer.instance.instance_id, order.generation, leadership.term)
+
+    in_world(scenario)
+
+
+def test_an_agent_is_told_who_has_the_bytes() -> None:
+    async def scenario(world: World) -> None:
+        has = {"build_class": BuildClass("other")}
+        await world.add_node("n2", **has, peer_address="n2:8040", added=frozenset({Digest("f" * 64)}))
+        stranger = {TrustDomain("stranger"): StoreReport(1 << 30, 0, frozenset({Digest("f" * 64)}))}
+        await world.add_node("n3", **has, peer_address="n3:8040", stores=stranger)
+        scheduler = await world.add_scheduler()
+        await world.start(scheduler)
+        (order,) = world.nodes["n1"].orders
+        assert order.sources == (Source(NodeId("n2"), "n2:8040"),)
 
     in_world(scenario)
 

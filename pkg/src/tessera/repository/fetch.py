@@ -1,4 +1,4 @@
-"""Brings the blobs of an artifact from a repository into a tensor store: verified on arrival, each once, a few at a time.
+"""Brings the blobs of an artifact into a tensor store, from other nodes or the repository: verified on arrival, each once, a few at a time.
 
 Called from worker threads (`asyncio.to_thread`); calls that want the same blob at the same time share one copying.
 """
@@ -6,34 +6,46 @@ Called from worker threads (`asyncio.to_thread`); calls that want the same blob 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from tessera.domain.artifact import Artifact, Blob
-from tessera.domain.errors import Cancelled, DataCorrupted, NotFound
+from tessera.domain.errors import Cancelled, DataCorrupted, NotFound, ResourceExhausted
 from tessera.domain.ids import Digest
-from tessera.repository.interface import RepositoryReader
+from tessera.domain.source import Source
+from tessera.repository.interface import BlobSources, RepositoryReader, SourceSession
+from tessera.repository.ranges import RangeReader
 from tessera.tensorstore.artifact import decode
-from tessera.tensorstore.interface import TensorStore
+from tessera.tensorstore.interface import TensorStore, Writer
 
 Progress = Callable[[int, int], None]
-"""Called with (bytes done, bytes in all), from several threads, one call at a time."""
+"""Called with (bytes done, bytes in all), from several threads, one call at a time. Done goes back when bytes turn out to be wrong."""
+
+MAX_ARTIFACT_BYTES = 64 << 20
+"""What a source says about an artifact's size is believed up to here when the store has no room for it."""
 
 _CANCEL_POLL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """`digests` were copied by this call, `bytes_fetched` in all; what was there or came by another call is not among them."""
+    """`digests` were copied by this call, `bytes_fetched` in all, `bytes_from_peers` of them from other nodes; what was there or came by
+    another call is not among them."""
 
     bytes_fetched: int
     digests: tuple[Digest, ...]
+    bytes_from_peers: int = 0
+
+    def __add__(self, other: Fetched) -> Fetched:
+        return Fetched(
+            self.bytes_fetched + other.bytes_fetched, self.digests + other.digests, self.bytes_from_peers + other.bytes_from_peers
+        )
 
 
 class Fetcher:
-    """One per store. At most `concurrency` blobs of a call are copied at a time.
+    """One per store. At most `concurrency` blobs of a call are copied at a time, and so many ranges of all calls read from the repository.
 
     `before_reclaim` is called, in the worker thread, before the store is asked for room that it does not have free: whoever maps blobs
     without holding them can let go first, because an unlinked file that is mapped frees nothing.
@@ -45,8 +57,11 @@ class Fetcher:
         store: TensorStore,
         concurrency: int = 4,
         before_reclaim: Callable[[], None] = lambda: None,
+        peers: BlobSources | None = None,
     ) -> None:
         self._before_reclaim = before_reclaim
+        self._peers = peers
+        self._ranges = RangeReader(repository, concurrency)
         self._repository = repository
         self._store = store
         self._concurrency = concurrency
@@ -54,37 +69,78 @@ class Fetcher:
         self._in_flight: dict[Digest, Future[None]] = {}
 
     def fetch_artifact(
-        self, artifact: Digest, holder: str, progress: Progress | None = None, cancel: threading.Event | None = None
+        self,
+        artifact: Digest,
+        holder: str,
+        progress: Progress | None = None,
+        cancel: threading.Event | None = None,
+        sources: Iterable[Source] = (),
     ) -> tuple[Artifact, Fetched]:
         """Brings in the artifact's own blob and then everything that it names; see `fetch`. Returns what it says, too.
 
         Raises:
-            NotFound: the repository lacks the artifact or one of its blobs.
+            NotFound: neither a source nor the repository has the artifact or one of its blobs.
             DataCorrupted: bytes differ from their digest, or it is no artifact.
             ResourceExhausted: the store cannot make the room.
+            Unavailable: the repository does not answer.
             Cancelled: `cancel` was set.
         """
-        with _Pins(self._store, holder) as pins:
-            own = () if pins.try_pin(artifact) else (Blob(artifact, self._size_of(artifact)),)
-            first = self.fetch(own, holder, cancel=cancel)
+        with _Pins(self._store, holder) as pins, self._call(holder, cancel, sources) as call:
+            first = Fetched(0, ()) if pins.try_pin(artifact) else self._fetch_own(artifact, call)
             pins.add(first.digests)
             found = decode(self._store.path(artifact).read_bytes())
-            second = self.fetch(found.blobs(), holder, progress, cancel)
+            second = self._fetch(found.blobs(), call, progress)
             pins.keep()
-            return found, Fetched(first.bytes_fetched + second.bytes_fetched, first.digests + second.digests)
+            return found, first + second
 
-    def fetch(self, blobs: Iterable[Blob], holder: str, progress: Progress | None = None, cancel: threading.Event | None = None) -> Fetched:
-        """Brings in those of `blobs` that the store lacks. All of them are held by `holder` when this returns; on an error the holds
-        that this call added are dropped again. `cancel` is looked at between chunks. Blocks; room is made for all before the first byte.
+    def fetch(
+        self,
+        blobs: Iterable[Blob],
+        holder: str,
+        progress: Progress | None = None,
+        cancel: threading.Event | None = None,
+        sources: Iterable[Source] = (),
+    ) -> Fetched:
+        """Brings in those of `blobs` that the store lacks, from `sources` in their order, the rest from the repository. All of them are
+        held by `holder` when this returns; on an error the holds that this call added are dropped again. `cancel` is looked at between
+        parts of a blob. Blocks; room is made for all before the first byte.
 
         Raises:
-            NotFound: the repository lacks one.
-            DataCorrupted: bytes differ from their digest or length; that blob is not in the store.
+            NotFound: neither a source nor the repository has one.
+            DataCorrupted: bytes in the repository differ from their digest or length; that blob is not in the store.
             ResourceExhausted: the store cannot make the room.
+            Unavailable: the repository does not answer.
             Cancelled: `cancel` was set.
         """
+        with self._call(holder, cancel, sources) as call:
+            return self._fetch(blobs, call, progress)
+
+    @contextmanager
+    def _call(self, holder: str, cancel: threading.Event | None, sources: Iterable[Source]) -> Iterator[_Call]:
+        call = _Call(holder, cancel or threading.Event())
+        with ExitStack() as stack:
+            if self._peers is not None:
+                call.sources = stack.enter_context(self._peers.session(sources, call.raise_if_cancelled))
+            yield call
+
+    def _fetch_own(self, artifact: Digest, call: _Call) -> Fetched:
+        """The artifact's own blob, whose size nobody has told yet. A source that states a wrong one is blamed for what comes of it."""
+        while True:
+            stated = call.sources.size_of(artifact) if call.sources is not None else None
+            if call.sources is None or stated is None:
+                return self._fetch((Blob(artifact, sum(piece.length for piece in self._repository.locate(artifact))),), call, None)
+            size_bytes, source = stated
+            try:
+                return self._fetch((Blob(artifact, size_bytes),), call, None)
+            except (DataCorrupted, ResourceExhausted) as error:
+                if size_bytes <= MAX_ARTIFACT_BYTES and isinstance(error, ResourceExhausted):
+                    raise
+                call.sources.blame((source,), error.message)
+                call.stop.clear()
+
+    def _fetch(self, blobs: Iterable[Blob], call: _Call, progress: Progress | None) -> Fetched:
         wanted = {blob.digest: blob for blob in blobs}
-        with _Pins(self._store, holder) as pins:
+        with _Pins(self._store, call.holder) as pins:
             missing = [blob for blob in wanted.values() if not pins.try_pin(blob.digest)]
             if not missing:
                 pins.keep()
@@ -95,13 +151,15 @@ class Fetcher:
             if not self._store.fits(needed):
                 self._before_reclaim()
             self._store.make_room(needed)
-            call = _Call(holder, _Count(sum(blob.size_bytes for blob in missing), progress), cancel or threading.Event())
+            call.count = _Count(sum(blob.size_bytes for blob in missing), progress)
             copied = self._run(missing, call)
             pins.keep()
-        return Fetched(sum(blob.size_bytes for blob in copied), tuple(blob.digest for blob in copied))
+        digests = tuple(blob.digest for blob, _ in copied)
+        return Fetched(sum(blob.size_bytes for blob, _ in copied), digests, sum(from_peers for _, from_peers in copied))
 
-    def _run(self, missing: list[Blob], call: _Call) -> list[Blob]:
-        """Copies in threads; the first error stops the others between two chunks and is raised."""
+    def _run(self, missing: list[Blob], call: _Call) -> list[tuple[Blob, int]]:
+        """Copies in threads; the first error stops the others between two parts and is raised. Returns what was copied, and how many
+        bytes of each came from other nodes."""
         with ThreadPoolExecutor(min(self._concurrency, len(missing)), thread_name_prefix="fetch") as pool:
             # Large ones first, so that the last thread to end has a small one.
             largest_first = sorted(missing, key=lambda blob: -blob.size_bytes)
@@ -114,10 +172,11 @@ class Fetcher:
                 for task in tasks:
                     task.cancel()
                 raise
-        return [blob for task, blob in tasks.items() if task.result()]
+        return [(blob, from_peers) for task, blob in tasks.items() if (from_peers := task.result()) is not None]
 
-    def _bring(self, blob: Blob, call: _Call) -> bool:
-        """True when this call copied it. Whoever finds another call copying waits, and takes over if that one does not finish."""
+    def _bring(self, blob: Blob, call: _Call) -> int | None:
+        """How many bytes of it came from other nodes, or None when another call copied it. Whoever finds another call copying waits, and
+        takes over if that one does not finish."""
         while True:
             call.raise_if_cancelled()
             with self._lock:
@@ -132,27 +191,33 @@ class Fetcher:
         try:
             if self._pin(call.holder, blob.digest):  # came while we waited
                 call.count.add(blob.size_bytes)
-                return False
-            self._copy(blob, call)
-            return True
+                return None
+            return self._copy(blob, call)
         finally:
             with self._lock:
                 del self._in_flight[blob.digest]
             mine.set_result(None)
 
-    def _copy(self, blob: Blob, call: _Call) -> None:
-        with (
-            closing(self._repository.open_reader(blob.digest, verify=False)) as chunks,  # the writer hashes what arrives
-            self._store.ingest(blob.digest, blob.size_bytes, call.holder) as writer,
-        ):
-            for chunk in chunks:
-                call.raise_if_cancelled()
-                writer.write(chunk)
-                call.count.add(len(chunk))
-            try:
-                writer.commit()
-            except DataCorrupted as error:
-                raise DataCorrupted(f"{error.message} (from the repository)") from error
+    def _copy(self, blob: Blob, call: _Call) -> int:
+        """From the sources and then the repository. Wrong bytes are tried again without those who gave some of them: there is always one
+        less, and what is wrong in the repository is wrong for good."""
+        while True:
+            with self._store.ingest(blob.digest, blob.size_bytes, call.holder) as writer:
+                given = call.sources.bring(writer, call.count.add) if call.sources is not None else ()
+                from_peers = writer.written_bytes
+                self._read_rest(blob, writer, call)
+                try:
+                    writer.commit()
+                    return from_peers
+                except DataCorrupted as error:
+                    if call.sources is None or not given:
+                        raise DataCorrupted(f"{error.message} (from the repository)") from error
+                    call.sources.blame(given, error.message)
+                    call.count.add(-blob.size_bytes)
+
+    def _read_rest(self, blob: Blob, writer: Writer, call: _Call) -> None:
+        if writer.written_bytes < blob.size_bytes:
+            self._ranges.fill(blob, writer, call.count.add, call.raise_if_cancelled)
 
     def _pin(self, holder: str, digest: Digest) -> bool:
         try:
@@ -161,11 +226,8 @@ class Fetcher:
             return False
         return True
 
-    def _size_of(self, digest: Digest) -> int:
-        return sum(piece.length for piece in self._repository.locate(digest))
 
-
-def _as_done(tasks: Iterable[Future[bool]]) -> Iterable[Future[bool]]:
+def _as_done(tasks: Iterable[Future[int | None]]) -> Iterable[Future[int | None]]:
     pending = set(tasks)
     while pending:
         done = wait(pending, return_when="FIRST_COMPLETED").done
@@ -192,9 +254,10 @@ class _Call:
     """One call of `fetch`: whom it holds for, how far it is, and whether it shall end (asked for, or one of its threads failed)."""
 
     holder: str
-    count: _Count
     cancel: threading.Event
+    count: _Count = field(default_factory=lambda: _Count(0, None))
     stop: threading.Event = field(default_factory=threading.Event)
+    sources: SourceSession | None = None
 
     def raise_if_cancelled(self) -> None:
         if self.cancel.is_set() or self.stop.is_set():

@@ -5,12 +5,14 @@ Bytes are found through `locate` alone, so that where they lie may change (packe
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from types import TracebackType
+from typing import Protocol, Self
 
 from tessera.domain.ids import Digest
-from tessera.tensorstore.interface import BytesLike
+from tessera.domain.source import Source
+from tessera.tensorstore.interface import BytesLike, Writer
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +25,17 @@ class Piece:
 
 
 class RepositoryReader(Protocol):
+    @property
+    def range_bytes(self) -> int:
+        """How much is well read at a time here: enough that asking costs little beside it."""
+        ...
+
     def locate(self, digest: Digest) -> list[Piece]:
         """Where a blob's bytes lie, in order.
 
         Raises:
             NotFound: it is not in the repository.
+            Unavailable: the storage does not answer; the other calls alike.
         """
         ...
 
@@ -37,6 +45,16 @@ class RepositoryReader(Protocol):
 
         Raises:
             NotFound: it is not in the repository (raised by the call, not by the first chunk).
+        """
+        ...
+
+    def read_range(self, digest: Digest, pieces: Sequence[Piece], offset: int, length: int) -> bytes:
+        """So many bytes of a blob that `locate` found in `pieces`; not verified. Several threads may read ranges of one.
+
+        Raises:
+            NotFound: it is not in the repository any more.
+            DataCorrupted: it ends before.
+            Unavailable: the storage does not answer.
         """
         ...
 
@@ -71,6 +89,8 @@ class RepositoryWriter(Protocol):
         Raises:
             InvalidInput: `digest` is none.
             DataCorrupted: the chunks have another digest; nothing is kept.
+            ResourceExhausted: the storage is full; nothing is kept.
+            Unavailable: the storage does not answer.
         """
         ...
 
@@ -87,3 +107,35 @@ class RepositoryWriter(Protocol):
 
 class BlobRepository(RepositoryReader, RepositoryWriter, Protocol):
     """What `tessera.repository.Repository` implements."""
+
+
+class SourceSession(Protocol):
+    """What one fetch takes from other nodes. For several threads at a time; a context manager that hangs up at its end."""
+
+    def size_of(self, digest: Digest) -> tuple[int, Source] | None:
+        """As the first source says that has it, and which one that is; None where none has it or answers."""
+        ...
+
+    def bring(self, writer: Writer, moved: Callable[[int], None]) -> tuple[Source, ...]:
+        """Appends as much of the writer's blob as the sources give, which may be nothing; `moved` hears of each part. Returns who gave.
+
+        Raises:
+            ResourceExhausted: the store's file system is full.
+        """
+        ...
+
+    def blame(self, sources: Iterable[Source], reason: str) -> None:
+        """What these gave was wrong: they are not asked again for a while."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+
+class BlobSources(Protocol):
+    """Other nodes. `tessera.peer.Peers` implements it."""
+
+    def session(self, sources: Iterable[Source], check: Callable[[], None]) -> SourceSession:
+        """`sources` in the order in which they are to be asked. `check` is called between parts; what it raises ends the call."""
+        ...

@@ -32,6 +32,7 @@ class StoreStatus:
     `used_bytes` = visible blobs + space reserved by writers + quarantined files + `unlinked_bytes`. `pinned_bytes` counts each held
     blob once; `unlinked_bytes` are files that were reclaimed but are still mapped by a process. `ingested_bytes` and what was reclaimed
     (because room was needed, because nobody used it for its keep-alive, because memory ran short) count since opening.
+    `pulled_bytes` are those of `ingested_bytes` that came from sockets, which is from other nodes.
     """
 
     budget_bytes: int
@@ -48,6 +49,7 @@ class StoreStatus:
     reclaimed_room_bytes: int = 0
     reclaimed_expired_bytes: int = 0
     reclaimed_pressure_bytes: int = 0
+    pulled_bytes: int = 0
 
     @property
     def reclaimed_bytes(self) -> int:
@@ -79,7 +81,7 @@ class MappedFile:
 
 
 class Writer(Protocol):
-    """Brings one blob in. Used by one thread, as a context manager: leaving it without `commit` discards what was written."""
+    """Brings one blob in. Used by one thread (but see `write_at`), as a context manager: leaving it without `commit` discards all."""
 
     @property
     def digest(self) -> Digest: ...
@@ -87,12 +89,35 @@ class Writer(Protocol):
     @property
     def size_bytes(self) -> int: ...
 
+    @property
+    def written_bytes(self) -> int:
+        """Bytes that are there from the beginning on, without a gap."""
+        ...
+
     def write(self, chunk: BytesLike) -> None:
         """Appends and hashes.
 
         Raises:
             DataCorrupted: more than `size_bytes` arrived; nothing is kept.
             ResourceExhausted: the file system under the store is full; nothing is kept.
+        """
+        ...
+
+    def write_at(self, offset: int, chunk: BytesLike) -> None:
+        """As `write`, anywhere: for several threads, each with a range of its own. Ranges do not overlap. After an error the writer
+        is to be left, when all these threads have ended.
+
+        Raises: as `write`.
+        """
+        ...
+
+    def pull(self, source: int, most_bytes: int) -> int:
+        """Moves at most so many bytes from a connected socket to where `write` would append, not through this process's memory.
+        Returns how many; 0: the other end has closed, or the blob is complete.
+
+        Raises:
+            ResourceExhausted: as `write`.
+            OSError: the socket's; EAGAIN when its timeout (SO_RCVTIMEO) has passed. The writer goes on from `written_bytes`.
         """
         ...
 

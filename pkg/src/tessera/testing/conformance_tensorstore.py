@@ -8,9 +8,12 @@ class TestLocal(TensorStoreConformance):
 from __future__ import annotations
 
 import os
+import socket
+import struct
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +171,60 @@ class TensorStoreConformance:
     def test_a_negative_size_is_refused(self, store: TensorStore) -> None:
         with pytest.raises(InvalidInput, match="size_bytes -1"):
             store.ingest(ABSENT, -1)
+
+    # ways in
+
+    @pytest.mark.parametrize("size_bytes", [100, 5 << 20])
+    def test_ranges_may_come_in_any_order_from_several_threads(self, tmp_path: Path, size_bytes: int) -> None:
+        data = blob_of(3, size_bytes)
+        cuts = [size_bytes * part // 7 for part in range(8)]
+        store = self.open_store(tmp_path / "large", 8 << 20, StepClock())
+        with closing(store), ThreadPoolExecutor(3) as pool, store.ingest(digest_of(data), size_bytes) as writer:
+            writer.write_at(cuts[6], data[cuts[6] :])
+            assert writer.written_bytes == 0
+            list(pool.map(lambda part: writer.write_at(cuts[part], data[cuts[part] : cuts[part + 1]]), range(5, -1, -1)))
+            assert writer.written_bytes == size_bytes
+            assert writer.commit()
+            assert store.check(deep=True) == []
+
+    def test_a_gap_is_not_taken_for_bytes(self, store: TensorStore) -> None:
+        data = bytes(100)
+        with store.ingest(digest_of(data), 100) as writer:
+            writer.write_at(50, data[50:])
+            with pytest.raises(DataCorrupted, match="0 of 100 bytes"):
+                writer.commit()
+        assert store.status().used_bytes == 0
+
+    @pytest.mark.parametrize("size_bytes", [100, 5 << 20])
+    def test_what_a_socket_carries_goes_on_from_what_is_there(self, tmp_path: Path, size_bytes: int) -> None:
+        data = blob_of(4, size_bytes)
+        here, there = socket.socketpair()
+        store = self.open_store(tmp_path / "large", 8 << 20, StepClock())
+        with closing(store), here, there, ThreadPoolExecutor(1) as pool, store.ingest(digest_of(data), size_bytes) as writer:
+            writer.write(data[:10])
+            sent = pool.submit(there.sendall, data[10:] + b"next")
+            while writer.written_bytes < size_bytes:
+                assert writer.pull(here.fileno(), size_bytes) > 0
+            sent.result(10)
+            assert writer.pull(here.fileno(), 100) == 0, "complete: what comes next belongs to somebody else"
+            assert here.recv(100) == b"next"
+            assert writer.commit()
+            assert store.status().pulled_bytes == size_bytes - 10
+            assert store.check(deep=True) == []
+
+    def test_a_socket_that_falls_silent_or_ends_leaves_the_writer_as_it_is(self, store: TensorStore) -> None:
+        data = blob_of(4, 100)
+        here, there = socket.socketpair()
+        here.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 50_000))
+        with here, store.ingest(digest_of(data), 100) as writer:
+            there.send(data[:60])
+            assert writer.pull(here.fileno(), 100) == 60
+            with pytest.raises(BlockingIOError):
+                writer.pull(here.fileno(), 100)
+            there.close()
+            assert writer.pull(here.fileno(), 100) == 0
+            writer.write(data[60:])
+            assert writer.commit()
 
     # one winner
 

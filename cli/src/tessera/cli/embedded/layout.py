@@ -167,7 +167,8 @@ class Layout:
             taken |= {offset + 1: f"{name} (gRPC)", offset + 2: f"{name} (metrics)", offset + 3: f"{name} (admin)"}
         taken |= {13: "scheduler (standby)", 14: "scheduler (starts)", 15: "scheduler (standby, starts)", 90: "etcd", 91: "etcd (peers)"}
         for index in range(self.nodes):
-            taken |= {20 + 2 * index: f"node agent {index}", 21 + 2 * index: f"relay {index}", 60 + index: f"node agent {index} (starts)"}
+            taken |= {20 + 2 * index: f"node agent {index}", 21 + 2 * index: f"relay {index}"}
+            taken |= {60 + index: f"node agent {index} (starts)", 110 + index: f"node agent {index} (peers)"}
         return {self.port_base + offset: name for offset, name in taken.items()}
 
     def services(self) -> dict[str, tuple[str, Settings]]:
@@ -196,6 +197,7 @@ class Layout:
                 "address": self.address(20 + 2 * index),
                 "start_address": self.address(60 + index),
                 "relay_address": self.address(21 + 2 * index),
+                "peer_address": self.address(110 + index),
                 "state_folder": str(self.state / f"node-{index}"),
                 "run_folder": str(self.node_run(index)),
                 "repository_url": self.repository_url,

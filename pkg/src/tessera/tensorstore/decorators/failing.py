@@ -27,9 +27,21 @@ class FailingWriter:
     def size_bytes(self) -> int:
         return self._inner.size_bytes
 
+    @property
+    def written_bytes(self) -> int:
+        return self._inner.written_bytes
+
     def write(self, chunk: BytesLike) -> None:
         hit("tensorstore.write")
         self._inner.write(chunk)
+
+    def write_at(self, offset: int, chunk: BytesLike) -> None:
+        hit("tensorstore.write")
+        self._inner.write_at(offset, chunk)
+
+    def pull(self, source: int, most_bytes: int) -> int:
+        hit("tensorstore.write")
+        return self._inner.pull(source, most_bytes)
 
     def commit(self) -> bool:
         hit("tensorstore.commit")

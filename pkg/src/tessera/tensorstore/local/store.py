@@ -65,6 +65,7 @@ class LocalTensorStore:
         self._reclaimed: Counter[str] = Counter()
         """Bytes since opening, by reason: only told, nothing is decided by it."""
         self._worth_of: WorthOf = lambda digest, size_bytes: _SAME_WORTH
+        self._pulled_bytes = 0
         # Whether unlinked files may still be mapped. Only our own unlinking sets it, so that a scan of /proc is spared most of the time.
         self._maybe_unlinked = True
         self._layout.make()
@@ -203,6 +204,7 @@ class LocalTensorStore:
                 reclaimed_room_bytes=self._reclaimed["room"],
                 reclaimed_expired_bytes=self._reclaimed["expired"],
                 reclaimed_pressure_bytes=self._reclaimed["pressure"],
+                pulled_bytes=self._pulled_bytes,
             )
 
     def check(self, *, deep: bool = False) -> list[str]:
@@ -319,6 +321,7 @@ class LocalTensorStore:
                 os.rename(writer.path, self._layout.blob(writer.digest))
                 self._index.add(writer.digest, writer.size_bytes, now)
                 self._ingested_bytes += writer.size_bytes
+                self._pulled_bytes += writer.pulled_bytes
             else:
                 os.unlink(writer.path)
                 self._index.touch((writer.digest,), now, used=True)

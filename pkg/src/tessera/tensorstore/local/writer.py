@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from blake3 import blake3
-
 from tessera.domain.errors import DataCorrupted, ResourceExhausted
 from tessera.domain.ids import Digest
 from tessera.tensorstore.interface import BytesLike, flat
+from tessera.tensorstore.local.follower import Follower
 from tessera.tensorstore.local.layout import BLOB_MODE
 from tessera.tensorstore.seal import seal
+
+PIPE_BYTES = 1 << 20
+"""What an unprivileged process may give a pipe."""
 
 
 class LocalWriter:
@@ -36,9 +41,13 @@ class LocalWriter:
         self._size_bytes = size_bytes
         self._publish = publish
         self._forget = forget
-        self._hasher = blake3()
+        self._lock = threading.Lock()
         self._written = 0
+        self._ahead: dict[int, int] = {}  # offset -> length of what lies behind a gap
+        self._pulled = 0
         self._fd = -1
+        self._pipe: tuple[int, int] | None = None
+        self._follower: Follower | None = None
 
     @property
     def digest(self) -> Digest:
@@ -48,31 +57,87 @@ class LocalWriter:
     def size_bytes(self) -> int:
         return self._size_bytes
 
+    @property
+    def written_bytes(self) -> int:
+        return self._written
+
+    @property
+    def pulled_bytes(self) -> int:
+        """Of what was written, those bytes that came from a socket."""
+        return self._pulled
+
     def open(self) -> None:
         """Makes the temporary file at its full length: tmpfs gives huge pages only below the length a file has when it is written."""
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(self._fd, self._size_bytes)
+            self._follower = Follower(self._fd, self._size_bytes)
         except OSError:
             self._discard()
             raise
 
     def write(self, chunk: BytesLike) -> None:
         view = flat(chunk)
+        self._check(self._written, len(view))
+        with self._full_is_said():
+            self._put(self._written, view)
+        self._advance(self._written, len(view))
+
+    def write_at(self, offset: int, chunk: BytesLike) -> None:
+        view = flat(chunk)
+        self._check(offset, len(view), ends=False)  # the file stays open as long as others may be writing to it
+        with self._full_is_said(ends=False):
+            self._put(offset, view)
+        self._advance(offset, len(view))
+
+    def pull(self, source: int, most_bytes: int) -> int:
+        self._check(self._written, 0)
+        if self._pipe is None:
+            self._pipe = os.pipe2(os.O_CLOEXEC)
+            fcntl.fcntl(self._pipe[1], fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        outlet, inlet = self._pipe
+        there = os.splice(source, inlet, min(most_bytes, PIPE_BYTES, self._size_bytes - self._written))
+        with self._full_is_said():
+            moved = 0
+            while moved < there:
+                moved += os.splice(outlet, self._fd, there - moved, offset_dst=self._written + moved)
+        self._pulled += there
+        self._advance(self._written, there)
+        return there
+
+    def _check(self, offset: int, length: int, *, ends: bool = True) -> None:
         if self._fd < 0:
             raise ValueError(f"writer of {self._digest} is closed")
-        if self._written + len(view) > self._size_bytes:
-            self.abort()
+        if offset + length > self._size_bytes:
+            if ends:
+                self.abort()
             raise DataCorrupted(f"blob {self._digest}: more than the {self._size_bytes} bytes announced arrived")
-        self._hasher.update(view)
+
+    def _put(self, offset: int, view: memoryview) -> None:
+        while view:
+            done = os.pwrite(self._fd, view, offset)
+            offset += done
+            view = view[done:]
+
+    def _advance(self, offset: int, length: int) -> None:
+        with self._lock:
+            if length:
+                self._ahead[offset] = length
+            before = self._written
+            while self._written in self._ahead:
+                self._written += self._ahead.pop(self._written)
+            if self._written > before and self._follower is not None:
+                self._follower.advance(self._written)
+
+    @contextmanager
+    def _full_is_said(self, *, ends: bool = True) -> Iterator[None]:
+        """Bytes that cannot be written end the writer, with words for the one reason that has some."""
         try:
-            while view:
-                done = os.pwrite(self._fd, view, self._written)
-                self._written += done
-                view = view[done:]
+            yield
         except OSError as error:
             free = os.statvfs(self.path.parent)
-            self.abort()
+            if ends:
+                self.abort()
             if error.errno != errno.ENOSPC:
                 raise
             raise ResourceExhausted(
@@ -86,7 +151,9 @@ class LocalWriter:
         try:
             if self._written != self._size_bytes:
                 raise DataCorrupted(f"blob {self._digest}: {self._written} of {self._size_bytes} bytes arrived")
-            actual = self._hasher.hexdigest()
+            assert self._follower is not None
+            actual = self._follower.hexdigest()
+            self._follower.close()  # who loses against another writer is unlinked, and must not be mapped then
             if actual != self._digest:
                 raise DataCorrupted(f"blob {self._digest}: the bytes that arrived have digest {actual}")
             os.fchmod(self._fd, BLOB_MODE)
@@ -114,8 +181,12 @@ class LocalWriter:
             pass
 
     def _close(self) -> None:
+        if self._follower is not None:
+            self._follower.close()
         fd, self._fd = self._fd, -1
-        os.close(fd)
+        pipe, self._pipe = self._pipe, None
+        for one in (fd, *(pipe or ())):
+            os.close(one)
 
     def __del__(self) -> None:
         if getattr(self, "_fd", -1) >= 0:  # dropped without commit or abort; the store's weak reference ends with it

@@ -18,6 +18,7 @@ from tessera.clock import Clock, SystemClock
 from tessera.coord.etcd import EtcdCoordinator
 from tessera.coord.interface import Coordinator
 from tessera.node_agent.adapters.files import writable_folder
+from tessera.node_agent.adapters.peers import peer_server
 from tessera.node_agent.adapters.relays import RelayProcess
 from tessera.node_agent.adapters.stores import Stores
 from tessera.node_agent.adapters.users import runs_as_users
@@ -63,7 +64,9 @@ async def serve_with(config: NodeAgentConfig, stop: Stop, coordinator: Coordinat
         relay = RelayProcess(config.relay_address, run, state / "logs", config.orphan_s, clock)
         stack.push_async_callback(ending.choose, relay.end, relay.leave)
         await relay.ensure()
-        identity = identity_of(config, run, relay.address)
+        sender = peer_server(config, stores.opened)
+        stack.callback(sender.stop)
+        identity = identity_of(config, run, relay.address, sender.address)
         tasks = await stack.enter_async_context(Tasks(stop))
         parts = Parts(World(config, coordinator, clock, identity, run, state, tasks), stores.opened)
         stack.push_async_callback(ending.choose, lambda: parts.agent.end(config.drain_ms), parts.agent.leave)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -44,9 +44,17 @@ class NodeAgentConfig(ServiceConfig):
     start_address: str = "127.0.0.1:8060"
     """Where StartInstance is taken in frames."""
     relay_address: str = "127.0.0.1:8021"
+    peer_address: str = "127.0.0.1:8040"
+    """Where other nodes' agents take blobs from."""
+    peer_connections: int = Field(16, ge=1)
+    """Connections of other agents at a time; one more is told that this node is busy."""
+    peer_stall_s: float = Field(2.0, gt=0.0)
+    """A peer that brings next to nothing for so long is left, and the next source asked."""
     etcd_endpoints: list[str] = Field(default_factory=lambda: ["127.0.0.1:8090"], min_length=1)
     lease_ttl_s: float = Field(10.0, ge=1.0)
     repository_url: str
+    repository_options: dict[str, Any] = Field(default_factory=dict)
+    """For fsspec, such as `endpoint_url` for s3://."""
     state_folder: Path
     run_folder: Path
     """Sockets, and the stores' mount points; short."""
@@ -64,6 +72,7 @@ class NodeAgentConfig(ServiceConfig):
     verify_on_bind: bool = False
     """On: a runtime hashes every blob it maps, at each load."""
     fetch_concurrency: int = Field(4, ge=1)
+    """Blobs of one start that come at a time, streams to one peer, and ranges read from the repository."""
 
     flavours: list[Flavour] = Field(default=["ort", "aten"])
     warm_runtimes: int = Field(1, ge=0)

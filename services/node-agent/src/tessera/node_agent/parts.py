@@ -19,6 +19,7 @@ from tessera.node_agent.adapters.etcd import EtcdRecords
 from tessera.node_agent.adapters.files import RuntimeNotes, TermFile
 from tessera.node_agent.adapters.machine import ProcMachine
 from tessera.node_agent.adapters.meter import PrometheusMeter
+from tessera.node_agent.adapters.peers import peers
 from tessera.node_agent.adapters.pressure import KernelMemory
 from tessera.node_agent.adapters.processes import max_map_count, own_pids
 from tessera.node_agent.adapters.runtimes import ProcessRuntimes
@@ -37,13 +38,14 @@ from tessera.node_agent.loops.appraiser import Appraiser
 from tessera.node_agent.loops.domain import Domain, Domains
 from tessera.node_agent.loops.eviction import Evictor
 from tessera.node_agent.loops.fleet import Fleet
+from tessera.node_agent.loops.flight import StarterSettings
 from tessera.node_agent.loops.inspector import Inspector
 from tessera.node_agent.loops.jobs import Jobs
 from tessera.node_agent.loops.keeper import Keeper
 from tessera.node_agent.loops.larder import Larder
 from tessera.node_agent.loops.pulse import Pulse
 from tessera.node_agent.loops.reporter import Reporter
-from tessera.node_agent.loops.starter import Starter, StarterSettings
+from tessera.node_agent.loops.starter import Starter
 from tessera.node_agent.ports import Runtimes
 from tessera.node_agent.server import NodeAgentServer, status_message
 from tessera.policy.pool import registry as pools
@@ -57,7 +59,7 @@ BEHIND_S = 0.005
 TRIM_S = 5.0
 
 
-def identity_of(config: NodeAgentConfig, run: Path, relay_address: str) -> NodeIdentity:
+def identity_of(config: NodeAgentConfig, run: Path, relay_address: str, peer_address: str) -> NodeIdentity:
     built = build_class()
     return NodeIdentity(
         NodeId(config.node_id),
@@ -70,6 +72,7 @@ def identity_of(config: NodeAgentConfig, run: Path, relay_address: str) -> NodeI
         tuple(config.flavours),
         len(os.sched_getaffinity(0)),
         str(run),
+        peer_address,
     )
 
 
@@ -108,7 +111,7 @@ class Parts:
         most, mappings = config.max_instances_per_runtime, max_map_count() // 2
         self.limits = RuntimeLimits(most, mappings, config.warm_runtimes, config.runtime_keep_alive_s, pool)
         self.poison = PoisonLedger(BackOff(config.poison_first_back_off_s, config.poison_longest_back_off_s, config.poison_forgive_s))
-        self.repository = Repository(config.repository_url)
+        self.repository = Repository(config.repository_url, config.repository_options)
         self.job_turn = asyncio.Lock()
         names = [opened.trust_domain for opened in stores]
         self.records = EtcdRecords(world.coordinator, identity, names, config.lease_ttl_s, clock, wake.fire)
@@ -144,8 +147,10 @@ def domain_of(node: Parts, opened: OpenStore, warm_flavours: Sequence[str]) -> D
     config, clock, tasks = world.config, world.clock, world.tasks
     runtimes = runtimes_of(world, opened)
     fleet = Fleet(runtimes, store, node.table, opened.trust_domain, config.runtime_threads, clock, os.urandom, tasks, config.report_s)
-    larder = Larder(store, Fetcher(node.repository, store, config.fetch_concurrency, _from_thread(fleet.trim)), world.identity.build_class)
     evictor = Evictor(node.table, fleet, store, config.evict_idle_s)
+    sources = peers(config, opened.trust_domain, clock)
+    fetcher = Fetcher(node.repository, store, config.fetch_concurrency, _from_thread(fleet.trim), sources)
+    larder = Larder(store, fetcher, world.identity.build_class)
     settings = StarterSettings(config.load_timeout_s, config.drain_ms, config.verify_on_bind, BEHIND_S)
     starter = Starter(
         world.identity,

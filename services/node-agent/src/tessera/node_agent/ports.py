@@ -11,6 +11,7 @@ from tessera.domain.artifact import Artifact
 from tessera.domain.ids import Digest, Generation, InstanceId, RuntimeId, Term, TrustDomain, VariantKey
 from tessera.domain.instance import StageTime, StartPath
 from tessera.domain.records import AssignmentRecord, InstanceRecord, LatencyRow
+from tessera.domain.source import Source
 from tessera.node_agent.core.fsck import Declaration
 from tessera.node_agent.core.pressure import MemoryReading
 from tessera.program import Stop
@@ -22,7 +23,8 @@ RandomBytes = Callable[[int], bytes]
 
 @dataclass(frozen=True, slots=True)
 class StartOrder:
-    """A provisional assignment, as the scheduler's leader tells it. `budget_s`: how long the caller waits for the answer."""
+    """A provisional assignment, as the scheduler's leader tells it. `budget_s`: how long the caller waits for the answer. `sources`: who
+    has bytes of it, best first."""
 
     term: Term
     instance_id: InstanceId
@@ -33,6 +35,7 @@ class StartOrder:
     expires_after_s: float
     budget_s: float
     request_id: str = ""
+    sources: tuple[Source, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,13 +197,18 @@ class Runtimes(Protocol):
 
 
 class Blobs(Protocol):
-    """Brings blobs from the repository into the store; blocks, so it runs in a thread."""
+    """Brings blobs into the store, from `sources` in their order and then the repository; blocks, so it runs in a thread."""
 
     def fetch_artifact(
-        self, artifact: Digest, holder: str, progress: Progress | None = None, cancel: threading.Event | None = None
+        self,
+        artifact: Digest,
+        holder: str,
+        progress: Progress | None = None,
+        cancel: threading.Event | None = None,
+        sources: Iterable[Source] = (),
     ) -> tuple[Artifact, Fetched]:
         """Everything that the artifact needs is in the store and held by `holder` afterwards. Raises: NotFound, DataCorrupted,
-        ResourceExhausted; Cancelled when `cancel` is set meanwhile."""
+        ResourceExhausted, Unavailable; Cancelled when `cancel` is set meanwhile."""
         ...
 
 
@@ -284,7 +292,9 @@ class Meter(Protocol):
 
     def runtime_lost(self) -> None: ...
 
-    def store(self, trust_domain: TrustDomain, used_bytes: int, pinned_bytes: int, unlinked_bytes: int, fetched_bytes: int) -> None: ...
+    def store(
+        self, trust_domain: TrustDomain, used_bytes: int, pinned_bytes: int, unlinked_bytes: int, fetched_bytes: int, peer_bytes: int
+    ) -> None: ...
 
     def reclaimed(self, trust_domain: TrustDomain, reason: str, total_bytes: int) -> None:
         """Since the store was opened, because of `reason`: "room", "expired" or "pressure"."""

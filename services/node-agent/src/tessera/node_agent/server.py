@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
 from tessera.api.node.v1 import node_pb2, node_pb2_grpc
 from tessera.domain.errors import InvalidInput
-from tessera.domain.ids import InstanceId, TrustDomain, checked_digest, checked_name
+from tessera.domain.ids import InstanceId, NodeId, TrustDomain, checked_digest, checked_name
 from tessera.domain.instance import StartPath
 from tessera.domain.records import LatencyRow, LoadCost
+from tessera.domain.source import Source
 from tessera.node_agent.core.changes import DigestChange
 from tessera.node_agent.core.status import InstanceSummary, NodeIdentity, RuntimeSummary
 from tessera.node_agent.core.table import Instance
@@ -39,6 +40,9 @@ MAX_EXPIRY_S = 3600.0
 FRESH_S = 0.25
 """Memory figures that somebody asked for may be this old."""
 
+MAX_SOURCES = 16
+
+_ADDRESS = re.compile(r"[^\s/]{1,255}:[0-9]{1,5}")
 _INSTANCE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -60,6 +64,7 @@ class NodeAgentServer(node_pb2_grpc.NodeAgentServicer):
             min(request.expires_after_ms / 1e3, MAX_EXPIRY_S) or DEFAULT_EXPIRY_S,
             request.budget_us / 1e6 or DEFAULT_BUDGET_S,
             request.request_id,
+            _sources(request.sources),
         )
         instance = await self._agent.start_instance(order)
         return node_pb2.StartInstanceResponse(instance=instance_message(self._agent.describe(instance), self._agent.identity))
@@ -133,6 +138,7 @@ def status_message(report: Report) -> node_pb2.NodeStatus:
         memory_bytes=summary.machine.memory_bytes,
         memory_available_bytes=summary.machine.memory_available_bytes,
         memory_pressure=summary.machine.memory_pressure,
+        peer_address=me.peer_address,
     )
 
 
@@ -162,6 +168,7 @@ def instance_message(item: InstanceSummary, me: NodeIdentity) -> node_pb2.Instan
         run_p50_ms=instance.run_p50_ms,
         run_p99_ms=instance.run_p99_ms,
         parked=instance.parked,
+        fetched_from_peers_bytes=instance.fetched_from_peers_bytes,
     )
     endpoint = _endpoint(instance, me)
     if endpoint is not None:
@@ -205,6 +212,7 @@ def _store_message(domain: TrustDomain, status: StoreStatus, evictable_bytes: in
         fetched_bytes=status.ingested_bytes,
         quarantined=status.quarantined,
         reclaimed_bytes=status.reclaimed_bytes,
+        peer_bytes=status.pulled_bytes,
         digests_added=[bytes.fromhex(digest) for digest in change.added],
         digests_removed=[bytes.fromhex(digest) for digest in change.removed],
     )
@@ -229,6 +237,15 @@ def _measure_event(event: str | LoadCost | LatencyRow) -> node_pb2.MeasureEvent:
 
 def _trust_domain(text: str) -> TrustDomain:
     return TrustDomain(checked_name("trust_domain", text))
+
+
+def _sources(messages: Sequence[node_pb2.Source]) -> tuple[Source, ...]:
+    if len(messages) > MAX_SOURCES:
+        raise InvalidInput("sources", len(messages), f"at most {MAX_SOURCES}")
+    for index, message in enumerate(messages):
+        if not _ADDRESS.fullmatch(message.peer_address):
+            raise InvalidInput(f"sources[{index}].peer_address", message.peer_address[:80], "must be HOST:PORT")
+    return tuple(Source(NodeId(message.node_id), message.peer_address) for message in messages)
 
 
 def _instance_id(text: str) -> InstanceId:

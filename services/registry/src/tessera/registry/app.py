@@ -81,7 +81,7 @@ async def run(config: RegistryConfig, stop: Stop, coordinator: Coordinator, stat
     limits = UploadLimits(config.upload_max_files, config.upload_max_file_bytes, config.upload_max_total_bytes)
     allowed_builders = tuple(config.allowed_builders)
     uploads = UploadFolder(state / "uploads", config.upload_max_file_bytes)
-    blobs = StoredBlobs(Repository(config.repository_url))
+    blobs = StoredBlobs(Repository(config.repository_url, config.repository_options))
     catalogue, log, baker = Catalogue(coordinator), JobLog(config.jobs_remembered), GrpcBaker()
     shelf = Shelf(catalogue, blobs, domains)
     sandbox = Sandbox(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 
 from tessera.config import ServiceConfig
@@ -14,7 +16,10 @@ class RegistryConfig(ServiceConfig):
 
     address: str = "127.0.0.1:8010"
     etcd_endpoints: list[str] = Field(default_factory=lambda: ["127.0.0.1:8090"], min_length=1)
-    repository_url: str = Field(description="fsspec url of the folder with the blobs, e.g. file:///srv/tessera/repository")
+    repository_url: str = Field(
+        description="fsspec url of the folder with the blobs, e.g. file:///srv/tessera/repository, s3://bucket/prefix"
+    )
+    repository_options: dict[str, Any] = Field(default_factory=dict, description="for fsspec, such as endpoint_url for s3://")
     state_folder: str = Field(description="uploads, and what running imports write")
     trust_domains: list[str] = Field(default_factory=lambda: ["default"], min_length=1)
     lease_ttl_s: float = Field(10.0, ge=1.0)

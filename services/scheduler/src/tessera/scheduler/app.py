@@ -115,7 +115,7 @@ class Scheduler:
         keep_alive = keep_alives.make(config.keep_alive_policy, config.instance_keep_alive_s)
         changed, wake = Pulse(), asyncio.Event()
         self.leading, self.cluster, self.explanations = Leading(config.address), Cluster(), Explanations(config.explanations)
-        self._blobs = BlobLists(config.repository_url, config.artifact_cache)
+        self._blobs = BlobLists(config.repository_url, config.artifact_cache, options=config.repository_options)
         domains = [TrustDomain(name) for name in config.trust_domains]
         self.records = EtcdRecords(coordinator, domains, changed.fire, self._variant_ready)
         self.starter = Starter(

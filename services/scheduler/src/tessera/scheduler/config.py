@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints
 
@@ -21,6 +21,8 @@ class SchedulerConfig(ServiceConfig):
     etcd_endpoints: list[str] = Field(default_factory=lambda: ["127.0.0.1:8090"], min_length=1)
     trust_domains: list[DomainName] = Field(default_factory=lambda: ["default"], min_length=1)
     repository_url: str = ""
+    repository_options: dict[str, Any] = Field(default_factory=dict)
+    """For fsspec, such as `endpoint_url` for s3://."""
     """Read for artifacts' blob lists, so that placement counts exact bytes; empty: records' sizes are used."""
     metrics_address: str = ""
     """Prometheus metrics over HTTP; empty: none."""

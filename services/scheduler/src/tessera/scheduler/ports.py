@@ -10,6 +10,7 @@ from tessera.domain.artifact import Blob
 from tessera.domain.ids import Digest, Generation, InstanceId, NodeId, ProfileClass, RequestId, Term, VariantKey
 from tessera.domain.instance import StartPath
 from tessera.domain.records import AssignmentRecord, NodeRecord, ProfileRecord, VariantRecord
+from tessera.domain.source import Source
 from tessera.scheduler.core.observed import ObservedInstance
 
 RandomBytes = Callable[[int], bytes]
@@ -18,7 +19,7 @@ RandomBytes = Callable[[int], bytes]
 
 @dataclass(frozen=True, slots=True)
 class StartOrder:
-    """A provisional assignment, as it is told to an agent."""
+    """A provisional assignment, as it is told to an agent. `sources`: nodes that have bytes that this one lacks, best first."""
 
     term: Term
     node_id: NodeId
@@ -30,6 +31,7 @@ class StartOrder:
     expires_after_s: float
     budget_s: float
     request_id: RequestId
+    sources: tuple[Source, ...] = ()
 
 
 class Agents(Protocol):

@@ -85,6 +85,7 @@ def report_of(message: node_pb2.NodeStatus) -> NodeReport:
         ),
         stores=dict(_store_of(item, f"stores[{index}]") for index, item in enumerate(message.stores)),
         full=message.full,
+        peer_address=message.peer_address,
     )
 
 

@@ -46,6 +46,9 @@ class PrometheusMeter:
         self._fetched = Gauge(
             "tessera_node_agent_store_fetched_bytes", "Bytes fetched since the agent started", ["trust_domain"], registry=registry
         )
+        self._from_peers = Gauge(
+            "tessera_node_agent_store_peer_bytes", "Of the bytes fetched, those from other nodes", ["trust_domain"], registry=registry
+        )
 
     def started(self, path: StartPath, stages: tuple[StageTime, ...]) -> None:
         self._starts.labels(path.value).inc()
@@ -58,11 +61,14 @@ class PrometheusMeter:
     def runtime_lost(self) -> None:
         self._lost.inc()
 
-    def store(self, trust_domain: TrustDomain, used_bytes: int, pinned_bytes: int, unlinked_bytes: int, fetched_bytes: int) -> None:
+    def store(
+        self, trust_domain: TrustDomain, used_bytes: int, pinned_bytes: int, unlinked_bytes: int, fetched_bytes: int, peer_bytes: int
+    ) -> None:
         self._used.labels(trust_domain).set(used_bytes)
         self._pinned.labels(trust_domain).set(pinned_bytes)
         self._unlinked.labels(trust_domain).set(unlinked_bytes)
         self._fetched.labels(trust_domain).set(fetched_bytes)
+        self._from_peers.labels(trust_domain).set(peer_bytes)
 
     def reclaimed(self, trust_domain: TrustDomain, reason: str, total_bytes: int) -> None:
         self._reclaimed.labels(trust_domain, reason).set(total_bytes)

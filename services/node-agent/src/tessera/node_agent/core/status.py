@@ -26,6 +26,7 @@ class NodeIdentity:
     flavours: tuple[str, ...]
     cpu_count: int
     run_folder: str
+    peer_address: str = ""
 
     def unix_path(self, runtime_id: RuntimeId) -> str:
         """The data socket of a runtime of this node."""

@@ -25,7 +25,7 @@ class Instance:
     """A variant on its way into a runtime, in it, or on its way out.
 
     `expires_at_s` (monotonic) is the end of a provisional assignment; None once a record in etcd has confirmed it. Sizes in bytes,
-    `stages` in milliseconds. `error` says why it failed.
+    `stages` in milliseconds; while it is FETCHING, `fetch_done_bytes` of `fetch_total_bytes` are here. `error` says why it failed.
     """
 
     instance_id: InstanceId
@@ -43,6 +43,9 @@ class Instance:
     shared_bytes: int = 0
     private_bytes: int = 0
     max_batch: int = 1
+    fetch_done_bytes: int = 0
+    fetch_total_bytes: int = 0
+    fetched_from_peers_bytes: int = 0
     idle_s: float = 0.0
     served: int = 0
     queue: int = 0
@@ -56,6 +59,13 @@ class Instance:
     @property
     def alive(self) -> bool:
         return self.state not in TERMINAL
+
+    @property
+    def whereabouts(self) -> str:
+        """Its state in words, with how far its bytes are."""
+        if self.state is InstanceState.FETCHING and self.fetch_total_bytes:
+            return f"{self.state} ({self.fetch_done_bytes} of {self.fetch_total_bytes} bytes)"
+        return str(self.state)
 
     @property
     def provisional(self) -> bool:

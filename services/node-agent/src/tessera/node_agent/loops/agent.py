@@ -103,7 +103,7 @@ class Agent:
             now_s + order.expires_after_s,
             order.start_path,
         )
-        starter.begin(instance, f"told by term {order.term.revision}, request {order.request_id or '-'}")
+        starter.begin(instance, f"told by term {order.term.revision}, request {order.request_id or '-'}", order.sources)
         ready = starter.ready(order.instance_id, order.budget_s)
         if self._fence.durable:
             return await ready

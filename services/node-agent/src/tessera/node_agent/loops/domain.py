@@ -82,7 +82,9 @@ class Domain:
         if self._status is None or blobs != self._blobs or now_s - self._status_at_s >= STORE_STATUS_S:
             self._status_at_s, self._blobs = now_s, blobs
             self._status = status = await asyncio.to_thread(self.store.status)
-            self._meter.store(self.name, status.used_bytes, status.pinned_bytes, status.unlinked_bytes, status.ingested_bytes)
+            self._meter.store(
+                self.name, status.used_bytes, status.pinned_bytes, status.unlinked_bytes, status.ingested_bytes, status.pulled_bytes
+            )
             self._meter.reclaimed(self.name, "room", status.reclaimed_room_bytes)
             self._meter.reclaimed(self.name, "expired", status.reclaimed_expired_bytes)
             self._meter.reclaimed(self.name, "pressure", status.reclaimed_pressure_bytes)

@@ -6,11 +6,25 @@ import asyncio
 import threading
 from dataclasses import dataclass, field
 
+from tessera.domain.source import Source
+
 
 @dataclass(slots=True)
 class Flight:
-    """`stop_reason` is set when somebody wants the instance gone before it is there; `cancel` ends its fetching."""
+    """`stop_reason` is set when somebody wants the instance gone before it is there; `cancel` ends its fetching, for which
+    `sources` are asked first."""
 
     done: asyncio.Event = field(default_factory=asyncio.Event)
     cancel: threading.Event = field(default_factory=threading.Event)
     stop_reason: str = ""
+    sources: tuple[Source, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StarterSettings:
+    """`behind_s`: how long after its answer a start is published, noted and told about; none of that shall take the answer's time."""
+
+    load_timeout_s: float
+    drain_ms: int
+    verify: bool
+    behind_s: float = 0.0

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 from tessera.domain.errors import InvalidInput, NotFound
 from tessera.domain.ids import BuildClass, Digest, InstanceId, VariantKey
+from tessera.domain.source import Source
 from tessera.node_agent.core.artifacts import IDENTITY_MODEL, Load, identity_artifact, load_of
 from tessera.node_agent.ports import Blobs
+from tessera.repository.fetch import Fetched, Progress
 from tessera.tensorstore.artifact import decode, digest_of, encode
 from tessera.tensorstore.interface import TensorStore
 
@@ -97,18 +99,25 @@ class Larder:
             self._loads.popitem(last=False)
         return load
 
-    async def fetch(self, artifact: Digest, instance_id: InstanceId, cancel: threading.Event | None = None) -> tuple[Load, int]:
-        """Brings in what is missing, held for the start; returns what to load and how many bytes came.
+    async def fetch(
+        self,
+        artifact: Digest,
+        instance_id: InstanceId,
+        cancel: threading.Event | None = None,
+        sources: tuple[Source, ...] = (),
+        progress: Progress | None = None,
+    ) -> tuple[Load, Fetched]:
+        """Brings in what is missing, held for the start; returns what to load and what came. `progress` is called in other threads.
 
         Raises:
             Cancelled: `cancel` was set.
-            NotFound, DataCorrupted, ResourceExhausted: from repository and store.
+            NotFound, DataCorrupted, ResourceExhausted, Unavailable: from repository and store.
         """
         if artifact in self._built_in:  # reclaimed since it was made; no repository has it
             self._put(artifact, self._built_in[artifact], holder_of(instance_id))
-            return self.load(artifact), 0
-        _, fetched = await asyncio.to_thread(self._blobs.fetch_artifact, artifact, holder_of(instance_id), None, cancel)
-        return self.load(artifact), fetched.bytes_fetched
+            return self.load(artifact), Fetched(0, ())
+        _, fetched = await asyncio.to_thread(self._blobs.fetch_artifact, artifact, holder_of(instance_id), progress, cancel, sources)
+        return self.load(artifact), fetched
 
     async def bring(self, artifact: Digest, holder: InstanceId) -> None:
         """As `fetch`, for an artifact that is not to be loaded (an export)."""
@@ -136,13 +145,13 @@ class Larder:
         """Those of its blobs whose bytes do not have their digest any more (reads them all, in a thread)."""
         return frozenset(await asyncio.to_thread(lambda: [digest for digest in load.blobs if not self._sound(digest)]))
 
-    async def replace(self, bad: frozenset[Digest], artifact: Digest, instance_id: InstanceId) -> None:
+    async def replace(self, bad: frozenset[Digest], artifact: Digest, instance_id: InstanceId, sources: tuple[Source, ...] = ()) -> None:
         """Puts `bad` into quarantine and fetches them anew."""
         for digest in bad:
             if self._store.has(digest):
                 self._store.quarantine(digest)
             self._loads.pop(digest, None)
-        await self.fetch(artifact, instance_id)
+        await self.fetch(artifact, instance_id, None, sources)
 
     def _sound(self, digest: Digest) -> bool:
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from tessera import failpoint
 from tessera.clock import Clock
@@ -26,6 +26,7 @@ from tessera.domain.errors import (
 )
 from tessera.domain.ids import Digest, InstanceId, RuntimeId
 from tessera.domain.instance import InstanceState, Stage, StartPath
+from tessera.domain.source import Source
 from tessera.node_agent.core.artifacts import Load
 from tessera.node_agent.core.pinned import unfit
 from tessera.node_agent.core.poison import PoisonLedger
@@ -33,28 +34,20 @@ from tessera.node_agent.core.runtimes import Purpose, RuntimeLimits, Wanted, cho
 from tessera.node_agent.core.status import NodeIdentity, record_of
 from tessera.node_agent.core.table import Instance, InstanceTable
 from tessera.node_agent.loops.eviction import Evictor
+from tessera.node_agent.loops.fetching import FetchProgress, note_fetched
 from tessera.node_agent.loops.fleet import Fleet, Member
-from tessera.node_agent.loops.flight import Flight
+from tessera.node_agent.loops.flight import Flight, StarterSettings
 from tessera.node_agent.loops.larder import Larder, holder_of
 from tessera.node_agent.loops.stopwatch import Stopwatch
 from tessera.node_agent.ports import LoadReport, Meter, Notes, Records
 from tessera.program import Tasks
+from tessera.repository.fetch import Fetched
 from tessera.telemetry import get_logger
 
 ROOM_TRIES, ROOM_PAUSE_S = 8, 0.25
 """How often a start that does not fit looks for instances that have become idle; two seconds are what a caller waits anyway."""
 
 _log = get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class StarterSettings:
-    """`behind_s`: how long after its answer a start is published, noted and told about; none of that shall take the answer's time."""
-
-    load_timeout_s: float
-    drain_ms: int
-    verify: bool
-    behind_s: float = 0.0
 
 
 class Starter:
@@ -104,7 +97,7 @@ class Starter:
         """Who holds blobs for starts under way."""
         return frozenset(holder_of(instance_id) for instance_id in self._flights)
 
-    def begin(self, instance: Instance, why: str) -> None:
+    def begin(self, instance: Instance, why: str, sources: tuple[Source, ...] = ()) -> None:
         """Accepts an instance and starts it in the background; nothing when it is here already.
 
         Raises:
@@ -126,7 +119,7 @@ class Starter:
             raise FailedPrecondition(f"variant {instance.variant} is of trust domain {instance.variant.trust_domain!r}, not of "
                                      f"{self._fleet.trust_domain!r}")  # fmt: skip
         self._table.add(instance, why)
-        flight = self._flights[instance.instance_id] = Flight()
+        flight = self._flights[instance.instance_id] = Flight(sources=sources)
         self._tasks.start(f"start {instance.instance_id}", self._fly(instance, flight))
 
     def bury(self, instance: Instance) -> None:
@@ -151,8 +144,8 @@ class Starter:
                 async with asyncio.timeout(budget_s):
                     await flight.done.wait()
             except TimeoutError as error:
-                state = self._table.get(instance_id).state
-                raise DeadlineExceeded(f"instance {instance_id} is {state} after {budget_s:.3f} s; its start goes on") from error
+                where = self._table.get(instance_id).whereabouts
+                raise DeadlineExceeded(f"instance {instance_id} is {where} after {budget_s:.3f} s; its start goes on") from error
         instance = self._table.get(instance_id)
         if instance.state is InstanceState.READY:
             return instance
@@ -240,7 +233,7 @@ class Starter:
                 self._fleet.taint(runtime_id)
                 if last:
                     raise
-                await self._replace_corrupted(instance_id, load, artifact, watch)
+                await self._replace_corrupted(instance_id, load, artifact, flight, watch)
                 self._table.tell(instance_id, self._clock.monotonic_s(), f"loads once more: {error}")
         outcome = {"stages": watch.stages(), "private_bytes": report.private_bytes}
         self._table.move(instance_id, InstanceState.READY, self._clock.monotonic_s(), f"in {runtime_id}", **outcome)
@@ -250,17 +243,18 @@ class Starter:
         with watch.stage(Stage.FETCH):
             await failpoint.async_hit("node_agent.before_fetch")
             try:
-                load, fetched_bytes = await self._fetch_into_room(instance_id, artifact, flight)
+                load, fetched = await self._fetch_into_room(instance_id, artifact, flight)
             except ResourceExhausted as error:
                 raise unfit(self._table.get(instance_id).variant, error, self._table, self._larder.sizes()) from error
-        self._table.note(instance_id, fetched=fetched_bytes > 0)
+        note_fetched(self._table, instance_id, fetched, self._clock.monotonic_s())
         return load
 
-    async def _fetch_into_room(self, instance_id: InstanceId, artifact: Digest, flight: Flight) -> tuple[Load, int]:
+    async def _fetch_into_room(self, instance_id: InstanceId, artifact: Digest, flight: Flight) -> tuple[Load, Fetched]:
         """Where the store is full of what idle instances hold, these make room."""
+        follow = FetchProgress(self._table, instance_id, self._clock)
         for left in reversed(range(ROOM_TRIES)):
             try:
-                return await self._larder.fetch(artifact, instance_id, flight.cancel)
+                return await self._larder.fetch(artifact, instance_id, flight.cancel, flight.sources, follow)
             except ResourceExhausted:
                 if not left:
                     raise
@@ -317,7 +311,7 @@ class Starter:
             self._fleet.unpin(runtime_id, load.blobs)
             raise
 
-    async def _replace_corrupted(self, instance_id: InstanceId, load: Load, artifact: Digest, watch: Stopwatch) -> None:
+    async def _replace_corrupted(self, instance_id: InstanceId, load: Load, artifact: Digest, flight: Flight, watch: Stopwatch) -> None:
         """Quarantines what no longer has its digest and fetches it again. Whoever maps it is taken out of service. What was touched only,
         and has its digest, is sealed again."""
         with watch.stage(Stage.FETCH):
@@ -329,7 +323,7 @@ class Starter:
                 if here and other.alive and other.instance_id != instance_id and not bad.isdisjoint(other.blobs):
                     self._withdraw_corrupted(other, bad)
             _log.error("corrupted blobs quarantined", digests=sorted(bad), artifact=artifact, found_by=instance_id)
-            await self._larder.replace(bad, artifact, instance_id)
+            await self._larder.replace(bad, artifact, instance_id, flight.sources)
         self._table.note(instance_id, fetched=True)
 
     def _withdraw_corrupted(self, instance: Instance, bad: frozenset[Digest]) -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from tessera.domain.artifact import Blob
 from tessera.domain.errors import TesseraError
@@ -24,8 +25,15 @@ QUEUE_LENGTH = 1024
 class BlobLists:
     """Artifact digest -> its blobs. Least recently used lists go first when `capacity` is reached."""
 
-    def __init__(self, repository_url: str, capacity: int, on_read: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        repository_url: str,
+        capacity: int,
+        on_read: Callable[[], None] = lambda: None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
         self._url = repository_url
+        self._options = options
         self._capacity = capacity
         self._on_read = on_read
         self._lists: OrderedDict[Digest, tuple[Blob, ...]] = OrderedDict()
@@ -62,7 +70,7 @@ class BlobLists:
 
     def _read(self, artifact: Digest) -> tuple[Blob, ...]:
         if self._repository is None:
-            self._repository = Repository(self._url)
+            self._repository = Repository(self._url, self._options)
         data = self._repository.read(artifact)
         # A node fetches the artifact itself as well.
         return (Blob(artifact, len(data)), *decode(data).blobs())

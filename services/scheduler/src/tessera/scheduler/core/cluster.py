@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from tessera.domain.ids import InstanceId, NodeId
+from tessera.domain.ids import InstanceId, NodeId, TrustDomain
 from tessera.domain.records import AssignmentRecord, NodeRecord
 from tessera.policy.view import NodeView
 from tessera.scheduler.core import observed as seen
 from tessera.scheduler.core.assignments import Assignment, Desired, Phase, plan
 from tessera.scheduler.core.observed import NodeReport, ObservedInstance, ObservedNode
 from tessera.scheduler.core.snapshot import NodeRecords, node_views
+from tessera.scheduler.core.sources import Holding
 from tessera.scheduler.core.usage import Usage, observe
 
 
@@ -95,6 +96,14 @@ class Cluster:
 
     def views(self, records: NodeRecords, starting: Mapping[NodeId, int]) -> tuple[NodeView, ...]:
         return node_views(records, self.observed, starting, self._stopping)
+
+    def holdings(self, trust_domain: TrustDomain, starting: Mapping[NodeId, int]) -> list[Holding]:
+        """What the nodes that answer have of a trust domain."""
+        return [
+            Holding(node_id, node.report.peer_address, node.stores[trust_domain].digests, len(node.views) + starting.get(node_id, 0))
+            for node_id, node in self.observed.items()
+            if node.live and trust_domain in node.stores
+        ]
 
     def address(self, node_id: NodeId, records: NodeRecords) -> str | None:
         """Where the node's agent answers: as it reports, else as its record says."""

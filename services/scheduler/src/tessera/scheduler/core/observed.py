@@ -71,6 +71,7 @@ class NodeReport:
     runtimes: tuple[RuntimeView, ...]
     stores: Mapping[TrustDomain, StoreReport]
     full: bool
+    peer_address: str = ""
 
 
 @dataclass(frozen=True, slots=True)

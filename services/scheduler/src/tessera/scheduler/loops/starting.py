@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 
 from tessera.clock import Clock
 from tessera.domain.errors import DeadlineExceeded, InvalidInput, StaleTerm, TesseraError, Unavailable
-from tessera.domain.ids import BuildClass, Digest, Generation, InstanceId, RequestId, VariantKey
+from tessera.domain.ids import BuildClass, Digest, Generation, InstanceId, NodeId, RequestId, VariantKey
 from tessera.domain.instance import Stage, StageTime, StartPath
 from tessera.domain.records import AssignmentRecord, VariantState
+from tessera.domain.source import Source
 from tessera.policy.start.base import OptionKey, StartDecision, StartOption, StartPolicy, StartQuestion
 from tessera.policy.view import Candidate
 from tessera.program import Tasks
@@ -24,6 +25,7 @@ from tessera.scheduler.core.explanations import Explanations
 from tessera.scheduler.core.merging import MergeKey, MergeTable
 from tessera.scheduler.core.observed import ObservedInstance, begun
 from tessera.scheduler.core.refusing import refused
+from tessera.scheduler.core.sources import sources_of
 from tessera.scheduler.loops.leading import Leading
 from tessera.scheduler.loops.pulse import Pulse
 from tessera.scheduler.ports import Agents, ArtifactBlobs, Meter, RandomBytes, Records, StartOrder
@@ -289,7 +291,14 @@ class Starter:
             names = (option.node_id, InstanceId(f"i-{self._random_bytes(8).hex()}"), Generation(generation))
         budget_s = max(request.budget_s, self._limits.least_budget_s)
         path = option.start_path
-        return StartOrder(term, *names, option.variant, artifact, path, self._limits.provisional_s, budget_s, request.request_id)
+        sources = self._sources(option.variant, artifact, names[0])
+        return StartOrder(term, *names, option.variant, artifact, path, self._limits.provisional_s, budget_s, request.request_id, sources)
+
+    def _sources(self, variant: VariantKey, artifact: Digest | None, target: NodeId) -> tuple[Source, ...]:
+        if artifact is None:
+            return ()
+        holdings = self._cluster.holdings(variant.trust_domain, self._flights.starting())
+        return sources_of(artifact, self._blobs.blobs(artifact), target, holdings)
 
     async def _fly(self, key: MergeKey, flight: Flight, address: str, order: StartOrder) -> None:
         """Carries a start out. Its outcome is a value for all who wait; only the end of the process raises here."""

@@ -71,6 +71,7 @@ class NodeReport:
     runtimes: tuple[RuntimeView, ...]
     stores: Mapping[TrustDomain, StoreReport]
     full: bool
+    new_runtime: StartPath = StartPath.FORK
 
 
 @dataclass(frozen=True, slots=True)

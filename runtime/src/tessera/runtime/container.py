@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1, help="intra-op threads")
     parser.add_argument("--workers", type=int, default=1, help="batches of different instances that run at a time")
     parser.add_argument("--orphan-s", type=float, default=600.0, help="how long it lives without an agent")
-    parser.add_argument("--idle-after-s", type=float, default=60.0, help="when an instance without requests is parked; 0: never")
+    parser.add_argument("--idle-after-s", type=float, default=0.0, help="when an instance without requests is parked; 0: never")
     parser.add_argument("--private", action="store_true", help="copy tensors instead of mapping them")
     found = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(name)s %(message)s")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import docker
@@ -13,6 +14,7 @@ from docker.errors import APIError, DockerException, NotFound
 from tessera.domain.errors import FailedPrecondition, Unavailable
 from tessera.domain.ids import RuntimeId, TrustDomain
 from tessera.node_agent.adapters.engine import Engine, arguments_of
+from tessera.node_agent.adapters.surroundings import own_mounts, store_identity
 from tessera.node_agent.config import NodeAgentConfig
 from tessera.node_agent.core.containers import (
     ContainerSpec,
@@ -262,6 +264,36 @@ async def test_a_closed_engine_is_unavailable(client: FakeClient) -> None:
     assert client.closed
     with pytest.raises(Unavailable, match="lets go of"):
         await engine.remove("c1")
+
+
+async def test_the_agents_own_mounts_are_the_engines_answer(engine: Engine, client: FakeClient, tmp_path: Path) -> None:
+    mount = {"Type": "volume", "Source": "/var/lib/docker/volumes/run/_data", "Destination": str(tmp_path), "Name": "run"}
+    client.inspect_container = lambda container_id: {"Mounts": [mount] if container_id == ID else []}  # type: ignore[attr-defined]
+    assert await own_mounts(engine, [tmp_path], "", f"0::/docker/{ID}") == (
+        Mount("volume", "/var/lib/docker/volumes/run/_data", str(tmp_path), "run"),
+    )
+    assert await own_mounts(engine, [tmp_path], "", "0::/user.slice") is None
+
+
+async def test_a_folder_that_the_engine_cannot_see_is_refused(engine: Engine, client: FakeClient) -> None:
+    """Mounted by the agent itself inside its container: another device than the volume around it."""
+    client.inspect_container = lambda container_id: {  # type: ignore[attr-defined]
+        "Mounts": [{"Type": "volume", "Source": "/v", "Destination": "/", "Name": "v"}]
+    }
+    with pytest.raises(FailedPrecondition, match="/proc is a mount of the agent's own below /, which the container engine cannot see"):
+        await own_mounts(engine, [Path("/proc")], "", f"0::/docker/{ID}")
+
+
+async def test_a_container_of_another_engine_counts_as_none(engine: Engine, client: FakeClient, tmp_path: Path) -> None:
+    client.fail.append(api_error(404, "no such container"))
+    assert await own_mounts(engine, [tmp_path], "", f"0::/docker/{ID}") is None
+
+
+def test_a_store_is_told_from_another_one(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    assert store_identity(tmp_path / "a") == store_identity(tmp_path / "a")
+    assert store_identity(tmp_path / "a") != store_identity(tmp_path / "b")
 
 
 def test_every_flavour_needs_an_image_where_runtimes_are_containers() -> None:

@@ -14,14 +14,20 @@ from tessera.telemetry import get_logger
 _log = get_logger(__name__)
 
 
-async def own_mounts(engine: Engine, folders: Iterable[Path]) -> tuple[Mount, ...] | None:
-    """Mounts of the container in which this process runs; None outside of one.
+async def own_mounts(
+    engine: Engine, folders: Iterable[Path], mountinfo: str | None = None, cgroup: str | None = None
+) -> tuple[Mount, ...] | None:
+    """Mounts of the container in which this process runs; None outside of one. `mountinfo` and `cgroup` stand for the contents of
+    /proc/self/mountinfo and /proc/self/cgroup.
 
     Raises:
         Unavailable: no engine answers.
         FailedPrecondition: one of `folders` lies on a mount that this process made in its container, which the engine cannot see.
     """
-    container_id = own_container_id(Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text())
+    container_id = own_container_id(
+        Path("/proc/self/mountinfo").read_text(errors="surrogateescape") if mountinfo is None else mountinfo,
+        Path("/proc/self/cgroup").read_text() if cgroup is None else cgroup,
+    )
     if container_id is None:
         return None
     mounts = await engine.mounts_of(container_id)

@@ -245,7 +245,7 @@ async def test_the_next_agent_adopts_the_containers_and_sweeps_what_is_no_use(no
 )
 async def test_containers_that_cannot_be_had_are_refused_at_the_start(node: Any, settings: dict[str, Any], words: str) -> None:
     process = node.spawn(**settings)
-    assert await asyncio.to_thread(process.wait, 30) != 0
+    assert await asyncio.to_thread(process.wait, 90) != 0
     assert words in node.log.read_text()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from docker.errors import APIError, DockerException, NotFound
 from tessera.domain.errors import FailedPrecondition, Unavailable
 from tessera.domain.ids import RuntimeId, TrustDomain
 from tessera.node_agent.adapters.engine import Engine, arguments_of
-from tessera.node_agent.adapters.surroundings import own_mounts, store_identity
+from tessera.node_agent.adapters.surroundings import admit, own_mounts, store_identity
 from tessera.node_agent.config import NodeAgentConfig
 from tessera.node_agent.core.containers import (
     ContainerSpec,
@@ -294,6 +296,17 @@ def test_a_store_is_told_from_another_one(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     assert store_identity(tmp_path / "a") == store_identity(tmp_path / "a")
     assert store_identity(tmp_path / "a") != store_identity(tmp_path / "b")
+
+
+def test_a_container_can_read_the_store_of_an_agent_with_a_closed_umask(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    before = os.umask(0o077)
+    try:
+        (root / "blobs").mkdir(parents=True)
+    finally:
+        os.umask(before)
+    admit(root, os.getegid())
+    assert stat.S_IMODE((root / "blobs").stat().st_mode) == 0o755
 
 
 def test_every_flavour_needs_an_image_where_runtimes_are_containers() -> None:

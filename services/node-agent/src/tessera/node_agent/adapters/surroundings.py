@@ -55,3 +55,4 @@ def admit(store_root: Path, group: int) -> None:
     if store_root.stat().st_gid != group:
         os.chown(store_root, -1, group)
         store_root.chmod(0o750)
+    (store_root / "blobs").chmod(0o755)  # whatever this process's umask made of it

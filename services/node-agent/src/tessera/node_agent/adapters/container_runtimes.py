@@ -29,7 +29,7 @@ from tessera.node_agent.adapters.controlled import (
     introduce,
 )
 from tessera.node_agent.adapters.engine import Engine
-from tessera.node_agent.adapters.processes import Watched
+from tessera.node_agent.adapters.processes import Watched, kill_listener
 from tessera.node_agent.adapters.surroundings import admit, own_mounts, store_identity
 from tessera.node_agent.core.containers import (
     ContainerSpec,
@@ -328,11 +328,7 @@ class ContainerRuntimes:
             await self._engine.remove(found.container_id)
 
     async def _clear(self, folder: Path) -> None:
-        """A folder without a container: its runtime is dead, or a process from before containers were made, which ends."""
-        try:
-            client = await ControlClient.connect(folder / "control.sock", f"runtime {folder.name}", CONNECT_S)
-            await client.call("shutdown", CONNECT_S, drain_ms=0)
-            client.close()
-        except TesseraError as error:
-            _log.info("removing what a dead runtime left", folder=folder.name, reason=str(error))
+        """A folder without a container: its runtime is dead, or a process from before containers were made, whose holds are nobody's."""
+        killed = await kill_listener(folder / "control.sock", END_MARGIN_S)
+        _log.info("removing what a dead runtime left", folder=folder.name, killed=killed)
         shutil.rmtree(folder, ignore_errors=True)

@@ -59,7 +59,7 @@ async def test_an_instance_is_loaded_asked_measured_and_unloaded(world: Any) -> 
     assert report.mapped_bytes >= model.weight.nbytes
     assert any(digest in Path(f"/proc/{runtime.hello.pid}/maps").read_text() for digest in model.blobs)
     await world.ask(runtime, model)
-    activity = await runtime.activity()
+    activity = await runtime.activity(1.0, 0.0)
     assert [(item.instance_id, item.served) for item in activity.instances] == [("i1", 1)]
     assert activity.proportional_bytes >= activity.private_bytes > 0
     row = await runtime.measure(InstanceId("i1"), 2, 0.01, 3)
@@ -114,7 +114,7 @@ async def test_a_killed_runtime_is_told_of_within_a_second_and_leaves_nothing(wo
     assert "killed by signal 9" in await runtime.cause()
     assert not (world.run / "rt-ort-1").exists()
     with pytest.raises(Unavailable):
-        await runtime.activity()
+        await runtime.activity(1.0, 0.0)
     again = await made(runtimes)  # its name is free
     await world.load(again, model)
     await world.ask(again, model)

@@ -58,7 +58,7 @@ async def test_only_starts_that_take_an_empty_runtime_are_asked_of_the_pool(node
     await node.start("e", artifact)  # the first one is full
     assert node.fleet.demands(["ort"])[0].takes_per_s * HORIZON_S == pytest.approx(2.0, rel=0.01)
     await node.fleet.create("ort", Purpose.SHARED)
-    await node.fleet.refresh()
+    await node.fleet.refresh(0.0)
     assert node.fleet.demands(["ort"])[0].runtime_bytes == 5000, "as the empty one says"
 
 

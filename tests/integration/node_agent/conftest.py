@@ -38,7 +38,6 @@ from tessera.tensorstore.artifact import digest_of, encode
 from tessera.testing.etcd import free_port, running_etcd
 
 WIDTH = 64
-LINEAR = Signature((TensorSpec("x", "FP32", (-1, WIDTH)),), (TensorSpec("y", "FP32", (-1, WIDTH)),))
 DOMAIN = TrustDomain("default")
 END_S = 30.0
 
@@ -62,17 +61,18 @@ class Linear:
         return x @ self.weight.T + self.bias
 
 
-def make_linear(repository: Repository, backend: str, seed: int = 0, bias_seed: int | None = None) -> Linear:
+def make_linear(repository: Repository, backend: str, seed: int = 0, bias_seed: int | None = None, width: int = WIDTH) -> Linear:
     """Backend "ort", "aten", or "onnx" (an export to be baked). The same seed and another bias seed: a sibling."""
     random, other = np.random.default_rng(seed), np.random.default_rng(seed if bias_seed is None else 1000 + bias_seed)
-    weight = (random.standard_normal((WIDTH, WIDTH)) / 8).astype(np.float32)
-    bias = other.standard_normal(WIDTH).astype(np.float32)
+    weight = (random.standard_normal((width, width), np.float32) / np.float32(width**0.5)).astype(np.float32)
+    bias = other.standard_normal(width).astype(np.float32)
+    signature = Signature((TensorSpec("x", "FP32", (-1, width)),), (TensorSpec("y", "FP32", (-1, width)),))
     tensor, pack = repository.put_bytes(weight.tobytes()), repository.put_bytes(bias.tobytes())
     refs = (
         TensorRef("weight", "FP32", weight.shape, tensor, weight.nbytes),
         TensorRef("bias", "FP32", bias.shape, digest_of(bias.tobytes()), bias.nbytes, 0),
     )
-    program = _aten_program() if backend == "aten" else _onnx_model()
+    program = _aten_program(width) if backend == "aten" else _onnx_model(width)
     graph = Blob(repository.put_bytes(program), len(program))
     artifact = Artifact(
         backend,
@@ -81,22 +81,22 @@ def make_linear(repository: Repository, backend: str, seed: int = 0, bias_seed: 
         graph,
         Blob(pack, bias.nbytes),
         refs,
-        LINEAR,
+        signature,
         build_class() if backend == "ort" else None,
         8,
     )
     return Linear(repository.put_bytes(encode(artifact)), tensor, weight, bias)
 
 
-def _aten_program() -> bytes:
+def _aten_program(width: int) -> bytes:
     program = {
         "format": 1,
         "dialect": "aten",
         "slots": 4,
         "inputs": [{"name": "x", "slot": 0}],
         "tensors": [
-            {"name": "weight", "slot": 1, "dtype": "FP32", "shape": [WIDTH, WIDTH]},
-            {"name": "bias", "slot": 2, "dtype": "FP32", "shape": [WIDTH]},
+            {"name": "weight", "slot": 1, "dtype": "FP32", "shape": [width, width]},
+            {"name": "bias", "slot": 2, "dtype": "FP32", "shape": [width]},
         ],
         "nodes": [["aten.linear.default", [{"slot": 0}, {"slot": 1}, {"slot": 2}], {}, 3]],
         "outputs": [{"name": "y", "slot": 3}],
@@ -104,7 +104,7 @@ def _aten_program() -> bytes:
     return json.dumps(program, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _onnx_model() -> bytes:
+def _onnx_model(width: int) -> bytes:
     from onnx import TensorProto, helper
 
     def external(name: str, shape: list[int]) -> Any:
@@ -115,9 +115,9 @@ def _onnx_model() -> bytes:
     graph = helper.make_graph(
         [helper.make_node("Gemm", ["x", "weight", "bias"], ["y"], transB=1)],
         "linear",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", WIDTH])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", WIDTH])],
-        [external("weight", [WIDTH, WIDTH]), external("bias", [WIDTH])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", width])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", width])],
+        [external("weight", [width, width]), external("bias", [width])],
     )
     data: bytes = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
     return data

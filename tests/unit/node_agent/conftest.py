@@ -163,6 +163,8 @@ class FakeRuntime:
         self.slow = False
         self.kept: frozenset[Digest] = frozenset()
         self.trims: list[Collection[Digest] | None] = []
+        self.container_id = ""
+        self.ended_by = ""
 
     @property
     def hello(self) -> Hello:
@@ -237,6 +239,9 @@ class FakeRuntime:
     async def end(self, drain_ms: int) -> None:
         self.kill()
 
+    async def cause(self) -> str:
+        return self.ended_by
+
     def kill(self) -> None:
         """As the kernel tells: later, through the loop."""
         if self.alive:
@@ -258,6 +263,7 @@ class FakeRuntimes:
         self.faults: dict[str, list[str | TesseraError]] = {}
         self.idle_s = 1.5
         self.prepared: set[str] = set()
+        self.start_path = StartPath.FORK
         self._lost: Callable[[RuntimeId], None] = lambda runtime_id: None
 
     @property
@@ -280,7 +286,7 @@ class FakeRuntimes:
     async def prepare(self, flavours: Iterable[str]) -> None:
         self.prepared |= set(flavours)
 
-    async def fork(self, flavour: str, runtime_id: RuntimeId, threads: int) -> Runtime:
+    async def create(self, flavour: str, runtime_id: RuntimeId, threads: int) -> Runtime:
         await self.fork_gate.wait()
         if self.fork_error is not None:
             raise self.fork_error

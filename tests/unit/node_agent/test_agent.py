@@ -166,6 +166,25 @@ async def test_a_pool_that_cannot_be_filled_waits_and_says_so(node: Any) -> None
     assert len(node.runtimes.live) == 1
 
 
+async def test_a_pool_that_keeps_failing_is_tried_ever_more_rarely(node: Any) -> None:
+    node.runtimes.fork_error = Unavailable("no engine answers")
+    at_s = []
+    for second in range(64):
+        if "ort" not in node.fleet.forking():
+            at_s.append(second)
+            with pytest.raises(Unavailable):
+                await node.fleet.create("ort", Purpose.SHARED)
+        node.clock.move(1.0)
+    assert at_s == [0, 1, 3, 7, 15, 31, 61]
+    node.runtimes.fork_error = None
+    await node.fleet.create("ort", Purpose.SHARED)
+    node.runtimes.fork_error = Unavailable("no engine answers")
+    with pytest.raises(Unavailable):
+        await node.fleet.create("ort", Purpose.SHARED)
+    node.clock.move(1.0)
+    assert "ort" not in node.fleet.forking(), "a success has ended the series"
+
+
 async def test_a_restarted_agent_adopts_with_the_same_generation(node: Any, tmp_path: Any) -> None:
     artifact = node.make_artifact()
     before = await node.start("a", artifact)
@@ -185,7 +204,7 @@ async def test_a_restarted_agent_adopts_with_the_same_generation(node: Any, tmp_
 
 
 async def test_a_measuring_runtime_is_not_adopted(node: Any) -> None:
-    await node.runtimes.fork("ort", RuntimeId("measure-ort-37a8ee-01"), 1)
+    await node.runtimes.create("ort", RuntimeId("measure-ort-37a8ee-01"), 1)
     await node.adoption.adopt()
     await asyncio.sleep(0.01)
     assert node.runtimes.live == []
@@ -227,14 +246,14 @@ async def test_the_loop_ends_with_the_program(node: Any) -> None:
 
 async def test_a_runtime_that_is_being_forked_when_the_agent_stops_does_not_stay(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, go = asyncio.Event(), asyncio.Event()
-    fork = node.runtimes.fork
+    fork = node.runtimes.create
 
     async def slowly(*arguments: Any) -> Any:
         asked.set()
         await go.wait()
         return await fork(*arguments)
 
-    monkeypatch.setattr(node.runtimes, "fork", slowly)
+    monkeypatch.setattr(node.runtimes, "create", slowly)
     node.fleet.refill("ort")
     await asked.wait()
     ending = asyncio.get_running_loop().create_task(node.agent.end(0))
@@ -245,4 +264,4 @@ async def test_a_runtime_that_is_being_forked_when_the_agent_stops_does_not_stay
     assert node.runtimes.all
     assert not list(node.runtimes.live)
     with pytest.raises(Unavailable, match="is stopping"):
-        await node.fleet.fork("ort", Purpose.SHARED)
+        await node.fleet.create("ort", Purpose.SHARED)

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from tessera.domain.errors import DataCorrupted, FailedPrecondition, Unavailable
-from tessera.domain.ids import InstanceId, RuntimeId, Term
+from tessera.domain.ids import InstanceId, RuntimeId, Term, TrustDomain
 from tessera.node_agent.adapters.control import ControlClient
+from tessera.node_agent.adapters.controlled import introduce
 from tessera.node_agent.adapters.files import RuntimeNotes, TermFile, writable_folder
 from tessera.node_agent.adapters.processes import Watched, log_tail, mapping_count, max_map_count, spawn_detached
 from tessera.program import host_id
@@ -74,11 +75,42 @@ async def test_calls_overlap_and_get_their_own_answers(peer: Peer) -> None:
     client.close()
 
 
-async def test_errors_come_back_as_their_own_class_and_events_are_passed_over(peer: Peer) -> None:
+async def test_errors_come_back_as_their_own_class_and_events_are_heard(peer: Peer) -> None:
     peer.answer = lambda message: encode({"event": "exit", "code": 1}) + refusal(message["id"], DataCorrupted("blob x"))
     client = await ControlClient.connect(peer.path, "peer", 1.0)
+    heard: list[Any] = []
+    client.on_event = heard.append
     with pytest.raises(DataCorrupted, match="blob x"):
         await client.call("load", 2.0)
+    assert heard == [{"event": "exit", "code": 1}]
+    client.close()
+
+
+async def test_the_kernel_says_who_listens_whatever_it_says_itself(peer: Peer) -> None:
+    client = await ControlClient.connect(peer.path, "peer", 1.0)
+    assert client.peer_pid == os.getpid()
+    client.close()
+    await asyncio.sleep(0)
+    assert client.peer_pid == 0
+
+
+async def test_a_process_that_cannot_be_seen_is_no_runtime_to_watch(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = await ControlClient.connect(peer.path, "peer", 1.0)
+    monkeypatch.setattr(ControlClient, "peer_pid", 0)
+    with pytest.raises(FailedPrecondition, match="pid: host"):
+        await introduce(client, "rt-1", TrustDomain("default"), None, 2.0, lambda: None)
+    client.close()
+
+
+async def test_a_runtime_of_another_trust_domain_is_refused(peer: Peer) -> None:
+    hello = {"runtime_id": "rt-1", "pid": 7, "flavour": "ort", "trust_domain": "other"}
+    peer.answer = lambda message: reply(message["id"], hello)
+    client = await ControlClient.connect(peer.path, "peer", 1.0)
+    with pytest.raises(FailedPrecondition, match="'other', in the folder of 'default'"):
+        await introduce(client, "rt-1", TrustDomain("default"), None, 2.0, lambda: None)
+    found, watched = await introduce(client, "rt-1", TrustDomain("other"), None, 2.0, lambda: None)
+    assert (found.runtime_id, found.pid) == ("rt-1", os.getpid())  # not the number that it has where it runs
+    watched.release()
     client.close()
 
 

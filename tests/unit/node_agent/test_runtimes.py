@@ -19,7 +19,7 @@ from tessera.policy.pool.poisson import PoissonPool
 def test_instances_are_packed_into_the_fullest_runtime(make: Any, limits: RuntimeLimits) -> None:
     views = [make.runtime("rt-1"), make.runtime("rt-2", instances=2), make.runtime("rt-3", instances=1)]
     choice = choose_runtime(make.wanted(), views, limits)
-    assert (choice.runtime_id, choice.start_path) == ("rt-2", StartPath.BIND)
+    assert choice.runtime_id == "rt-2"
 
 
 def test_bytes_mapped_already_outweigh_fullness(make: Any, limits: RuntimeLimits) -> None:
@@ -41,10 +41,10 @@ def test_bytes_mapped_already_outweigh_fullness(make: Any, limits: RuntimeLimits
         ({"purpose": Purpose.MEASURE}, "kept for measure use"),
     ],
 )
-def test_what_does_not_fit_is_forked_anew_and_says_why(make: Any, limits: RuntimeLimits, change: dict[str, Any], reason: str) -> None:
+def test_what_does_not_fit_gets_a_new_one_and_says_why(make: Any, limits: RuntimeLimits, change: dict[str, Any], reason: str) -> None:
     wanted = make.wanted(blobs={make.digest(1): 1, make.digest(2): 1})
     choice = choose_runtime(wanted, [make.runtime(**change)], limits)
-    assert (choice.runtime_id, choice.start_path, choice.purpose) == (None, StartPath.FORK, Purpose.SHARED)
+    assert (choice.runtime_id, choice.purpose) == (None, Purpose.SHARED)
     assert re.search(reason, choice.reason)
 
 
@@ -82,8 +82,9 @@ def test_a_runtime_is_split_before_half_of_the_mappings(make: Any, limits: Runti
     assert choose_runtime(make.wanted(blobs=blobs), [sibling], limits).runtime_id == sibling.runtime_id
 
 
-def test_the_plan_may_ask_for_a_new_process(make: Any, limits: RuntimeLimits) -> None:
-    assert choose_runtime(make.wanted(start_path=StartPath.FORK), [make.runtime()], limits).runtime_id is None
+@pytest.mark.parametrize("path", [StartPath.FORK, StartPath.CONTAINER])
+def test_the_plan_may_ask_for_a_new_runtime(make: Any, limits: RuntimeLimits, path: StartPath) -> None:
+    assert choose_runtime(make.wanted(start_path=path), [make.runtime()], limits).runtime_id is None
 
 
 def test_a_poisonous_variant_gets_a_runtime_of_its_own(make: Any, limits: RuntimeLimits) -> None:

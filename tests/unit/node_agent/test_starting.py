@@ -59,7 +59,7 @@ async def test_only_starts_that_take_an_empty_runtime_are_asked_of_the_pool(node
     assert demand.takes_per_s * HORIZON_S == pytest.approx(1.0, rel=0.01)
     await node.start("e", artifact)  # the first one is full
     assert node.fleet.demands(["ort"])[0].takes_per_s * HORIZON_S == pytest.approx(2.0, rel=0.01)
-    await node.fleet.fork("ort", Purpose.SHARED)
+    await node.fleet.create("ort", Purpose.SHARED)
     await node.fleet.refresh(0.0)
     assert node.fleet.demands(["ort"])[0].runtime_bytes == 5000, "as the empty one says"
 
@@ -93,6 +93,15 @@ async def test_a_plan_that_says_fork_gets_a_new_runtime(node: Any) -> None:
     artifact = node.make_artifact()
     first, second = await node.start("a", artifact), await node.start("b", artifact, start_path=StartPath.FORK)
     assert (second.start_path, second.runtime_id != first.runtime_id) == (StartPath.FORK, True)
+
+
+async def test_where_runtimes_are_containers_a_new_one_is_called_so(node: Any) -> None:
+    node.runtimes.start_path = StartPath.CONTAINER
+    artifact = node.make_artifact()
+    first, second = await node.start("a", artifact), await node.start("b", artifact)
+    third = await node.start("c", artifact, start_path=StartPath.CONTAINER)
+    assert [found.start_path for found in (first, second, third)] == [StartPath.CONTAINER, StartPath.BIND, StartPath.CONTAINER]
+    assert [time.stage for time in first.stages] == [Stage.FETCH, Stage.CONTAINER, Stage.MAP, Stage.LOAD]
 
 
 async def test_identity_needs_no_artifact_and_nothing_else_may_do_without(node: Any, make: Any) -> None:
@@ -236,6 +245,43 @@ async def test_a_lost_runtime_fails_its_instances_and_frees_its_holds(node: Any)
     assert (await node.start("c", artifact)).state is READY  # served again at once
 
 
+async def test_why_a_runtime_ended_is_told_when_it_is_known(node: Any) -> None:
+    artifact = node.make_artifact()
+    await node.start("a", artifact)
+    (runtime,) = node.runtimes.live
+    runtime.ended_by = "out of memory"
+    runtime.kill()
+    await asyncio.sleep(0.01)
+    found = node.table.get(InstanceId("a"))
+    assert (
+        str(found.error)
+        == f"runtime {runtime.hello.runtime_id} (pid {runtime.hello.pid}) ended that held variant {found.variant}: out of memory"
+    )
+    assert node.table.story(InstanceId("a"))[-1].words == "its runtime ended: out of memory"
+
+
+async def test_a_start_fails_with_the_cause_that_is_found_out_later(node: Any) -> None:
+    cause = asyncio.Event()
+
+    async def slowly() -> str:
+        await cause.wait()
+        return "exit code 3"
+
+    node.runtimes.faults["m"] = ["die"]
+    node.runtimes.gate.clear()
+    starting = asyncio.get_running_loop().create_task(node.start("a", node.make_artifact()))
+    while not node.runtimes.live:  # noqa: ASYNC110 - a list that fills
+        await asyncio.sleep(0.001)
+    node.runtimes.live[0].cause = slowly
+    node.runtimes.gate.set()
+    await asyncio.sleep(0.02)
+    assert node.table.get(InstanceId("a")).state is FAILED, "it has failed at once"
+    assert not starting.done(), "the answer waits for the reason"
+    cause.set()
+    with pytest.raises(Unavailable, match=r"ended while it loaded variant .*: exit code 3"):
+        await starting
+
+
 async def test_a_variant_that_kills_its_runtime_is_isolated_and_slowed_down_the_others_are_not(node: Any, make: Any) -> None:
     artifact, good = node.make_artifact(1), make.variant("good")
     neighbour = await node.start("n", artifact, variant=good)
@@ -259,7 +305,7 @@ async def test_a_variant_that_kills_its_runtime_is_isolated_and_slowed_down_the_
 
 async def test_a_load_that_hangs_costs_its_runtime(node: Any) -> None:
     node.runtimes.faults["m"] = ["hang"]
-    with pytest.raises(Unavailable):
+    with pytest.raises(Unavailable, match="killed by the node agent"):
         await node.start("a", node.make_artifact())
     assert node.runtimes.live == []
     assert node.table.get(InstanceId("a")).state is FAILED

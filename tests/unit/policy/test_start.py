@@ -115,6 +115,19 @@ def test_bind_where_a_runtime_is_warm_else_fork() -> None:
         assert not fork.losers
 
 
+def test_a_container_is_made_only_where_nothing_warm_fits() -> None:
+    warm = node("n1", new_runtime=StartPath.CONTAINER)
+    bind = decide([candidate()], [warm])
+    assert bind.chosen is not None
+    assert bind.chosen.start_path is StartPath.BIND
+    assert [(loser.start_path, loser.expected_ms) for loser in bind.losers] == [(StartPath.CONTAINER, 900.0)]
+    cold = decide([candidate()], [node("n1", new_runtime=StartPath.CONTAINER, runtimes=())])
+    assert cold.chosen is not None
+    assert cold.chosen.start_path is StartPath.CONTAINER
+    tried = {(key(), NodeId("n1"), StartPath.BIND): "its runtime died"}
+    assert decide([candidate()], [warm], failed=tried).chosen.start_path is StartPath.CONTAINER  # type: ignore[union-attr]
+
+
 def test_measured_costs_beat_assumed_ones() -> None:
     """A profile that says that forking is faster here is believed."""
     measured = {(key(), ProfileClass("p")): profile(StartPath.FORK, 1.5)}

@@ -181,6 +181,12 @@ async def test_a_start_from_the_wire_to_the_agent_and_back() -> None:
         assert explained.policy == "cheapest(bytes-present)"
 
 
+async def test_a_node_of_containers_is_asked_for_one_where_nothing_is_warm() -> None:
+    async with set_up() as setting:
+        await (await setting.report(setting.status(new_runtimes="container", runtimes=[]))).read()
+        assert (await setting.start()).start_path == "container"
+
+
 async def test_the_leader_says_its_term() -> None:
     async with set_up() as setting:
         leader = await setting.stub.GetLeader(scheduler_pb2.GetLeaderRequest())

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from tessera.domain.artifact import Blob
 from tessera.domain.ids import BuildClass, Digest, Generation, InstanceId, NodeId, ProfileClass, RuntimeId, TrustDomain, VariantKey
-from tessera.domain.instance import InstanceState
+from tessera.domain.instance import InstanceState, StartPath
 from tessera.domain.records import VariantRecord
 
 
@@ -77,6 +77,8 @@ class NodeView:
     condition: NodeCondition = NodeCondition.USABLE
     ready: Mapping[VariantKey, InstanceView] | None = None
     """An index of `instances`: per variant the ready one with the lowest id. None: not made, `ready_instance` looks through all."""
+    new_runtime: StartPath = StartPath.FORK
+    """How a runtime that is not there yet comes to be."""
 
     def ready_instance(self, variant: VariantKey) -> InstanceView | None:
         if self.ready is not None:

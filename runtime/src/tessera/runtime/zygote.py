@@ -13,9 +13,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tessera.clock import SystemClock
+from tessera.domain.errors import TesseraError
+from tessera.runtime.preparing import prepare
 from tessera.runtime.users import become
-
-_SINGLE = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 _log = logging.getLogger(__name__)
 
@@ -38,24 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(found: argparse.Namespace) -> int:
-    # Before numpy, torch and onnxruntime are imported: their pools start threads, which a fork does not copy. So does ONNX Runtime's
-    # telemetry, which also would talk to the network.
-    os.environ.update(dict.fromkeys((*_SINGLE, "ORT_DISABLE_TELEMETRY"), "1"))
-
-    from tessera.clock import SystemClock
-    from tessera.domain.errors import TesseraError
-    from tessera.frames.heap import keep_freed_memory
-    from tessera.runtime import backends, classes
-    from tessera.runtime.forking import Zygote, ZygoteConfig
-
-    config = ZygoteConfig(found.flavour, found.socket, found.run_folder, found.store, found.threads, found.workers)
     try:
-        backends.preload(config.flavour)
+        prepare(found.flavour)
     except TesseraError as error:
         print(error, file=sys.stderr)
         return 2
-    keep_freed_memory()
-    classes.build_class()  # found once here instead of in every child
+    # After the preparation: numpy is among what this imports, and reads its environment then.
+    from tessera.runtime.forking import Zygote, ZygoteConfig
+
+    config = ZygoteConfig(found.flavour, found.socket, found.run_folder, found.store, found.threads, found.workers)
     threads = len(os.listdir("/proc/self/task"))
     if threads > 1:
         _log.warning("%d threads run before the first fork; children will not have them", threads)

@@ -65,12 +65,12 @@ class CheapestStart:
         no = refusal(candidate, node, placement)
         if no is not None:
             refused.append(no)
-            path = StartPath.BIND if _bindable(candidate, node) else StartPath.FORK
+            path = StartPath.BIND if _bindable(candidate, node) else node.new_runtime
             yield StartOption(
                 candidate.key, rank, node.node_id, path, 0.0, placement.bytes_to_fetch, False, f"refused: {node.node_id} {no.reason}", True
             )
             return
-        paths = [StartPath.BIND, StartPath.FORK] if _bindable(candidate, node) else [StartPath.FORK]
+        paths = [StartPath.BIND, node.new_runtime] if _bindable(candidate, node) else [node.new_runtime]
         failures = []
         for path in paths:
             option = self._cost(question, candidate, rank, node, placement, path)

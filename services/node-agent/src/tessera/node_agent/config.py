@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -101,6 +101,18 @@ class NodeAgentConfig(ServiceConfig):
     evict_idle_s: float = Field(1.0, ge=0.0)
     """An instance idle for so long may be stopped when another one's start needs the room of what it holds."""
     zygote_start_s: float = Field(120.0, gt=0.0)
+    """How long a zygote, or a container, may take until it answers."""
+    runtimes: Literal["process", "container"] = "process"
+    engine_url: str = "unix:///var/run/docker.sock"
+    runtime_images: dict[Flavour, str] = Field(default={"ort": "tessera-runtime-ort:dev", "aten": "tessera-runtime-aten:dev"})
+    runtime_memory_bytes: int = Field(4 << 30, ge=64 << 20)
+    """Of one container: what its instances allocate. Weights in the store are not among it, they are the agent's."""
+    runtime_cpus: float | None = Field(None, gt=0.0)
+    """Of one container; None: all that the agent may use."""
+    runtime_pids: int = Field(256, ge=16)
+    """Processes and threads of one container."""
+    gpus: bool = False
+    """Containers get the node's GPUs."""
     load_timeout_s: float = Field(120.0, gt=0.0)
     drain_ms: int = Field(5000, ge=0)
     adoption_grace_s: float = Field(60.0, ge=0.0)
@@ -173,6 +185,13 @@ class NodeAgentConfig(ServiceConfig):
         if name not in POLICIES:
             raise ValueError(f"{name!r} is no reclaim policy: one of {', '.join(sorted(POLICIES))}")
         return name
+
+    @model_validator(mode="after")
+    def _images(self) -> Self:
+        missing = [flavour for flavour in self.flavours if flavour not in self.runtime_images]
+        if self.runtimes == "container" and missing:
+            raise ValueError(f"runtime_images names no image for flavour {', '.join(missing)}")
+        return self
 
     @field_validator("flavours")
     @classmethod

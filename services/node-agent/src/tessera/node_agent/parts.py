@@ -22,7 +22,7 @@ from tessera.node_agent.adapters.meter import PrometheusMeter
 from tessera.node_agent.adapters.peers import peers
 from tessera.node_agent.adapters.pressure import KernelMemory
 from tessera.node_agent.adapters.processes import max_map_count, own_pids
-from tessera.node_agent.adapters.runtimes import ProcessRuntimes
+from tessera.node_agent.adapters.runtimes import make_runtimes
 from tessera.node_agent.adapters.scheduler import SchedulerLeader
 from tessera.node_agent.adapters.stores import BAKE_FOLDER, OpenStore
 from tessera.node_agent.adapters.variants import EtcdVariants
@@ -46,7 +46,6 @@ from tessera.node_agent.loops.larder import Larder
 from tessera.node_agent.loops.pulse import Pulse
 from tessera.node_agent.loops.reporter import Reporter
 from tessera.node_agent.loops.starter import Starter
-from tessera.node_agent.ports import Runtimes
 from tessera.node_agent.server import NodeAgentServer, status_message
 from tessera.policy.pool import registry as pools
 from tessera.program import Tasks, host_id
@@ -73,6 +72,7 @@ def identity_of(config: NodeAgentConfig, run: Path, relay_address: str, peer_add
         len(os.sched_getaffinity(0)),
         str(run),
         peer_address,
+        config.runtimes,
     )
 
 
@@ -145,7 +145,17 @@ def domain_of(node: Parts, opened: OpenStore, warm_flavours: Sequence[str]) -> D
     """Everything that one trust domain has of the node."""
     world, store = node.world, opened.store
     config, clock, tasks = world.config, world.clock, world.tasks
-    runtimes = runtimes_of(world, opened)
+    runtimes = make_runtimes(
+        config,
+        opened.runtimes_folder,
+        store.root,
+        world.state / "logs" / opened.trust_domain,
+        opened.trust_domain,
+        [TrustDomain(each.trust_domain) for each in config.stores],
+        opened.user,
+        clock,
+        tasks,
+    )
     fleet = Fleet(runtimes, store, node.table, opened.trust_domain, config.runtime_threads, clock, os.urandom, tasks, config.report_s)
     evictor = Evictor(node.table, fleet, store, config.evict_idle_s)
     sources = peers(config, opened.trust_domain, clock)
@@ -192,26 +202,6 @@ def domain_of(node: Parts, opened: OpenStore, warm_flavours: Sequence[str]) -> D
     keeper = Keeper(store, fleet.trim, KernelMemory(), pressure, clock)
     appraiser = Appraiser(store, EtcdVariants(world.coordinator, opened.trust_domain), node.repository.read)
     return Domain(store, runtimes, fleet, larder, evictor, starter, jobs, inspector, keeper, appraiser, node.meter, clock, warm_flavours)
-
-
-def runtimes_of(world: World, opened: OpenStore) -> Runtimes:
-    """Where the domain's runtimes come from."""
-    config = world.config
-    return ProcessRuntimes(
-        opened.runtimes_folder,
-        opened.store.root,
-        world.state / "logs" / opened.trust_domain,
-        config.flavours,
-        opened.trust_domain,
-        opened.user,
-        config.runtime_workers,
-        config.batch_delay_us,
-        config.sharing,
-        config.orphan_s,
-        config.zygote_start_s,
-        config.idle_after_s,
-        world.clock,
-    )
 
 
 def _from_thread(trim: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:

@@ -122,6 +122,11 @@ class Runtime(Protocol):
     @property
     def alive(self) -> bool: ...
 
+    @property
+    def container_id(self) -> str:
+        """The container in which it runs alone; empty for a process."""
+        ...
+
     async def load(
         self, instance_id: InstanceId, generation: Generation, variant: VariantKey, artifact: Digest | None, verify: bool, timeout_s: float
     ) -> LoadReport:
@@ -163,24 +168,35 @@ class Runtime(Protocol):
 
     def kill(self) -> None: ...
 
+    async def cause(self) -> str:
+        """Why it ended unasked, in words; empty when that is not known within a second."""
+        ...
+
 
 class Runtimes(Protocol):
     """Where the runtimes of one trust domain come from."""
+
+    @property
+    def start_path(self) -> StartPath:
+        """How a new one comes to be: fork or container."""
+        ...
 
     async def adopt(self) -> tuple[Runtime, ...]:
         """Reaches the runtimes that live from before, and removes what dead ones left behind."""
         ...
 
     async def prepare(self, flavours: Iterable[str]) -> None:
-        """Makes sure that each of these flavours has a live zygote.
+        """Makes sure that runtimes of these flavours can be made, and that nothing is left of dead ones.
 
         Raises:
-            FailedPrecondition: one does not start; with the end of its log.
+            FailedPrecondition: they cannot; with the reason (the end of a zygote's log, an image that is not there).
+            Unavailable: not now (no engine answers).
         """
         ...
 
-    async def fork(self, flavour: str, runtime_id: RuntimeId, threads: int) -> Runtime:
-        """Raises: Unavailable when the zygote does not answer; it is started again for the next call."""
+    async def create(self, flavour: str, runtime_id: RuntimeId, threads: int) -> Runtime:
+        """Raises: Unavailable when whoever makes it (zygote, engine) does not answer; the next call tries anew. FailedPrecondition when it
+        does not come up; with its last words."""
         ...
 
     def on_lost(self, callback: Callable[[RuntimeId], None]) -> None:
@@ -188,7 +204,7 @@ class Runtimes(Protocol):
         ...
 
     async def end(self) -> None:
-        """Ends the zygotes."""
+        """Ends whatever makes runtimes; called when there are none left."""
         ...
 
     async def leave(self) -> None:

@@ -60,7 +60,7 @@ class NodeAgentServer(node_pb2_grpc.NodeAgentServicer):
             decode_generation(request.generation),
             decode_variant_key(request.variant),
             checked_digest("artifact_digest", request.artifact_digest) if request.artifact_digest else None,
-            StartPath.FORK if path is StartPath.FORK else StartPath.BIND,
+            path if path in (StartPath.FORK, StartPath.CONTAINER) else StartPath.BIND,
             min(request.expires_after_ms / 1e3, MAX_EXPIRY_S) or DEFAULT_EXPIRY_S,
             request.budget_us / 1e6 or DEFAULT_BUDGET_S,
             request.request_id,
@@ -139,6 +139,7 @@ def status_message(report: Report) -> node_pb2.NodeStatus:
         memory_available_bytes=summary.machine.memory_available_bytes,
         memory_pressure=summary.machine.memory_pressure,
         peer_address=me.peer_address,
+        new_runtimes=me.new_runtimes,
     )
 
 
@@ -194,7 +195,8 @@ def _runtime_message(item: RuntimeSummary) -> node_pb2.Runtime:
         threads=item.threads,
         shared_bytes=item.shared_bytes,
         cpu_cores=item.cpu_cores,
-        kind="process",
+        kind=item.kind,
+        container_id=item.container_id,
     )
 
 

@@ -8,7 +8,7 @@ from tessera.api.node.v1 import node_pb2
 from tessera.api.scheduler.v1 import scheduler_pb2
 from tessera.domain.errors import Internal, InvalidInput
 from tessera.domain.ids import BuildClass, Digest, InstanceId, NodeId, ProfileClass, RuntimeId, TrustDomain, checked_name
-from tessera.domain.instance import InstanceState
+from tessera.domain.instance import InstanceState, StartPath
 from tessera.policy.start.base import StartOption
 from tessera.policy.view import RuntimeView
 from tessera.scheduler.core.explanations import Explanation
@@ -86,6 +86,7 @@ def report_of(message: node_pb2.NodeStatus) -> NodeReport:
         stores=dict(_store_of(item, f"stores[{index}]") for index, item in enumerate(message.stores)),
         full=message.full,
         peer_address=message.peer_address,
+        new_runtime=StartPath.CONTAINER if message.new_runtimes == "container" else StartPath.FORK,
     )
 
 

@@ -399,6 +399,7 @@ class NodeStatus(_message.Message):
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     MEMORY_AVAILABLE_BYTES_FIELD_NUMBER: _builtins.int
     MEMORY_PRESSURE_FIELD_NUMBER: _builtins.int
+    NEW_RUNTIMES_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     build_class: _builtins.str
     profile_class: _builtins.str
@@ -416,6 +417,8 @@ class NodeStatus(_message.Message):
     memory_available_bytes: _builtins.int
     memory_pressure: _builtins.float
     """share of the last 10 s in which somebody waited for memory (PSI some avg10), 0..1"""
+    new_runtimes: _builtins.str
+    """what a start makes where nothing warm fits: "process" or "container" """
     @_builtins.property
     def flavours(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -445,10 +448,11 @@ class NodeStatus(_message.Message):
         memory_bytes: _builtins.int = ...,
         memory_available_bytes: _builtins.int = ...,
         memory_pressure: _builtins.float = ...,
+        new_runtimes: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_address", b"agent_address", "build_class", b"build_class", "cpu_cores", b"cpu_cores", "cpu_count", b"cpu_count", "flavours", b"flavours", "full", b"full", "instances", b"instances", "memory_available_bytes", b"memory_available_bytes", "memory_bytes", b"memory_bytes", "memory_pressure", b"memory_pressure", "node_id", b"node_id", "peer_address", b"peer_address", "profile_class", b"profile_class", "runtimes", b"runtimes", "start_address", b"start_address", "stores", b"stores"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_address", b"agent_address", "build_class", b"build_class", "cpu_cores", b"cpu_cores", "cpu_count", b"cpu_count", "flavours", b"flavours", "full", b"full", "instances", b"instances", "memory_available_bytes", b"memory_available_bytes", "memory_bytes", b"memory_bytes", "memory_pressure", b"memory_pressure", "new_runtimes", b"new_runtimes", "node_id", b"node_id", "peer_address", b"peer_address", "profile_class", b"profile_class", "runtimes", b"runtimes", "start_address", b"start_address", "stores", b"stores"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

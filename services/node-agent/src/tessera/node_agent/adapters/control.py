@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,9 +17,10 @@ _PEER = struct.Struct("iII")
 
 
 class ControlClient(asyncio.Protocol):
-    """One connection. Calls may overlap."""
+    """One connection. Calls may overlap. `on_event` hears what the other side says unasked."""
 
     def __init__(self, name: str) -> None:
+        self.on_event: Callable[[Message], None] = lambda message: None
         self._name = name
         self._transport: asyncio.Transport | None = None
         self._decoder = ControlDecoder()
@@ -44,13 +46,21 @@ class ControlClient(asyncio.Protocol):
         return self._transport is None or self._transport.is_closing()
 
     @property
+    def peer_pid(self) -> int:
+        """The process that listens there, as this process sees it; 0 when it lives where we cannot see it, or the connection is closed."""
+        return self._peer()[0]
+
+    @property
     def peer_user(self) -> int:
-        """The user id of the process that listens there, as the kernel has it; -1 when the connection is closed."""
-        if self._transport is None:
-            return -1
+        """Its user id, as the kernel has it; -1 when the connection is closed."""
+        return self._peer()[1]
+
+    def _peer(self) -> tuple[int, int]:
+        if self._transport is None or self._transport.is_closing():
+            return 0, -1
         raw: bytes = self._transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
-        user: int = _PEER.unpack(raw)[1]
-        return user
+        pid, user, _ = _PEER.unpack(raw)
+        return pid, user
 
     async def call(self, op: str, timeout_s: float, **fields: Any) -> Message:
         """Sends a request and waits for its answer.
@@ -85,7 +95,10 @@ class ControlClient(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         try:
             for message in self._decoder.feed(data):
-                future = self._waiting.get(message.get("id", 0))  # events and answers that nobody waits for any more are passed over
+                if "event" in message:
+                    self.on_event(message)
+                    continue
+                future = self._waiting.get(message.get("id", 0))  # answers that nobody waits for any more are passed over
                 if future is not None and not future.done():
                     future.set_result(message)
         except InvalidInput as error:

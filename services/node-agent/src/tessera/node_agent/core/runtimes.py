@@ -91,10 +91,9 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class RuntimeChoice:
-    """`runtime_id` None: fork a new one for `purpose`. `reason` names the losers."""
+    """`runtime_id` None: make a new one for `purpose`. `reason` names the losers."""
 
     runtime_id: RuntimeId | None
-    start_path: StartPath
     purpose: Purpose
     reason: str
 
@@ -102,12 +101,12 @@ class RuntimeChoice:
 def choose_runtime(wanted: Wanted, runtimes: Iterable[RuntimeView], limits: RuntimeLimits) -> RuntimeChoice:
     """Picks the fullest runtime that may take it, most of its bytes mapped already first; a new one where none may.
 
-    An isolated one may have an empty warm runtime only by fork: a warm one would no longer be counted as pool.
+    An isolated one never gets a warm one: that would no longer be counted as pool.
     """
     if wanted.isolated:
-        return RuntimeChoice(None, StartPath.FORK, Purpose.ISOLATED, "its variant crashed a runtime before: one of its own")
-    if wanted.start_path is StartPath.FORK:
-        return RuntimeChoice(None, StartPath.FORK, Purpose.SHARED, "the plan says fork")
+        return RuntimeChoice(None, Purpose.ISOLATED, "its variant crashed a runtime before: one of its own")
+    if wanted.start_path is not StartPath.BIND:
+        return RuntimeChoice(None, Purpose.SHARED, f"the plan says {wanted.start_path}")
     refused: dict[str, int] = {}
     fitting: list[RuntimeView] = []
     for view in runtimes:
@@ -118,10 +117,10 @@ def choose_runtime(wanted: Wanted, runtimes: Iterable[RuntimeView], limits: Runt
             fitting.append(view)
     losers = ", ".join(f"{count} {reason}" for reason, count in sorted(refused.items()))
     if not fitting:
-        return RuntimeChoice(None, StartPath.FORK, Purpose.SHARED, f"no runtime to bind into{': ' + losers if losers else ''}")
+        return RuntimeChoice(None, Purpose.SHARED, f"no runtime to bind into{': ' + losers if losers else ''}")
     best = min(fitting, key=lambda view: (-_mapped_bytes(view, wanted), -view.instances, view.runtime_id))
     why = f"best of {len(fitting)}, {best.instances} instances in it, {_mapped_bytes(best, wanted)} bytes mapped already"
-    return RuntimeChoice(best.runtime_id, StartPath.BIND, Purpose.SHARED, f"{why}{'; not ' + losers if losers else ''}")
+    return RuntimeChoice(best.runtime_id, Purpose.SHARED, f"{why}{'; not ' + losers if losers else ''}")
 
 
 def _refusal(view: RuntimeView, wanted: Wanted, limits: RuntimeLimits) -> str:

@@ -27,6 +27,8 @@ class NodeIdentity:
     cpu_count: int
     run_folder: str
     peer_address: str = ""
+    new_runtimes: str = "process"
+    """What a runtime is that this node makes: process or container."""
 
     def unix_path(self, runtime_id: RuntimeId) -> str:
         """The data socket of a runtime of this node."""
@@ -68,6 +70,11 @@ class RuntimeSummary:
     shared_bytes: int
     proportional_bytes: int
     cpu_cores: float
+    container_id: str = ""
+
+    @property
+    def kind(self) -> str:
+        return "container" if self.container_id else "process"
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,6 +177,7 @@ class Agent:
                     activity.shared_bytes if activity else 0,
                     activity.proportional_bytes if activity else 0,
                     member.cpu_cores,
+                    member.runtime.container_id,
                 )
             )
         return found

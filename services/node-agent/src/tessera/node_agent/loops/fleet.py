@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from tessera.clock import Clock
 from tessera.domain.errors import TesseraError, Unavailable
 from tessera.domain.ids import Digest, InstanceId, RuntimeId, TrustDomain
+from tessera.domain.instance import Stage, StartPath
 from tessera.node_agent.core.demand import Demand
 from tessera.node_agent.core.rates import Rate
 from tessera.node_agent.core.runtimes import Purpose, RuntimeView, purpose_of, runtime_id_for
@@ -27,7 +28,8 @@ from tessera.tensorstore.interface import TensorStore
 ACTIVITY_S = 2.0
 RATE_SHARE = 0.9
 """Of a report interval: one that came a little early counts as a whole one."""
-FORK_PAUSE_S = 1.0
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 30.0
 GONE_S = 10.0
 
 _log = get_logger(__name__)
@@ -45,6 +47,8 @@ class Member:
     sampled_holds: int = 0
     tainted: bool = False
     leaving: bool = False
+    hung: bool = False
+    """Killed by us because it did not answer."""
     activity: RuntimeActivity | None = None
     cpu_cores: float = 0.0
     gone: asyncio.Event = field(default_factory=asyncio.Event)
@@ -88,12 +92,23 @@ class Fleet:
         """Of which it has or had runtimes."""
         self._demand = Demand()
         self._not_before_s: dict[str, float] = {}
+        self._pauses_s: dict[str, float] = {}
         self._lost: Callable[[Member, bool], None] = lambda member, asked: None
         runtimes.on_lost(self._on_lost)
 
     def on_lost(self, callback: Callable[[Member, bool], None]) -> None:
         """`callback(member, asked)`: its process ended; `asked` when we wanted that. Its holds are dropped after the callback."""
         self._lost = callback
+
+    @property
+    def start_path(self) -> StartPath:
+        """How a new runtime comes to be."""
+        return self._runtimes.start_path
+
+    @property
+    def stage(self) -> Stage:
+        """The stage in which a new runtime is made."""
+        return Stage(self._runtimes.start_path.value)
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -130,12 +145,12 @@ class Fleet:
         )
 
     def forking(self) -> dict[str, int]:
-        """Shared runtimes on their way, by flavour. A flavour whose last fork failed counts one for a while: its pool can wait."""
+        """Shared runtimes on their way, by flavour. A flavour whose last one failed counts one for a while: its pool can wait."""
         now_s = self._clock.monotonic_s()
         pausing = {flavour: 1 for flavour, until_s in self._not_before_s.items() if until_s > now_s}
         return pausing | {flavour: len(futures) for flavour, futures in self._forking.items() if futures}
 
-    async def wait_for_fork(self, flavour: str) -> bool:
+    async def wait_for_one(self, flavour: str) -> bool:
         """Waits for one shared runtime that is on its way; False when there is none."""
         futures = self._forking.get(flavour)
         if not futures:
@@ -143,7 +158,7 @@ class Fleet:
         await asyncio.wait(set(futures), return_when=asyncio.FIRST_COMPLETED)
         return True
 
-    async def fork(self, flavour: str, purpose: Purpose, threads: int | None = None) -> RuntimeId:
+    async def create(self, flavour: str, purpose: Purpose, threads: int | None = None) -> RuntimeId:
         """A new runtime.
 
         Raises:
@@ -151,7 +166,7 @@ class Fleet:
             Unavailable: all of them are being ended.
         """
         if self._ending:
-            raise Unavailable(f"no runtime of flavour {flavour} is forked: the node agent is stopping")
+            raise Unavailable(f"no runtime of flavour {flavour} is made: the node agent is stopping")
         runtime_id = runtime_id_for(purpose, flavour, self.trust_domain, self._random_bytes(5))
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         waiting = self._forking.setdefault(flavour, set())
@@ -161,12 +176,14 @@ class Fleet:
             waiting.add(done)
         try:
             began_s = self._clock.monotonic_s()
-            runtime = await self._runtimes.fork(flavour, runtime_id, threads or self.threads)
+            runtime = await self._runtimes.create(flavour, runtime_id, threads or self.threads)
             now_s = self._clock.monotonic_s()
             self._demand = self._demand.created(flavour, now_s - began_s, now_s)
             self.add(runtime)
+            self._pauses_s.pop(flavour, None)
         except TesseraError:
-            self._not_before_s[flavour] = self._clock.monotonic_s() + FORK_PAUSE_S
+            pause_s = self._pauses_s[flavour] = min(LONGEST_PAUSE_S, 2 * self._pauses_s.get(flavour, FIRST_PAUSE_S / 2))
+            self._not_before_s[flavour] = self._clock.monotonic_s() + pause_s
             raise
         finally:
             self._in_flight.discard(done)
@@ -190,19 +207,19 @@ class Fleet:
         return self._demand.asked(flavours, sizes, self._clock.monotonic_s())
 
     def refill(self, flavour: str) -> None:
-        """Forks a warm runtime in the background."""
-        self._tasks.start(f"fork {flavour}", self._refill(flavour))
+        """Makes a warm runtime in the background."""
+        self._tasks.start(f"make a runtime of {flavour}", self._refill(flavour))
 
     async def _refill(self, flavour: str) -> None:
         try:
-            runtime_id = await self.fork(flavour, Purpose.SHARED)
+            runtime_id = await self.create(flavour, Purpose.SHARED)
         except TesseraError as error:
             _log.warning("no warm runtime", flavour=flavour, reason=str(error))
         else:
-            _log.info("warm runtime forked", flavour=flavour, runtime_id=runtime_id)
+            _log.info("warm runtime made", flavour=flavour, runtime_id=runtime_id)
 
     def add(self, runtime: Runtime) -> Member:
-        """Takes in a forked or adopted runtime; what it holds is pinned."""
+        """Takes in a new or adopted runtime; what it holds is pinned."""
         hello = runtime.hello
         member = Member(runtime, purpose_of(hello.runtime_id), self._clock.monotonic_s())
         member.holds = {digest for digest in hello.holds if self._store.has(digest)}
@@ -262,6 +279,7 @@ class Fleet:
         member = self._members.get(runtime_id)
         if member is None:
             return
+        member.hung = not member.leaving and member.runtime.alive
         member.runtime.kill()
         try:
             async with asyncio.timeout(GONE_S):
@@ -270,7 +288,7 @@ class Fleet:
             _log.error("a killed runtime does not end", runtime_id=runtime_id)
 
     async def end_all(self, drain_ms: int) -> None:
-        """Ends every runtime, each after its drain. Nothing is forked from here on; what is on its way ends as well: it outlives its
+        """Ends every runtime, each after its drain. None is made from here on; what is on its way ends as well: it outlives its
         zygote, and nobody else would know of it."""
         self._ending = True
         if self._in_flight:

@@ -153,7 +153,7 @@ class Jobs:
                 for threads in order.threads:
                     yield f"measuring with {threads} threads"
                     async with self._dedicated(load, threads) as (runtime_id, runtime, watch):
-                        yield await self._load(runtime_id, runtime, holder, order.variant, load, watch, StartPath.FORK)
+                        yield await self._load(runtime_id, runtime, holder, order.variant, load, watch, self._fleet.start_path)
                         await runtime.unload(holder, 0)
                         watch = Stopwatch(self._clock)
                         yield await self._load(runtime_id, runtime, holder, order.variant, load, watch, StartPath.BIND)
@@ -167,8 +167,8 @@ class Jobs:
     async def _dedicated(self, load: Load, threads: int) -> AsyncIterator[tuple[RuntimeId, Runtime, Stopwatch]]:
         """A runtime of its own, gone afterwards."""
         watch = Stopwatch(self._clock)
-        with watch.stage(Stage.FORK):
-            runtime_id = await self._fleet.fork(load.flavour, Purpose.MEASURE, threads)
+        with watch.stage(self._fleet.stage):
+            runtime_id = await self._fleet.create(load.flavour, Purpose.MEASURE, threads)
         try:
             runtime = self._fleet.get(runtime_id)
             runtime.slow_down()
@@ -182,7 +182,7 @@ class Jobs:
         self, runtime_id: RuntimeId, runtime: Runtime, name: InstanceId, variant: VariantKey, load: Load, watch: Stopwatch, path: StartPath
     ) -> LoadCost:
         generation = Generation(int.from_bytes(self._random_bytes(8), "little") | 1)
-        with watch.loading(Stage.FORK if path is StartPath.FORK else Stage.LOAD) as loading:
+        with watch.loading(Stage.LOAD if path is StartPath.BIND else self._fleet.stage) as loading:
             report = await runtime.load(name, generation, variant, load.artifact, False, self._load_timeout_s)
             loading.take(report.stages)
         return LoadCost(path, watch.stages(), report.private_bytes)

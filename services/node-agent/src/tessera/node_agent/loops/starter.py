@@ -1,4 +1,4 @@
-"""Starts and stops of instances: fetch, choose or fork a runtime, hold, load, and the way back.
+"""Starts and stops of instances: fetch, choose or make a runtime, hold, load, and the way back.
 
 One flight per instance, however many callers wait for it. Nothing on the path waits for a disk or for etcd: records are written
 behind. A blob is pinned for whoever will map it before it is mapped.
@@ -35,9 +35,10 @@ from tessera.node_agent.core.status import NodeIdentity, record_of
 from tessera.node_agent.core.table import Instance, InstanceTable
 from tessera.node_agent.loops.eviction import Evictor
 from tessera.node_agent.loops.fetching import FetchProgress, note_fetched
-from tessera.node_agent.loops.fleet import Fleet, Member
+from tessera.node_agent.loops.fleet import Fleet
 from tessera.node_agent.loops.flight import Flight, StarterSettings
 from tessera.node_agent.loops.larder import Larder, holder_of
+from tessera.node_agent.loops.losses import Losses
 from tessera.node_agent.loops.stopwatch import Stopwatch
 from tessera.node_agent.ports import LoadReport, Meter, Notes, Records
 from tessera.program import Tasks
@@ -86,7 +87,8 @@ class Starter:
         self._changed = changed
         self._flights: dict[InstanceId, Flight] = {}
         self._stopping: dict[InstanceId, asyncio.Event] = {}
-        fleet.on_lost(self._runtime_lost)
+        self._losses = Losses(table, poison, meter, records, notes, clock, tasks, self._fail, changed)
+        fleet.on_lost(self._losses.lost)
 
     @property
     def starting(self) -> int:
@@ -198,6 +200,7 @@ class Starter:
             await self._bring_up(instance, flight, watch)
         except TesseraError as error:
             self._fail(instance_id, error)
+            await self._losses.explained(self._table.get(instance_id).runtime_id)
         except Exception as error:
             _log.exception("a start failed unexpectedly", instance_id=instance_id)
             self._fail(instance_id, Internal(f"start of instance {instance_id}: {type(error).__name__}: {error}"))
@@ -271,13 +274,14 @@ class Starter:
             choice = choose_runtime(wanted, self._fleet.views(), self._limits)
             runtime_id = choice.runtime_id
             if runtime_id is None:
-                with watch.stage(Stage.FORK):
-                    may_wait = choice.purpose is Purpose.SHARED and path is not StartPath.FORK
-                    if may_wait and await self._fleet.wait_for_fork(load.flavour):
+                with watch.stage(self._fleet.stage):
+                    may_wait = choice.purpose is Purpose.SHARED and path is StartPath.BIND
+                    if may_wait and await self._fleet.wait_for_one(load.flavour):
                         waited = True
                         continue
-                    runtime_id = await self._fleet.fork(load.flavour, choice.purpose)
-            start_path = StartPath.FORK if waited else choice.start_path
+                    runtime_id = await self._fleet.create(load.flavour, choice.purpose)
+                    waited = True
+            start_path = self._fleet.start_path if waited else StartPath.BIND
             self._fleet.taken(runtime_id)
             self._table.note(instance_id, runtime_id=runtime_id, start_path=start_path, blobs=frozenset(load.blobs))
             self._table.tell(instance_id, self._clock.monotonic_s(), f"{start_path} into {runtime_id}: {choice.reason}")
@@ -294,7 +298,7 @@ class Starter:
                     instance_id, InstanceState.MAPPED, self._clock.monotonic_s(), f"{len(load.blobs)} blobs pinned for {runtime_id}"
                 )
                 self._table.move(instance_id, InstanceState.LOADING, self._clock.monotonic_s(), "")
-            rest = Stage.FORK if self._table.get(instance_id).start_path is StartPath.FORK else Stage.LOAD
+            rest = Stage.LOAD if self._table.get(instance_id).start_path is StartPath.BIND else self._fleet.stage
             with watch.loading(rest) as loading:
                 report = await runtime.load(
                     instance_id, instance.generation, instance.variant, artifact, self._settings.verify, self._settings.load_timeout_s
@@ -351,28 +355,6 @@ class Starter:
         self._records.withdraw(instance.variant.trust_domain, instance_id)
         self._meter.failed(error.kind)
         _log.warning("instance failed", instance_id=instance_id, variant=str(instance.variant), kind=error.kind, reason=str(error))
-
-    def _runtime_lost(self, member: Member, asked: bool) -> None:
-        instances = self._table.in_runtime(member.runtime_id)
-        loading = [instance.variant for instance in instances if instance.state is InstanceState.LOADING]
-        serving = [instance.variant for instance in instances if instance.state in (InstanceState.READY, InstanceState.DRAINING)]
-        if not asked:
-            self._poison.runtime_lost(loading, serving, member.purpose is Purpose.ISOLATED, self._clock.monotonic_s())
-            self._meter.runtime_lost()
-            _log.warning("runtime lost", runtime_id=member.runtime_id, pid=member.runtime.hello.pid, loading=[str(v) for v in loading],
-                         serving=[str(v) for v in serving])  # fmt: skip
-        for instance in instances:
-            if asked and instance.state is InstanceState.DRAINING:
-                self._table.move(instance.instance_id, InstanceState.GONE, self._clock.monotonic_s(), "its runtime was ended")
-                self._records.withdraw(instance.variant.trust_domain, instance.instance_id)
-            else:
-                self._fail(instance.instance_id, Unavailable(self._words_of_loss(instance, member)))
-        self._notes.forget(member.runtime_id)
-        self._changed()
-
-    def _words_of_loss(self, instance: Instance, member: Member) -> str:
-        what = "while it loaded" if instance.state is InstanceState.LOADING else "that held"
-        return f"runtime {member.runtime_id} (pid {member.runtime.hello.pid}) ended {what} variant {instance.variant}"
 
     def _tell(self, instance_id: InstanceId, watch: Stopwatch) -> None:
         instance = self._table.find(instance_id)

@@ -72,6 +72,7 @@ class NodeReport:
     stores: Mapping[TrustDomain, StoreReport]
     full: bool
     peer_address: str = ""
+    new_runtime: StartPath = StartPath.FORK
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,7 @@ def _reported(node_id: NodeId, node: ObservedNode, condition: NodeCondition, sta
         starting=starting,
         condition=condition,
         ready=None if ends_here else node.ready,
+        new_runtime=report.new_runtime,
     )
 
 

@@ -98,7 +98,8 @@ class _Attempts:
         self.failures[failure.option] = failure.error
         if failure.unreachable:
             node_id = failure.option[1]
-            self.failures.update({(key, node_id, path): failure.error for key in candidates for path in (StartPath.BIND, StartPath.FORK)})
+            paths = (StartPath.BIND, StartPath.FORK, StartPath.CONTAINER)
+            self.failures.update({(key, node_id, path): failure.error for key in candidates for path in paths})
 
     def forget_passing(self) -> bool:
         """Lets retryable failures be tried again; whether there were any."""

@@ -1,0 +1,240 @@
+"""A live runtime as its control socket shows it, whatever made it. How it is killed, and what is left of it, its makers say."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+from tessera.clock import Clock
+from tessera.domain.errors import FailedPrecondition, TesseraError, Unavailable
+from tessera.domain.ids import Digest, Generation, InstanceId, RuntimeId, TrustDomain, VariantKey
+from tessera.domain.instance import Stage, StageTime
+from tessera.domain.records import LatencyRow
+from tessera.node_agent.adapters.control import ControlClient
+from tessera.node_agent.adapters.processes import Watched, lower_priority, mapping_count
+from tessera.node_agent.core.fsck import Declaration
+from tessera.node_agent.ports import HeldInstance, Hello, InstanceActivity, LoadReport, RuntimeActivity
+from tessera.runtime.control import Message, generation_text
+
+CONNECT_S = 2.0
+ADOPT_S = 5.0
+CALL_S = 10.0
+SOCKET_POLL_S = 0.002
+END_MARGIN_S = 5.0
+
+ENVIRONMENTS = {"ort": {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=2000"}}
+"""By flavour. A session is ten thousands of small pieces of heap, freed by the thread that will open the next one: with a cache of its own
+that holds as many the thread opens it a sixth faster (the C library's default is 7 of each size). Read when a process starts, not later.
+Not under torch, whose threads would keep tens of MiB that way."""
+
+
+def hello_of(answer: Message, pid: int | None = None) -> Hello:
+    """A `hello` answer as a value. A zygote has no runtime id, holds and instances. `pid`: as it is seen from here."""
+    instances = tuple(
+        HeldInstance(
+            InstanceId(item["instance_id"]),
+            Generation(int(item["generation"], 16)),
+            Digest(item["artifact"]) if item.get("artifact") else None,
+            item["variant"],
+        )
+        for item in answer.get("instances", ())
+    )
+    holds = frozenset(Digest(digest) for digest in answer.get("holds", ()))
+    return Hello(
+        RuntimeId(answer.get("runtime_id") or ""),
+        pid or int(answer["pid"]),
+        answer["flavour"],
+        int(answer.get("threads", 0)),
+        holds,
+        instances,
+    )
+
+
+def activity_of(answer: Message) -> RuntimeActivity:
+    """A `status` answer as a value."""
+    instances = tuple(
+        InstanceActivity(
+            InstanceId(item["instance_id"]),
+            int(item["queue"]),
+            int(item["executing"]),
+            int(item["served"]),
+            float(item["idle_s"]),
+            float(item["run_p50_ms"]),
+            float(item["run_p99_ms"]),
+            bool(item["parked"]),
+        )
+        for item in answer["instances"]
+    )
+    private, shared, proportional = (int(answer[name]) for name in ("private_bytes", "shared_bytes", "proportional_bytes"))
+    return RuntimeActivity(instances, private, shared, proportional, float(answer["cpu_s"]))
+
+
+class ControlledRuntime(ABC):
+    """Implements `Runtime` over a control socket. The process is watched by pidfd; a lost connection alone is made anew."""
+
+    container_id = ""
+
+    def __init__(self, folder: Path, hello: Hello, client: ControlClient, watched: Watched, batch_delay_us: int) -> None:
+        self._folder = folder
+        self._hello = hello
+        self._client = client
+        self._watched = watched
+        self._batch_delay_us = batch_delay_us
+
+    @property
+    def hello(self) -> Hello:
+        return self._hello
+
+    @property
+    def alive(self) -> bool:
+        return self._watched.alive
+
+    async def _call(self, op: str, timeout_s: float = CALL_S, **fields: Any) -> Message:
+        if not self.alive:
+            raise Unavailable(f"runtime {self._hello.runtime_id}: its process {self._hello.pid} has ended")
+        if self._client.closed:
+            self._client = await ControlClient.connect(self._folder / "control.sock", f"runtime {self._hello.runtime_id}", CONNECT_S)
+        return await self._client.call(op, timeout_s, **fields)
+
+    async def load(
+        self, instance_id: InstanceId, generation: Generation, variant: VariantKey, artifact: Digest | None, verify: bool, timeout_s: float
+    ) -> LoadReport:
+        answer = await self._call(
+            "load",
+            timeout_s,
+            instance_id=instance_id,
+            generation=generation_text(generation),
+            variant=str(variant),
+            artifact=artifact or "",
+            max_delay_us=self._batch_delay_us,
+            verify=verify,
+        )
+        stages = tuple(StageTime(stage, float(answer["stages"].get(stage.value, 0.0))) for stage in (Stage.MAP, Stage.LOAD))
+        return LoadReport(stages, int(answer["mapped_bytes"]), int(answer["private_bytes"]))
+
+    async def unload(self, instance_id: InstanceId, drain_ms: int) -> frozenset[Digest]:
+        answer = await self._call("unload", CALL_S + drain_ms / 1e3, instance_id=instance_id, drain_ms=drain_ms)
+        return frozenset(Digest(digest) for digest in answer.get("released", ()))
+
+    async def declare(self) -> Declaration:
+        answer = await self._call("hello")
+        return Declaration(frozenset(map(Digest, answer["holds"])), frozenset(map(Digest, answer["mapped"])))
+
+    async def trim(self, digests: Collection[Digest] | None = None) -> None:
+        await self._call("trim", digests=None if digests is None else sorted(digests))
+
+    async def measure(self, instance_id: InstanceId, batch: int, seconds: float, min_repeats: int) -> LatencyRow:
+        answer = await self._call(
+            "measure", 60.0 + 10 * seconds, instance_id=instance_id, batch=batch, seconds=seconds, min_repeats=min_repeats
+        )
+        return LatencyRow(
+            batch,
+            self._hello.threads,
+            int(answer["repeats"]),
+            float(answer["p50_ms"]),
+            float(answer["p99_ms"]),
+            float(answer["mean_ms"]),
+            int(answer["peak_private_bytes"]),
+        )
+
+    async def activity(self, window_s: float, memory_age_s: float) -> RuntimeActivity:
+        return activity_of(await self._call("status", window_s=window_s, memory_age_s=memory_age_s))
+
+    def mappings(self) -> int:
+        return mapping_count(self._hello.pid) if self.alive else 0
+
+    def slow_down(self) -> None:
+        lower_priority(self._hello.pid)
+
+    async def end(self, drain_ms: int) -> None:
+        try:
+            await self._call("shutdown", CALL_S + drain_ms / 1e3, drain_ms=drain_ms)
+        except TesseraError:
+            self.kill()
+        if not await self._watched.wait(drain_ms / 1e3 + END_MARGIN_S):
+            self.kill()
+            await self._watched.wait(END_MARGIN_S)
+        self._client.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    @abstractmethod
+    def kill(self) -> None:
+        """At once, without a word."""
+
+    @abstractmethod
+    async def cause(self) -> str:
+        """Why it ended, in words; empty when that is not known within a second."""
+
+    def leave(self) -> None:
+        """It lives on, unwatched."""
+        self._watched.release()
+        self._client.close()
+
+
+async def connect(socket: Path, name: str, timeout_s: float, clock: Clock, watched: Watched | None = None) -> ControlClient:
+    """Waits while the socket is not there yet; with `watched` also while nobody listens, for as long as that process lives.
+
+    Raises:
+        Unavailable: nobody takes the connection within `timeout_s`.
+    """
+    deadline_s = clock.monotonic_s() + timeout_s
+    while True:
+        try:
+            return await ControlClient.connect(socket, name, timeout_s)
+        except Unavailable as error:
+            waits = isinstance(error.__cause__, FileNotFoundError) or watched is not None
+            if not waits or clock.monotonic_s() >= deadline_s or (watched is not None and not watched.alive):
+                raise
+        await clock.sleep(SOCKET_POLL_S if watched is None else 10 * SOCKET_POLL_S)
+
+
+def check_user(client: ControlClient, name: str, user: int | None) -> None:
+    """Who it is the kernel says: a socket's folder is its domain's to write, and what lies there may be anything. `user` None: our own.
+
+    Raises:
+        Unavailable: whoever listens is not of the user that it should be; the connection is closed.
+    """
+    wanted = os.geteuid() if user is None else user
+    if client.peer_user != wanted:
+        found = client.peer_user
+        client.close()
+        raise Unavailable(f"{name} belongs to user {found}, not to {wanted}")
+
+
+async def introduce(
+    client: ControlClient, runtime_id: str, trust_domain: TrustDomain, user: int | None, timeout_s: float, ended: Callable[[], None]
+) -> tuple[Hello, Watched]:
+    """Watches the process at the other end and asks who it is; `ended` is told of its end. Watched first: a process that answers after that
+    is the watched one, whatever became of earlier bearers of its number.
+
+    Raises:
+        Unavailable: it does not answer, has ended, or is another one or of another user.
+        FailedPrecondition: its process cannot be seen from here, or it belongs to another trust domain.
+    """
+    name = f"runtime {runtime_id}"
+    check_user(client, name, user)
+    pid = client.peer_pid
+    if pid <= 0:
+        raise FailedPrecondition(
+            f"{name}: its process cannot be seen from here, so its end would go unnoticed: run the node agent with the host's process ids "
+            "(pid: host)"
+        )
+    try:
+        watched = Watched(pid, ended)
+    except ProcessLookupError as error:
+        raise Unavailable(f"{name}: its process has ended") from error
+    try:
+        answer = await client.call("hello", timeout_s)
+        if answer.get("trust_domain") != trust_domain:
+            raise FailedPrecondition(f"{name} is of trust domain {answer.get('trust_domain')!r}, in the folder of {trust_domain!r}")
+        hello = hello_of(answer, pid)
+        if hello.runtime_id != runtime_id:
+            raise Unavailable(f"{name} says that it is {hello.runtime_id!r}")
+        return hello, watched
+    except BaseException:
+        watched.release()
+        raise

@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3.11
 DISTRIBUTIONS := proto/python pkg runtime sdk cli $(addprefix services/,gateway scheduler node-agent profiler registry)
-SOURCES := pkg runtime sdk cli services tests benchmarks examples proto/generate.py
+SOURCES := pkg runtime sdk cli services tests benchmarks examples deploy proto/generate.py
 STAMP := $(VENV)/.tessera-setup
 PYTEST := $(BIN)/python -m pytest -q
 # One line for all runs of pytest: how many tests were left out, and why (tests/conftest.py).
@@ -14,7 +14,7 @@ SAY := printf '\033[2m%s\033[0m\n'
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: help setup proto proto-check fmt lint types contracts unit golden conformance check integration test test-protobuf7 demo bench soak news clean
+.PHONY: help setup proto proto-check fmt lint types contracts unit golden conformance check integration test test-protobuf7 demo engine images bench soak news clean
 
 help: ## list every target
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  \033[1m%-15s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,7 +47,7 @@ lint: setup ## ruff: format and rules (the banned calls too)
 	@$(BIN)/ruff check -q $(SOURCES)
 
 types: setup ## mypy, strict (tests stay outside)
-	@$(BIN)/mypy pkg/src runtime/src sdk/src cli/src $(addsuffix /src,$(addprefix services/,gateway scheduler node-agent profiler registry)) benchmarks examples proto/generate.py | tail -n 40; exit $${PIPESTATUS[0]}
+	@$(BIN)/mypy pkg/src runtime/src sdk/src cli/src $(addsuffix /src,$(addprefix services/,gateway scheduler node-agent profiler registry)) benchmarks examples deploy proto/generate.py | tail -n 40; exit $${PIPESTATUS[0]}
 
 contracts: setup ## import contracts (.importlinter)
 	@$(BIN)/lint-imports --no-logo 2>&1 | tail -n 25; exit $${PIPESTATUS[0]}
@@ -83,6 +83,12 @@ test-protobuf7: ## the protocol tests beside the newer protobuf (constraints-pro
 demo: setup ## the main job on real models: bring up, register, profile, infer, explain, take down
 	@$(BIN)/python -m examples.demo
 
+engine: ## start a Docker Engine where none answers (root, Debian); deploy/engine.sh stop ends it
+	@deploy/engine.sh start
+
+images: setup ## build the container images that changed: make images [NAMES="gateway etcd"] [BASE_IMAGE=...] [TAG=dev]
+	@$(BIN)/python -m deploy.images $(NAMES) $(addprefix --tag ,$(TAG))
+
 bench: setup ## one benchmark: make bench NAME=start|memory|density|gateway|packing|reclaim
 	@test -n "$(NAME)" || { echo "NAME is missing: make bench NAME=start|memory|density|gateway|packing|reclaim" >&2; exit 2; }
 	@$(BIN)/python -m benchmarks.$(NAME)
@@ -94,5 +100,5 @@ news: setup ## print the next release's changes as they stand (newsfragments/)
 	@$(BIN)/towncrier build --draft --version Unreleased
 
 clean: ## remove .venv, the demo's state and caches
-	@rm -rf $(VENV) .venv-protobuf7 .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache benchmarks/results
+	@rm -rf $(VENV) .venv-protobuf7 .demo .wheelhouse .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache benchmarks/results
 	@find . -name __pycache__ -prune -exec rm -rf {} + -o -name '*.egg-info' -prune -exec rm -rf {} +

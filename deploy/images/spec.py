@@ -55,7 +55,7 @@ IMAGES = {
         _service("scheduler", "tessera-scheduler"),
         _service("profiler", "tessera-profiler"),
         _service("node-agent", "tessera-node-agent", "ort", "bake"),
-        _service("registry", "tessera-registry[import]", "ort", "bake", "aten", "import"),
+        _service("registry", "tessera-registry[import]", "aten", "ort", "bake", "import"),
         Image("etcd", ROOT / "deploy" / "images" / "etcd.Dockerfile", "", ()),
     )
 }

@@ -22,7 +22,7 @@ from tessera.domain.ids import RuntimeId
 from tessera.domain.records import InstanceRecord
 from tessera.testing.etcd import free_port
 
-from .conftest import EchoRuntime, World, infer_request
+from .conftest import HOST, EchoRuntime, World, infer_request
 
 Call = Callable[..., Awaitable[pb.ModelInferResponse]]
 WAIT_S = 20.0
@@ -99,6 +99,16 @@ async def test_a_runtime_of_another_host_answers_through_its_relay(served: World
     request.inputs[0].shape[:] = [1, len(big) // 4]
     request.raw_input_contents[0] = big
     assert (await call(request)).raw_output_contents[0] == big, "many chunks, both ways"
+
+
+async def test_a_runtime_of_this_host_whose_socket_is_not_seen_answers_through_its_relay(served: World, call: Call, relay: Relay) -> None:
+    """Containers of one machine have one host id, and folders of their own."""
+    await relay.start()
+    runtime, record = await far_away(served, relay)
+    await served.put(served.instance_key(record), replace(record, host_id=HOST))
+    answer = await served_by_relay(call, timeout=10)
+    assert list(answer.raw_output_contents) == [bytes(16)]
+    assert runtime.headers[-1].generation == record.generation
 
 
 async def test_cancelling_reaches_the_runtime_through_the_relay(served: World, call: Call, relay: Relay) -> None:

@@ -62,9 +62,9 @@ def identity_of(config: NodeAgentConfig, run: Path, relay_address: str) -> NodeI
     return NodeIdentity(
         NodeId(config.node_id),
         host_id(),
-        config.address,
-        config.start_address,
-        relay_address,
+        config.advertised(config.address),
+        config.advertised(config.start_address),
+        config.advertised(relay_address),
         built,
         profile_class(build=built),
         tuple(config.flavours),

@@ -10,11 +10,13 @@ STAMP := $(VENV)/.tessera-setup
 PYTEST := $(BIN)/python -m pytest -q
 # One line for all runs of pytest: how many tests were left out, and why (tests/conftest.py).
 LEFT_OUT := awk '{n[$$0]++} END {for (why in n) {printf "%s%d (%s)", (at++ ? ", " : "left out here: "), n[why], why} if (at) print ""}'
+PORT_BASE ?= 8000
+COMPOSE = --port-base $(PORT_BASE) $(addprefix --with ,$(WITH))
 SAY := printf '\033[2m%s\033[0m\n'
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: help setup proto proto-check fmt lint types contracts unit golden conformance check integration test test-protobuf7 demo engine images bench soak news clean
+.PHONY: help setup proto proto-check fmt lint types contracts unit golden conformance check integration test test-protobuf7 demo engine images compose-up compose-demo compose-down bench soak news clean
 
 help: ## list every target
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  \033[1m%-15s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -88,6 +90,15 @@ engine: ## start a Docker Engine where none answers (root, Debian); deploy/engin
 
 images: setup ## build the container images that changed: make images [NAMES="gateway etcd"] [BASE_IMAGE=...] [TAG=dev]
 	@$(BIN)/python -m deploy.images $(NAMES) $(addprefix --tag ,$(TAG))
+
+compose-up: images ## a cluster by Compose, healthy: make compose-up [WITH="gpu observability"] [PORT_BASE=8000]
+	@$(BIN)/python -m deploy.compose up $(COMPOSE)
+
+compose-demo: setup ## what demo does, against the cluster of compose-up
+	@$(BIN)/python -m examples.demo --endpoint 127.0.0.1:$$(($(PORT_BASE) + 1)) --token-file deploy/compose/secrets/admin_token
+
+compose-down: setup ## take the cluster away, data and all; fails when something of it is left
+	@$(BIN)/python -m deploy.compose down $(COMPOSE)
 
 bench: setup ## one benchmark: make bench NAME=start|memory|density|gateway|packing|reclaim
 	@test -n "$(NAME)" || { echo "NAME is missing: make bench NAME=start|memory|density|gateway|packing|reclaim" >&2; exit 2; }

@@ -107,8 +107,8 @@ class Cluster:
         healthy: set[str] = set()
         while healthy != wanted:
             now = {each.service for each in engine.containers(self.project) if each.healthy}
-            for service in sorted(now - healthy):
-                self._say(f"{service} is healthy ({len(now)} of {len(wanted)}, {time.monotonic() - begun:.0f} s)")
+            for place, service in enumerate(sorted(now - healthy), start=len(healthy & now) + 1):
+                self._say(f"{service} is healthy ({place} of {len(wanted)}, {time.monotonic() - begun:.0f} s)")
             healthy = now
             failed = starting.poll() not in (None, 0)
             if failed or time.monotonic() - begun > within_s:

@@ -25,6 +25,7 @@ from tessera.testing.etcd import free_port
 from .conftest import HOST, EchoRuntime, World, infer_request
 
 Call = Callable[..., Awaitable[pb.ModelInferResponse]]
+FAR = "rt-ort-0a1b2c-far"
 WAIT_S = 20.0
 
 
@@ -63,9 +64,9 @@ def relay() -> Iterator[Relay]:
 
 async def far_away(world: World, relay: Relay) -> tuple[EchoRuntime, InstanceRecord]:
     """Model `far` in a runtime of host `host-b`, whose socket only the relay may use."""
-    folder = relay.run / "rt-far"
-    folder.mkdir()
-    runtime = world.runtimes["rt-far"] = EchoRuntime(RuntimeId("rt-far"), str(folder / "data.sock"))
+    folder = relay.run / "d-0a1b2c" / FAR
+    folder.mkdir(parents=True)
+    runtime = world.runtimes[FAR] = EchoRuntime(RuntimeId(FAR), str(folder / "data.sock"))
     await runtime.start()
     await world.add_model("far")
     near = await world.load("far", runtime, record=False)

@@ -54,8 +54,8 @@ class ServiceConfig(BaseSettings):
     def _can_be_told(self) -> Self:
         """Nobody can call 0.0.0.0."""
         for name in self.told_addresses:
-            address = str(getattr(self, name, ""))
-            if not self.advertise_host and address.rpartition(":")[0] in _EVERY_INTERFACE and address:
+            host, colon, _ = (address := str(getattr(self, name, ""))).rpartition(":")
+            if colon and host in _EVERY_INTERFACE and not self.advertise_host:
                 raise ValueError(f"advertise_host is required where {name} is {address}: others are told to call it")
         return self
 

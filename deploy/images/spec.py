@@ -19,6 +19,7 @@ LAYERS = {
     "core": "tessera-pkg",
     "ort": "tessera-runtime[ort]",
     "bake": "tessera-runtime[bake]",
+    "agent": "tessera-node-agent",
     "aten": "tessera-runtime[aten]",
     "import": "tessera-registry[import]",
 }
@@ -54,7 +55,7 @@ IMAGES = {
         _service("gateway", "tessera-gateway"),
         _service("scheduler", "tessera-scheduler"),
         _service("profiler", "tessera-profiler"),
-        _service("node-agent", "tessera-node-agent", "ort", "bake"),
+        _service("node-agent", "tessera-node-agent", "ort", "bake", "agent"),
         _service("registry", "tessera-registry[import]", "aten", "ort", "bake", "import"),
         Image("etcd", ROOT / "deploy" / "images" / "etcd.Dockerfile", "", ()),
     )

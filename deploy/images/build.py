@@ -54,7 +54,11 @@ class Builder:
         self._say(f"{reference}: building")
         command = ["docker", "build", "-q", "-t", reference, "-f", str(folder / "Dockerfile"), "--network", "none"]
         command += ["--label", f"{INPUTS_LABEL}={context.inputs}", "--build-arg", f"BASE_IMAGE={self._base_image}", str(folder)]
+        earlier = inspect(reference, "{{.Id}}")
         run(command)
+        if earlier and earlier != inspect(reference, "{{.Id}}"):
+            # Nameless now; where a container still has it, it stays.
+            subprocess.run(["docker", "image", "rm", earlier], capture_output=True, check=False)
         return True
 
     def _python(self, image: Image) -> Context:

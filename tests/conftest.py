@@ -8,9 +8,12 @@ several runs: it names a file in `TESSERA_LEFT_OUT`, each run adds a line per te
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,7 +40,14 @@ def _missing_etcd() -> str | None:
     return f"etcd {found.version} may lose data when killed" if found.warning else None
 
 
-NEEDS: dict[str, Callable[[], str | None]] = {"root": _missing_root, "etcd": _missing_etcd}
+def _missing_docker() -> str | None:
+    if shutil.which("docker") is None:
+        return "no docker command"
+    done = subprocess.run(["docker", "version", "--format", "{{.Server.Version}}"], capture_output=True, text=True, check=False)
+    return None if done.returncode == 0 else "no container engine answers"
+
+
+NEEDS: dict[str, Callable[[], str | None]] = {"root": _missing_root, "etcd": _missing_etcd, "docker": _missing_docker}
 _left_out: Counter[str] = Counter()
 
 
@@ -103,3 +113,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     else:
         what = ", ".join(f"{count} ({reason})" for reason, count in sorted(_left_out.items()))
         terminalreporter.write_line(f"left out here: {what}")
+
+
+@pytest.fixture(scope="session")
+def ort_image() -> str:
+    """The image of runtimes of flavour ort, made of this working tree; `TESSERA_TEST_ORT_IMAGE` names one that is made already."""
+    given = os.environ.get("TESSERA_TEST_ORT_IMAGE", "")
+    if not given:
+        root = Path(__file__).resolve().parents[1]
+        subprocess.run([sys.executable, "-m", "deploy.images", "runtime-ort", "--tag", "test"], cwd=root, check=True)
+    return given or "tessera-runtime-ort:test"

@@ -5,16 +5,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3.11
 DISTRIBUTIONS := proto/python pkg runtime sdk cli $(addprefix services/,gateway scheduler node-agent profiler registry)
-SOURCES := pkg runtime sdk cli services tests benchmarks examples proto/generate.py
+SOURCES := pkg runtime sdk cli services tests benchmarks examples deploy proto/generate.py
 STAMP := $(VENV)/.tessera-setup
 PYTEST := $(BIN)/python -m pytest -q
 # One line for all runs of pytest: how many tests were left out, and why (tests/conftest.py).
 LEFT_OUT := awk '{n[$$0]++} END {for (why in n) {printf "%s%d (%s)", (at++ ? ", " : "left out here: "), n[why], why} if (at) print ""}'
+PORT_BASE ?= 8000
+COMPOSE = --port-base $(PORT_BASE) $(addprefix --with ,$(WITH))
 SAY := printf '\033[2m%s\033[0m\n'
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: help setup proto proto-check fmt lint types contracts unit golden conformance check integration test test-protobuf7 demo bench soak news clean
+.PHONY: help setup proto proto-check fmt lint types contracts unit golden conformance check integration test test-protobuf7 demo engine images compose-up compose-demo compose-down bench soak news clean
 
 help: ## list every target
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  \033[1m%-15s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,7 +49,7 @@ lint: setup ## ruff: format and rules (the banned calls too)
 	@$(BIN)/ruff check -q $(SOURCES)
 
 types: setup ## mypy, strict (tests stay outside)
-	@$(BIN)/mypy pkg/src runtime/src sdk/src cli/src $(addsuffix /src,$(addprefix services/,gateway scheduler node-agent profiler registry)) benchmarks examples proto/generate.py | tail -n 40; exit $${PIPESTATUS[0]}
+	@$(BIN)/mypy pkg/src runtime/src sdk/src cli/src $(addsuffix /src,$(addprefix services/,gateway scheduler node-agent profiler registry)) benchmarks examples deploy proto/generate.py | tail -n 40; exit $${PIPESTATUS[0]}
 
 contracts: setup ## import contracts (.importlinter)
 	@$(BIN)/lint-imports --no-logo 2>&1 | tail -n 25; exit $${PIPESTATUS[0]}
@@ -83,8 +85,23 @@ test-protobuf7: ## the protocol tests beside the newer protobuf (constraints-pro
 demo: setup ## the main job on real models: bring up, register, profile, infer, explain, take down
 	@$(BIN)/python -m examples.demo
 
-bench: setup ## one benchmark: make bench NAME=start|memory|density|gateway|packing|reclaim|fetch
-	@test -n "$(NAME)" || { echo "NAME is missing: make bench NAME=start|memory|density|gateway|packing|reclaim|fetch" >&2; exit 2; }
+engine: ## start a Docker Engine where none answers (root, Debian); deploy/engine.sh stop ends it
+	@deploy/engine.sh start
+
+images: setup ## build the container images that changed: make images [NAMES="gateway etcd"] [BASE_IMAGE=...] [TAG=dev]
+	@$(BIN)/python -m deploy.images $(NAMES) $(addprefix --tag ,$(TAG))
+
+compose-up: images ## a cluster by Compose, healthy: make compose-up [WITH="gpu observability"] [PORT_BASE=8000]
+	@$(BIN)/python -m deploy.compose up $(COMPOSE)
+
+compose-demo: setup ## what demo does, against the cluster of compose-up
+	@$(BIN)/python -m examples.demo --endpoint 127.0.0.1:$$(($(PORT_BASE) + 1)) --token-file deploy/compose/secrets/admin_token
+
+compose-down: setup ## take the cluster away, data and all; fails when something of it is left
+	@$(BIN)/python -m deploy.compose down $(COMPOSE)
+
+bench: setup ## one benchmark: make bench NAME=start|memory|density|gateway|packing|reclaim|fetch|hugepages
+	@test -n "$(NAME)" || { echo "NAME is missing: make bench NAME=start|memory|density|gateway|packing|reclaim|fetch|hugepages" >&2; exit 2; }
 	@$(BIN)/python -m benchmarks.$(NAME)
 
 soak: setup ## random requests, stops, evictions and kills, all checked: make soak MINUTES=30 [SEED=1] [KILLS=1]
@@ -94,5 +111,5 @@ news: setup ## print the next release's changes as they stand (newsfragments/)
 	@$(BIN)/towncrier build --draft --version Unreleased
 
 clean: ## remove .venv, the demo's state and caches
-	@rm -rf $(VENV) .venv-protobuf7 .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache benchmarks/results
+	@rm -rf $(VENV) .venv-protobuf7 .demo .wheelhouse .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache benchmarks/results
 	@find . -name __pycache__ -prune -exec rm -rf {} + -o -name '*.egg-info' -prune -exec rm -rf {} +

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 from e2e_models import Net, agrees, images
-from e2e_platform import Platform, until
+from e2e_platform import until
 
 from tessera.sdk import Client, TesseraError
 
@@ -18,6 +18,12 @@ PAUSE_S = 0.005
 """Between two requests of a thread: the machine has other things to do while something restarts."""
 
 
+class Connects(Protocol):
+    """A platform, however it was brought up."""
+
+    def connect(self) -> Client: ...
+
+
 class Load:
     """`with Load(platform, "net", Net(1)) as load`: sends from then on; leaving stops and joins.
 
@@ -25,14 +31,14 @@ class Load:
         timeout_s: the deadline of each request.
     """
 
-    def __init__(self, platform: Platform, model: str, eager: Net, threads: int = 2, timeout_s: float = 30.0) -> None:
+    def __init__(self, platform: Connects, model: str, eager: Net, threads: int = 2, timeout_s: float = 30.0) -> None:
         self.answered = 0
         self.wrong: list[str] = []
         self.errors: list[TesseraError] = []
         self.threads = threads
         self._model = model
         self._timeout_s = timeout_s
-        self._client = Client(state=platform.state)
+        self._client = platform.connect()
         self._input = self._client.metadata(model).inputs[0].name
         self._asked = [images(BATCH, seed) for seed in range(ROUNDS)]
         self._wanted = [eager.eager(given) for given in self._asked]

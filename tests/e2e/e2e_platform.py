@@ -143,9 +143,13 @@ class Platform:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
+    def connect(self) -> Client:
+        """A client that the caller closes."""
+        return Client(state=self.state)
+
     @contextmanager
     def client(self) -> Iterator[Client]:
-        with Client(state=self.state) as client:
+        with self.connect() as client:
             yield client
 
     def check_stores(self) -> None:

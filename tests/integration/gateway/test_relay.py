@@ -22,9 +22,10 @@ from tessera.domain.ids import RuntimeId
 from tessera.domain.records import InstanceRecord
 from tessera.testing.etcd import free_port
 
-from .conftest import EchoRuntime, World, infer_request
+from .conftest import HOST, EchoRuntime, World, infer_request
 
 Call = Callable[..., Awaitable[pb.ModelInferResponse]]
+FAR = "rt-ort-0a1b2c-far"
 WAIT_S = 20.0
 
 
@@ -63,9 +64,9 @@ def relay() -> Iterator[Relay]:
 
 async def far_away(world: World, relay: Relay) -> tuple[EchoRuntime, InstanceRecord]:
     """Model `far` in a runtime of host `host-b`, whose socket only the relay may use."""
-    folder = relay.run / "rt-far"
-    folder.mkdir()
-    runtime = world.runtimes["rt-far"] = EchoRuntime(RuntimeId("rt-far"), str(folder / "data.sock"))
+    folder = relay.run / "d-0a1b2c" / FAR
+    folder.mkdir(parents=True)
+    runtime = world.runtimes[FAR] = EchoRuntime(RuntimeId(FAR), str(folder / "data.sock"))
     await runtime.start()
     await world.add_model("far")
     near = await world.load("far", runtime, record=False)
@@ -99,6 +100,16 @@ async def test_a_runtime_of_another_host_answers_through_its_relay(served: World
     request.inputs[0].shape[:] = [1, len(big) // 4]
     request.raw_input_contents[0] = big
     assert (await call(request)).raw_output_contents[0] == big, "many chunks, both ways"
+
+
+async def test_a_runtime_of_this_host_whose_socket_is_not_seen_answers_through_its_relay(served: World, call: Call, relay: Relay) -> None:
+    """Containers of one machine have one host id, and folders of their own."""
+    await relay.start()
+    runtime, record = await far_away(served, relay)
+    await served.put(served.instance_key(record), replace(record, host_id=HOST))
+    answer = await served_by_relay(call, timeout=10)
+    assert list(answer.raw_output_contents) == [bytes(16)]
+    assert runtime.headers[-1].generation == record.generation
 
 
 async def test_cancelling_reaches_the_runtime_through_the_relay(served: World, call: Call, relay: Relay) -> None:

@@ -188,3 +188,15 @@ def test_a_wrong_argument_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -
         load(DemoConfig, ["--cfg", "x"])
     assert caught.value.code == 2
     assert "--config" in capsys.readouterr().err
+
+
+def test_what_listens_everywhere_needs_a_host_to_be_told_to_others(tmp_path: Path) -> None:
+    path = write(tmp_path, "address: 0.0.0.0:8011\n")
+    with pytest.raises(InvalidInput) as caught:
+        read(DemoConfig, path)
+    assert "  advertise_host is required where address is 0.0.0.0:8011: others are told to call it" in str(caught.value)
+    path = write(tmp_path, "address: 0.0.0.0:8011\nadvertise_host: scheduler-a\n")
+    assert read(DemoConfig, path).advertised("0.0.0.0:8011") == "scheduler-a:8011"
+    assert read(DemoConfig, write(tmp_path, "address: 10.0.0.7:1\n")).advertised("10.0.0.7:1") == "10.0.0.7:1"
+    with pytest.raises(InvalidInput, match="advertise_host = 'a b'"):
+        read(DemoConfig, write(tmp_path, "address: host:1\nadvertise_host: a b\n"))

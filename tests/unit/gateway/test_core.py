@@ -206,6 +206,7 @@ def test_the_token_file_must_be_private(tmp_path: object) -> None:
     path.chmod(0o644)
     with pytest.raises(FailedPrecondition, match="mode 0644: must be 0600"):
         read_token(path)
+    assert read_token(path, shared=True) == "abc", "a secret in a container has no owner alone"
     path.chmod(0o600)
     assert read_token(path) == "abc"
     path.write_text(" \n")

@@ -10,10 +10,10 @@ import argparse
 import sys
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Literal, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from tessera.domain.errors import InvalidInput
@@ -21,6 +21,7 @@ from tessera.domain.errors import InvalidInput
 ENV_PREFIX = "TESSERA_"
 _SECRET_WORDS = ("token", "secret", "password", "key")
 _MAX_SHOWN_CHARS = 120
+_EVERY_INTERFACE = ("", "0.0.0.0", "[::]", "*")
 
 
 class ServiceConfig(BaseSettings):
@@ -34,6 +35,33 @@ class ServiceConfig(BaseSettings):
     trace_ring_size: int = Field(default=4096, ge=1, le=1_000_000, description="finished spans kept for Traces.GetSpans")
     trace_sample_ratio: float = Field(default=1.0, ge=0.0, le=1.0, description="share of traces recorded where the caller did not decide")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    advertise_host: str = Field(
+        default="",
+        pattern=r"^[A-Za-z0-9._:\[\]-]*$",
+        description="the host by which others reach this service; empty: the one it listens on",
+    )
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _empty_is_none(cls, endpoint: str | None) -> str | None:
+        """An environment variable that Compose passes on is there, and empty, where nobody set it."""
+        return endpoint or None
+
+    told_addresses: ClassVar[tuple[str, ...]] = ("address",)
+    """The fields whose addresses are told to others."""
+
+    @model_validator(mode="after")
+    def _can_be_told(self) -> Self:
+        """Nobody can call 0.0.0.0."""
+        for name in self.told_addresses:
+            host, colon, _ = (address := str(getattr(self, name, ""))).rpartition(":")
+            if colon and host in _EVERY_INTERFACE and not self.advertise_host:
+                raise ValueError(f"advertise_host is required where {name} is {address}: others are told to call it")
+        return self
+
+    def advertised(self, address: str) -> str:
+        """What others call for what listens on `address` (HOST:PORT) here."""
+        return f"{self.advertise_host}:{address.rpartition(':')[2]}" if self.advertise_host else address
 
     @classmethod
     def settings_customise_sources(
@@ -122,6 +150,10 @@ def _lines(config_type: type[ServiceConfig], error: ValidationError) -> list[str
     for problem in error.errors(include_url=False):
         path = [str(part) for part in problem["loc"]]
         field = ".".join(path)
+        if not path:
+            # Several fields do not go together; the words name them.
+            lines.append(f"  {problem['msg'].removeprefix('Value error, ')}")
+            continue
         if problem["type"] == "extra_forbidden":
             known = ", ".join(sorted(_fields_beside(config_type, problem["loc"])))
             lines.append(f"  {field}: unknown key; known are {known}")

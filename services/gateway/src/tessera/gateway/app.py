@@ -83,7 +83,7 @@ async def run(
 ) -> None:
     """The gateway over any coordinator. It ends in this order: health says no, its record goes, requests end, doors close."""
     clock = clock or SystemClock()
-    token = read_token(config.token_file)
+    token = read_token(config.token_file, config.token_file_shared)
     metrics = CollectorRegistry()
     meter = PrometheusMeter(metrics)
     catalogue = Catalogue(TrustDomain(config.trust_domain), policies.make(config.variant_policy))
@@ -198,17 +198,17 @@ def _generic(handler: grpc.GenericRpcHandler) -> Callable[[grpc.aio.Server], Non
 
 def _record(config: GatewayConfig, public: RpcServer, private: RpcServer) -> ServiceRecord:
     own_id = config.gateway_id or f"{os.uname().nodename}-{public.address}".replace("/", "-")
-    return ServiceRecord("gateway", own_id, private.address, {"endpoint": public.address})
+    return ServiceRecord("gateway", own_id, config.advertised(private.address), {"endpoint": config.advertised(public.address)})
 
 
-def read_token(path: Path) -> str:
-    """The admin token. Raises: FailedPrecondition: the file is not there, empty, or others than its owner may read it."""
+def read_token(path: Path, shared: bool = False) -> str:
+    """The admin token. Raises: FailedPrecondition: the file is not there, empty, or (unless `shared`) not for its owner alone."""
     try:
         mode = path.stat().st_mode
         token = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise FailedPrecondition(f"token_file {path}: {error}") from None
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+    if mode & (stat.S_IRWXG | stat.S_IRWXO) and not shared:
         raise FailedPrecondition(f"token_file {path} has mode {stat.S_IMODE(mode):04o}: must be 0600, for its owner alone")
     if not token:
         raise FailedPrecondition(f"token_file {path} is empty")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -14,10 +15,15 @@ MIB = 1024 * 1024
 class GatewayConfig(ServiceConfig):
     """Every field is also read from `TESSERA_<FIELD>`."""
 
+    told_addresses: ClassVar[tuple[str, ...]] = ("address", "admin_address")
+
     address: str = Field(default="127.0.0.1:8001", description="Open Inference over gRPC: host:port, port 0 picks one")
     metrics_address: str = Field(default="127.0.0.1:8002", description="Prometheus over HTTP; empty: none")
     admin_address: str = Field(default="127.0.0.1:8003", description="admin API, authenticated; never a public address")
     token_file: Path = Field(description="file with the admin token, readable by its owner only")
+    token_file_shared: bool = Field(
+        default=False, description="take a token file that others may read, as secrets mounted into containers are"
+    )
     etcd_endpoints: list[str] = Field(default=["127.0.0.1:8090"], min_length=1)
     trust_domain: str = "default"
     host_id: str = Field(default="", description="runtimes of this host are reached by their Unix socket; empty: this machine's id")

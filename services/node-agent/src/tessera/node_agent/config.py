@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -37,6 +37,8 @@ class StoreConfig(BaseModel):
 
 class NodeAgentConfig(ServiceConfig):
     """Addresses are HOST:PORT. `_s` seconds, `_ms` milliseconds, `_bytes` bytes."""
+
+    told_addresses: ClassVar[tuple[str, ...]] = ("address", "start_address", "relay_address", "peer_address")
 
     service_name: str = "node-agent"
     node_id: str = Field("node-0", pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")

@@ -63,15 +63,15 @@ def identity_of(config: NodeAgentConfig, run: Path, relay_address: str, peer_add
     return NodeIdentity(
         NodeId(config.node_id),
         host_id(),
-        config.address,
-        config.start_address,
-        relay_address,
+        config.advertised(config.address),
+        config.advertised(config.start_address),
+        config.advertised(relay_address),
         built,
         profile_class(build=built),
         tuple(config.flavours),
         len(os.sched_getaffinity(0)),
         str(run),
-        peer_address,
+        config.advertised(peer_address),
         config.runtimes,
     )
 

@@ -45,7 +45,8 @@ async def serve(config: ProfilerConfig, stop: Stop) -> None:
             server = RpcServer(config.address, handlers=[add], service_names=[SERVICE])
             await server.start()
             try:
-                record = ServiceRecord("profiler", config.address, server.address)
+                address = config.advertised(server.address)
+                record = ServiceRecord("profiler", address, address)
                 tasks.start("presence", announce(coordinator, clock, record, config.lease_ttl_s))
                 await stop.wait()
             finally:

@@ -126,7 +126,8 @@ async def run(config: RegistryConfig, stop: Stop, coordinator: Coordinator, stat
                 tasks.start(f"nodes of {domain}", view.run())
             tasks.start("variants", variants.run())
             tasks.start("tidying", tidying.run())
-            record = ServiceRecord("registry", config.address, server.address, {"pid": str(os.getpid())})
+            address = config.advertised(server.address)
+            record = ServiceRecord("registry", address, address, {"pid": str(os.getpid())})
             tasks.start("presence", announce(coordinator, clock, record, config.lease_ttl_s))
             await stop.wait()
         finally:

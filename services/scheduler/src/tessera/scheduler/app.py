@@ -114,7 +114,8 @@ class Scheduler:
         policy = starts.make(config.start_policy, placement, CostModel(ms_per_byte=config.fetch_ms_per_mib / (1 << 20)))
         keep_alive = keep_alives.make(config.keep_alive_policy, config.instance_keep_alive_s)
         changed, wake = Pulse(), asyncio.Event()
-        self.leading, self.cluster, self.explanations = Leading(config.address), Cluster(), Explanations(config.explanations)
+        address = config.advertised(config.address)
+        self.leading, self.cluster, self.explanations = Leading(address), Cluster(), Explanations(config.explanations)
         self._blobs = BlobLists(config.repository_url, config.artifact_cache, options=config.repository_options)
         domains = [TrustDomain(name) for name in config.trust_domains]
         self.records = EtcdRecords(coordinator, domains, changed.fire, self._variant_ready)
@@ -167,7 +168,7 @@ class Scheduler:
         )
         self._elector = Elector(coordinator, self.leading, clock, lease_ttl_s=config.lease_ttl_s, on_end=self.cluster.reset)
         self._follower = LeaderFollower(coordinator, self.leading, clock)
-        self._presence = ServiceRecord("scheduler", config.address, config.address, {"start_address": config.start_address})
+        self._presence = ServiceRecord("scheduler", address, address, {"start_address": config.advertised(config.start_address)})
         self._coordinator, self._clock, self._lease_ttl_s = coordinator, clock, config.lease_ttl_s
 
     def start(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, StringConstraints
 
@@ -13,6 +13,8 @@ DomainName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,1
 
 class SchedulerConfig(ServiceConfig):
     """Addresses are HOST:PORT. `_s` seconds, `_ms` milliseconds."""
+
+    told_addresses: ClassVar[tuple[str, ...]] = ("address", "start_address")
 
     address: str = "127.0.0.1:8011"
     """Where it listens, and what gateways and agents read as the leader's address."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -30,7 +31,7 @@ class FrameLinks:
     """`RuntimeLinks` over Unix sockets of this host and the relays of others.
 
     Args:
-        host_id: runtimes with this host id are reached by their Unix socket.
+        host_id: runtimes with this host id are reached by their Unix socket, where it is seen from here.
         on_change: called with (runtime id, connected) when a connection is lost or made.
         wanted: whether a runtime still holds an instance we know; a connection that nobody wants is not made again.
     """
@@ -81,7 +82,8 @@ class FrameLinks:
 
     async def _open(self, slot: InstanceSlot) -> FrameClient:
         target, limit = str(slot.runtime_id), self._max_message_bytes
-        if slot.host_id == self._host_id and slot.unix_path:
+        # Containers of one machine have one host id and not one view of its files: where the socket is not seen there is the relay.
+        if slot.host_id == self._host_id and slot.unix_path and (not slot.relay_address or os.path.exists(slot.unix_path)):
             try:
                 return await FrameClient.connect_unix(slot.unix_path, target=target, max_message_bytes=limit)
             except Unavailable as error:

@@ -101,8 +101,8 @@ class Node:
         answer: node_pb2.NodeStatus = (await self._stub.GetStatus(node_pb2.GetStatusRequest(), timeout=30)).status
         return answer
 
-    async def start(self, artifact: Digest) -> node_pb2.Instance:
-        """A ready instance, bound into a runtime that has room."""
+    async def start(self, artifact: Digest, sources: Sequence[node_pb2.Source] = ()) -> node_pb2.Instance:
+        """A ready instance, bound into a runtime that has room; bytes that are missing come from `sources` first."""
         self._started += 1
         request = node_pb2.StartInstanceRequest(
             term=common_pb2.Term(cluster_id=1, revision=1),
@@ -113,6 +113,7 @@ class Node:
             start_path="bind",
             expires_after_ms=HOUR_MS,
             budget_us=BUDGET_US,
+            sources=sources,
         )
         answer: node_pb2.Instance = (await self._stub.StartInstance(request, timeout=120)).instance
         return answer
@@ -182,6 +183,7 @@ async def node(store_bytes: int, **settings: Any) -> AsyncIterator[Node]:
                 "address": address,
                 "start_address": f"127.0.0.1:{free_port()}",
                 "relay_address": "127.0.0.1:0",
+                "peer_address": f"127.0.0.1:{free_port()}",
                 "etcd_endpoints": [etcd.endpoint],
                 "repository_url": f"file://{FOLDER / 'repository'}",
                 "state_folder": str(folder / "state"),

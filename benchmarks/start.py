@@ -1,10 +1,14 @@
-"""First answers of known models: `bind` and `fork` against a fresh process, by stage. make bench NAME=start
+"""First answers of known models: `bind`, `fork` and `container` against a fresh process, by stage; starts that fetch their bytes.
+make bench NAME=start
 
 The store has the bytes already. *Platform part*: what the client waited for the first answer, less the kernel's own run, less the same of
 a warm answer after the same pause. *Difference*: first answer less warm answer, the kernel's jitter included. Fresh processes do what
 users do, in between.
 
-    BENCH_MODELS=resnet18,minilm BENCH_BIND=200 BENCH_FORK=50 BENCH_FRESH=5 make bench NAME=start
+    BENCH_MODELS=resnet18,minilm BENCH_BIND=200 BENCH_FORK=50 BENCH_FRESH=5 BENCH_CONTAINERS=resnet18 BENCH_FETCH=resnet50 \\
+        make bench NAME=start
+
+Containers need an engine and the runtime images (`make images`); without them their rows say so.
 """
 
 from __future__ import annotations
@@ -18,8 +22,10 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import docker
 import numpy as np
 
+from benchmarks import fetched
 from benchmarks.embedded import SETTLE_S, STATE, platform, register, stop_all
 from benchmarks.models import BY_NAME, MODELS, BenchModel, arrays
 from benchmarks.report import Report, median, percentile
@@ -32,6 +38,13 @@ MS_PER_MIB_WITHOUT_HUGE_PAGES = 0.09
 FRESH = STATE.parent / "bench-fresh"
 FORK_ENV = {"TESSERA_WARM_RUNTIMES": "0", "TESSERA_POOL_POLICY": "constant", "TESSERA_RUNTIME_KEEP_ALIVE_S": "0"}
 """No empty runtime waits and none stays: every start forks."""
+RUNTIME_IMAGES = {"ort": "tessera-runtime-ort:dev"}
+CONTAINER_ENV = {
+    "TESSERA_RUNTIMES": "container",
+    "TESSERA_FLAVOURS": json.dumps(list(RUNTIME_IMAGES)),
+    "TESSERA_RUNTIME_IMAGES": json.dumps(RUNTIME_IMAGES),
+}
+NEW_CONTAINERS = 5
 
 
 @dataclass
@@ -120,6 +133,36 @@ def _row(report: Report, model: BenchModel, path: str, found: Starts, mebibytes:
     )
 
 
+def _containers(report: Report, models: list[BenchModel], mebibytes: dict[str, float], binds: int) -> None:
+    """The same platform with container runtimes: `bind` into warm ones, and what a new one takes."""
+    lacking = _lacks_containers()
+    if lacking:
+        report.row(path="container", note=f"left out: {lacking}")
+        return
+    with platform(env=CONTAINER_ENV) as client:
+        for model in models:
+            found = measure(client, model, "bind", binds)
+            _row(report, model, "bind, containers", found, mebibytes[model.name])
+            if found.platform:
+                report.goal(f"bind_p50_ms.containers.{model.name}", median(found.platform), "<=", BIND_P50_MS, "ms")
+                report.goal(f"bind_p99_ms.containers.{model.name}", percentile(found.platform, 0.99), "<=", BIND_P99_MS, "ms")
+            print(f"bind in containers {model.name}: done", flush=True)
+    with platform(env={**CONTAINER_ENV, **FORK_ENV}) as client:
+        for model in models[:1]:
+            _row(report, model, "container", measure(client, model, "container", NEW_CONTAINERS), mebibytes[model.name])
+
+
+def _lacks_containers() -> str:
+    """Why there can be no container runtimes here, or nothing."""
+    try:
+        engine = docker.from_env(timeout=5)
+        for image in RUNTIME_IMAGES.values():
+            engine.images.get(image)
+    except (docker.errors.DockerException, OSError) as error:
+        return str(error).splitlines()[0][:120]
+    return ""
+
+
 def main() -> None:
     chosen = [BY_NAME[name] for name in os.environ["BENCH_MODELS"].split(",")] if "BENCH_MODELS" in os.environ else list(MODELS)
     binds, forks, freshes = (int(os.environ.get(f"BENCH_{what}", default)) for what, default in (("BIND", 200), ("FORK", 50), ("FRESH", 5)))
@@ -152,6 +195,8 @@ def main() -> None:
                 ratio = median(found.platform) / fresh_ms[model.name]
                 report.goal(f"bind_vs_fresh.{model.name}", ratio, "<=", BIND_VS_FRESH, "of a fresh process, both without the kernel's run")
             print(f"bind {model.name}: done", flush=True)
+    contained = os.environ.get("BENCH_CONTAINERS", ",".join(model.name for model in chosen)).split(",")
+    _containers(report, [model for model in chosen if model.name in contained], mebibytes, binds)
     with platform(env=FORK_ENV) as client:
         for model in chosen:
             found = measure(client, model, "fork", forks)
@@ -159,6 +204,7 @@ def main() -> None:
             if found.platform:
                 report.goal(f"fork_p50_ms.{model.name}", median(found.platform), "<=", FORK_P50_MS, "ms")
             print(f"fork {model.name}: done", flush=True)
+    fetched.measure(report, os.environ.get("BENCH_FETCH", "resnet50,bert-base").split(","), int(os.environ.get("BENCH_FETCHES", "5")))
     report.finish()
 
 

@@ -18,7 +18,7 @@ FROM ${BASE_IMAGE}
 RUN groupadd -g 10001 tessera && useradd -u 10001 -g 10001 -M -d /nonexistent -s /usr/sbin/nologin tessera && \
     python3 -m venv --without-pip /opt/tessera && \
     for layer in own core ort bake agent aten import; do echo /opt/tessera/$layer; done > "$(/opt/tessera/bin/python -c 'import site; print(site.getsitepackages()[0])')/tessera.pth" && \
-    install -d -o tessera -g tessera -m 0750 /var/lib/tessera /var/lib/tessera/repository /var/lib/tessera/repository/blobs /var/lib/tessera/state /run/tessera
+    install -d -m 0755 /run/tessera
 ENV PATH=/opt/tessera/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 GRPC_VERBOSITY=ERROR
 COPY --from=core /opt/tessera/core /opt/tessera/core
 COPY --from=aten /opt/tessera/aten /opt/tessera/aten

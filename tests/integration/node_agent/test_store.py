@@ -88,7 +88,7 @@ async def test_a_model_larger_than_the_store_says_so(agent: Any, kit: Any) -> No
 
 async def test_what_nobody_uses_expires_and_is_fetched_again(agent: Any, kit: Any) -> None:
     model, other = (kit.make_linear(agent.repository, "ort", seed) for seed in (1, 2))
-    await agent.start(tensor_keep_alive_s=0.5, **NO_PRESSURE)
+    await agent.start(tensor_keep_alive_s=0.5, reclaim_policy="keep-alive", **NO_PRESSURE)
     await agent.start_instance("a", model.artifact)
     kept = await agent.start_instance("b", other.artifact)
     await agent.stop_instance("a")  # its runtime keeps it mapped for the next load, until it is asked to let go
@@ -166,7 +166,7 @@ async def test_nobody_listening_is_nobody_killed(tmp_path: Path) -> None:
 
 async def test_a_stranger_that_maps_a_blob_is_found_and_its_bytes_count_until_it_ends(agent: Any, kit: Any) -> None:
     model = kit.make_linear(agent.repository, "ort", 1)
-    await agent.start(tensor_keep_alive_s=0.5, **NO_PRESSURE)
+    await agent.start(tensor_keep_alive_s=0.5, reclaim_policy="keep-alive", **NO_PRESSURE)
     await agent.start_instance("a", model.artifact)
     path = agent.store / "blobs" / model.tensor
     script = """

@@ -18,14 +18,14 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
+from e2e_asking import Failed, ask_sdk, ask_triton, open_sdk, open_triton
 from e2e_models import Member, agrees, save
 from e2e_platform import Platform, until
 
@@ -115,8 +115,8 @@ class Soak:
         self.seed = seed
         self.threads = threads
         self.tally = Tally()
-        self._ask: Callable[[Any, str, np.ndarray], tuple[np.ndarray, str, bool]] = _ask_triton if triton else _ask_sdk
-        self._open = _open_triton if triton else _open_sdk
+        self._ask: Callable[[Any, str, np.ndarray], tuple[np.ndarray, str, bool]] = ask_triton if triton else ask_sdk
+        self._open = open_triton if triton else open_sdk
         self._stop = threading.Event()
 
     # asking
@@ -133,7 +133,7 @@ class Soak:
         tally = self.tally
         try:
             output, path, fetched = self._ask(client, f"{name}@1/{variant}", self.models.asked[at])
-        except _Failed as failed:
+        except Failed as failed:
             with tally.lock:
                 tally.errors[failed.kind] += 1
                 if failed.kind not in CLEAR:
@@ -297,55 +297,6 @@ class Soak:
         errors = ", ".join(f"{count} {kind}" for kind, count in sorted(tally.errors.items()))
         paths = ", ".join(f"{count} {path}" for path, count in sorted(tally.paths.items()))
         return f"{tally.answers} answers ({paths}), {len(tally.wrong)} wrong; errors: {errors or 'none'}; disturbed: {disturbed or 'not'}"
-
-
-class _Failed(Exception):
-    def __init__(self, kind: str, words: str) -> None:
-        super().__init__(f"{kind}: {words}")
-        self.kind = kind
-
-
-@contextmanager
-def _open_sdk(platform: Platform) -> Iterator[Client]:
-    with platform.client() as client:
-        yield client
-
-
-def _ask_sdk(client: Client, reference: str, given: np.ndarray) -> tuple[np.ndarray, str, bool]:
-    try:
-        answer = client.infer(reference, {"x": given}, timeout_s=30)
-    except TesseraError as error:
-        raise _Failed(error.kind, str(error)) from error
-    (output,) = answer.outputs.values()
-    return output, answer.start_path, False
-
-
-@contextmanager
-def _open_triton(platform: Platform) -> Iterator[Any]:
-    import tritonclient.grpc as triton
-
-    with triton.InferenceServerClient(platform.endpoint) as client:
-        yield client
-
-
-_KINDS = {"StatusCode.UNAVAILABLE": "unavailable", "StatusCode.RESOURCE_EXHAUSTED": "resource_exhausted",
-          "StatusCode.DEADLINE_EXCEEDED": "deadline_exceeded", "StatusCode.CANCELLED": "cancelled",
-          "StatusCode.FAILED_PRECONDITION": "failed_precondition", "StatusCode.ABORTED": "wrong_generation"}  # fmt: skip
-
-
-def _ask_triton(client: Any, reference: str, given: np.ndarray) -> tuple[np.ndarray, str, bool]:
-    import tritonclient.grpc as triton
-    from tritonclient.utils import InferenceServerException
-
-    model, _, version = reference.partition("@")
-    asked = triton.InferInput("x", list(given.shape), "FP32")
-    asked.set_data_from_numpy(given)
-    try:
-        answer = client.infer(f"{model}@{version}", [asked], client_timeout=30)
-    except InferenceServerException as error:
-        raise _Failed(_KINDS.get(error.status(), str(error.status())), error.message()) from error
-    response = answer.get_response()
-    return answer.as_numpy(response.outputs[0].name), response.parameters["start_path"].string_param, False
 
 
 def _cmdline(pid: int) -> list[str]:

@@ -18,7 +18,7 @@ from tessera.api.node.v1 import node_pb2
 from tessera.domain.errors import TesseraError
 from tessera.node_agent.adapters.processes import Watched, kill_listener
 from tessera.tensorstore.local import LocalTensorStore
-from tessera.testing.conformance_tensorstore import StepClock, blob_of, put
+from tessera.testing.blobs import StepClock, blob_of, put
 
 NO_PRESSURE = {"pressure_reserve_bytes": 0, "pressure_stall_share": 0.0}
 

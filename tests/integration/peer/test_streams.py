@@ -25,7 +25,7 @@ from tessera.peer.connection import PeerBusy, PeerConnection, PeerEnded, PeerLac
 from tessera.repository.artifacts import store_artifact, store_tensors
 from tessera.repository.fetch import Fetcher
 from tessera.tensorstore.artifact import digest_of
-from tessera.testing.conformance_tensorstore import ABSENT, blob_of, put
+from tessera.testing.blobs import ABSENT, blob_of, put
 
 MIB = 1 << 20
 SIZES = [9 * MIB + 5, MIB, 100, 0]

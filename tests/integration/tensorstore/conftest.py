@@ -14,7 +14,7 @@ from tessera.repository import Repository
 from tessera.tensorstore.artifact import digest_of
 from tessera.tensorstore.local import LocalTensorStore
 from tessera.tensorstore.mapping import BlobMap
-from tessera.testing.conformance_tensorstore import blob_of, put
+from tessera.testing.blobs import blob_of, put
 def say(*words):
     print(*words, flush=True)
 """

@@ -13,7 +13,7 @@ from tessera.clock import SystemClock
 from tessera.domain.errors import FailedPrecondition, ResourceExhausted
 from tessera.tensorstore.artifact import digest_of
 from tessera.tensorstore.local import LocalTensorStore
-from tessera.testing.conformance_tensorstore import blob_of, put
+from tessera.testing.blobs import blob_of, put
 
 from .conftest import Child
 

@@ -11,7 +11,7 @@ import pytest
 from tessera.domain.errors import ResourceExhausted
 from tessera.repository import Repository
 from tessera.tensorstore.artifact import digest_of
-from tessera.testing.conformance_tensorstore import blob_of
+from tessera.testing.blobs import blob_of
 
 from .conftest import Child
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
-from dataclasses import replace
+import sys
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from node_fakes import FakeMachine, FakeMemory, FakeRecords, FakeRuntimes, FakeVariants
+
 from tessera.domain.artifact import Artifact, Blob, TensorRef
-from tessera.domain.errors import DataCorrupted, NotFound, TesseraError, Unavailable
 from tessera.domain.ids import (
     BuildClass,
     Digest,
@@ -29,15 +32,14 @@ from tessera.domain.ids import (
     VariantName,
     VersionNumber,
 )
-from tessera.domain.instance import InstanceState, Stage, StageTime, StartPath
-from tessera.domain.records import AssignmentRecord, InstanceRecord, LatencyRow
+from tessera.domain.instance import InstanceState, StartPath
+from tessera.domain.records import AssignmentRecord
 from tessera.domain.signature import Signature, TensorSpec
 from tessera.node_agent.adapters.baking import ProcessBaker
 from tessera.node_agent.adapters.files import RuntimeNotes, TermFile
 from tessera.node_agent.adapters.meter import PrometheusMeter
-from tessera.node_agent.core.fsck import Declaration
 from tessera.node_agent.core.poison import BackOff, PoisonLedger
-from tessera.node_agent.core.pressure import MemoryReading, PressureLimits
+from tessera.node_agent.core.pressure import PressureLimits
 from tessera.node_agent.core.runtimes import RuntimeLimits, RuntimeView, Wanted
 from tessera.node_agent.core.status import NodeIdentity
 from tessera.node_agent.core.table import Instance, InstanceTable
@@ -55,22 +57,15 @@ from tessera.node_agent.loops.larder import Larder
 from tessera.node_agent.loops.pulse import Pulse
 from tessera.node_agent.loops.starter import Starter
 from tessera.node_agent.ports import (
-    HeldInstance,
-    Hello,
-    InstanceActivity,
-    LoadReport,
-    MachineUse,
-    Runtime,
-    RuntimeActivity,
     StartOrder,
 )
 from tessera.program import Stop, Tasks
 from tessera.repository import Repository
 from tessera.repository.fetch import Fetcher
-from tessera.tensorstore.artifact import decode, digest_of, encode
+from tessera.tensorstore.artifact import encode
 from tessera.tensorstore.local import LocalTensorStore
 from tessera.testing import VirtualClock
-from tessera.testing.conformance_tensorstore import StepClock
+from tessera.testing.blobs import StepClock
 
 SIGNATURE = Signature((TensorSpec("x", "FP32", (-1, 4)),), (TensorSpec("y", "FP32", (-1, 4)),))
 
@@ -147,212 +142,6 @@ def limits() -> RuntimeLimits:
 
 
 # A node whose runtimes are objects: real store, real repository, fake coordination.
-
-
-class FakeRuntime:
-    """Implements `Runtime`. Reads the store as a real one would; `fault` is what its next load does: "corrupt" (looks at the bytes
-    and refuses those that differ), "die", "hang", or an error."""
-
-    def __init__(self, world: FakeRuntimes, runtime_id: RuntimeId, flavour: str, threads: int) -> None:
-        self._world = world
-        self._hello = Hello(runtime_id, 4_000_000 + len(world.all), flavour, threads, frozenset(), ())
-        self.alive = True
-        self.loaded: dict[InstanceId, HeldInstance] = {}
-        self.mapped: dict[InstanceId, frozenset[Digest]] = {}
-        self.unloads: list[tuple[InstanceId, int]] = []
-        self.slow = False
-        self.kept: frozenset[Digest] = frozenset()
-        self.trims: list[Collection[Digest] | None] = []
-        self.container_id = ""
-        self.ended_by = ""
-
-    @property
-    def hello(self) -> Hello:
-        holds = frozenset().union(*self.mapped.values()) if self.mapped else frozenset()
-        return replace(self._hello, holds=holds, instances=tuple(self.loaded.values()))
-
-    def _require(self) -> None:
-        if not self.alive:
-            raise Unavailable(f"runtime {self._hello.runtime_id} has ended")
-
-    async def load(
-        self, instance_id: InstanceId, generation: Generation, variant: VariantKey, artifact: Digest | None, verify: bool, timeout_s: float
-    ) -> LoadReport:
-        self._require()
-        assert artifact is not None
-        fault = self._world.fault(variant)
-        await self._world.gate.wait()
-        if fault == "die":
-            self.kill()
-            raise Unavailable("lost")
-        if fault == "hang":
-            raise Unavailable("no answer within the time")
-        if isinstance(fault, TesseraError):
-            raise fault
-        content = decode(self._world.store.path(artifact).read_bytes())
-        blobs = frozenset(blob.digest for blob in content.blobs())
-        pinned = self._world.store.holders().get(self._hello.runtime_id, frozenset())
-        assert blobs <= pinned, "told to load what the store has not pinned for it"
-        if verify:
-            for digest in sorted(blobs):
-                if digest_of(self._world.store.path(digest).read_bytes()) != digest:
-                    raise DataCorrupted(f"blob {digest}")
-        self.mapped[instance_id] = blobs
-        self.loaded[instance_id] = HeldInstance(instance_id, generation, artifact, str(variant))
-        return LoadReport((StageTime(Stage.MAP, 0.0), StageTime(Stage.LOAD, 0.0)), 100, 1000)
-
-    async def unload(self, instance_id: InstanceId, drain_ms: int) -> frozenset[Digest]:
-        self._require()
-        self.unloads.append((instance_id, drain_ms))
-        if instance_id not in self.loaded:
-            raise NotFound(f"instance {instance_id}")
-        del self.loaded[instance_id]
-        return self.mapped.pop(instance_id)
-
-    async def declare(self) -> Declaration:
-        self._require()
-        return Declaration(self.hello.holds, self.hello.holds | self.kept)
-
-    async def trim(self, digests: Collection[Digest] | None = None) -> None:
-        self._require()
-        self.trims.append(digests)
-        self.kept = frozenset() if digests is None else self.kept.difference(digests)
-
-    async def measure(self, instance_id: InstanceId, batch: int, seconds: float, min_repeats: int) -> LatencyRow:
-        self._require()
-        assert instance_id in self.loaded
-        return LatencyRow(batch, self._hello.threads, min_repeats, 1.0, 2.0, 1.1, 10)
-
-    async def activity(self, window_s: float, memory_age_s: float) -> RuntimeActivity:
-        self._require()
-        instances = tuple(InstanceActivity(name, 0, 0, 7, self._world.idle_s) for name in self.loaded)
-        return RuntimeActivity(instances, 5000, 4000, 3000, self.cpu_s)
-
-    cpu_s = 0.0
-
-    def mappings(self) -> int:
-        return 500
-
-    def slow_down(self) -> None:
-        self.slow = True
-
-    async def end(self, drain_ms: int) -> None:
-        self.kill()
-
-    async def cause(self) -> str:
-        return self.ended_by
-
-    def kill(self) -> None:
-        """As the kernel tells: later, through the loop."""
-        if self.alive:
-            self.alive = False
-            asyncio.get_running_loop().call_soon(self._world.ended, self._hello.runtime_id)
-
-
-class FakeRuntimes:
-    """Implements `Runtimes`. `gate` closed holds every load up; `faults` are queued per variant."""
-
-    def __init__(self, store: LocalTensorStore) -> None:
-        self.store = store
-        self.all: dict[RuntimeId, FakeRuntime] = {}
-        self.gate = asyncio.Event()
-        self.gate.set()
-        self.fork_gate = asyncio.Event()
-        self.fork_gate.set()
-        self.fork_error: TesseraError | None = None
-        self.faults: dict[str, list[str | TesseraError]] = {}
-        self.idle_s = 1.5
-        self.prepared: set[str] = set()
-        self.start_path = StartPath.FORK
-        self._lost: Callable[[RuntimeId], None] = lambda runtime_id: None
-
-    @property
-    def live(self) -> list[FakeRuntime]:
-        return [runtime for runtime in self.all.values() if runtime.alive]
-
-    def fault(self, variant: VariantKey) -> str | TesseraError:
-        queued = self.faults.get(variant.model, [])
-        return queued.pop(0) if queued else ""
-
-    def on_lost(self, callback: Callable[[RuntimeId], None]) -> None:
-        self._lost = callback
-
-    def ended(self, runtime_id: RuntimeId) -> None:
-        self._lost(runtime_id)
-
-    async def adopt(self) -> tuple[Runtime, ...]:
-        return tuple(self.live)
-
-    async def prepare(self, flavours: Iterable[str]) -> None:
-        self.prepared |= set(flavours)
-
-    async def create(self, flavour: str, runtime_id: RuntimeId, threads: int) -> Runtime:
-        await self.fork_gate.wait()
-        if self.fork_error is not None:
-            raise self.fork_error
-        self.all[runtime_id] = FakeRuntime(self, runtime_id, flavour, threads)
-        return self.all[runtime_id]
-
-    async def end(self) -> None:
-        pass
-
-    async def leave(self) -> None:
-        pass
-
-
-class FakeRecords:
-    """Implements `Records`. `away`: etcd does not answer."""
-
-    def __init__(self) -> None:
-        self.desired: dict[InstanceId, AssignmentRecord] | None = {}
-        self.away = False
-        self.published: dict[InstanceId, InstanceRecord] = {}
-
-    def assignments(self) -> dict[InstanceId, AssignmentRecord] | None:
-        return self.desired
-
-    async def read_assignments(self) -> dict[InstanceId, AssignmentRecord]:
-        if self.away:
-            raise Unavailable("etcd is away")
-        return dict(self.desired or {})
-
-    def publish(self, record: InstanceRecord) -> None:
-        self.published[record.instance_id] = record
-
-    def withdraw(self, trust_domain: TrustDomain, instance_id: InstanceId) -> None:
-        record = self.published.pop(instance_id, None)
-        assert record is None or record.variant.trust_domain == trust_domain
-
-
-class FakeVariants:
-    """Implements `Variants`. `tell` is what etcd would."""
-
-    def __init__(self) -> None:
-        self.synced = False
-        self.tell: Callable[[str, Digest | None], None] = lambda key, artifact: None
-
-    def on_change(self, callback: Callable[[str, Digest | None], None]) -> None:
-        self.tell = callback
-
-    async def watch(self, stop: Stop) -> None:
-        await stop.wait()
-
-
-class FakeMemory:
-    """Implements `Memory`: plenty."""
-
-    def read(self) -> MemoryReading:
-        return MemoryReading(0.0, 1 << 40)
-
-
-class FakeMachine:
-    """Implements `Machine`: one and a half cores are always busy."""
-
-    def __init__(self, clock: VirtualClock) -> None:
-        self._clock = clock
-
-    def use(self) -> MachineUse:
-        return MachineUse(1.5 * self._clock.monotonic_s(), 16 << 30, 12 << 30, 0.25)
 
 
 class Node:

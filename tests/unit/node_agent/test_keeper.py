@@ -13,7 +13,7 @@ from tessera.node_agent.loops.keeper import Keeper
 from tessera.policy.reclaim.keep_alive import KeepAliveReclaimPolicy
 from tessera.tensorstore.local import LocalTensorStore
 from tessera.testing import VirtualClock
-from tessera.testing.conformance_tensorstore import blob_of, put
+from tessera.testing.blobs import blob_of, put
 
 PLENTY, BUDGET = 1 << 40, 10_000
 LIMITS = PressureLimits(stall_share=0.1, reserve_bytes=1000, step_bytes=250, pause_s=5.0)

@@ -7,7 +7,7 @@ import pytest
 
 from tessera.repository import Repository
 from tessera.tensorstore.local import LocalTensorStore
-from tessera.testing.conformance_tensorstore import StepClock
+from tessera.testing.blobs import StepClock
 
 
 @pytest.fixture

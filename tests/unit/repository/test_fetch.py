@@ -21,7 +21,7 @@ from tessera.repository.fetch import Fetcher
 from tessera.repository.interface import Piece, RepositoryReader
 from tessera.tensorstore.artifact import digest_of
 from tessera.tensorstore.local import LocalTensorStore
-from tessera.testing.conformance_tensorstore import ABSENT, StepClock, blob_of, put
+from tessera.testing.blobs import ABSENT, StepClock, blob_of, put
 
 MIB = 1 << 20
 

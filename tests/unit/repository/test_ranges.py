@@ -17,7 +17,7 @@ from tessera.repository.fetch import Fetcher
 from tessera.repository.interface import Piece
 from tessera.repository.ranges import TRIES, RangeReader
 from tessera.tensorstore.local import LocalTensorStore
-from tessera.testing.conformance_tensorstore import blob_of
+from tessera.testing.blobs import blob_of
 
 MIB = 1 << 20
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tessera.tensorstore.local import LocalTensorStore
-from tessera.testing.conformance_tensorstore import BUDGET, StepClock
+from tessera.testing.blobs import BUDGET, StepClock
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from tessera.domain.ids import Digest
 from tessera.tensorstore.local import LocalTensorStore
-from tessera.testing.conformance_tensorstore import ABSENT, blob_of, put
+from tessera.testing.blobs import ABSENT, blob_of, put
 
 
 def _write(store: LocalTensorStore, digest: Digest, data: bytes) -> None:

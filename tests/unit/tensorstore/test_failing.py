@@ -8,7 +8,7 @@ from tessera.domain.errors import Unavailable
 from tessera.failpoint import active
 from tessera.tensorstore.decorators.failing import FailingTensorStore
 from tessera.tensorstore.local import LocalTensorStore
-from tessera.testing.conformance_tensorstore import blob_of, put
+from tessera.testing.blobs import blob_of, put
 
 
 @pytest.mark.parametrize("point", ["ingest", "write", "commit"])

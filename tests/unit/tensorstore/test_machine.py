@@ -16,7 +16,7 @@ from tessera.domain.ids import Digest
 from tessera.tensorstore.artifact import digest_of
 from tessera.tensorstore.interface import Writer
 from tessera.tensorstore.local import LocalTensorStore
-from tessera.testing.conformance_tensorstore import BUDGET, StepClock, blob_of
+from tessera.testing.blobs import BUDGET, StepClock, blob_of
 
 SIZES = (0, 1, 90, 250, 400, 990)
 BLOBS = [blob_of(seed, size) for seed, size in enumerate(SIZES * 2)]

@@ -19,7 +19,7 @@ from tessera.tensorstore.artifact import digest_of
 from tessera.tensorstore.local import LocalTensorStore
 from tessera.tensorstore.mapping import BlobMap, numpy_dtype, tensor_view
 from tessera.tensorstore.pack import NamedTensor, PackWriter
-from tessera.testing.conformance_tensorstore import ABSENT, blob_of, put
+from tessera.testing.blobs import ABSENT, blob_of, put
 
 
 def pack_of(tensors: Iterable[NamedTensor]) -> tuple[tuple[TensorRef, ...], bytes | None]:

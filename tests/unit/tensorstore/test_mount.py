@@ -14,7 +14,7 @@ from tessera.tensorstore.local import LocalTensorStore
 from tessera.tensorstore.mapping import BlobMap
 from tessera.tensorstore.mount import HugePages, prepare_store_folder, remove_store_folder, shm_folder_for
 from tessera.tensorstore.mountinfo import Mount, mount_of, mounts_below
-from tessera.testing.conformance_tensorstore import StepClock, blob_of, put
+from tessera.testing.blobs import StepClock, blob_of, put
 
 BUDGET = 8 << 20
 

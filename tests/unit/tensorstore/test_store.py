@@ -16,7 +16,7 @@ from tessera.tensorstore.interface import Worth
 from tessera.tensorstore.local import LocalTensorStore
 from tessera.tensorstore.local.mapped import store_mappings, unlinked_bytes
 from tessera.tensorstore.mapping import BlobMap
-from tessera.testing.conformance_tensorstore import ABSENT, BUDGET, StepClock, blob_of, put
+from tessera.testing.blobs import ABSENT, BUDGET, StepClock, blob_of, put
 
 
 class GreedyPolicy:

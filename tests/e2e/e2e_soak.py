@@ -176,6 +176,9 @@ class Soak:
     def _back(self, what: str) -> None:
         """Nobody but a user starts the supervisor again; and without a gateway nothing is tested."""
         if what == "kill supervisor":
+            # What it has left ends first, as the refusal of `up` asks for.
+            ended = self.platform.down()
+            assert ended.returncode == 0, ended.stderr
             self.platform.up()
         self.platform.until_ready()
 

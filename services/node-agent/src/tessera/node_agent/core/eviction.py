@@ -28,14 +28,37 @@ def evictable(instances: Iterable[Idle], least_idle_s: float) -> list[Idle]:
     return sorted(found, key=lambda instance: (-instance.idle_s, instance.instance_id))
 
 
+class _Going:
+    """Instances on their way out, and the bytes that nobody holds any more once they are gone. `mine` counts per digest the live
+    instances that map it; `holders` that are no runtimes (starts under way, jobs) keep theirs."""
+
+    def __init__(self, holders: Mapping[str, frozenset[Digest]], sizes: Mapping[Digest, int], mine: Counter[Digest]) -> None:
+        self._kept: frozenset[Digest] = frozenset().union(*holders.values())
+        self._sizes = sizes
+        self._mine = mine
+        self._left: Counter[Digest] = Counter()
+        self.freed_bytes = 0
+
+    def add(self, instance: Idle) -> None:
+        self._left.update(instance.blobs)
+        self.freed_bytes += self._last_of(instance)
+
+    def remove(self, instance: Idle) -> None:
+        self.freed_bytes -= self._last_of(instance)
+        self._left.subtract(instance.blobs)
+
+    def _last_of(self, instance: Idle) -> int:
+        """Bytes of its blobs that every instance which maps them is giving up."""
+        free = (digest for digest in instance.blobs if self._left[digest] == self._mine[digest] and digest not in self._kept)
+        return sum(self._sizes.get(digest, 0) for digest in free)
+
+
 def freed_bytes(going: Iterable[Idle], holders: Mapping[str, frozenset[Digest]], sizes: Mapping[Digest, int], mine: Counter[Digest]) -> int:
-    """Bytes that nobody holds any more once `going` are gone. `mine` counts per digest the live instances that map it; `holders` that
-    are no runtimes (starts under way, jobs) keep theirs."""
-    left: Counter[Digest] = Counter()
+    """What comes free when all of `going` go; see `plan_eviction` for the arguments."""
+    tally = _Going(holders, sizes, mine)
     for instance in going:
-        left.update(instance.blobs)
-    kept: frozenset[Digest] = frozenset().union(*holders.values())
-    return sum(sizes.get(digest, 0) for digest, count in left.items() if count >= mine[digest] and digest not in kept)
+        tally.add(instance)
+    return tally.freed_bytes
 
 
 def plan_eviction(
@@ -46,7 +69,8 @@ def plan_eviction(
     sizes: Mapping[Digest, int],
     mine: Counter[Digest],
 ) -> tuple[Idle, ...] | None:
-    """The instances to stop so that `needed_bytes` come free, or None when even all of them do not do.
+    """The instances to stop so that `needed_bytes` come free, or None when even all of them do not do. Takes time linear in the blobs
+    that the idle instances map.
 
     Args:
         idle: what may go, first to go first (`evictable`).
@@ -56,15 +80,20 @@ def plan_eviction(
         sizes: bytes by digest of what is in the store.
         mine: per digest, how many live instances map it, the idle ones included.
     """
-    held = {**others, "the start": keep}
+    tally = _Going({**others, "the start": keep}, sizes, mine)
     going: list[Idle] = []
-    while freed_bytes(going, held, sizes, mine) < needed_bytes:
-        if len(going) == len(idle):
-            return None
-        going.append(idle[len(going)])
+    for instance in idle:
+        if tally.freed_bytes >= needed_bytes:
+            break
+        tally.add(instance)
+        going.append(instance)
+    if tally.freed_bytes < needed_bytes:
+        return None
     # Who came to be chosen on the way to a larger one may stay after all; the longest idle is asked last.
-    for instance in reversed(tuple(going)):
-        rest = [other for other in going if other is not instance]
-        if freed_bytes(rest, held, sizes, mine) >= needed_bytes:
-            going = rest
-    return tuple(going)
+    needed: list[Idle] = []
+    for instance in reversed(going):
+        tally.remove(instance)
+        if tally.freed_bytes < needed_bytes:
+            tally.add(instance)
+            needed.append(instance)
+    return tuple(reversed(needed))

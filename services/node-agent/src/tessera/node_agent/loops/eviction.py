@@ -33,7 +33,8 @@ class Evictor:
 
     def evictable_bytes(self) -> int:
         """What stopping every idle instance would free, as of the last activity reports."""
-        return freed_bytes(self._idle(), self._others(), self._store.digests(), self._mapped())
+        idle = self._idle()
+        return freed_bytes(idle, self._others(), self._store.digests(), self._mapped()) if idle else 0
 
     async def make_room(self, lacking: Lacking, instance_id: InstanceId, stop: Stop) -> bool:
         """Stops as few idle instances as it takes; False when all of them would not do. One start at a time: what one evicts for itself

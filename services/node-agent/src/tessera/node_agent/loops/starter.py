@@ -255,16 +255,16 @@ class Starter:
     async def _fetch_into_room(self, instance_id: InstanceId, artifact: Digest, flight: Flight) -> tuple[Load, Fetched]:
         """Where the store is full of what idle instances hold, these make room."""
         follow = FetchProgress(self._table, instance_id, self._clock)
-        for left in reversed(range(ROOM_TRIES)):
+        tries = 1
+        while True:
             try:
                 return await self._larder.fetch(artifact, instance_id, flight.cancel, flight.sources, follow)
             except ResourceExhausted:
-                if not left:
+                if tries == ROOM_TRIES:
                     raise
-                roomy = await self._evictor.make_room(self._larder.lacking(artifact), instance_id, self.stop)
-                if not roomy:
-                    await self._clock.sleep(ROOM_PAUSE_S)
-        raise AssertionError("the last try raises")
+            tries += 1
+            if not await self._evictor.make_room(self._larder.lacking(artifact), instance_id, self.stop):
+                await self._clock.sleep(ROOM_PAUSE_S)
 
     async def _place(self, instance_id: InstanceId, load: Load, path: StartPath, isolated: bool, watch: Stopwatch) -> RuntimeId:
         """Reserves a place: from the moment of the choice the instance counts in that runtime."""

@@ -39,7 +39,7 @@ async def own_mounts(
         if below is not None and folder.stat().st_dev != os.stat(below.destination).st_dev:
             raise FailedPrecondition(
                 f"{folder} is a mount of the agent's own below {below.destination}, which the container engine cannot see: mount a volume "
-                "there and name it in store_folder, or set may_mount: false"
+                "there and name it as the folder in stores, or set may_mount: false"
             )
     return mounts
 

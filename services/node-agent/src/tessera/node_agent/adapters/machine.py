@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from tessera.node_agent.adapters.pressure import meminfo, stall_share
 from tessera.node_agent.ports import MachineUse
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -18,24 +19,11 @@ class ProcMachine:
         self._proc = proc
 
     def use(self) -> MachineUse:
-        memory = self._memory()
-        return MachineUse(self._cpu_s(), memory.get(b"MemTotal", 0), memory.get(b"MemAvailable", 0), self._pressure())
+        memory, pressure = meminfo(self._proc / "meminfo"), stall_share(self._proc / "pressure" / "memory")
+        return MachineUse(self._cpu_s(), memory.get("MemTotal", 0), memory.get("MemAvailable", 0), pressure)
 
     def _cpu_s(self) -> float:
         """Everything but idling, waiting for disks and what other guests of the host took; a guest's own time is in `user` already."""
         ticks = [int(value) for value in (self._proc / "stat").read_bytes().partition(b"\n")[0].split()[1:]]
         busy = [value for place, value in enumerate(ticks) if place not in (_IDLE, _IOWAIT, _STEAL) and place < _GUEST]
         return sum(busy) / _TICKS_PER_S
-
-    def _memory(self) -> dict[bytes, int]:
-        """Bytes by name."""
-        lines = (line.split() for line in (self._proc / "meminfo").read_bytes().splitlines())
-        return {fields[0].rstrip(b":"): int(fields[1]) * 1024 for fields in lines if len(fields) == 3}
-
-    def _pressure(self) -> float:
-        try:
-            some = (self._proc / "pressure" / "memory").read_bytes().partition(b"\n")[0]
-        except OSError:  # a kernel without PSI, or one that is told not to keep it
-            return 0.0
-        fields = dict(field.partition(b"=")[::2] for field in some.split()[1:])
-        return float(fields[b"avg10"]) / 100

@@ -23,9 +23,10 @@ class KernelMemory:
         self._root = root
 
     def read(self) -> MemoryReading:
-        stalls, available = [_stall_share(self._root / "proc/pressure/memory")], [_machine_available(self._root / "proc/meminfo")]
+        machine = meminfo(self._root / "proc/meminfo").get("MemAvailable", _UNLIMITED)
+        stalls, available = [stall_share(self._root / "proc/pressure/memory")], [machine]
         for group in self._groups():
-            stalls.append(_stall_share(group / "memory.pressure"))
+            stalls.append(stall_share(group / "memory.pressure"))
             available.append(_group_available(group))
         return MemoryReading(max(stalls), min(available))
 
@@ -62,19 +63,18 @@ def _number(path: Path) -> int | None:
     return int(words[0]) if words and words[0].isdigit() else None
 
 
-def _stall_share(path: Path) -> float:
-    """`some avg10=1.23 ...` as 0.0123; 0 where there is no such file."""
+def stall_share(path: Path) -> float:
+    """`some avg10=1.23 ...` as 0.0123; 0 where there is no such file: a kernel without PSI, or one that is told not to keep it."""
     for line in _text(path).splitlines():
         if line.startswith("some "):
             return float(line.partition("avg10=")[2].split()[0]) / 100
     return 0.0
 
 
-def _machine_available(meminfo: Path) -> int:
-    for line in _text(meminfo).splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return _UNLIMITED
+def meminfo(path: Path) -> dict[str, int]:
+    """Bytes by name, of what the file gives in kB."""
+    lines = (line.split() for line in _text(path).splitlines())
+    return {fields[0].removesuffix(":"): int(fields[1]) * 1024 for fields in lines if len(fields) == 3}
 
 
 def _group_available(group: Path) -> int:

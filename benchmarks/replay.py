@@ -193,6 +193,7 @@ class FarthestNextUse:
     """Belady's rule by blobs: knows the future, and gives up what is needed again last. A yardstick, no bound for unequal sizes."""
 
     name = "offline"
+    expires = False
 
     def __init__(self, lives: Lives, population: Population) -> None:
         starts: dict[Digest, list[float]] = defaultdict(list)

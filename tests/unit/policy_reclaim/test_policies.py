@@ -62,6 +62,13 @@ def test_every_policy_names_each_candidate_once_in_an_order_of_its_own(
     assert len(set(expired)) == len(expired)
 
 
+@EVERY_POLICY
+@given(candidates=CANDIDATES)
+def test_a_policy_that_does_not_expire_lets_nothing_go_unasked(name: str, candidates: list[ReclaimCandidate]) -> None:
+    policy = registry.make(name, 0.0)
+    assert policy.expires or policy.expired(candidates, NOW_S) == []
+
+
 def test_an_unknown_policy_is_refused_by_name() -> None:
     with pytest.raises(InvalidInput, match="reclaim policy 'mru': one of keep-alive, lru, shared-cost"):
         registry.make("mru", 60.0)

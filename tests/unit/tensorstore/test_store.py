@@ -23,6 +23,7 @@ class GreedyPolicy:
     """Proposes what must not go, what is not there, and everything twice."""
 
     name = "greedy"
+    expires = True
 
     def __init__(self) -> None:
         self.held: list[Digest] = []
@@ -37,6 +38,7 @@ class GreedyPolicy:
 
 class StubbornPolicy:
     name = "stubborn"
+    expires = False
 
     def order(self, candidates: Sequence[ReclaimCandidate], now_s: float) -> list[Digest]:
         return []
@@ -54,6 +56,7 @@ class MinutePolicy(StubbornPolicy):
     """Keeps what was used within a minute; `seen` is what it was shown last."""
 
     name = "minute"
+    expires = True
 
     def __init__(self) -> None:
         self.seen: list[ReclaimCandidate] = []

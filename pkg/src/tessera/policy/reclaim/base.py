@@ -31,6 +31,11 @@ class ReclaimPolicy(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def expires(self) -> bool:
+        """Whether anything ever goes unasked; False: `expired` is always empty, and nobody need collect candidates to hear that."""
+        ...
+
     def order(self, candidates: Sequence[ReclaimCandidate], now_s: float) -> list[Digest]:
         """When room is needed: the digests that may go, first to go first. What is left out stays."""
         ...

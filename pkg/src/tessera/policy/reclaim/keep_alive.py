@@ -27,6 +27,10 @@ class KeepAliveReclaimPolicy:
     def name(self) -> str:
         return "keep-alive"
 
+    @property
+    def expires(self) -> bool:
+        return True
+
     def order(self, candidates: Sequence[ReclaimCandidate], now_s: float) -> list[Digest]:
         return oldest_first(candidates)
 

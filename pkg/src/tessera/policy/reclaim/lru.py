@@ -10,6 +10,7 @@ from tessera.policy.reclaim.base import ReclaimCandidate
 
 class LruReclaimPolicy:
     name = "lru"
+    expires = False
 
     def order(self, candidates: Sequence[ReclaimCandidate], now_s: float) -> list[Digest]:
         """Oldest use first; equal ages by digest, so that the same state always gives the same order."""

@@ -40,6 +40,7 @@ ASSUMED_MS_PER_BYTE = 2e-6
 
 class SharedCostReclaimPolicy:
     name = "shared-cost"
+    expires = False
 
     def order(self, candidates: Sequence[ReclaimCandidate], now_s: float) -> list[Digest]:
         ranked = sorted([(value(found, now_s), found.last_used_s, found.digest) for found in candidates])

@@ -295,6 +295,8 @@ class LocalTensorStore:
         return vetted(self._policy.order(candidates, self._clock.monotonic_s()), candidates)
 
     def _expired(self) -> list[Digest]:
+        if not self._policy.expires:  # asked every second, beside starts that wait for the lock
+            return []
         candidates = self._candidates()
         return list(vetted(self._policy.expired(candidates, self._clock.monotonic_s()), candidates))
 

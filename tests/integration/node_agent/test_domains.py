@@ -25,8 +25,6 @@ from tessera.tensorstore.mount import shm_folder_for
 ALPHA, BETA = "alpha", "beta"
 STORES = [{"trust_domain": ALPHA, "budget_bytes": 64 << 20}, {"trust_domain": BETA, "budget_bytes": 32 << 20}]
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts, and starts processes of other users")
-
 
 def store_of(agent: Any, domain: str) -> Path:
     return Path(agent.run / f"store-{domain_tag(TrustDomain(domain))}")
@@ -92,7 +90,7 @@ def agent(agent: Any, readable: dict[str, str]) -> Any:
     return agent
 
 
-@needs_root
+@pytest.mark.root
 async def test_the_same_model_in_two_domains_is_stored_twice_and_shares_nothing(agent: Any, kit: Any) -> None:
     model = kit.make_linear(agent.repository, "ort")
     await agent.start(stores=STORES)
@@ -114,7 +112,7 @@ async def test_the_same_model_in_two_domains_is_stored_twice_and_shares_nothing(
     assert (await agent.instance("b")).state == "ready"
 
 
-@needs_root
+@pytest.mark.root
 async def test_what_one_domain_asks_names_nothing_of_the_other(agent: Any, kit: Any) -> None:
     secret, own = kit.make_linear(agent.repository, "ort", 1), kit.make_linear(agent.repository, "ort", 2)
     await agent.start(stores=STORES)
@@ -132,7 +130,7 @@ async def test_what_one_domain_asks_names_nothing_of_the_other(agent: Any, kit: 
     assert {store.trust_domain: store.budget_bytes for store in whole.stores} == {ALPHA: 64 << 20, BETA: 32 << 20}
 
 
-@needs_root
+@pytest.mark.root
 async def test_a_process_of_one_domain_cannot_reach_the_others_bytes_and_sockets(agent: Any, kit: Any) -> None:
     model = kit.make_linear(agent.repository, "ort")
     await agent.start(stores=STORES)
@@ -161,7 +159,7 @@ async def test_a_process_of_one_domain_cannot_reach_the_others_bytes_and_sockets
     assert (await agent.instance("a")).state == (await agent.instance("b")).state == "ready"
 
 
-@needs_root
+@pytest.mark.root
 async def test_a_bake_runs_as_its_domains_user(agent: Any, kit: Any) -> None:
     export = kit.make_linear(agent.repository, "onnx")
     await agent.start(stores=STORES)
@@ -181,7 +179,7 @@ async def test_a_bake_runs_as_its_domains_user(agent: Any, kit: Any) -> None:
     assert stores[BETA].files > 0
 
 
-@needs_root
+@pytest.mark.root
 async def test_a_domain_that_this_node_does_not_have_is_refused(agent: Any) -> None:
     await agent.start(stores=STORES)
     with pytest.raises(FailedPrecondition, match="this node has no store of trust domain 'gamma'; it has alpha, beta"):
@@ -189,7 +187,7 @@ async def test_a_domain_that_this_node_does_not_have_is_refused(agent: Any) -> N
     assert await agent.instance("a") is None
 
 
-@needs_root
+@pytest.mark.root
 async def test_zygotes_of_further_domains_come_with_their_first_start(agent: Any, kit: Any) -> None:
     await agent.start(stores=STORES)
 
@@ -212,7 +210,7 @@ async def test_zygotes_of_further_domains_come_with_their_first_start(agent: Any
     assert str(agent.run) not in Path("/proc/self/mounts").read_text()
 
 
-@needs_root
+@pytest.mark.root
 async def test_without_the_right_to_mount_a_second_domain_is_refused(agent: Any, kit: Any) -> None:
     process = agent.spawn(stores=STORES, may_mount=False)
     assert await asyncio.to_thread(process.wait, 30) == 1

@@ -24,13 +24,13 @@ def open_sdk(platform: Platform) -> Iterator[Client]:
         yield client
 
 
-def ask_sdk(client: Client, reference: str, given: np.ndarray) -> tuple[np.ndarray, str, bool]:
+def ask_sdk(client: Client, reference: str, given: np.ndarray) -> tuple[np.ndarray, str]:
     try:
         answer = client.infer(reference, {"x": given}, timeout_s=30)
     except TesseraError as error:
         raise Failed(error.kind, str(error)) from error
     (output,) = answer.outputs.values()
-    return output, answer.start_path, False
+    return output, answer.start_path
 
 
 @contextmanager
@@ -46,7 +46,7 @@ _KINDS = {"StatusCode.UNAVAILABLE": "unavailable", "StatusCode.RESOURCE_EXHAUSTE
           "StatusCode.FAILED_PRECONDITION": "failed_precondition", "StatusCode.ABORTED": "wrong_generation"}  # fmt: skip
 
 
-def ask_triton(client: Any, reference: str, given: np.ndarray) -> tuple[np.ndarray, str, bool]:
+def ask_triton(client: Any, reference: str, given: np.ndarray) -> tuple[np.ndarray, str]:
     import tritonclient.grpc as triton
     from tritonclient.utils import InferenceServerException
 
@@ -58,4 +58,4 @@ def ask_triton(client: Any, reference: str, given: np.ndarray) -> tuple[np.ndarr
     except InferenceServerException as error:
         raise Failed(_KINDS.get(error.status(), str(error.status())), error.message()) from error
     response = answer.get_response()
-    return answer.as_numpy(response.outputs[0].name), response.parameters["start_path"].string_param, False
+    return answer.as_numpy(response.outputs[0].name), response.parameters["start_path"].string_param

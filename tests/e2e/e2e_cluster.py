@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from e2e_platform import free_port_base, until
+from e2e_platform import free_port_base, until, until_services_ready
 
 from deploy.compose import engine
 from deploy.compose.cluster import Cluster
@@ -21,7 +21,7 @@ from tessera.sdk import Client
 ROOT = Path(__file__).resolve().parents[2]
 TAG = "test"
 SERVICES = ("etcd", "gateway", "node-a", "node-b", "profiler", "registry", "scheduler-a", "scheduler-b")
-KINDS = ["etcd", "gateway", "node-agent", "node-agent", "profiler", "registry", "scheduler", "scheduler"]
+NODES = 2
 UP_S = 240.0
 
 
@@ -82,15 +82,7 @@ class ComposeCluster:
     def until_ready(self, within_s: float = 90.0) -> None:
         """Until every service says through the gateway that it is ready."""
         with self.client() as client:
-
-            def ready() -> bool:
-                try:
-                    found = client.platform().services
-                except Exception:
-                    return False
-                return sorted(service.kind for service in found) == KINDS and all(service.ready for service in found)
-
-            until(ready, "every service is ready", within_s)
+            until_services_ready(client, NODES, within_s)
 
     def runtimes(self) -> list[str]:
         """Ids of the containers that node agents made."""

@@ -56,6 +56,20 @@ def until(condition: Callable[[], T], what: str, within_s: float = 60.0) -> T:
     return found
 
 
+def until_services_ready(client: Client, nodes: int, within_s: float) -> None:
+    """Until every service says through the gateway that it is ready, none missing."""
+    wanted = ["etcd", "gateway", *["node-agent"] * nodes, "profiler", "registry", "scheduler", "scheduler"]
+
+    def ready() -> bool:
+        try:
+            found = client.platform().services
+        except Exception:
+            return False
+        return sorted(service.kind for service in found) == wanted and all(service.ready for service in found)
+
+    until(ready, "every service is ready", within_s)
+
+
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment without settings of Tessera's, which would reach the platform."""
     return {key: value for key, value in os.environ.items() if not key.startswith("TESSERA_")} | dict(extra or {})
@@ -206,14 +220,4 @@ class Platform:
     def until_ready(self, within_s: float = 90.0) -> None:
         """Until every process of the platform counts as ready (`tessera status` exits with 0), none missing."""
         with self.client() as client:
-
-            def ready() -> bool:
-                try:
-                    found = client.platform().services
-                except Exception:
-                    return False
-                kinds = [service.kind for service in found]
-                wanted = ["etcd", "gateway", *["node-agent"] * self.nodes, "profiler", "registry", "scheduler", "scheduler"]
-                return sorted(kinds) == wanted and all(service.ready for service in found)
-
-            until(ready, "every service is ready", within_s)
+            until_services_ready(client, self.nodes, within_s)

@@ -38,7 +38,6 @@ MIB = 1 << 20
 VARIANTS = ("ort-fp32", "aten-fp32")
 CLEAR = frozenset({"unavailable", "resource_exhausted", "deadline_exceeded", "cancelled", "failed_precondition", "wrong_generation"})
 """Kinds of error that a request may end with while things are killed and stores are too small for everybody."""
-SERVICES = ("gateway", "scheduler", "scheduler-standby", "registry", "profiler", "node-agent-0", "etcd")
 GROWTH_SHARE, GROWTH_MIB = 0.10, 12.0
 """What a process may weigh more at the end than after the first round: caches fill, allocators round up."""
 ETCD_GROWTH_MIB = 64.0
@@ -67,7 +66,6 @@ class Tally:
 
     answers: int = 0
     paths: Counter[str] = field(default_factory=Counter)
-    fetched: int = 0
     disturbances: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
     unclear: list[str] = field(default_factory=list)
@@ -115,7 +113,7 @@ class Soak:
         self.seed = seed
         self.threads = threads
         self.tally = Tally()
-        self._ask: Callable[[Any, str, np.ndarray], tuple[np.ndarray, str, bool]] = ask_triton if triton else ask_sdk
+        self._ask: Callable[[Any, str, np.ndarray], tuple[np.ndarray, str]] = ask_triton if triton else ask_sdk
         self._open = open_triton if triton else open_sdk
         self._stop = threading.Event()
 
@@ -132,7 +130,7 @@ class Soak:
     def _once(self, client: Any, name: str, variant: str, at: int) -> None:
         tally = self.tally
         try:
-            output, path, fetched = self._ask(client, f"{name}@1/{variant}", self.models.asked[at])
+            output, path = self._ask(client, f"{name}@1/{variant}", self.models.asked[at])
         except Failed as failed:
             with tally.lock:
                 tally.errors[failed.kind] += 1
@@ -143,7 +141,6 @@ class Soak:
         with tally.lock:
             tally.answers += 1
             tally.paths[path] += 1
-            tally.fetched += fetched
             if not agrees(output, self.models.wanted[name][at]):
                 tally.wrong.append(f"{name}/{variant}: off by {np.abs(output - self.models.wanted[name][at]).max()}")
 
@@ -194,11 +191,11 @@ class Soak:
 
     def _pids(self, what: str) -> list[int]:
         """Processes of a kind, as the machine shows them."""
-        names = {"agent": ["node-agent-0"], "scheduler": ["scheduler", "scheduler-standby"], "supervisor": []}.get(what, [what])
         if what == "supervisor":
             return [found.pid] if (found := self.platform.supervisor) else []
         if what in ("runtime", "zygote", "relay"):
-            return [pid for pid, name in self._children().items() if name.startswith(what)]
+            return [pid for pid, name in self._children().items() if name == what]
+        names = {"agent": ["node-agent-0"], "scheduler": ["scheduler", "scheduler-standby"]}.get(what, [what])
         return [process["pid"] for process in self.platform.recorded()["processes"] if process["name"] in names]
 
     def _children(self) -> dict[int, str]:

@@ -28,14 +28,14 @@ import psutil
 from benchmarks.report import Report, median
 from tessera.clock import SystemClock
 from tessera.domain.artifact import Blob
-from tessera.domain.ids import Digest, NodeId, TrustDomain
+from tessera.domain.ids import NodeId, TrustDomain
 from tessera.domain.source import Source
 from tessera.peer import Peers, PeerServer
 from tessera.repository import Repository
 from tessera.repository.fetch import Fetcher
-from tessera.tensorstore.artifact import digest_of
 from tessera.tensorstore.local import LocalTensorStore
 from tessera.tensorstore.mount import prepare_store_folder, remove_store_folder
+from tessera.testing.blobs import put
 
 SIZE_BYTES = int(os.environ.get("TESSERA_BENCH_FETCH_MIB", "256")) << 20
 FAMILY = (32, SIZE_BYTES // 32)
@@ -63,21 +63,13 @@ def _store(folder: Path, name: str) -> Iterator[LocalTensorStore]:
         remove_store_folder(mount)
 
 
-def _put(store: LocalTensorStore, data: bytes) -> Digest:
-    digest = digest_of(data)
-    with store.ingest(digest, len(data)) as writer:
-        writer.write(data)
-        writer.commit()
-    return digest
-
-
 def _give(folder: Path, ready: Connection) -> None:
     """The other process: a peer server over a store, and bare streams of the same file. Ends when it is told so."""
     with _store(folder, "giver") as store:
         data = _data(SIZE_BYTES)
-        blob = _put(store, data)
+        blob = put(store, data)
         count, length = FAMILY
-        family = [_put(store, data[n * length : (n + 1) * length]) for n in range(count)]
+        family = [put(store, data[n * length : (n + 1) * length]) for n in range(count)]
         server = PeerServer("127.0.0.1:0", NodeId("giver"), {DOMAIN: store}.get)
         server.start()
         bare = {"splice": _listen(_sending(store.path(blob))), "recv": _listen(lambda connection: connection.sendall(data))}

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.made import made, repository, siblings
+from benchmarks.made import repository, siblings
 from benchmarks.models import BY_NAME
 from benchmarks.node import Node, node
 from benchmarks.report import Report, median
@@ -75,7 +75,6 @@ async def _once(artifacts: list[Digest], source: Node | None, cold: bool) -> Out
 
 async def _measure(report: Report, name: str, repeats: int) -> None:
     artifacts = [sibling.artifact for sibling in siblings(BY_NAME[name], "ort", AT_ONCE, PRIVATE)]
-    assert made(BY_NAME[name])
     ways = [("repository, page cache warm", False), ("repository, page cache dropped", True), ("peer", False)]
     async with node(STORE_BYTES, node_id="giver", **WARM) as giver:
         await asyncio.gather(*(giver.start(artifact) for artifact in artifacts))

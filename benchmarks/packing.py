@@ -25,11 +25,12 @@ from tessera.repository import Repository
 from tessera.runtime import backends
 from tessera.runtime.backends.interface import Backend, BackendConfig
 from tessera.runtime.blobs import ArtifactBlobs
-from tessera.tensorstore.artifact import decode, digest_of, encode
+from tessera.tensorstore.artifact import decode, encode
 from tessera.tensorstore.local import LocalTensorStore
 from tessera.tensorstore.mapping import BlobMap
 from tessera.tensorstore.mount import prepare_store_folder, remove_store_folder
 from tessera.tensorstore.pack import PackWriter
+from tessera.testing.blobs import put
 
 THRESHOLDS = (0, 256, 1024, 4096, 16384, 65536, 1 << 20)
 VARIANTS = ("ort-fp32", "aten-fp32")
@@ -37,12 +38,7 @@ MIB = 1 << 20
 
 
 def _put(store: LocalTensorStore, data: bytes) -> Blob:
-    digest = digest_of(data)
-    if not store.has(digest):
-        with store.ingest(digest, len(data)) as writer:
-            writer.write(data)
-            writer.commit()
-    return Blob(digest, len(data))
+    return Blob(put(store, data), len(data))
 
 
 def repacked(found: Artifact, repository: Repository, store: LocalTensorStore, threshold: int) -> tuple[Digest, Artifact]:

@@ -133,6 +133,12 @@ def _row(report: Report, model: BenchModel, path: str, found: Starts, mebibytes:
     )
 
 
+def _bind_goals(report: Report, key: str, found: Starts, slack_ms: float = 0.0) -> None:
+    if found.platform:
+        report.goal(f"bind_p50_ms.{key}", median(found.platform), "<=", BIND_P50_MS + slack_ms, "ms")
+        report.goal(f"bind_p99_ms.{key}", percentile(found.platform, 0.99), "<=", BIND_P99_MS + slack_ms, "ms")
+
+
 def _containers(report: Report, models: list[BenchModel], mebibytes: dict[str, float], binds: int) -> None:
     """The same platform with container runtimes: `bind` into warm ones, and what a new one takes."""
     lacking = _lacks_containers()
@@ -143,9 +149,7 @@ def _containers(report: Report, models: list[BenchModel], mebibytes: dict[str, f
         for model in models:
             found = measure(client, model, "bind", binds)
             _row(report, model, "bind, containers", found, mebibytes[model.name])
-            if found.platform:
-                report.goal(f"bind_p50_ms.containers.{model.name}", median(found.platform), "<=", BIND_P50_MS, "ms")
-                report.goal(f"bind_p99_ms.containers.{model.name}", percentile(found.platform, 0.99), "<=", BIND_P99_MS, "ms")
+            _bind_goals(report, f"containers.{model.name}", found)
             print(f"bind in containers {model.name}: done", flush=True)
     with platform(env={**CONTAINER_ENV, **FORK_ENV}) as client:
         for model in models[:1]:
@@ -190,8 +194,7 @@ def main() -> None:
             fresh_ms[model.name] = median([run["total"] - run["second_run"] for run in eager])
             if found.platform:
                 slack = 0.0 if huge else MS_PER_MIB_WITHOUT_HUGE_PAGES * mebibytes[model.name]
-                report.goal(f"bind_p50_ms.{model.name}", median(found.platform), "<=", BIND_P50_MS + slack, "ms")
-                report.goal(f"bind_p99_ms.{model.name}", percentile(found.platform, 0.99), "<=", BIND_P99_MS + slack, "ms")
+                _bind_goals(report, model.name, found, slack)
                 ratio = median(found.platform) / fresh_ms[model.name]
                 report.goal(f"bind_vs_fresh.{model.name}", ratio, "<=", BIND_VS_FRESH, "of a fresh process, both without the kernel's run")
             print(f"bind {model.name}: done", flush=True)

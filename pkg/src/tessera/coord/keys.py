@@ -11,6 +11,7 @@
 /tessera/v1/d/<domain>/nodes/<node>                           NodeRecord, under the agent's lease
 /tessera/v1/d/<domain>/instances/<node>/<instance>            InstanceRecord, under the agent's lease
 /tessera/v1/d/<domain>/assignments/<node>/<instance>          AssignmentRecord
+/tessera/v1/d/<domain>/loads/<node>/<instance>                LoadRecord
 /tessera/v1/services/<kind>/<id>                              ServiceRecord, under that service's lease
 /tessera/v1/elections/<name>/<lease>                          leader's address; oldest create-revision leads
 """
@@ -114,6 +115,14 @@ def assignment(trust_domain: TrustDomain, node_id: NodeId, instance_id: Instance
 
 def assignments(trust_domain: TrustDomain) -> str:
     return f"{domain(trust_domain)}assignments/"
+
+
+def loads(trust_domain: TrustDomain) -> str:
+    return f"{domain(trust_domain)}loads/"
+
+
+def load(trust_domain: TrustDomain, node_id: NodeId, instance_id: InstanceId) -> str:
+    return f"{loads(trust_domain)}{node_id}/{instance_id}"
 
 
 def service(kind: str, service_id: str) -> str:

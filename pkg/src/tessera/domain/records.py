@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from tessera.domain.accuracy import DEFAULT_ALLOWANCE, Agreement
 from tessera.domain.ids import (
     BuildClass,
     Digest,
@@ -22,6 +23,15 @@ from tessera.domain.ids import (
 )
 from tessera.domain.instance import InstanceState, StageTime, StartPath
 from tessera.domain.signature import Signature
+
+
+class LoadState(StrEnum):
+    """Of a variant or an instance (INFaaS, papers section 3): loaded nowhere; below its peak; at its peak; slowed down by neighbours."""
+
+    INACTIVE = "inactive"
+    ACTIVE = "active"
+    OVERLOADED = "overloaded"
+    INTERFERED = "interfered"
 
 
 class VariantState(StrEnum):
@@ -46,6 +56,17 @@ class ModelRecord:
     created_unix_s: float
     highest: VersionNumber = VersionNumber(0)
     """The largest number ever given; `latest` goes back when versions are deleted, numbers are never used again."""
+    lossy: bool = False
+    """Plain requests may get a lossy variant that is offered (design section 5.6)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The user's evaluation set: a blob (npz) in the repository, and the metric by which answers are scored."""
+
+    digest: Digest
+    size_bytes: int
+    metric: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +82,18 @@ class VersionRecord:
     created_unix_s: float
     exports: tuple[Digest, ...] = ()
     """Artifacts that variants are made from (the "onnx" export); kept as long as the version."""
+    evaluation: Evaluation | None = None
+    allowance: float = DEFAULT_ALLOWANCE
+    """What a lossy variant may lose (share of 1) and still be offered."""
 
 
 @dataclass(frozen=True, slots=True)
 class VariantRecord:
-    """One servable build of a version. Writer: registry."""
+    """One servable build of a version. Writer: registry.
+
+    `recipe`: how it is built (docs/nomenclature.md); two build classes have one recipe and two variants. `agreement` None: it is what was
+    registered. `withheld`: why it is served by name alone; "" where it is offered.
+    """
 
     key: VariantKey
     backend: str
@@ -80,6 +108,14 @@ class VariantRecord:
     tensor_bytes_shared: int = 0
     tensor_count: int = 0
     reason: str = ""
+    recipe: str = ""
+    agreement: Agreement | None = None
+    withheld: str = ""
+
+    @property
+    def lossy(self) -> bool:
+        """Its answers may differ from the registered model's by more than 1e-4."""
+        return self.agreement is not None and not self.agreement.exact
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +142,8 @@ class JobRecord:
 
 @dataclass(frozen=True, slots=True)
 class LatencyRow:
+    """`concurrency` runs at a time, of one instance each. `spread`: standard error of the mean over the mean, of all repeats."""
+
     batch: int
     threads: int
     repeats: int
@@ -113,6 +151,13 @@ class LatencyRow:
     p99_ms: float
     mean_ms: float
     peak_private_bytes: int = 0
+    concurrency: int = 1
+    spread: float = 0.0
+
+    @property
+    def items_per_s(self) -> float:
+        """Batch items answered in a second."""
+        return 1000 * self.batch * self.concurrency / self.mean_ms if self.mean_ms > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +203,8 @@ class NodeRecord:
     store_budget_bytes: int
     trust_domain: TrustDomain
     runtime_threads: int = 1
+    usd_per_hour: float = 0.0
+    """From the price catalogue; 0: nobody said, and objectives of cost do not tell variants apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +224,18 @@ class InstanceRecord:
     relay_address: str
     max_batch: int = 1
     stages: tuple[StageTime, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LoadRecord:
+    """An instance that is overloaded or interfered with; there is none while it is merely active. Writer: the scheduler's leader."""
+
+    instance_id: InstanceId
+    node_id: NodeId
+    variant: VariantKey
+    state: LoadState
+    since_unix_s: float
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ def _schema() -> str:
         "node": keys.node(LAB, NodeId("node-0")),
         "instance": keys.instance(LAB, NodeId("node-0"), InstanceId("i1")),
         "assignment": keys.assignment(LAB, NodeId("node-0"), InstanceId("i1")),
+        "load": keys.load(LAB, NodeId("node-0"), InstanceId("i1")),
         "service": keys.service("gateway", "g1"),
         "election": keys.SCHEDULER_ELECTION,
     }

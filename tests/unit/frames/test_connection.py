@@ -263,6 +263,27 @@ async def test_nothing_listening_is_unavailable(socket_folder):
         await FrameClient.connect_unix(str(socket_folder / "data.sock"), target="r")
 
 
+async def test_who_gives_up_while_the_hello_is_awaited_leaves_no_connection(socket_folder):
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def silent(reader, writer):
+        begun.set()
+        await reader.read()  # until the other side has gone
+        ended.set()
+        writer.close()
+
+    path = str(socket_folder / "silent.sock")
+    server = await asyncio.start_unix_server(silent, path)
+    connecting = asyncio.create_task(FrameClient.connect_unix(path))
+    async with asyncio.timeout(10):
+        await begun.wait()
+        connecting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await connecting
+        await ended.wait()
+    server.close()
+
+
 async def test_tcp(socket_folder):
     server = await FrameServer.serve_tcp("127.0.0.1", 0, echo)
     client = await FrameClient.connect_tcp("127.0.0.1", server.port, target="whoever")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -107,19 +107,31 @@ async def test_a_bake_that_fails_says_why_and_leaves_nothing(world: World) -> No
     assert world.node.store.holders() == {}
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
 async def test_jobs_take_turns(world: World) -> None:
     world.baker.contents = [b"x"]
     world.baker.gate.clear()
     artifact = world.node.make_artifact()
 
-    async def run() -> list[Any]:
-        return [event async for event in world.jobs.bake(artifact, 8)]
+    first: list[Any] = []
+    second: list[Any] = []
 
-    both = asyncio.gather(run(), run())
-    await asyncio.sleep(0.2)
+    async def run(events: list[Any]) -> None:
+        async for event in world.jobs.bake(artifact, 8):
+            events += [event]
+
+    both = [asyncio.create_task(run(first))]
+    await until(lambda: world.baker.begun == 1)
+    both.append(asyncio.create_task(run(second)))
+    await until(lambda: bool(second))
     assert world.baker.begun == 1
     world.baker.gate.set()
-    first, second = await both
+    await asyncio.gather(*both)
     assert second[0] == "waiting for another job of this node"
     assert isinstance(first[-1], Baked)
     assert isinstance(second[-1], Baked)

@@ -186,12 +186,14 @@ class FrameClient:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await connecting
                 await protocol.ready
-        except TimeoutError:
-            if hasattr(protocol, "transport"):
+        except BaseException as error:
+            if hasattr(protocol, "transport"):  # also when the caller is cancelled: nobody else knows of the connection
                 protocol.transport.abort()
-            raise Unavailable(f"runtime {protocol.hello.target or '(any)'} at {where}: no hello within {CONNECT_TIMEOUT_S} s") from None
-        except OSError as error:
-            raise Unavailable(f"runtime {protocol.hello.target or '(any)'} at {where}: {error}") from error
+            if isinstance(error, TimeoutError):
+                raise Unavailable(f"runtime {protocol.hello.target or '(any)'} at {where}: no hello within {CONNECT_TIMEOUT_S} s") from None
+            if isinstance(error, OSError):
+                raise Unavailable(f"runtime {protocol.hello.target or '(any)'} at {where}: {error}") from error
+            raise
         return cls(protocol)
 
     @property

@@ -183,8 +183,8 @@ class ProfileRecord:
     quick: bool = False
 
     def latency_ms(self, batch: int, threads: int) -> float | None:
-        """Median latency of the measured row, or None where it was not measured."""
-        return next((row.p50_ms for row in self.rows if row.batch == batch and row.threads == threads), None)
+        """Median latency of the measured row of one instance by itself, or None where it was not measured."""
+        return next((row.p50_ms for row in self.rows if (row.batch, row.threads, row.concurrency) == (batch, threads, 1)), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,14 @@ from registry_world import CLASS_A, DOMAIN, Registry, stored, tensor
 
 from tessera import failpoint
 from tessera.coord import keys
+from tessera.coord.interface import ModRevisionIs, Put
+from tessera.coord.records import encode
 from tessera.domain.errors import AlreadyExists, FailedPrecondition, Internal, InvalidInput, Unsupported
 from tessera.domain.ids import ModelName
 from tessera.domain.records import VariantState
 from tessera.registry.core.manifest import SourceFile
 from tessera.tensorstore.artifact import digest_of
+from tessera.testing.builders import a_model, a_signature, a_version, a_version_key
 
 FILES = {"a": tensor(1), "small": tensor(2, 64)}
 
@@ -256,3 +259,19 @@ async def test_bad_job_record_is_said_not_guessed(registry: Registry) -> None:
 
 def test_errors_keep_their_words() -> None:
     assert "a" in str(InvalidInput("a", 1, "b"))
+
+
+async def test_a_model_that_does_not_fit_its_task_is_refused_and_leaves_nothing(registry: Registry) -> None:
+    other = a_version("other", signature=a_signature(batched=False))
+    for key, record in (
+        (keys.model(DOMAIN, ModelName("other")), a_model("other", task="t")),
+        (keys.version(a_version_key("other")), other),
+    ):
+        await registry.coordinator.transact([ModRevisionIs(key, 0)], [Put(key, encode(record))])
+    with pytest.raises(InvalidInput, match=r"task 't': .* in model 'other'"):
+        await registry.register("m", FILES, task="t")
+    assert [known.model.name for known in await registry.catalogue.models(DOMAIN)] == ["other"]
+    assert not await registry.catalogue.jobs(DOMAIN)
+    await registry.register("m", FILES, task="another")
+    # A model is not held to what it was before.
+    await registry.register("other", FILES, task="t")

@@ -1,18 +1,21 @@
-"""Name -> factory. Adding a policy is one file and one entry (docs/checklists/new-policy.md)."""
+"""Name -> factory. Adding a policy is one file and one entry, or a package with an entry point (docs/checklists/new-policy.md)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from tessera.domain.errors import InvalidInput
+from tessera.policy.plugins import with_plugins
 from tessera.policy.variant.base import VariantPolicy
 from tessera.policy.variant.plain import PlainVariantPolicy
 
+GROUP = "tessera.policies.variant"
 POLICIES: dict[str, Callable[[], VariantPolicy]] = {"plain": PlainVariantPolicy}
 
 
 def make(name: str) -> VariantPolicy:
-    """Raises: InvalidInput when no policy has this name; it lists those that exist."""
-    if name not in POLICIES:
-        raise InvalidInput("variant policy", name, f"one of {', '.join(sorted(POLICIES))}")
-    return POLICIES[name]()
+    """Raises: InvalidInput when no policy has this name; it lists those that exist. FailedPrecondition: one of a package that is broken."""
+    policies = with_plugins(GROUP, POLICIES)
+    if name not in policies:
+        raise InvalidInput("variant policy", name, f"one of {', '.join(sorted(policies))}")
+    return policies[name]()

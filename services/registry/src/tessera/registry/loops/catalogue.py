@@ -14,6 +14,7 @@ from tessera.coord.records import decode, encode
 from tessera.domain.errors import AlreadyExists, Conflict, FailedPrecondition, InvalidInput, ModelNotFound, NotFound, VersionNotFound
 from tessera.domain.ids import Digest, JobId, ModelName, TrustDomain, VariantKey, VersionKey, VersionNumber, parse_reference
 from tessera.domain.records import AliasRecord, JobRecord, ModelRecord, VariantRecord, VersionRecord
+from tessera.domain.tasks import check_task_signature
 from tessera.registry.core.references import check_deletable
 
 T = TypeVar("T")
@@ -181,6 +182,16 @@ class Catalogue:
                 continue
             return key
         raise Conflict(f"model {name!r} is written by others again and again; try again")
+
+    async def check_task(self, new: NewVersion) -> None:
+        """Raises: InvalidInput when the version's signature does not fit those of its task's other models."""
+        domain, task = new.model.trust_domain, new.model.task
+        if not task:
+            return
+        models = await self._records(keys.models(domain), ModelRecord)
+        latest = {model.name: model.latest for model in models if model.task == task and model.name != new.model.name}
+        others = {v.model: v.signature for v in await self.versions(domain) if latest.get(v.model) == v.version}
+        check_task_signature(task, new.version.signature, others)
 
     async def set_accuracy(self, domain: TrustDomain, name: ModelName, accuracy: float) -> None:
         for _ in range(_ATTEMPTS):

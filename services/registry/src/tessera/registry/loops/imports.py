@@ -241,6 +241,7 @@ class Imports:
             await self._blobs.store(imported.blobs, imported.folder)
             await failpoint.async_hit("registry.before_commit")
             new = await self._records(registration, digest, imported)
+            await self._catalogue.check_task(new)
             after = replace(job, step=step(JobStep(job.step), JobStep.VARIANTS).value)
             key = await self._catalogue.commit(new, digest, after, keep_job=imported.onnx is not None)
         await failpoint.async_hit("registry.after_commit")

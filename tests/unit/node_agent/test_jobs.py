@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -107,34 +107,29 @@ async def test_a_bake_that_fails_says_why_and_leaves_nothing(world: World) -> No
     assert world.node.store.holders() == {}
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
 async def test_jobs_take_turns(world: World) -> None:
     world.baker.contents = [b"x"]
     world.baker.gate.clear()
     artifact = world.node.make_artifact()
 
-    first: list[Any] = []
-    second: list[Any] = []
+    first: asyncio.Queue[Any] = asyncio.Queue()
+    second: asyncio.Queue[Any] = asyncio.Queue()
 
-    async def run(events: list[Any]) -> None:
+    async def run(events: asyncio.Queue[Any]) -> Any:
         async for event in world.jobs.bake(artifact, 8):
-            events += [event]
+            events.put_nowait(event)
+        return event
 
-    both = [asyncio.create_task(run(first))]
-    await until(lambda: world.baker.begun == 1)
-    both.append(asyncio.create_task(run(second)))
-    await until(lambda: bool(second))
-    assert world.baker.begun == 1
-    world.baker.gate.set()
-    await asyncio.gather(*both)
-    assert second[0] == "waiting for another job of this node"
-    assert isinstance(first[-1], Baked)
-    assert isinstance(second[-1], Baked)
+    async with asyncio.timeout(10):
+        begun = asyncio.create_task(run(first))
+        while await first.get() != "optimising":
+            pass
+        waiting = asyncio.create_task(run(second))
+        assert await second.get() == "waiting for another job of this node"
+        assert world.baker.begun == 1
+        world.baker.gate.set()
+        assert isinstance(await begun, Baked)
+        assert isinstance(await waiting, Baked)
 
 
 async def test_a_caller_that_goes_away_ends_the_job(world: World) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from tessera.domain.errors import InvalidInput
+from tessera.domain.ids import ModelName
 from tessera.domain.signature import Signature, TensorSpec
 
 TASK_PREFIX = "task:"
 
 
-def check_task_signature(task: str, signature: Signature, others: Mapping[str, Signature]) -> None:
+def check_task_signature(task: str, signature: Signature, others: Mapping[ModelName, Signature]) -> None:
     """Checks a model's signature against those of the task's other models, by their names.
 
     Raises:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import docker
 import numpy as np
 
 from benchmarks.made import FOLDER
@@ -30,6 +31,7 @@ from tessera.coord.binary import EtcdProcess, find_etcd
 from tessera.domain.errors import TesseraError
 from tessera.domain.ids import DEFAULT_TRUST_DOMAIN, Digest, domain_tag
 from tessera.frames import FrameClient, RequestHeader
+from tessera.node_agent.core.containers import RUN_LABEL
 from tessera.tensorstore.mount import shm_folder_for
 from tessera.testing.etcd import free_port
 
@@ -55,8 +57,11 @@ class Memory:
 
 
 def memory_of(pid: int, store: Path) -> Memory:
+    """The store's files are told by their device: in a container they have another path."""
     private = proportional = shared = 0
     in_store = False
+    device = store.stat().st_dev
+    device_text = f"{os.major(device):02x}:{os.minor(device):02x}"
     try:
         lines = Path(f"/proc/{pid}/smaps").read_text().splitlines()
     except OSError:  # it ended meanwhile
@@ -64,8 +69,8 @@ def memory_of(pid: int, store: Path) -> Memory:
     for line in lines:
         name, _, value = line.partition(":")
         if "-" in name.split(" ", 1)[0]:
-            path = line.split(maxsplit=5)
-            in_store = len(path) == 6 and path[5].startswith(f"{store}/")
+            words = line.split(maxsplit=5)
+            in_store = len(words) == 6 and words[3] == device_text and "/blobs/" in words[5]
         elif name == "Rss" and in_store:
             shared += int(value.split()[0])
         elif name == "Pss" and not in_store:
@@ -78,8 +83,9 @@ def memory_of(pid: int, store: Path) -> Memory:
 class Node:
     """One agent; `store_bytes` is its store's budget."""
 
-    def __init__(self, agent: subprocess.Popen[bytes], address: str, run: Path, log: Path) -> None:
+    def __init__(self, agent: subprocess.Popen[bytes], address: str, run: Path, log: Path, in_containers: bool) -> None:
         self._agent = agent
+        self._in_containers = in_containers
         self._stub = node_pb2_grpc.NodeAgentStub(rpc.connect(address))
         self._run = run
         self._log = log
@@ -137,8 +143,8 @@ class Node:
         return [np.frombuffer(raw, np.float32).reshape(output.shape) for output, raw in pairs]
 
     def processes(self) -> list[int]:
-        """Zygotes and runtimes: everything forked from a zygote has its command line."""
-        found = []
+        """Zygotes and runtimes: everything forked from a zygote has its command line, a container has the run folder's label."""
+        found = self._containers() if self._in_containers else []
         for entry in Path("/proc").iterdir():
             try:
                 command = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
@@ -147,6 +153,15 @@ class Node:
             if b"tessera.runtime.zygote" in command and os.fsencode(self._run) in command:
                 found.append(int(entry.name))
         return found
+
+    def _containers(self) -> list[int]:
+        engine = docker.from_env()
+        try:
+            found = engine.containers.list(filters={"label": RUN_LABEL})
+            lists = [each.top(ps_args="-o pid") for each in found if str(self._run) in each.labels[RUN_LABEL]]
+            return [int(line[0]) for each in lists for line in each["Processes"]]
+        finally:
+            engine.close()
 
     def store_bytes(self) -> int:
         """Allocated bytes of the store's files."""
@@ -198,7 +213,7 @@ async def node(store_bytes: int, **settings: Any) -> AsyncIterator[Node]:
             with log.open("wb") as file:
                 command = [sys.executable, "-m", "tessera.node_agent", "--config", str(folder / "config.yaml")]
                 agent = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)  # noqa: ASYNC220 - nothing else runs
-            found = Node(agent, address, run, log)
+            found = Node(agent, address, run, log, settings.get("runtimes") == "container")
             try:
                 await found.until_up()
                 yield found

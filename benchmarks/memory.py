@@ -2,9 +2,9 @@
 
 Siblings of eight architectures on one node agent, driven directly. How much a sibling has for itself: *shared* (its small tensors alone,
 all large ones are its trunk's), *tenth* (and the last tenth of the large ones), *none* (every weight: nothing is shared). How they live:
-*sharing* (in runtimes over the tensor store), *process*, *container* (the same, each in a runtime of its own), *runtime* (TETRIS's own baseline: several
-in one process, weights private), *off* (a process each, weights private). 1, 4 and 16 of them are loaded and answer; only 1 and 4 where
-each costs the node a model.
+*sharing* (several in a runtime over the tensor store), *process* and *container* (the same, each in a runtime of its own), *runtime*
+(TETRIS's own baseline: several in one process, weights private), *off* (a process or container each, weights private). 1, 4 and 16 of
+them are loaded and answer; only 1 and 4 where each costs the node a model.
 
 *Private*: growth of the runtimes' private memory, store files left out. *Total*: growth of their proportional set sizes, store files left
 out, and of the store's allocated bytes; what an instance costs the node. Both per added instance, from the first to the last.

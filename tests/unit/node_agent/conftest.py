@@ -242,8 +242,8 @@ class Node:
 
 @pytest.fixture
 async def node(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Node]:
-    """Checks at the end what must hold at any end: no task failed, and nothing is pinned but for live runtimes. Its parameter: whether bytes
-    are verified on every bind (they are)."""
+    """Checks at the end what must hold at any end: no task failed, and nothing is pinned but for live runtimes. Its parameter: whether
+    bytes are verified on every bind (they are)."""
     stop, clock = Stop(), VirtualClock()
     async with Tasks(stop) as tasks:
         with LocalTensorStore(tmp_path / "store", 1 << 20, clock) as store:

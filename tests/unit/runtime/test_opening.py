@@ -207,6 +207,21 @@ async def test_unloading_one_that_cannot_be_opened_leaves_nothing(world):
         await world.running.unload("i", 0)
 
 
+async def test_who_asks_what_is_here_waits_for_what_may_fail_yet(world):
+    await world.running.settled()
+    loading = world.load()
+    await world.until_mapped()
+    settling = asyncio.ensure_future(world.running.settled())
+    await asyncio.sleep(0.02)
+    assert not settling.done()
+    world.error = ResourceExhausted("no room")
+    world.open.set()
+    await settling
+    assert world.running.instances == []
+    with pytest.raises(ResourceExhausted):
+        await loading
+
+
 async def test_ending_the_runtime_waits_for_what_is_being_opened(world):
     loading = world.load()
     await world.until_mapped()

@@ -99,6 +99,7 @@ class InstanceManager:
         self._backends: dict[str, Backend] = {}
         self._held: dict[InstanceId, _Held] = {}
         self._loading: set[InstanceId] = set()
+        self._openings: set[asyncio.Future[Loaded]] = set()
         self._by_generation: dict[int, Instance] = {}
         self._build_class = classes.build_class()
         self._artifact = lru_cache(_KNOWN_ARTIFACTS)(partial(_read_artifact, config.store))
@@ -173,7 +174,10 @@ class InstanceManager:
             instance = self._add(identity, artifact, BatchLimits(artifact.max_batch, request.max_delay_us), opening.blobs)
             if mapped is not None:
                 mapped(opening.answer)
-            await instance.open(self._loop.run_in_executor(self._loader, self._open, identity, artifact, opening))
+            opened = instance.open(self._loop.run_in_executor(self._loader, self._open, identity, artifact, opening))
+            self._openings.add(opened)
+            opened.add_done_callback(self._openings.discard)
+            await opened
         except BaseException as error:
             await self._drop(request.instance_id)
             if isinstance(error, TesseraError) or not isinstance(error, Exception):
@@ -183,6 +187,11 @@ class InstanceManager:
             self._loading.discard(request.instance_id)
         self._parking.watch()
         return opening.answer
+
+    async def settled(self) -> None:
+        """Waits for the first openings under way: an agent that asks what is here would hear of no failure later."""
+        if self._openings:
+            await asyncio.wait(set(self._openings))
 
     def _add(self, identity: InstanceIdentity, artifact: Artifact, limits: BatchLimits, blobs: ArtifactBlobs) -> Instance:
         submit = partial(self._loop.run_in_executor, self._workers)

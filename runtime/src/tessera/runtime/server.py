@@ -128,6 +128,7 @@ class ControlServer:
             connection.write(data)
 
     async def _hello(self, message: Message) -> Message:
+        await self._manager.settled()
         config = self._manager.config
         return {
             "runtime_id": config.runtime_id,

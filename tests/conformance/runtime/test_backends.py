@@ -155,7 +155,8 @@ import asyncio, json, sys
 from pathlib import Path
 from tessera.clock import SystemClock
 from tessera.runtime import memory
-from tessera.runtime.manager import InstanceManager, LoadRequest, RuntimeConfig
+from tessera.runtime.loads import LoadRequest
+from tessera.runtime.manager import InstanceManager, RuntimeConfig
 from tessera.runtime.measure import synthetic_inputs
 from tessera.tensorstore import artifact as artifacts
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from tessera.domain.ids import (
     VersionNumber,
 )
 from tessera.domain.signature import Signature, TensorSpec
-from tessera.frames import FrameClient, RequestHeader
+from tessera.frames import FrameClient, FrameResponse, RequestHeader
 from tessera.node_agent.adapters.runtimes import make_runtimes
 from tessera.node_agent.config import NodeAgentConfig
 from tessera.node_agent.ports import LoadReport, Runtime, Runtimes
@@ -79,18 +79,20 @@ class World:
                 writer.commit()
         return Blob(digest, len(data))
 
-    def linear(self, seed: int = 0, width: int = WIDTH) -> Linear:
+    def linear(self, seed: int = 0, width: int = WIDTH, graph: bytes | None = None) -> Linear:
         weight = (np.random.default_rng(seed).standard_normal((width, width)) / width).astype(np.float32)
-        tensor, graph = self.put(weight.tobytes()), self.put(onnx_linear(width))
+        tensor, program = self.put(weight.tobytes()), self.put(onnx_linear(width) if graph is None else graph)
         signature = Signature((TensorSpec("x", "FP32", (-1, width)),), (TensorSpec("y", "FP32", (-1, width)),))
         refs = (TensorRef("weight", "FP32", weight.shape, tensor.digest, tensor.size_bytes),)
-        artifact = self.put(encode(Artifact("ort", "fp32", "onnx", graph, None, refs, signature, build_class(), 8)))
-        return Linear(artifact.digest, frozenset({tensor.digest, graph.digest}), weight)
+        artifact = self.put(encode(Artifact("ort", "fp32", "onnx", program, None, refs, signature, build_class(), 8)))
+        return Linear(artifact.digest, frozenset({tensor.digest, program.digest}), weight)
 
-    async def load(self, runtime: Runtime, model: Linear, name: str = "i1", generation: int = 7) -> LoadReport:
-        return await runtime.load(InstanceId(name), Generation(generation), VARIANT, model.artifact, True, 60.0)
+    async def load(
+        self, runtime: Runtime, model: Linear, name: str = "i1", generation: int = 7, mapped: Callable[[LoadReport], None] | None = None
+    ) -> LoadReport:
+        return await runtime.load(InstanceId(name), Generation(generation), VARIANT, model.artifact, mapped is None, 60.0, mapped)
 
-    async def ask(self, runtime: Runtime, model: Linear, generation: int = 7) -> None:
+    async def ask(self, runtime: Runtime, model: Linear, generation: int = 7) -> FrameResponse:
         """One request, its answer compared."""
         x = np.random.default_rng(3).standard_normal((2, model.weight.shape[0])).astype(np.float32)
         message = ModelInferRequest(model_name="linear")
@@ -107,6 +109,7 @@ class World:
             raise error
         answer = np.frombuffer(ModelInferResponse.FromString(bytes(response.body)).raw_output_contents[0], np.float32)
         np.testing.assert_allclose(answer.reshape(x.shape), x @ model.weight.T, atol=1e-3)
+        return response
 
 
 def onnx_linear(width: int) -> bytes:

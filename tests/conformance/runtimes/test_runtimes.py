@@ -13,8 +13,9 @@ import pytest
 
 from tessera.domain.errors import AlreadyExists, FailedPrecondition, NotFound, TesseraError, Unavailable
 from tessera.domain.ids import Generation, InstanceId, RuntimeId
-from tessera.domain.instance import StartPath
-from tessera.node_agent.ports import Runtime
+from tessera.domain.instance import Stage, StartPath
+from tessera.node_agent.adapters.controlled import ENVIRONMENTS
+from tessera.node_agent.ports import LoadReport, Runtime
 
 LOST_WITHIN_S = 1.0
 
@@ -82,6 +83,98 @@ async def test_several_instances_share_a_runtime(world: Any) -> None:
         await world.load(runtime, model, f"i{number}", 10 + number)
     for number, model in enumerate(models):
         await world.ask(runtime, model, 10 + number)
+
+
+def opening_as(monkeypatch: pytest.MonkeyPatch, terms: str) -> None:
+    """What openings of runtimes made from here on do; a runtime counts its own."""
+    monkeypatch.setitem(ENVIRONMENTS, "ort", {**ENVIRONMENTS["ort"], "TESSERA_FAILPOINTS": f"runtime.open={terms}"})
+
+
+async def early(world: Any, runtime: Runtime, model: Any, name: str, generation: int) -> tuple[LoadReport, asyncio.Task[LoadReport]]:
+    """What is told once it is mapped, and its load, which goes on."""
+    told: asyncio.Future[LoadReport] = asyncio.get_running_loop().create_future()
+    loading = asyncio.get_running_loop().create_task(world.load(runtime, model, name, generation, told.set_result))
+    async with asyncio.timeout(10):
+        return await told, loading
+
+
+async def test_an_early_answer_comes_before_the_opening_and_requests_wait_for_it(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    opening_as(monkeypatch, "delay(0.5)")
+    runtimes = await world.runtimes()
+    runtime, model = await made(runtimes), world.linear()
+    told, loading = await early(world, runtime, model, "i1", 7)
+    assert [time.stage for time in told.stages] == [Stage.MAP]
+    assert told.mapped_bytes >= model.weight.nbytes
+    assert not loading.done()
+    answers = await asyncio.gather(*(world.ask(runtime, model) for _ in range(3)))
+    assert loading.done()
+    assert all(answer.opening_us > answer.queue_us for answer in answers)
+    report = loading.result()
+    assert {time.stage for time in report.stages} == {Stage.MAP, Stage.LOAD}
+    assert report.stages[1].ms > sum(time.ms for time in told.stages)
+    assert (await world.ask(runtime, model)).opening_us == 0
+    assert await runtime.unload(InstanceId("i1"), 0) == model.blobs
+
+
+async def test_unloading_waits_for_what_is_being_opened(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    opening_as(monkeypatch, "delay(0.3)")
+    runtimes = await world.runtimes()
+    runtime, model = await made(runtimes), world.linear()
+    _, loading = await early(world, runtime, model, "i1", 7)
+    assert await runtime.unload(InstanceId("i1"), 0) == model.blobs
+    assert loading.done()
+    await runtime.trim()
+    maps = Path(f"/proc/{runtime.hello.pid}/maps").read_text()
+    assert not [digest for digest in model.blobs if digest in maps]
+
+
+async def test_a_failed_opening_is_the_error_of_who_waited_and_nothing_of_it_is_left(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    opening_as(monkeypatch, "1*off->1*delay(0.3)->off")
+    runtimes = await world.runtimes()
+    runtime, model, broken = await made(runtimes), world.linear(1), world.linear(2, graph=b"no graph at all")
+    await world.load(runtime, model, "i1", 7)
+    _, loading = await early(world, runtime, broken, "i2", 8)
+    with pytest.raises(TesseraError) as asked:
+        await world.ask(runtime, broken, 8)
+    with pytest.raises(TesseraError) as loaded:
+        await loading
+    assert type(asked.value) is type(loaded.value)
+    declared = await runtime.declare()
+    assert declared.holds == model.blobs
+    assert declared.mapped.isdisjoint(broken.blobs - model.blobs)
+    with pytest.raises(NotFound):
+        await runtime.unload(InstanceId("i2"), 0)
+    await world.ask(runtime, model)
+    await world.load(runtime, world.linear(2), "i2", 8)
+    await world.ask(runtime, world.linear(2), 8)
+
+
+async def test_a_runtime_that_dies_while_it_opens_ends_its_load_and_what_waits(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    opening_as(monkeypatch, "delay(20)")
+    runtimes = await world.runtimes()
+    runtime, model = await made(runtimes), world.linear()
+    _, loading = await early(world, runtime, model, "i1", 7)
+    asked = asyncio.get_running_loop().create_task(world.ask(runtime, model))
+    await asyncio.sleep(0.1)
+    runtime.kill()
+    for each in (loading, asked):
+        with pytest.raises(Unavailable):
+            await each
+    await lost(world, "rt-ort-1")
+
+
+async def test_what_is_being_opened_is_adopted_with_the_rest(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    opening_as(monkeypatch, "delay(1)")
+    first = await world.runtimes()
+    runtime, model = await made(first), world.linear()
+    _, loading = await early(world, runtime, model, "i1", 7)
+    await first.leave()
+    with pytest.raises(Unavailable):
+        await loading
+    second = await world.runtimes()
+    (adopted,) = await second.adopt()
+    assert [item.instance_id for item in adopted.hello.instances] == ["i1"]
+    await world.ask(adopted, model)
 
 
 async def test_a_load_that_cannot_be_says_why_and_leaves_the_runtime_well(world: Any) -> None:

@@ -109,7 +109,7 @@ class EchoRuntime:
             )
             for index, one in enumerate(request.inputs)
         ]
-        return FrameResponse(0, 1, 150, 250, encode_response(request.model_name, "1", request.id, outputs))
+        return FrameResponse(0, 1, 150, 0, 250, encode_response(request.model_name, "1", request.id, outputs))
 
     async def kill(self) -> None:
         assert self.server is not None

@@ -94,23 +94,23 @@ def test_a_budget_beyond_its_field_is_cut_to_it(budget_us, sent):
 
 
 def test_response_header_round_trip():
-    response = FrameResponse(0, 4, 10, 20, b"body")
+    response = FrameResponse(0, 4, 10, 15, 20, b"body")
     (frame,) = FrameDecoder().feed(codec.whole_response_head(3, response, 4) + b"body")
     assert (frame.stream, frame.flags) == (3, codec.FLAG_LAST)
-    assert codec.decode_response(frame.payload, 0, len(frame.payload)) == (0, 4, 10, 20, 4)
+    assert codec.decode_response(frame.payload, 0, len(frame.payload)) == (0, 4, 10, 15, 20, 4)
     assert frame.payload[codec.RESPONSE_HEADER_BYTES :] == b"body"
     assert frame.payload.startswith(codec.response_header(response, 4))
 
 
 def test_times_beyond_their_fields_are_cut_to_them():
-    response = FrameResponse(0, 1, 2**40, 2**41)
+    response = FrameResponse(0, 1, 2**40, 2**39, 2**41)
     for head in (codec.whole_response_head(3, response, 0)[codec.HEADER_BYTES :], codec.response_header(response, 0)):
-        assert codec.decode_response(head, 0, len(head)) == (0, 1, 2**32 - 1, 2**32 - 1, 0)
+        assert codec.decode_response(head, 0, len(head)) == (0, 1, 2**32 - 1, 2**32 - 1, 2**32 - 1, 0)
 
 
 def test_layout_is_the_one_that_the_contract_names():
     assert codec.REQUEST_HEADER_BYTES == 8 + 8 + 16 + 8 + 1 + 3 + 4
-    assert codec.RESPONSE_HEADER_BYTES == 2 + 2 + 4 + 4 + 4
+    assert codec.RESPONSE_HEADER_BYTES == 2 + 2 + 4 + 4 + 4 + 4
     assert codec.encode_hello(Hello("r1", 7, 9))[12:] == b"TSRA" + struct.pack("<HHIIH", 1, 0, 7, 9, 2) + b"r1"
 
 

@@ -29,7 +29,7 @@ async def pair(folder, handler, *, server=None, client=None, target="runtime-1")
 
 
 async def echo(header, body):
-    return FrameResponse(0, 1, 2, 3, body)
+    return FrameResponse(0, 1, 2, 0, 3, body)
 
 
 @pytest.mark.parametrize("size", [0, 1, KIB, 256 * KIB, 256 * KIB + 1, 600_000, 9 * MIB])
@@ -39,7 +39,7 @@ async def test_body_of_any_size_comes_back(socket_folder, size):
 
     async def handler(header, received):
         seen.append(header)
-        return FrameResponse(0, 1, 2, 3, received)
+        return FrameResponse(0, 1, 2, 0, 3, received)
 
     async with pair(socket_folder, handler) as (client, _):
         response = await client.request(HEADER, body)

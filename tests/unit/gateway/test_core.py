@@ -149,6 +149,15 @@ def test_spans_of_a_start_are_nested_and_in_order() -> None:
     assert run.attributes["batch_size"] == "2"
 
 
+def test_waiting_for_the_opening_is_a_span_before_the_queue() -> None:
+    made = decision(outcome="ok", actual_ms=20.0, sent_ms=1.0, attempts=1, queue_us=500, opening_us=2000, run_us=3000)
+    spans = {span.name: span for span in spans_of_decision(made)}
+    load, queue = spans["tessera.runtime.load"], spans["tessera.runtime.queue"]
+    assert (load.end_unix_ns - load.start_unix_ns, load.end_unix_ns) == (2_000_000, queue.start_unix_ns)
+    assert load.parent_span_id == spans["tessera.gateway.forward"].span_id
+    assert len({span.span_id for span in spans.values()}) == len(spans)
+
+
 def test_spans_of_failures_and_unsampled_requests() -> None:
     (only,) = spans_of_decision(decision(outcome="not_found: model 'x'"))
     assert only.error == "not_found: model 'x'"
@@ -161,6 +170,10 @@ def test_stages_add_up() -> None:
     made = decision(stages=(StageTime(Stage.QUEUE, 1.0), StageTime(Stage.LOAD, 2.0)), queue_us=500, run_us=4000)
     assert [(stage.stage.value, stage.ms) for stage in made.all_stages()] == [("queue", 1.5), ("load", 2.0), ("run", 4.0)]
     assert [stage.stage for stage in decision(run_us=10).all_stages()] == [Stage.RUN]
+    opened = decision(stages=made.stages, queue_us=500, opening_us=1000, run_us=4000)
+    assert [(stage.stage.value, stage.ms) for stage in opened.all_stages()] == [("queue", 1.5), ("load", 3.0), ("run", 4.0)]
+    reopened = decision(opening_us=1000, run_us=4000)
+    assert [(stage.stage.value, stage.ms) for stage in reopened.all_stages()] == [("load", 1.0), ("run", 4.0)]
 
 
 def test_identifiers_are_well_formed_and_differ() -> None:

@@ -45,7 +45,7 @@ class FakeLink:
 
     def __init__(self) -> None:
         self.delay_s = 0.001
-        self.answer: Callable[[RequestHeader], FrameResponse] = lambda header: FrameResponse(0, 1, 0, 1000, b"")
+        self.answer: Callable[[RequestHeader], FrameResponse] = lambda header: FrameResponse(0, 1, 0, 0, 1000, b"")
         self.headers: list[RequestHeader] = []
         self.cancelled = 0
 

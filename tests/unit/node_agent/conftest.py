@@ -156,6 +156,7 @@ class Node:
         runtimes: FakeRuntimes,
         clock: VirtualClock,
         others: Mapping[TrustDomain, tuple[LocalTensorStore, FakeRuntimes]] | None = None,
+        verify: bool = True,
     ) -> None:
         self.folder, self.store, self.runtimes, self.clock = folder, store, runtimes, clock
         self.repository = Repository(f"file://{folder / 'repository'}")
@@ -186,7 +187,7 @@ class Node:
             evictor = Evictor(self.table, fleet, store, EVICT_IDLE_S)
             starter = Starter(
                 self.identity, self.table, fleet, larder, evictor, self.poison, self.limits, self.records, notes, meter,
-                StarterSettings(5.0, 100, True), clock, tasks, lambda: None,
+                StarterSettings(5.0, 100, verify), clock, tasks, lambda: None,
             )  # fmt: skip
             baker = ProcessBaker(folder / "bake" / name, store.root)
             jobs = Jobs(
@@ -240,12 +241,13 @@ class Node:
 
 
 @pytest.fixture
-async def node(tmp_path: Path) -> AsyncIterator[Node]:
-    """Checks at the end what must hold at any end: no task failed, and nothing is pinned but for live runtimes."""
+async def node(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Node]:
+    """Checks at the end what must hold at any end: no task failed, and nothing is pinned but for live runtimes. Its parameter: whether
+    bytes are verified on every bind (they are)."""
     stop, clock = Stop(), VirtualClock()
     async with Tasks(stop) as tasks:
         with LocalTensorStore(tmp_path / "store", 1 << 20, clock) as store:
-            found = Node(tmp_path, tasks, store, FakeRuntimes(store), clock)
+            found = Node(tmp_path, tasks, store, FakeRuntimes(store), clock, verify=getattr(request, "param", True))
             yield found
             async with asyncio.timeout(5):
                 while len(tasks):  # noqa: ASYNC110 - tasks that end by themselves; there is no event to wait for

@@ -36,7 +36,8 @@ from tessera.testing import VirtualClock
 
 class FakeRuntime:
     """Implements `Runtime`. Reads the store as a real one would; `fault` is what its next load does: "corrupt" (looks at the bytes
-    and refuses those that differ), "die", "hang", or an error."""
+    and refuses those that differ), "die", "hang", or an error. Where a start may be told early, that happens while the world's `opening`
+    gate is closed, or then."""
 
     def __init__(self, world: FakeRuntimes, runtime_id: RuntimeId, flavour: str, threads: int) -> None:
         self._world = world
@@ -61,12 +62,23 @@ class FakeRuntime:
             raise Unavailable(f"runtime {self._hello.runtime_id} has ended")
 
     async def load(
-        self, instance_id: InstanceId, generation: Generation, variant: VariantKey, artifact: Digest | None, verify: bool, timeout_s: float
+        self,
+        instance_id: InstanceId,
+        generation: Generation,
+        variant: VariantKey,
+        artifact: Digest | None,
+        verify: bool,
+        timeout_s: float,
+        mapped: Callable[[LoadReport], None] | None = None,
     ) -> LoadReport:
         self._require()
         assert artifact is not None
+        self._world.early.append(mapped is not None)
         fault = self._world.fault(variant)
         await self._world.gate.wait()
+        if mapped is not None:
+            mapped(LoadReport((StageTime(Stage.MAP, 0.0),), 100, 0))
+            await self._world.opening.wait()
         if fault == "die":
             self.kill()
             raise Unavailable("lost")
@@ -135,13 +147,17 @@ class FakeRuntime:
 
 
 class FakeRuntimes:
-    """Implements `Runtimes`. `gate` closed holds every load up; `faults` are queued per variant."""
+    """Implements `Runtimes`. `gate` closed holds every load up, `opening` closed what was told early; `faults` are queued per variant."""
 
     def __init__(self, store: LocalTensorStore) -> None:
         self.store = store
         self.all: dict[RuntimeId, FakeRuntime] = {}
         self.gate = asyncio.Event()
         self.gate.set()
+        self.opening = asyncio.Event()
+        self.opening.set()
+        self.early: list[bool] = []
+        """For each load whether it was to be told early."""
         self.fork_gate = asyncio.Event()
         self.fork_gate.set()
         self.fork_error: TesseraError | None = None

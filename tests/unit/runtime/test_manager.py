@@ -11,7 +11,8 @@ from tessera.domain.errors import NotFound
 from tessera.domain.signature import Signature, TensorSpec
 from tessera.runtime import backends, manager
 from tessera.runtime.backends.identity.backend import IdentityBackend
-from tessera.runtime.manager import InstanceManager, LoadRequest, RuntimeConfig
+from tessera.runtime.loads import LoadRequest
+from tessera.runtime.manager import InstanceManager, RuntimeConfig
 from tessera.tensorstore import artifact as artifacts
 
 ANY = TensorSpec("INPUT0", "ANY", (), True)

@@ -19,7 +19,7 @@ class _Request(asyncio.Future[FrameResponse]):
     """A request under way: its answer, and what of it is here. Cancelling it cancels the request in the runtime."""
 
     incoming: Incoming | None = None
-    response: tuple[int, int, int, int] = (0, 0, 0, 0)
+    response: tuple[int, int, int, int, int] = (0, 0, 0, 0, 0)
 
     def __init__(self, protocol: _ClientProtocol, number: int, suffix: bytes) -> None:
         super().__init__(loop=protocol.loop)
@@ -69,7 +69,7 @@ class _ClientProtocol(Connection):
             if request is None or request.incoming is not None or not flags & FLAG_LAST:
                 self.on_message_frame(flags, stream, data, start, stop)
                 return
-            status, batch_size, queue_us, run_us, body_bytes = codec.decode_response(data, start, stop)
+            status, batch_size, queue_us, opening_us, run_us, body_bytes = codec.decode_response(data, start, stop)
             start += RESPONSE_HEADER_BYTES
             if stop - start != body_bytes:
                 raise FrameError(f"message body of {stop - start} bytes: its header said {body_bytes}")
@@ -77,7 +77,7 @@ class _ClientProtocol(Connection):
             del self.streams[stream]
             if not request.done():
                 body = b"".join((data[start:stop], b"" if status else request.suffix))
-                request.set_result(FrameResponse(status, batch_size, queue_us, run_us, body))
+                request.set_result(FrameResponse(status, batch_size, queue_us, opening_us, run_us, body))
         elif kind == codec.CREDIT:
             self.sender.grant(codec.decode_credit(data[start:stop]))
         elif kind == codec.GOAWAY:
@@ -105,7 +105,7 @@ class _ClientProtocol(Connection):
         if body_bytes > self.hello.max_message_bytes:
             raise FrameError(f"response of {body_bytes} bytes: at most {self.hello.max_message_bytes}")
         request = self.streams[stream]
-        request.response = (head[0], head[1], head[2], head[3])
+        request.response = (head[0], head[1], head[2], head[3], head[4])
         request.incoming = incoming = Incoming(body_bytes, not request.done(), b"" if head[0] else request.suffix)
         return incoming
 

@@ -29,10 +29,10 @@ Buffer = bytes | bytearray | memoryview
 _HEADER = struct.Struct("<IBBHI")
 _HELLO = struct.Struct("<4sHHIIH")
 _REQUEST = struct.Struct("<QQ16s8sB3xI")
-_RESPONSE = struct.Struct("<HHIII")
+_RESPONSE = struct.Struct("<HHIIII")
 _CREDIT = struct.Struct("<I")
 _REQUEST_FRAME = struct.Struct("<IBBHIQQ16s8sB3xI")
-_RESPONSE_FRAME = struct.Struct("<IBBHIHHIII")
+_RESPONSE_FRAME = struct.Struct("<IBBHIHHIIII")
 """A frame header and a message header as one, for messages of one frame: nearly all there are."""
 
 REQUEST_HEADER_BYTES = _REQUEST_BYTES = _REQUEST.size
@@ -91,11 +91,13 @@ class RequestHeader(NamedTuple):
 
 
 class FrameResponse(NamedTuple):
-    """`body`: a ModelInferResponse, or for an error what `encode_error` wrote. Times in microseconds."""
+    """`body`: a ModelInferResponse, or for an error what `encode_error` wrote. Times in microseconds; `opening_us`: for how long it waited
+    while its instance was being opened, which is no part of `queue_us`."""
 
     status: int
     batch_size: int = 0
     queue_us: int = 0
+    opening_us: int = 0
     run_us: int = 0
     body: Buffer = b""
 
@@ -187,8 +189,8 @@ def request_header(header: RequestHeader, body_bytes: int) -> bytes:
 
 def response_header(response: FrameResponse, body_bytes: int) -> bytes:
     """What stands before the first chunk of an answer."""
-    status, batch_size, queue_us, run_us, _ = response
-    return _RESPONSE.pack(status, batch_size, min(queue_us, _U32), min(run_us, _U32), body_bytes)
+    status, batch_size, queue_us, opening_us, run_us, _ = response
+    return _RESPONSE.pack(status, batch_size, min(queue_us, _U32), min(opening_us, _U32), min(run_us, _U32), body_bytes)
 
 
 def whole_request_head(stream: int, header: RequestHeader, body_bytes: int) -> bytes:
@@ -203,11 +205,11 @@ def whole_request_head(stream: int, header: RequestHeader, body_bytes: int) -> b
 
 def whole_response_head(stream: int, response: FrameResponse, body_bytes: int) -> bytes:
     """All that stands before the body of an answer that is one frame."""
-    status, batch_size, queue_us, run_us, _ = response
-    if queue_us > _U32 or run_us > _U32:
-        queue_us, run_us = min(queue_us, _U32), min(run_us, _U32)
+    status, batch_size, queue_us, opening_us, run_us, _ = response
+    if queue_us > _U32 or opening_us > _U32 or run_us > _U32:
+        queue_us, opening_us, run_us = min(queue_us, _U32), min(opening_us, _U32), min(run_us, _U32)
     return _RESPONSE_FRAME.pack(
-        _RESPONSE_BYTES + body_bytes, RESPONSE, FLAG_LAST, 0, stream, status, batch_size, queue_us, run_us, body_bytes
+        _RESPONSE_BYTES + body_bytes, RESPONSE, FLAG_LAST, 0, stream, status, batch_size, queue_us, opening_us, run_us, body_bytes
     )
 
 
@@ -224,11 +226,11 @@ def decode_request(data: Buffer, start: int, stop: int) -> tuple[RequestHeader, 
     return RequestHeader(generation, budget, trace_id, span_id, flags), body_bytes
 
 
-def decode_response(data: Buffer, start: int, stop: int) -> tuple[int, int, int, int, int]:
-    """Status, batch size, queue and run in microseconds, body length in bytes; the first chunk follows `RESPONSE_HEADER_BYTES` on."""
+def decode_response(data: Buffer, start: int, stop: int) -> tuple[int, int, int, int, int, int]:
+    """Status, batch size, then queue, opening and run in us, body length in bytes; the first chunk follows `RESPONSE_HEADER_BYTES` on."""
     if stop - start < _RESPONSE_BYTES:
         raise FrameError(f"response header of {stop - start} bytes: must be {_RESPONSE_BYTES}")
-    found: tuple[int, int, int, int, int] = _RESPONSE.unpack_from(data, start)
+    found: tuple[int, int, int, int, int, int] = _RESPONSE.unpack_from(data, start)
     return found
 
 

@@ -1,7 +1,7 @@
 """The control channel: u32 little-endian length, then a JSON object. The same words for zygotes and runtimes.
 
 Requests `{"id": n, "op": "...", ...}`; replies `{"id": n, "ok": {...}}` or `{"id": n, "error": {"kind", "message"}}`; events
-`{"event": "...", ...}` without an id. Pure: no sockets.
+`{"event": "...", ...}` without an id, or with that of the request that they come before the reply of. Pure: no sockets.
 """
 
 from __future__ import annotations

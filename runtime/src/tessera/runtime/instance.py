@@ -1,8 +1,8 @@
 """One loaded artifact that serves: its queue, its batches, its end.
 
 Everything here runs on the event loop's thread, which is the lock that loading and unloading take as well; only `Loaded.run` goes to
-a worker thread. At most one batch of an instance runs at a time. A parked instance has no `Loaded`: its next request has it opened again,
-and waits for that in the queue as it would for a batch.
+a worker thread. At most one batch of an instance runs at a time. One that is new has no `Loaded` until it was opened, a parked one until
+its next request has it opened again: requests wait for that in the queue as they would for a batch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from tessera.frames.codec import FrameResponse, RequestHeader
 from tessera.frames.openinference import InferRequest, encode_response
 from tessera.runtime.activity import InstanceStatus, RecentRuns
 from tessera.runtime.backends.interface import Loaded, Tensor
-from tessera.runtime.tensors import CheckedRequest, check_request, join, joinable_key, output_tensors, split
+from tessera.runtime.tensors import check_request, join, joinable_key, output_tensors, split
+from tessera.runtime.waiting import Waiting
 
 _log = logging.getLogger(__name__)
 
@@ -42,20 +43,6 @@ class InstancePhase(StrEnum):
     SERVING = "serving"
     DRAINING = "draining"
     GONE = "gone"
-
-
-@dataclass(slots=True, eq=False)
-class _Waiting:
-    request: CheckedRequest
-    key: object
-    model_name: str
-    request_id: str
-    generation: int
-    arrived_s: float
-    deadline_s: float
-    future: asyncio.Future[FrameResponse]
-    alone: bool = False
-    """Set after a joined batch failed: whose fault it was shows when each runs by itself."""
 
 
 @dataclass(slots=True)
@@ -80,7 +67,7 @@ class InstanceIdentity:
 
 @dataclass(slots=True)
 class _Running:
-    items: list[_Waiting] = field(default_factory=list)
+    items: list[Waiting] = field(default_factory=list)
     started_s: float = 0.0
 
 
@@ -91,7 +78,7 @@ class Instance:
         self,
         identity: InstanceIdentity,
         artifact: Artifact,
-        loaded: Loaded,
+        loaded: Loaded | None,
         limits: BatchLimits,
         clock: Clock,
         submit: Submit,
@@ -99,16 +86,17 @@ class Instance:
     ) -> None:
         self.identity = identity
         self.artifact = artifact
-        self.loaded: Loaded | None = loaded
+        self.loaded = loaded
         self.limits = limits
         self.phase = InstancePhase.SERVING
         self._clock = clock
         self._submit = submit
         self._reopen = reopen
         self._opening: asyncio.Future[Loaded] | None = None
+        self._opening_since_s = 0.0
         self._runs = RecentRuns()
         self._loop = asyncio.get_running_loop()
-        self._queue: deque[_Waiting] = deque()
+        self._queue: deque[Waiting] = deque()
         self._running: _Running | None = None
         self._exclusive = False
         self._joinable = artifact.signature.batched
@@ -121,12 +109,16 @@ class Instance:
         """Figures as of now; percentiles of what ran in the last `window_s` seconds."""
         executing = len(self._running.items) if self._running else 0
         p50_ms, p99_ms = self._runs.percentiles(self._clock.monotonic_s() - window_s)
-        return InstanceStatus(len(self._queue), executing, self._served, self.idle_s, p50_ms, p99_ms, self.loaded is None)
+        return InstanceStatus(len(self._queue), executing, self._served, self.idle_s, p50_ms, p99_ms, self.parked)
 
     @property
     def idle_s(self) -> float:
         """Seconds since it had something to do; 0 while it has."""
         return 0.0 if self._busy or self._exclusive or self._queue else self._clock.monotonic_s() - self._last_s
+
+    @property
+    def parked(self) -> bool:
+        return self.loaded is None and self._opening is None
 
     @property
     def _busy(self) -> bool:
@@ -140,14 +132,17 @@ class Instance:
         self.loaded = None
         return loaded
 
-    def _open(self) -> asyncio.Future[Loaded]:
-        """Has it opened again; what waits goes on then, or hears why that failed."""
-        opening = self._opening = self._reopen()
+    def open(self, opening: asyncio.Future[Loaded]) -> asyncio.Future[Loaded]:
+        """It is being opened; what waits goes on when that is done, or hears why it failed."""
+        self._opening, self._opening_since_s = opening, self._clock.monotonic_s()
         opening.add_done_callback(self._opened)
         return opening
 
     def _opened(self, done: asyncio.Future[Loaded]) -> None:
         self._opening = None
+        now = self._last_s = self._clock.monotonic_s()
+        for item in self._queue:
+            item.opening_s += now - max(item.arrived_s, self._opening_since_s)
         error = Internal("the runtime is ending") if done.cancelled() else done.exception()
         self.loaded = done.result() if error is None else None
         while error is not None and self._queue:
@@ -155,7 +150,7 @@ class Instance:
         self._wake_quiet()
         self._dispatch()
 
-    def _fail(self, item: _Waiting, error: BaseException) -> None:
+    def _fail(self, item: Waiting, error: BaseException) -> None:
         if not item.future.done():
             known = error if isinstance(error, TesseraError) else Internal(f"{self.identity.variant}: {type(error).__name__}: {error}")
             item.future.set_exception(known)
@@ -171,7 +166,7 @@ class Instance:
             )
         now = self._clock.monotonic_s()
         budget_us = header.budget_us if checked.timeout_us is None else min(header.budget_us, checked.timeout_us)
-        item = _Waiting(
+        item = Waiting(
             checked,
             joinable_key(checked.tensors) if self._joinable else None,
             request.model_name,
@@ -188,7 +183,7 @@ class Instance:
             item.future.add_done_callback(partial(self._left, item))
         return item.future
 
-    def _left(self, item: _Waiting, future: asyncio.Future[FrameResponse]) -> None:
+    def _left(self, item: Waiting, future: asyncio.Future[FrameResponse]) -> None:
         """A cancelled request frees its place in the queue at once."""
         if future.cancelled() and item in self._queue:
             self._queue.remove(item)
@@ -198,7 +193,7 @@ class Instance:
         """Forms the next batch and starts it; the generation is checked here again."""
         while not self._busy and not self._exclusive and self._queue:
             if self.loaded is None:
-                self._open()
+                self.open(self._reopen())
                 return
             items = self._form()
             if items is None:
@@ -214,12 +209,12 @@ class Instance:
                 self._submit(call).add_done_callback(partial(self._finished, running))
         self._wake_quiet()
 
-    def _form(self) -> list[_Waiting] | None:
+    def _form(self) -> list[Waiting] | None:
         """The next batch in order of arrival; empty when all that was looked at had expired; None while the first waits for company."""
         now = self._clock.monotonic_s()
-        first: _Waiting | None = None
-        taken: list[_Waiting] = []
-        passed: list[_Waiting] = []
+        first: Waiting | None = None
+        taken: list[Waiting] = []
+        passed: list[Waiting] = []
         rows = 0
         while self._queue:
             item = self._queue.popleft()
@@ -246,15 +241,15 @@ class Instance:
             return None
         return taken
 
-    def _may_join(self, item: _Waiting) -> bool:
+    def _may_join(self, item: Waiting) -> bool:
         return item.key is not None and not item.alone and self._joinable
 
-    def _joins(self, first: _Waiting, item: _Waiting, rows: int) -> bool:
+    def _joins(self, first: Waiting, item: Waiting, rows: int) -> bool:
         return (
             self._may_join(first) and self._may_join(item) and item.key == first.key and rows + item.request.rows <= self.limits.max_batch
         )
 
-    def _worth_waiting(self, first: _Waiting, rows: int, now: float) -> bool:
+    def _worth_waiting(self, first: Waiting, rows: int, now: float) -> bool:
         """Sets a timer and says yes while the first may still wait for others."""
         if (
             not self.limits.max_delay_us
@@ -304,7 +299,7 @@ class Instance:
         if dispatch:
             self._dispatch()
 
-    def _run_alone(self, items: list[_Waiting]) -> None:
+    def _run_alone(self, items: list[Waiting]) -> None:
         for item in reversed(items):
             item.alone = True
             self._queue.appendleft(item)
@@ -331,14 +326,15 @@ class Instance:
             except Exception as error:
                 item.future.set_exception(Internal(f"{self.identity.variant}: the answer cannot be written: {error!r}"))
                 continue
-            queue_us = int((running.started_s - item.arrived_s) * 1e6)
-            item.future.set_result(FrameResponse(0, min(rows, 0xFFFF), queue_us, run_us, body))
+            queue_us, opening_us = item.waited_us(running.started_s)
+            item.future.set_result(FrameResponse(0, min(rows, 0xFFFF), queue_us, opening_us, run_us, body))
 
     async def exclusively(self) -> None:
         """Waits until nothing runs and keeps batches from starting until `release`. A parked one is opened.
 
         Raises:
             FailedPrecondition: somebody has it already.
+            WrongGeneration: its first opening failed meanwhile.
             TesseraError: it cannot be opened.
         """
         if self._exclusive:
@@ -347,8 +343,10 @@ class Instance:
         try:
             while self._busy:
                 await self._until_quiet()
+            if self.phase is InstancePhase.GONE:
+                raise self._wrong_generation()
             if self.loaded is None:
-                opening = self._open()
+                opening = self.open(self._reopen())
                 await asyncio.wait([opening])
                 opening.result()
         except BaseException:

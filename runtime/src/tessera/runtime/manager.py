@@ -27,7 +27,7 @@ from tessera.domain.errors import (
     Unsupported,
     WrongGeneration,
 )
-from tessera.domain.ids import Digest, Generation, InstanceId, parse_reference
+from tessera.domain.ids import Digest, InstanceId, parse_reference
 from tessera.frames.codec import Buffer, FrameResponse, RequestHeader
 from tessera.frames.openinference import parse_request
 from tessera.runtime import backends, classes, memory
@@ -36,6 +36,7 @@ from tessera.runtime.blobs import ArtifactBlobs, read_blob
 from tessera.runtime.holds import Holds
 from tessera.runtime.instance import BatchLimits, Instance, InstanceIdentity, InstancePhase
 from tessera.runtime.kept import KeptArtifacts
+from tessera.runtime.loads import LoadAnswer, LoadRequest, Opening
 from tessera.runtime.measure import Measurement, measure
 from tessera.runtime.parking import Parking
 from tessera.tensorstore import artifact as artifacts
@@ -74,36 +75,13 @@ class RuntimeConfig:
         return self.run_folder / self.runtime_id
 
 
-@dataclass(frozen=True, slots=True)
-class LoadRequest:
-    instance_id: InstanceId
-    generation: Generation
-    variant: str
-    artifact: Digest
-    max_delay_us: int = 0
-    verify: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class LoadAnswer:
-    map_ms: float
-    load_ms: float
-    mapped_bytes: int
-    private_bytes: int
-
-
 @dataclass(slots=True)
 class _Held:
+    """`sound`: what it maps may be kept for the next load."""
+
     instance: Instance
     blobs: ArtifactBlobs
-
-
-@dataclass(slots=True)
-class _Opened:
-    artifact: Artifact
-    loaded: Loaded
-    blobs: ArtifactBlobs
-    answer: LoadAnswer
+    sound: bool = True
 
 
 class InstanceManager:
@@ -121,6 +99,7 @@ class InstanceManager:
         self._backends: dict[str, Backend] = {}
         self._held: dict[InstanceId, _Held] = {}
         self._loading: set[InstanceId] = set()
+        self._openings: set[asyncio.Future[Loaded]] = set()
         self._by_generation: dict[int, Instance] = {}
         self._build_class = classes.build_class()
         self._artifact = lru_cache(_KNOWN_ARTIFACTS)(partial(_read_artifact, config.store))
@@ -171,8 +150,9 @@ class InstanceManager:
             raise WrongGeneration(f"runtime {self.config.runtime_id} has no instance of generation {header.generation:016x}")
         return instance.submit(header, parse_request(body))
 
-    async def load(self, request: LoadRequest) -> LoadAnswer:
-        """Makes an instance. Its blobs are held from here on, before anything is mapped.
+    async def load(self, request: LoadRequest, mapped: Callable[[LoadAnswer], None] | None = None) -> LoadAnswer:
+        """Makes an instance. Its blobs are held from here on, before anything is mapped. Once they are mapped it takes requests, which wait
+        until it is open: `mapped` is told then, of what is known by then. When it cannot be opened, whoever waits in it gets the error.
 
         Raises:
             AlreadyExists: the instance id or generation is taken.
@@ -185,28 +165,76 @@ class InstanceManager:
         if request.generation in self._by_generation:
             raise AlreadyExists(f"generation {request.generation:016x} is here already")
         version = parse_reference(request.variant).version
+        identity = InstanceIdentity(request.instance_id, request.generation, request.variant, str(version or ""), request.artifact)
         self._loading.add(request.instance_id)
         try:
             artifact, digests = self._artifact(request.artifact)
             self.holds.use(request.instance_id, digests)
-            opened = await self._loop.run_in_executor(self._loader, self._open, request, artifact)
+            opening = await self._loop.run_in_executor(self._loader, self._map, request, artifact)
+            instance = self._add(identity, artifact, BatchLimits(artifact.max_batch, request.max_delay_us), opening.blobs)
+            if mapped is not None:
+                mapped(opening.answer)
+            opened = instance.open(self._loop.run_in_executor(self._loader, self._open, identity, artifact, opening))
+            self._openings.add(opened)
+            opened.add_done_callback(self._openings.discard)
+            await opened
         except BaseException as error:
-            self._note_released(self.holds.end(request.instance_id))
-            self._tidy_later()
+            await self._drop(request.instance_id)
             if isinstance(error, TesseraError) or not isinstance(error, Exception):
                 raise
             raise Internal(f"artifact {request.artifact} cannot be loaded: {type(error).__name__}: {error}") from error
         finally:
             self._loading.discard(request.instance_id)
-        limits = BatchLimits(opened.artifact.max_batch, request.max_delay_us)
-        identity = InstanceIdentity(request.instance_id, request.generation, request.variant, str(version or ""), request.artifact)
-        submit = partial(self._loop.run_in_executor, self._workers)
-        reopen = partial(self._loop.run_in_executor, self._loader, self._reopen, identity, opened.artifact, opened.blobs)
-        instance = Instance(identity, opened.artifact, opened.loaded, limits, self._clock, submit, reopen)
-        self._held[request.instance_id] = _Held(instance, opened.blobs)
-        self._by_generation[request.generation] = instance
         self._parking.watch()
-        return opened.answer
+        return opening.answer
+
+    async def settled(self) -> None:
+        """Waits for the first openings under way: an agent that asks what is here would hear of no failure later."""
+        if self._openings:
+            await asyncio.wait(set(self._openings))
+
+    def _add(self, identity: InstanceIdentity, artifact: Artifact, limits: BatchLimits, blobs: ArtifactBlobs) -> Instance:
+        submit = partial(self._loop.run_in_executor, self._workers)
+        reopen = partial(self._loop.run_in_executor, self._loader, self._reopen, identity, artifact, blobs)
+        instance = Instance(identity, artifact, None, limits, self._clock, submit, reopen)
+        self._held[identity.instance_id] = _Held(instance, blobs)
+        self._by_generation[identity.generation] = instance
+        return instance
+
+    async def _drop(self, instance_id: InstanceId) -> None:
+        """After a load that failed. Where the instance is being unloaded already, that goes on with what there is."""
+        held = self._held.get(instance_id)
+        if held is not None:
+            held.sound = False
+            if held.instance.phase is not InstancePhase.SERVING:
+                return
+            held.instance.phase = InstancePhase.GONE
+            del self._held[instance_id], self._by_generation[held.instance.identity.generation]
+            await self._loop.run_in_executor(self._loader, held.blobs.close)
+        self._note_released(self.holds.end(instance_id))
+        self._tidy_later()
+
+    def _map(self, request: LoadRequest, artifact: Artifact) -> Opening:
+        """On the loader thread."""
+        started = self._clock.monotonic_s()
+        private_before = memory.anonymous_bytes()
+        self._backend_for(artifact)
+        blobs = None if request.verify else self._kept.take(request.artifact)
+        if blobs is None:
+            read = read_blob if request.verify else self._graph
+            blobs = ArtifactBlobs(self.config.store, artifact, self._maps, self.config.private, request.verify, read)
+        grown = max(0, memory.anonymous_bytes() - private_before)
+        return Opening(blobs, (self._clock.monotonic_s() - started) * 1e3, grown)
+
+    def _open(self, identity: InstanceIdentity, artifact: Artifact, opening: Opening) -> Loaded:
+        """On the loader thread."""
+        failpoint.hit("runtime.open")
+        started = self._clock.monotonic_s()
+        private_before = memory.anonymous_bytes()
+        loaded = self._backend_for(artifact).load(artifact, identity.artifact_digest, opening.blobs)
+        opening.load_ms = (self._clock.monotonic_s() - started) * 1e3
+        opening.grown_bytes += max(0, memory.anonymous_bytes() - private_before)
+        return loaded
 
     def _reopen(self, identity: InstanceIdentity, artifact: Artifact, blobs: ArtifactBlobs) -> Loaded:
         """On the loader thread. Raises TesseraError: why a parked instance cannot be opened again."""
@@ -217,27 +245,6 @@ class InstanceManager:
             raise ResourceExhausted(f"no memory to open instance {identity.instance_id} of {identity.variant} again") from error
         self._loop.call_soon_threadsafe(self._parking.watch)
         return loaded
-
-    def _open(self, request: LoadRequest, artifact: Artifact) -> _Opened:
-        """On the loader thread."""
-        started = self._clock.monotonic_s()
-        private_before = memory.anonymous_bytes()
-        store = self.config.store
-        backend = self._backend_for(artifact)
-        blobs = None if request.verify else self._kept.take(request.artifact)
-        if blobs is None:
-            read = read_blob if request.verify else self._graph
-            blobs = ArtifactBlobs(store, artifact, self._maps, self.config.private, request.verify, read)
-        mapped = self._clock.monotonic_s()
-        try:
-            loaded = backend.load(artifact, request.artifact, blobs)
-        except BaseException:
-            blobs.close()
-            raise
-        done = self._clock.monotonic_s()
-        grown = max(0, memory.anonymous_bytes() - private_before)
-        answer = LoadAnswer((mapped - started) * 1e3, (done - mapped) * 1e3, blobs.mapped_bytes, grown)
-        return _Opened(artifact, loaded, blobs, answer)
 
     def _backend_for(self, artifact: Artifact) -> Backend:
         backend = self._backends.get(artifact.backend)
@@ -308,9 +315,12 @@ class InstanceManager:
         self._loader.shutdown(wait=False)
 
     def _end(self, held: _Held) -> None:
-        """On the loader thread: first what points into the mappings; those stay for a while."""
+        """On the loader thread: first what points into the mappings; those stay for a while, unless they could not be opened."""
         if held.instance.loaded is not None:
             held.instance.loaded.close()
+        if not held.sound:
+            held.blobs.close()
+            return
         self._kept.keep(held.instance.identity.artifact_digest, held.blobs, self._clock.monotonic_s())
 
     def _forget_later(self) -> None:

@@ -14,7 +14,8 @@ from tessera.domain.errors import Internal, InvalidInput, TesseraError, Unsuppor
 from tessera.domain.ids import Digest, InstanceId, checked_digest
 from tessera.runtime import control, memory
 from tessera.runtime.control import ControlDecoder, Message
-from tessera.runtime.manager import InstanceManager, LoadRequest
+from tessera.runtime.loads import LoadAnswer, LoadRequest
+from tessera.runtime.manager import InstanceManager
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +71,6 @@ class ControlServer:
         self._server: asyncio.Server | None = None
         self._operations: dict[str, Callable[[Message], Awaitable[Message]]] = {
             "hello": self._hello,
-            "load": self._load,
             "unload": self._unload,
             "measure": self._measure,
             "status": self._status,
@@ -105,10 +105,7 @@ class ControlServer:
     async def _answer(self, message: Message, connection: _Connection) -> None:
         request_id = message.get("id")
         try:
-            operation = self._operations.get(str(message.get("op")))
-            if operation is None:
-                raise Unsupported(f"op {message.get('op')!r}: a runtime knows {', '.join(self._operations)}")
-            data = control.reply(request_id, await operation(message))
+            data = control.reply(request_id, await self._operation(message, connection))
         except TesseraError as error:
             data = control.refusal(request_id, error)
         except Exception as error:
@@ -116,12 +113,22 @@ class ControlServer:
             data = control.refusal(request_id, Internal(f"{type(error).__name__}: {error}"))
         connection.write(data)
 
+    def _operation(self, message: Message, connection: _Connection) -> Awaitable[Message]:
+        """Raises: Unsupported."""
+        if message.get("op") == "load":
+            return self._load(message, connection)
+        operation = self._operations.get(str(message.get("op")))
+        if operation is None:
+            raise Unsupported(f"op {message.get('op')!r}: a runtime knows load, {', '.join(self._operations)}")
+        return operation(message)
+
     def _tell_released(self, digests: list[Digest]) -> None:
         data = control.encode({"event": "released", "digests": digests})
         for connection in list(self._connections):
             connection.write(data)
 
     async def _hello(self, message: Message) -> Message:
+        await self._manager.settled()
         config = self._manager.config
         return {
             "runtime_id": config.runtime_id,
@@ -144,17 +151,23 @@ class ControlServer:
             ],
         }
 
-    async def _load(self, message: Message) -> Message:
-        answer = await self._manager.load(
-            LoadRequest(
-                InstanceId(control.text_field(message, "instance_id")),
-                control.generation_field(message),
-                control.text_field(message, "variant"),
-                checked_digest("artifact", control.text_field(message, "artifact")),
-                control.whole_field(message, "max_delay_us", 0),
-                message.get("verify", False) is True,
-            )
+    async def _load(self, message: Message, connection: _Connection) -> Message:
+        """With `early` the connection hears `mapped` before the answer. It is written here and now: once the loader opens, this thread has
+        to share the interpreter with it."""
+        request = LoadRequest(
+            InstanceId(control.text_field(message, "instance_id")),
+            control.generation_field(message),
+            control.text_field(message, "variant"),
+            checked_digest("artifact", control.text_field(message, "artifact")),
+            control.whole_field(message, "max_delay_us", 0),
+            message.get("verify", False) is True,
         )
+
+        def mapped(answer: LoadAnswer) -> None:
+            said = {"stages": {"map": answer.map_ms}, "mapped_bytes": answer.mapped_bytes, "private_bytes": answer.private_bytes}
+            connection.write(control.encode({"id": message.get("id"), "event": "mapped", **said}))
+
+        answer = await self._manager.load(request, mapped if message.get("early", False) is True else None)
         stages = {"map": answer.map_ms, "load": answer.load_ms}
         return {"stages": stages, "mapped_bytes": answer.mapped_bytes, "private_bytes": answer.private_bytes}
 

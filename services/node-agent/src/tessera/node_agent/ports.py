@@ -128,9 +128,17 @@ class Runtime(Protocol):
         ...
 
     async def load(
-        self, instance_id: InstanceId, generation: Generation, variant: VariantKey, artifact: Digest | None, verify: bool, timeout_s: float
+        self,
+        instance_id: InstanceId,
+        generation: Generation,
+        variant: VariantKey,
+        artifact: Digest | None,
+        verify: bool,
+        timeout_s: float,
+        mapped: Callable[[LoadReport], None] | None = None,
     ) -> LoadReport:
-        """It holds the artifact's blobs from here on; they are pinned for it before.
+        """It holds the artifact's blobs from here on; they are pinned for it before. `mapped` is told, of what is known by then, when the
+        instance takes requests, which is before it is open.
 
         Raises: DataCorrupted, Unsupported, InvalidInput, Internal: the runtime's own reasons.
         """

@@ -16,7 +16,7 @@ class Decision:
 
     `slot` is where it is or was answered, `left` the instance that turned out to be gone. `start_request_id` is the request that the
     scheduler knows the start by: requests that wait for one start share it. `queued_ms` and `sent_ms` are offsets from its arrival:
-    when it began to wait for a start (-1: it did not), when it was sent.
+    when it began to wait for a start (-1: it did not), when it was sent. `queue_us`, `opening_us` and `run_us` are what the runtime says.
 
     Defaults stand in the class, ids stay bytes, and what follows from the route and the slot is asked of them: a request pays for what
     is its own, and the rest is made when somebody looks.
@@ -34,6 +34,7 @@ class Decision:
     sent_ms: float = 0.0
     batch_size: int = 0
     queue_us: int = 0
+    opening_us: int = 0
     run_us: int = 0
     actual_ms: float = 0.0
     outcome: str = ""
@@ -81,11 +82,12 @@ class Decision:
         return seen.node_id if seen is not None else ""
 
     def all_stages(self) -> tuple[StageTime, ...]:
-        """The stages of the start it waited for, its time in the runtime's queue, and its run."""
-        queued_ms = self.queue_us / 1000 + sum(stage.ms for stage in self.stages if stage.stage is Stage.QUEUE)
-        queue = (StageTime(Stage.QUEUE, queued_ms),) if self.stages or self.queue_us else ()
-        run = (StageTime(Stage.RUN, self.run_us / 1000),) if self.run_us else ()
-        return (*queue, *(stage for stage in self.stages if stage.stage is not Stage.QUEUE), *run)
+        """The stages of the start it waited for, with its time in the runtime: queue, opening (which is loading), run."""
+        sums = {stage.stage: stage.ms for stage in self.stages}
+        for stage, us in ((Stage.QUEUE, self.queue_us), (Stage.LOAD, self.opening_us), (Stage.RUN, self.run_us)):
+            if us:
+                sums[stage] = sums.get(stage, 0.0) + us / 1000
+        return tuple(StageTime(stage, sums[stage]) for stage in Stage if stage in sums)
 
 
 class DecisionLog:

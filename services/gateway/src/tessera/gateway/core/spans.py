@@ -22,9 +22,10 @@ class RequestSpan:
 
 
 def spans_of_decision(decision: Decision) -> list[RequestSpan]:
-    """`infer`, below it `queue` (where it waited for a start) and `forward`, below that the runtime's `queue` and `run`.
+    """`infer`, below it `queue` (where it waited for a start) and `forward`, below that the runtime's `load` (where it
+    waited for the opening of its instance), `queue` and `run`.
 
-    The runtime keeps no spans: its two times are put at the end of the exchange, where they were.
+    The runtime keeps no spans: its times are put at the end of the exchange, where they were.
     """
     if not decision.sampled:
         return []
@@ -45,8 +46,11 @@ def spans_of_decision(decision: Decision) -> list[RequestSpan]:
         if decision.run_us:
             ran = max(sent, end - decision.run_us * 1000)
             batch = {"batch_size": str(decision.batch_size), "instance": decision.instance_id}
+            queued = max(sent, ran - decision.queue_us * 1000)
+            if decision.opening_us:
+                opened = max(sent, queued - decision.opening_us * 1000)
+                spans.append(RequestSpan("tessera.runtime.load", _derived(own, 5), forward, opened, queued))
             if decision.queue_us:
-                queued = max(sent, ran - decision.queue_us * 1000)
                 spans.append(RequestSpan("tessera.runtime.queue", _derived(own, 3), forward, queued, ran))
             spans.append(RequestSpan("tessera.runtime.run", _derived(own, 4), forward, ran, end, batch))
     return spans

@@ -180,7 +180,7 @@ class Inference:
                 link = self._links.connected(slot) or await self._connect(slot)
                 if link.draining:
                     raise _Lost(Unavailable(f"instance {slot.instance_id}: its runtime takes no new requests"), sent=False)
-                status, batch_size, queue_us, run_us, answer = response = await link.request(header, body, suffix)
+                status, batch_size, queue_us, opening_us, run_us, answer = response = await link.request(header, body, suffix)
             except (Unavailable, _Lost) as error:
                 lost = error if isinstance(error, _Lost) else _broken(slot, error)
                 if not lost.sent:
@@ -192,7 +192,7 @@ class Inference:
             finally:
                 slot.in_flight -= 1
             if status == _OK:
-                decision.batch_size, decision.queue_us, decision.run_us = batch_size, queue_us, run_us
+                decision.batch_size, decision.queue_us, decision.opening_us, decision.run_us = batch_size, queue_us, opening_us, run_us
                 return answer if isinstance(answer, bytes) else bytes(answer)
             if status != Status.WRONG_GENERATION:
                 raise response.error() or Internal(f"the runtime answered with status {status}")

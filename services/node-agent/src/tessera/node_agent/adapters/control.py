@@ -17,7 +17,8 @@ _PEER = struct.Struct("iII")
 
 
 class ControlClient(asyncio.Protocol):
-    """One connection. Calls may overlap. `on_event` hears what the other side says unasked."""
+    """One connection. Calls may overlap. `on_event` hears what the other side says unasked, `on_event` of a call what it says before the
+    answer."""
 
     def __init__(self, name: str) -> None:
         self.on_event: Callable[[Message], None] = lambda message: None
@@ -25,6 +26,7 @@ class ControlClient(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._decoder = ControlDecoder()
         self._waiting: dict[int, asyncio.Future[Message]] = {}
+        self._listening: dict[int, Callable[[Message], None]] = {}
         self._next_id = 0
 
     @classmethod
@@ -62,7 +64,7 @@ class ControlClient(asyncio.Protocol):
         pid, user, _ = _PEER.unpack(raw)
         return pid, user
 
-    async def call(self, op: str, timeout_s: float, **fields: Any) -> Message:
+    async def call(self, op: str, timeout_s: float, on_event: Callable[[Message], None] | None = None, **fields: Any) -> Message:
         """Sends a request and waits for its answer.
 
         Raises:
@@ -75,6 +77,8 @@ class ControlClient(asyncio.Protocol):
         number = self._next_id
         future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
+        if on_event is not None:
+            self._listening[number] = on_event
         try:
             self._transport.write(encode({"id": number, "op": op, **fields}))
             async with asyncio.timeout(timeout_s):
@@ -83,6 +87,7 @@ class ControlClient(asyncio.Protocol):
             raise Unavailable(f"{self._name} did not answer {op!r} within {timeout_s:g} s") from error
         finally:
             self._waiting.pop(number, None)
+            self._listening.pop(number, None)
         return answer_of(message)
 
     def close(self) -> None:
@@ -96,7 +101,8 @@ class ControlClient(asyncio.Protocol):
         try:
             for message in self._decoder.feed(data):
                 if "event" in message:
-                    self.on_event(message)
+                    listener = self._listening.get(message["id"], _deaf) if "id" in message else self.on_event
+                    listener(message)
                     continue
                 future = self._waiting.get(message.get("id", 0))  # answers that nobody waits for any more are passed over
                 if future is not None and not future.done():
@@ -113,3 +119,7 @@ class ControlClient(asyncio.Protocol):
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(Unavailable(f"{self._name}: {reason}"))
+
+
+def _deaf(message: Message) -> None:
+    """Nobody waits for the answer any more."""

@@ -101,20 +101,28 @@ class ControlledRuntime(ABC):
         return await self._client.call(op, timeout_s, **fields)
 
     async def load(
-        self, instance_id: InstanceId, generation: Generation, variant: VariantKey, artifact: Digest | None, verify: bool, timeout_s: float
+        self,
+        instance_id: InstanceId,
+        generation: Generation,
+        variant: VariantKey,
+        artifact: Digest | None,
+        verify: bool,
+        timeout_s: float,
+        mapped: Callable[[LoadReport], None] | None = None,
     ) -> LoadReport:
         answer = await self._call(
             "load",
             timeout_s,
+            on_event=None if mapped is None else lambda message: mapped(_load_report(message, Stage.MAP)),
             instance_id=instance_id,
             generation=generation_text(generation),
             variant=str(variant),
             artifact=artifact or "",
             max_delay_us=self._batch_delay_us,
             verify=verify,
+            early=mapped is not None,
         )
-        stages = tuple(StageTime(stage, float(answer["stages"].get(stage.value, 0.0))) for stage in (Stage.MAP, Stage.LOAD))
-        return LoadReport(stages, int(answer["mapped_bytes"]), int(answer["private_bytes"]))
+        return _load_report(answer, Stage.MAP, Stage.LOAD)
 
     async def unload(self, instance_id: InstanceId, drain_ms: int) -> frozenset[Digest]:
         answer = await self._call("unload", CALL_S + drain_ms / 1e3, instance_id=instance_id, drain_ms=drain_ms)
@@ -173,6 +181,11 @@ class ControlledRuntime(ABC):
         """It lives on, unwatched."""
         self._watched.release()
         self._client.close()
+
+
+def _load_report(message: Message, *stages: Stage) -> LoadReport:
+    times = tuple(StageTime(stage, float(message["stages"].get(stage.value, 0.0))) for stage in stages)
+    return LoadReport(times, int(message["mapped_bytes"]), int(message["private_bytes"]))
 
 
 async def connect(socket: Path, name: str, timeout_s: float, clock: Clock, watched: Watched | None = None) -> ControlClient:

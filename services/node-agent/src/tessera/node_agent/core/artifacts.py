@@ -16,9 +16,11 @@ FLAVOURS = {"aten": "aten", "ort": "ort", "identity": "ort"}
 @dataclass(frozen=True, slots=True)
 class Load:
     """What loading an artifact takes. `blobs` maps digest to size in bytes of what is pinned for its runtime: everything that the
-    artifact names, and the artifact itself (which a runtime reads, but does not hold)."""
+    artifact names, and the artifact itself (which a runtime reads, but does not hold). `program`: what its backend opens, the graph, or
+    the artifact where there is none."""
 
     artifact: Digest
+    program: Digest
     flavour: str
     blobs: dict[Digest, int]
     max_batch: int
@@ -40,7 +42,7 @@ def load_of(digest: Digest, size_bytes: int, artifact: Artifact, build_class: Bu
         raise FailedPrecondition(f"artifact {digest[:12]} was built for {artifact.build_class}; this node is {build_class}")
     blobs = {blob.digest: blob.size_bytes for blob in artifact.blobs()}
     blobs[digest] = size_bytes
-    return Load(digest, flavour, blobs, artifact.max_batch)
+    return Load(digest, artifact.graph.digest if artifact.graph else digest, flavour, blobs, artifact.max_batch)
 
 
 IDENTITY_MODEL = "identity"

@@ -25,7 +25,8 @@ class Instance:
     """A variant on its way into a runtime, in it, or on its way out.
 
     `expires_at_s` (monotonic) is the end of a provisional assignment; None once a record in etcd has confirmed it. Sizes in bytes,
-    `stages` in milliseconds; while it is FETCHING, `fetch_done_bytes` of `fetch_total_bytes` are here. `error` says why it failed.
+    `stages` in milliseconds; while it is FETCHING, `fetch_done_bytes` of `fetch_total_bytes` are here. `opening`: its runtime opens it
+    while it is READY already. `error` says why it failed.
     """
 
     instance_id: InstanceId
@@ -54,11 +55,17 @@ class Instance:
     run_p50_ms: float = 0.0
     run_p99_ms: float = 0.0
     parked: bool = False
+    opening: bool = False
     error: TesseraError | None = field(default=None, compare=False)
 
     @property
     def alive(self) -> bool:
         return self.state not in TERMINAL
+
+    @property
+    def loading(self) -> bool:
+        """Its runtime is loading it, whether requests may wait there already or not."""
+        return self.state is InstanceState.LOADING or (self.alive and self.opening)
 
     @property
     def whereabouts(self) -> str:

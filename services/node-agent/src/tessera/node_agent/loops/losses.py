@@ -50,8 +50,9 @@ class Losses:
         """Its process has ended; `asked`: we wanted that."""
         instances = self._table.in_runtime(member.runtime_id)
         if not asked:
-            loading = [instance.variant for instance in instances if instance.state is InstanceState.LOADING]
-            serving = [instance.variant for instance in instances if instance.state in (InstanceState.READY, InstanceState.DRAINING)]
+            loading = [instance.variant for instance in instances if instance.loading]
+            there = (InstanceState.READY, InstanceState.DRAINING)
+            serving = [instance.variant for instance in instances if instance.state in there and not instance.opening]
             self._poison.runtime_lost(loading, serving, member.purpose is Purpose.ISOLATED, self._clock.monotonic_s())
             self._meter.runtime_lost()
         for instance in instances:
@@ -89,5 +90,5 @@ class Losses:
 
 
 def _words(instance: Instance, member: Member) -> str:
-    what = "while it loaded" if instance.state is InstanceState.LOADING else "that held"
+    what = "while it loaded" if instance.loading else "that held"
     return f"runtime {member.runtime_id} (pid {member.runtime.hello.pid}) ended {what} variant {instance.variant}"

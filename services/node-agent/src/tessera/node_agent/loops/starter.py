@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from tessera import failpoint
 from tessera.clock import Clock
@@ -28,18 +29,20 @@ from tessera.domain.ids import Digest, InstanceId, RuntimeId
 from tessera.domain.instance import InstanceState, Stage, StartPath
 from tessera.domain.source import Source
 from tessera.node_agent.core.artifacts import Load
+from tessera.node_agent.core.opened import OpenedPrograms
 from tessera.node_agent.core.pinned import unfit
 from tessera.node_agent.core.poison import PoisonLedger
 from tessera.node_agent.core.runtimes import Purpose, RuntimeLimits, Wanted, choose_runtime
 from tessera.node_agent.core.status import NodeIdentity, record_of
 from tessera.node_agent.core.table import Instance, InstanceTable
+from tessera.node_agent.loops.corruption import Corruption
 from tessera.node_agent.loops.eviction import Evictor
 from tessera.node_agent.loops.fetching import FetchProgress, note_fetched
 from tessera.node_agent.loops.fleet import Fleet
 from tessera.node_agent.loops.flight import Flight, StarterSettings
 from tessera.node_agent.loops.larder import Larder, holder_of
 from tessera.node_agent.loops.losses import Losses
-from tessera.node_agent.loops.stopwatch import Stopwatch
+from tessera.node_agent.loops.stopwatch import Loading, Stopwatch
 from tessera.node_agent.ports import LoadReport, Meter, Notes, Records
 from tessera.program import Tasks
 from tessera.repository.fetch import Fetched
@@ -85,9 +88,11 @@ class Starter:
         self._clock = clock
         self._tasks = tasks
         self._changed = changed
+        self._opened = OpenedPrograms()
         self._flights: dict[InstanceId, Flight] = {}
         self._stopping: dict[InstanceId, asyncio.Event] = {}
         self._losses = Losses(table, poison, meter, records, notes, clock, tasks, self._fail, changed)
+        self._corruption = Corruption(table, fleet, larder, tasks, self._fail)
         fleet.on_lost(self._losses.lost)
 
     @property
@@ -230,16 +235,19 @@ class Starter:
                 raise Cancelled(f"instance {instance_id}: {flight.stop_reason}")
             runtime_id = await self._place(instance_id, load, path, isolated, watch)
             try:
-                report = await self._load(instance_id, runtime_id, load, artifact, watch)
+                report = await self._load(instance_id, runtime_id, load, flight, watch, whole=last or isolated)
                 break
             except DataCorrupted as error:
                 self._fleet.taint(runtime_id)
-                if last:
+                if last or flight.done.is_set():
                     raise
-                await self._replace_corrupted(instance_id, load, artifact, flight, watch)
+                await self._corruption.replace(instance_id, load, flight.sources, watch)
                 self._table.tell(instance_id, self._clock.monotonic_s(), f"loads once more: {error}")
-        outcome = {"stages": watch.stages(), "private_bytes": report.private_bytes}
-        self._table.move(instance_id, InstanceState.READY, self._clock.monotonic_s(), f"in {runtime_id}", **outcome)
+        outcome = {"stages": watch.stages(), "private_bytes": report.private_bytes, "opening": False}
+        if flight.done.is_set():
+            self._table.note(instance_id, **outcome)
+        else:
+            self._table.move(instance_id, InstanceState.READY, self._clock.monotonic_s(), f"in {runtime_id}", **outcome)
 
     async def _fetch(self, instance_id: InstanceId, artifact: Digest, flight: Flight, watch: Stopwatch) -> Load:
         self._table.move(instance_id, InstanceState.FETCHING, self._clock.monotonic_s(), f"artifact {artifact[:12]}")
@@ -287,8 +295,13 @@ class Starter:
             self._table.tell(instance_id, self._clock.monotonic_s(), f"{start_path} into {runtime_id}: {choice.reason}")
             return runtime_id
 
-    async def _load(self, instance_id: InstanceId, runtime_id: RuntimeId, load: Load, artifact: Digest, watch: Stopwatch) -> LoadReport:
+    async def _load(
+        self, instance_id: InstanceId, runtime_id: RuntimeId, load: Load, flight: Flight, watch: Stopwatch, whole: bool
+    ) -> LoadReport:
+        """Unless it has to be `whole`, the start of what has been opened before is answered as soon as it is mapped."""
         instance = self._table.get(instance_id)
+        bind = instance.start_path is StartPath.BIND
+        early = bind and not whole and not self._settings.verify and self._opened.knows(load.flavour, load.program)
         try:
             await failpoint.async_hit("node_agent.before_load")
             self._fleet.pin(runtime_id, load.blobs)
@@ -298,54 +311,39 @@ class Starter:
                     instance_id, InstanceState.MAPPED, self._clock.monotonic_s(), f"{len(load.blobs)} blobs pinned for {runtime_id}"
                 )
                 self._table.move(instance_id, InstanceState.LOADING, self._clock.monotonic_s(), "")
-            rest = Stage.LOAD if self._table.get(instance_id).start_path is StartPath.BIND else self._fleet.stage
-            with watch.loading(rest) as loading:
+            with watch.loading(Stage.LOAD if bind else self._fleet.stage) as loading:
+                mapped = partial(self._mapped, instance_id, flight, watch, loading) if early else None
                 report = await runtime.load(
-                    instance_id, instance.generation, instance.variant, artifact, self._settings.verify, self._settings.load_timeout_s
+                    instance_id,
+                    instance.generation,
+                    instance.variant,
+                    load.artifact,
+                    self._settings.verify,
+                    self._settings.load_timeout_s,
+                    mapped,
                 )
                 loading.take(report.stages)
-                return report
-        except Unavailable:
-            # Dead, or hanging, which is as bad. Its loss is dealt with (and blamed) as any other before this start ends.
-            await self._fleet.kill(runtime_id)
-            raise
-        except TesseraError:
+            self._opened.opened(load.flavour, load.program)
+            return report
+        except TesseraError as error:
+            self._opened.failed(load.flavour, load.program)
+            if isinstance(error, Unavailable):
+                # Dead, or hanging, which is as bad. Its loss is dealt with (and blamed) as any other before this start ends.
+                await self._fleet.kill(runtime_id)
+                raise
             # Refused: nothing of it stays held.
             self._table.note(instance_id, runtime_id=None, blobs=frozenset())
             self._fleet.unpin(runtime_id, load.blobs)
             raise
 
-    async def _replace_corrupted(self, instance_id: InstanceId, load: Load, artifact: Digest, flight: Flight, watch: Stopwatch) -> None:
-        """Quarantines what no longer has its digest and fetches it again. Whoever maps it is taken out of service. What was touched only,
-        and has its digest, is sealed again."""
-        with watch.stage(Stage.FETCH):
-            bad = await self._larder.corrupted(load)
-            if not bad:
-                return
-            for other in self._table:
-                here = other.variant.trust_domain == self._fleet.trust_domain  # what has the same digest elsewhere is another file
-                if here and other.alive and other.instance_id != instance_id and not bad.isdisjoint(other.blobs):
-                    self._withdraw_corrupted(other, bad)
-            _log.error("corrupted blobs quarantined", digests=sorted(bad), artifact=artifact, found_by=instance_id)
-            await self._larder.replace(bad, artifact, instance_id, flight.sources)
-        self._table.note(instance_id, fetched=True)
-
-    def _withdraw_corrupted(self, instance: Instance, bad: frozenset[Digest]) -> None:
-        self._fleet.taint(instance.runtime_id)
-        if instance.state not in (InstanceState.READY, InstanceState.DRAINING):
-            return  # its own load finds out
-        error = DataCorrupted(f"instance {instance.instance_id} mapped {', '.join(sorted(bad & instance.blobs))}, which was corrupted")
-        self._fail(instance.instance_id, error)
-        self._tasks.start(f"unload {instance.instance_id}", self._unload_failed(instance))
-
-    async def _unload_failed(self, instance: Instance) -> None:
-        assert instance.runtime_id is not None
-        try:
-            await self._fleet.get(instance.runtime_id).unload(instance.instance_id, 0)
-            self._fleet.unpin(instance.runtime_id, instance.blobs)
-        except TesseraError as error:
-            _log.warning("a runtime keeps corrupted bytes and is killed", runtime_id=instance.runtime_id, reason=str(error))
-            await self._fleet.kill(instance.runtime_id)
+    def _mapped(self, instance_id: InstanceId, flight: Flight, watch: Stopwatch, loading: Loading, report: LoadReport) -> None:
+        """It is opened while its start's answer travels; requests wait for it in its runtime."""
+        if self._table.get(instance_id).state is not InstanceState.LOADING:
+            return  # lost by now
+        loading.take(report.stages)
+        now_s = self._clock.monotonic_s()
+        self._table.move(instance_id, InstanceState.READY, now_s, "mapped, being opened", stages=watch.stages(), opening=True)
+        flight.done.set()
 
     def _fail(self, instance_id: InstanceId, error: TesseraError) -> None:
         instance = self._table.find(instance_id)

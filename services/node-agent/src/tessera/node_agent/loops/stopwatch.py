@@ -13,14 +13,31 @@ from tessera.telemetry import current_context, record_span
 _ORDER = list(Stage)
 
 
-class Loading:
-    """A load under way: the runtime says how long it mapped and opened."""
+Parts = list[tuple[Stage, float, float]]
+"""Stage, from, to: seconds on the monotonic clock."""
 
-    def __init__(self) -> None:
-        self.said: tuple[StageTime, ...] = ()
+
+class Loading:
+    """A load under way: the runtime says, at once or in two steps, how long it mapped and opened."""
+
+    def __init__(self, clock: Clock, rest: Stage, parts: Parts) -> None:
+        self._clock = clock
+        self._rest = rest
+        self._parts = parts
+        self._at_s = clock.monotonic_s()
+        self._known: set[Stage] = set()
 
     def take(self, said: Iterable[StageTime]) -> None:
-        self.said = tuple(said)
+        """The stages so far. What passed since the last word, and is none of those that it adds, counts as `rest`."""
+        said, now_s = [time for time in said if time.stage not in self._known], self._clock.monotonic_s()
+        self._known.update(time.stage for time in said)
+        said_s = min(sum(time.ms for time in said) / 1e3, now_s - self._at_s)
+        at_s = now_s - said_s
+        self._parts.append((self._rest, self._at_s, at_s))
+        for time in said:
+            self._parts.append((time.stage, at_s, at_s + time.ms / 1e3))
+            at_s += time.ms / 1e3
+        self._at_s = now_s
 
 
 class Stopwatch:
@@ -31,7 +48,7 @@ class Stopwatch:
         self._context = current_context()
         self._begun_s = clock.monotonic_s()
         self._begun_ns = int(clock.wall_s() * 1e9)
-        self._parts: list[tuple[Stage, float, float]] = []
+        self._parts: Parts = []
 
     @contextmanager
     def stage(self, stage: Stage) -> Iterator[None]:
@@ -45,18 +62,12 @@ class Stopwatch:
     def loading(self, rest: Stage) -> Iterator[Loading]:
         """Around a runtime's load. What it took beyond what the runtime says (the way there and back; a runtime that was forked just now
         warms up first) counts as `rest`, so that the stages add up to the time that passed."""
-        loading = Loading()
-        at_s = self._clock.monotonic_s()
+        loading = Loading(self._clock, rest, self._parts)
         try:
             yield loading
-        finally:
-            end_s = self._clock.monotonic_s()
-            said_s = min(sum(time.ms for time in loading.said) / 1e3, end_s - at_s)
-            self._parts.append((rest, at_s, end_s - said_s))
-            at_s = end_s - said_s
-            for time in loading.said:
-                self._parts.append((time.stage, at_s, at_s + time.ms / 1e3))
-                at_s += time.ms / 1e3
+        except BaseException:
+            loading.take(())
+            raise
 
     def stages(self) -> tuple[StageTime, ...]:
         """Milliseconds by stage, in the order in which stages follow each other."""

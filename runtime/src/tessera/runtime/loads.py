@@ -1,0 +1,40 @@
+"""What a load is asked for, what it answers, and where it stands meanwhile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tessera.domain.ids import Digest, Generation, InstanceId
+from tessera.runtime.blobs import ArtifactBlobs
+
+
+@dataclass(frozen=True, slots=True)
+class LoadRequest:
+    instance_id: InstanceId
+    generation: Generation
+    variant: str
+    artifact: Digest
+    max_delay_us: int = 0
+    verify: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LoadAnswer:
+    map_ms: float
+    load_ms: float
+    mapped_bytes: int
+    private_bytes: int
+
+
+@dataclass(slots=True)
+class Opening:
+    """A load whose bytes are mapped; `load_ms` and the rest of `grown_bytes` are known when it is open."""
+
+    blobs: ArtifactBlobs
+    map_ms: float
+    grown_bytes: int
+    load_ms: float = 0.0
+
+    @property
+    def answer(self) -> LoadAnswer:
+        return LoadAnswer(self.map_ms, self.load_ms, self.blobs.mapped_bytes, self.grown_bytes)

@@ -22,11 +22,14 @@ SETTLE_S = 0.03
 
 @contextmanager
 def platform(*words: str, env: Mapping[str, str] | None = None, store: str = "6G") -> Iterator[Client]:
-    """Up, a client, down. `words` are further options of `tessera up`, `env` settings of its processes (TESSERA_<FIELD>)."""
+    """Up, a client, down. `words` are further options of `tessera up`, `env` settings of its processes (TESSERA_<FIELD>).
+
+    Variants beside the base ones are made where `env` says so alone: making them beside a measurement would disturb it.
+    """
     where = ["--state", str(STATE)]
     command = [sys.executable, "-m", "tessera.cli"]
     up = [*command, "up", "--detach", *where, "--port-base", str(PORT_BASE), "--store", store, *words]
-    subprocess.run(up, check=True, stderr=subprocess.DEVNULL, env={**os.environ, **(env or {})})
+    subprocess.run(up, check=True, stderr=subprocess.DEVNULL, env={**os.environ, "TESSERA_RECIPES": "[]", **(env or {})})
     try:
         with Client(state=STATE) as client:
             yield client

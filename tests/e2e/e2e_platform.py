@@ -86,7 +86,7 @@ class Platform:
 
     Args:
         state: where it keeps everything.
-        env: settings of its processes, as `TESSERA_<FIELD>`.
+        env: settings of its processes, as `TESSERA_<FIELD>`. Variants beside the base ones are made where `TESSERA_RECIPES` says so.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Platform:
         self.state = state
         self.store = store
         self.nodes = nodes
-        self.env = dict(env or {})
+        self.env = {"TESSERA_RECIPES": "[]", **(env or {})}
         self.port_base = free_port_base(len(domains))
         self.layout = Layout(state.resolve(), self.port_base, nodes, domains=domains)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -18,13 +19,14 @@ import grpc.aio
 import yaml
 from blake3 import blake3
 
+from tessera.api.common.v1 import common_pb2
 from tessera.api.node.v1 import node_pb2, node_pb2_grpc
 from tessera.api.registry.v1 import registry_pb2, registry_pb2_grpc
 from tessera.coord import keys
 from tessera.coord.etcd import EtcdCoordinator
 from tessera.coord.interface import Delete, ModRevisionIs, Put
 from tessera.coord.records import encode
-from tessera.domain.errors import Unavailable
+from tessera.domain.errors import Unavailable, error_of
 from tessera.domain.ids import BuildClass, Digest, NodeId, ProfileClass, TrustDomain
 from tessera.domain.records import NodeRecord
 from tessera.repository import Repository
@@ -62,6 +64,7 @@ class RegistryProcess:
             "repository_url": f"file://{folder}/repository",
             "state_folder": str(self.state),
             "lease_ttl_s": 2,
+            "recipes": [],
             **settings,
         }
         self.process: subprocess.Popen[bytes] | None = None
@@ -156,7 +159,8 @@ class BakingNode(node_pb2_grpc.NodeAgentServicer):
         if self.errors:
             raise self.errors.pop(0)
         self.baked.append(request.artifact_digest)
-        for digest, data in await asyncio.to_thread(self._bake, Digest(request.artifact_digest), request.max_batch):
+        found, said = await asyncio.to_thread(self._bake, request)
+        for digest, data in found:
             if not self.repository.has(digest):
                 for offset in range(0, len(data), 1 << 20):
                     piece = node_pb2.BakeEvent.Blob(
@@ -164,21 +168,31 @@ class BakingNode(node_pb2_grpc.NodeAgentServicer):
                     )
                     yield node_pb2.BakeEvent(blob=piece)
             last = digest
-        yield node_pb2.BakeEvent(baked=node_pb2.Baked(artifact_digest=last, build_class=self.classes))
+        agreement = common_pb2.Agreement(**{name: value for name, value in said["agreement"].items() if value is not None})
+        baked = node_pb2.Baked(artifact_digest=last, build_class=self.classes, agreement=agreement, notes=said["notes"])
+        yield node_pb2.BakeEvent(baked=baked)
 
-    def _bake(self, export: Digest, max_batch: int) -> list[tuple[Digest, bytes]]:
+    def _bake(self, request: node_pb2.BakeRequest) -> tuple[list[tuple[Digest, bytes]], dict[str, Any]]:
         store, out = self.folder / "store", self.folder / f"out-{len(self.baked)}"
-        for digest in (export, *(blob.digest for blob in decode(self.repository.read(export)).blobs())):
-            (store / "blobs").mkdir(parents=True, exist_ok=True)
-            (store / "blobs" / digest).write_bytes(self.repository.read(digest))
+        export = Digest(request.artifact_digest)
+        sets = {"--evaluation": request.evaluation.digest, "--calibration": request.calibration.digest}
+        wanted = [export, *(blob.digest for blob in decode(self.repository.read(export)).blobs()), *filter(None, sets.values())]
+        (store / "blobs").mkdir(parents=True, exist_ok=True)
+        for digest in wanted:
+            (store / "blobs" / digest).write_bytes(self.repository.read(Digest(digest)))
         # in a process of its own, as a node agent does it: ONNX Runtime's thread pools are set once per process
-        command = ["--source", str(store / "blobs" / export), "--store", str(store), "--out", str(out), "--max-batch", str(max_batch)]
-        subprocess.run([sys.executable, "-m", "tessera.runtime.bake", *command], check=True, capture_output=True, timeout=120)
+        command = ["--source", str(store / "blobs" / export), "--store", str(store), "--out", str(out)]
+        command += ["--max-batch", str(request.max_batch), "--recipe", request.recipe, "--metric", request.metric]
+        command += [word for option, digest in sets.items() if digest for word in (option, str(store / "blobs" / digest))]
+        done = subprocess.run([sys.executable, "-m", "tessera.runtime.bake", *command], check=False, capture_output=True, timeout=120)
+        said = json.loads(done.stdout.splitlines()[-1])
+        if "kind" in said:
+            raise error_of(said["kind"], said["message"])
         name = digest_of((out / "artifact.json").read_bytes())
         blobs = [(Digest(path.name), path.read_bytes()) for path in sorted(out.iterdir()) if len(path.name) == 64 and path.name != name]
         # this machine plays every class
         artifact = encode_artifact(replace(decode((out / name).read_bytes()), build_class=self.classes))
-        return [*blobs, (digest_of(artifact), artifact)]
+        return [*blobs, (digest_of(artifact), artifact)], said
 
 
 @asynccontextmanager

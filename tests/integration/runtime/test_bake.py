@@ -3,27 +3,30 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tessera.domain.accuracy import EXACT_ERROR
 from tessera.domain.errors import DataCorrupted, InvalidInput, Unsupported
 from tessera.runtime.classes import build_class
 from tessera.tensorstore import artifact as artifacts
 
 
-def export(store, kit, seed: int = 0):
+def export(store, kit, seed: int = 0, depth: int = 2):
     """An export (backend `onnx`) of a small linear model, and the model."""
-    model = kit.linear(store, "ort", seed=seed, depth=2)
+    model = kit.linear(store, "ort", seed=seed, depth=depth)
     artifact = replace(store.artifact(model.artifact), backend="onnx", build_class=None)
     return store.put_artifact(artifact), model
 
 
-def bake(store, source: str, out: Path, max_batch: int = 4) -> tuple[int, dict]:
+def bake(store, source: str, out: Path, max_batch: int = 4, recipe: str = "ort-fp32", options: Sequence[str] = ()) -> tuple[int, dict]:
     command = [sys.executable, "-m", "tessera.runtime.bake", "--source", str(store.path(source)), "--store", str(store.root)]
-    found = subprocess.run([*command, "--out", str(out), "--max-batch", str(max_batch)], capture_output=True, text=True, timeout=120)
+    command += ["--out", str(out), "--max-batch", str(max_batch), "--recipe", recipe, *options]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120)
     return found.returncode, json.loads(found.stdout.splitlines()[-1])
 
 
@@ -85,3 +88,97 @@ async def test_bfloat16_answers_are_refused_at_load_not_at_run(zygotes, store, k
     wrong = replace(artifact, signature=replace(artifact.signature, outputs=(output,)))
     with pytest.raises(Unsupported, match="BF16"):
         await runtime.load(store.put_artifact(wrong))
+
+
+@pytest.mark.parametrize(("recipe", "options"), [("ort-int8", ("prepacked",)), ("ort-int8-dynamic", ("prepacked",))])
+async def test_int8_is_made_measured_and_served(zygotes, store, kit, tmp_path, recipe, options):
+    source, model = export(store, kit, depth=1)
+    code, answer = bake(store, source, tmp_path / "out", recipe=recipe)
+    assert code == 0
+    for blob in answer["blobs"]:
+        store.put(Path(blob["path"]).read_bytes())
+    baked = store.artifact(answer["artifact"])
+    assert (baked.precision, baked.options) == ("int8", options)
+    weights = [ref for ref in baked.tensors if ref.dtype == "INT8" and ref.pack_offset is None]
+    assert {ref.size_bytes for ref in weights} == {kit.width**2}  # a byte each, by digest
+    agreement = answer["agreement"]
+    assert 0.99 < agreement["cosine"] < 1.0
+    assert agreement["max_error"] > EXACT_ERROR
+    assert agreement["samples"] >= 32
+    runtime = await zygotes("ort").fork()
+    generation = await runtime.load(answer["artifact"])
+    client = await runtime.data()
+    x = np.random.default_rng(1).standard_normal((3, kit.width)).astype(np.float32)
+    wanted = model.expected(x)
+    got = kit.output(await client.request(kit.header(generation), kit.request(x)))
+    assert 0 < np.abs(got - wanted).max() < 0.1 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("recipe", ["ort-int8", "ort-int8-dynamic"])
+def test_quantised_siblings_share_graph_and_weights(store, kit, tmp_path, recipe):
+    """Trunk and calibration alike, another head: what is shared is shared in int8 too."""
+    found = []
+    for number in (1, 2):
+        source = store.put_artifact(with_other_last_bias(store, export(store, kit, depth=1)[0], number))
+        answer = bake(store, source, tmp_path / str(number), recipe=recipe)[1]
+        found.append(artifacts.decode((tmp_path / str(number) / answer["artifact"]).read_bytes()))
+    first, second = found
+    assert first.graph == second.graph
+    assert {ref.digest for ref in first.large_tensors()} == {ref.digest for ref in second.large_tensors()}
+    assert first.pack != second.pack
+
+
+def with_other_last_bias(store, export_digest: str, number: int):
+    """The export with other small tensors and the same large ones."""
+    artifact = store.artifact(export_digest)
+    assert artifact.pack is not None
+    pack = np.frombuffer(store.path(artifact.pack.digest).read_bytes(), np.float32) + np.float32(number)
+    blob = store.put(pack.tobytes())
+    tensors = tuple(
+        ref
+        if ref.pack_offset is None
+        else replace(ref, digest=artifacts.digest_of(pack.tobytes()[ref.pack_offset : ref.pack_offset + ref.size_bytes]))
+        for ref in artifact.tensors
+    )
+    return replace(artifact, pack=blob, tensors=tensors)
+
+
+def test_prepacked_has_the_bytes_of_fp32(store, kit, tmp_path):
+    source, _ = export(store, kit)
+    plain = bake(store, source, tmp_path / "a")[1]
+    prepacked = bake(store, source, tmp_path / "b", recipe="ort-fp32-prepacked")[1]
+    first, second = (artifacts.decode((tmp_path / name / "artifact.json").read_bytes()) for name in "ab")
+    assert second == replace(first, options=("prepacked",))
+    assert prepacked["artifact"] != plain["artifact"]
+    assert prepacked["agreement"]["max_error"] <= EXACT_ERROR
+    assert "not shared" in prepacked["notes"]
+
+
+def test_calibration_and_evaluation_sets_are_used_and_named(store, kit, tmp_path):
+    source, model = export(store, kit, depth=1)
+    x = np.random.default_rng(2).standard_normal((40, kit.width)).astype(np.float32)
+    labels = model.expected(x).argmax(axis=1)
+    np.savez(tmp_path / "eval.npz", x=x, labels=labels)
+    np.savez(tmp_path / "some.npz", x=x[:12])
+    np.savez(tmp_path / "one.npz", x=x[:1])
+    options = ["--evaluation", str(tmp_path / "eval.npz"), "--metric", "top1"]
+    found = bake(store, source, tmp_path / "a", recipe="ort-int8", options=options)[1]
+    assert found["notes"] == "calibrated on 40 samples of the evaluation set"
+    assert found["agreement"]["samples"] == 40
+    assert (found["agreement"]["metric"], found["agreement"]["reference_score"]) == ("top1", 1.0)
+    assert 0.5 < found["agreement"]["score"] <= 1.0
+    found = bake(store, source, tmp_path / "b", recipe="ort-int8", options=["--calibration", str(tmp_path / "some.npz")])[1]
+    assert found["notes"] == "calibrated on 12 samples of the calibration set"
+    code, found = bake(store, source, tmp_path / "c", recipe="ort-int8", options=["--calibration", str(tmp_path / "one.npz")])
+    assert (code, found["kind"]) == (1, InvalidInput.kind)
+    assert found["message"] == "calibration set samples 1: at least 8"
+    code, found = bake(store, source, tmp_path / "d", recipe="ort-int4")
+    assert (code, found["kind"]) == (1, InvalidInput.kind)
+    assert "ort-int8-dynamic" in found["message"]
+
+
+async def test_an_option_that_no_backend_knows_is_refused_at_load(zygotes, store, kit):
+    runtime = await zygotes("ort").fork()
+    artifact = store.artifact(kit.linear(store, "ort").artifact)
+    with pytest.raises(Unsupported, match="option 'upside-down'"):
+        await runtime.load(store.put_artifact(replace(artifact, options=("upside-down",))))

@@ -10,12 +10,16 @@ from typing import Any
 
 import pytest
 
+from tessera.domain.accuracy import Agreement
+from tessera.domain.artifact import Blob
 from tessera.domain.errors import Internal, InvalidInput, NotFound, Unavailable
 from tessera.domain.ids import BuildClass, Digest
 from tessera.domain.instance import Stage, StartPath
 from tessera.domain.records import LatencyRow, LoadCost
-from tessera.node_agent.loops.jobs import CHUNK_BYTES, Baked, BakedBlob, BlobChunk, Jobs, MeasureOrder
+from tessera.node_agent.loops.jobs import CHUNK_BYTES, Baked, BakedBlob, BakeFiles, BakeOrder, BlobChunk, Jobs, MeasureOrder
 from tessera.tensorstore.artifact import digest_of
+
+AGREEMENT = Agreement(1e-6, 1.0, 3)
 
 
 class FakeBaker:
@@ -23,14 +27,16 @@ class FakeBaker:
 
     def __init__(self) -> None:
         self.contents: list[bytes] = []
+        self.files: list[BakeFiles] = []
         self.error: Exception | None = None
         self.begun = 0
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def bake(self, source: Path, out: Path, max_batch: int) -> AsyncGenerator[str | Baked, None]:
+    async def bake(self, files: BakeFiles) -> AsyncGenerator[str | Baked, None]:
         self.begun += 1
-        assert source.is_file()
+        self.files.append(files)
+        assert files.source.is_file()
         yield "optimising"
         await self.gate.wait()
         if self.error is not None:
@@ -38,9 +44,9 @@ class FakeBaker:
         blobs = []
         for data in self.contents:
             digest = digest_of(data)
-            (out / digest).write_bytes(data)
-            blobs.append(BakedBlob(digest, len(data), out / digest))
-        yield Baked(blobs[-1].digest, BuildClass("b"), tuple(blobs))
+            (files.out / digest).write_bytes(data)
+            blobs.append(BakedBlob(digest, len(data), files.out / digest))
+        yield Baked(blobs[-1].digest, BuildClass("b"), tuple(blobs), AGREEMENT, "notes")
 
 
 class World:
@@ -81,7 +87,7 @@ async def test_only_blobs_that_the_repository_lacks_are_sent_in_chunks(world: Wo
     known, new = b"known", bytes(range(256)) * (CHUNK_BYTES // 256 * 2) + b"end"
     world.node.repository.put_bytes(known)
     world.baker.contents = [known, new, b""]
-    events = [event async for event in world.jobs.bake(world.node.make_artifact(), 8)]
+    events = [event async for event in world.jobs.bake(BakeOrder(world.node.make_artifact(), 8, "ort-fp32"))]
     chunks = [event for event in events if isinstance(event, BlobChunk)]
     assert b"".join(chunk.data for chunk in chunks if chunk.digest == digest_of(new)) == new
     assert [(chunk.offset, len(chunk.data)) for chunk in chunks if chunk.digest == digest_of(new)] == [
@@ -97,12 +103,32 @@ async def test_only_blobs_that_the_repository_lacks_are_sent_in_chunks(world: Wo
     assert world.node.store.holders() == {}
 
 
+async def test_sets_lie_in_the_store_while_it_bakes_and_are_let_go(world: World) -> None:
+    world.baker.contents = [b"x"]
+    sets = [Blob(world.node.repository.put_bytes(data), len(data)) for data in (b"evaluation", b"calibration")]
+    order = BakeOrder(world.node.make_artifact(), 8, "ort-int8", sets[0], "top1", sets[1])
+    events = [event async for event in world.jobs.bake(order)]
+    (files,) = world.baker.files
+    assert (files.recipe, files.metric, files.max_batch) == ("ort-int8", "top1", 8)
+    assert files.evaluation is not None
+    assert files.evaluation.read_bytes() == b"evaluation"
+    assert files.calibration is not None
+    assert files.calibration.read_bytes() == b"calibration"
+    assert isinstance(events[-1], Baked)
+    assert (events[-1].agreement, events[-1].notes) == (AGREEMENT, "notes")
+    assert world.node.store.holders() == {}
+    lost = BakeOrder(order.export, 8, "ort-int8", Blob(Digest("9" * 64), 1), "top1")
+    with pytest.raises(NotFound):
+        _ = [event async for event in world.jobs.bake(lost)]
+    assert world.node.store.holders() == {}
+
+
 async def test_a_bake_that_fails_says_why_and_leaves_nothing(world: World) -> None:
     world.baker.error = Internal("output y differs")
     with pytest.raises(Internal, match="output y differs"):
-        _ = [event async for event in world.jobs.bake(world.node.make_artifact(), 8)]
+        _ = [event async for event in world.jobs.bake(BakeOrder(world.node.make_artifact(), 8, "ort-fp32"))]
     with pytest.raises(NotFound):
-        _ = [event async for event in world.jobs.bake(Digest("9" * 64), 8)]
+        _ = [event async for event in world.jobs.bake(BakeOrder(Digest("9" * 64), 8, "ort-fp32"))]
     assert list(world.folder.iterdir()) == []
     assert world.node.store.holders() == {}
 
@@ -116,7 +142,7 @@ async def test_jobs_take_turns(world: World) -> None:
     second: asyncio.Queue[Any] = asyncio.Queue()
 
     async def run(events: asyncio.Queue[Any]) -> Any:
-        async for event in world.jobs.bake(artifact, 8):
+        async for event in world.jobs.bake(BakeOrder(artifact, 8, "ort-fp32")):
             events.put_nowait(event)
         return event
 
@@ -134,7 +160,7 @@ async def test_jobs_take_turns(world: World) -> None:
 
 async def test_a_caller_that_goes_away_ends_the_job(world: World) -> None:
     world.baker.contents = [b"x"]
-    events = world.jobs.bake(world.node.make_artifact(), 8)
+    events = world.jobs.bake(BakeOrder(world.node.make_artifact(), 8, "ort-fp32"))
     async for event in events:
         if event == "optimising":
             break

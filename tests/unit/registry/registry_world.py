@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from tessera.clock import SystemClock
 from tessera.coord import keys
 from tessera.coord.interface import ModRevisionIs, Put
 from tessera.coord.records import encode
+from tessera.domain.accuracy import Agreement
 from tessera.domain.artifact import Artifact, Blob
 from tessera.domain.ids import BuildClass, Digest, ModelName, NodeId, ProfileClass, TrustDomain
 from tessera.domain.records import NodeRecord
@@ -27,7 +28,7 @@ from tessera.registry.loops.imports import Imports, Limits
 from tessera.registry.loops.joblog import JobLog, JobProgress
 from tessera.registry.loops.shelf import Shelf
 from tessera.registry.loops.variants import VariantMaker
-from tessera.registry.ports import BakeBlob, BakeDone, BakeEvent, BakeProgress, Imported, OnProgress
+from tessera.registry.ports import BakeBlob, BakeDone, BakeEvent, BakeOrder, BakeProgress, Imported, OnProgress
 from tessera.repository import Repository
 from tessera.repository.artifacts import encode as encode_artifact
 from tessera.tensorstore.artifact import digest_of
@@ -42,14 +43,34 @@ def tensor(fill: int, size: int = 8192) -> bytes:
     return bytes([fill]) * size
 
 
-def write_artifact(folder: BlobFolder, backend: str, tensors: dict[str, bytes], build_class: BuildClass | None = None) -> Digest:
-    """An artifact whose graph is its slots' names; tensors are FP32 vectors."""
+AGREEMENT = Agreement(1e-6, 1.0, 3)
+LOSSY = Agreement(0.02, 0.999, 32)
+
+
+def onnx_graph(slots: Iterable[str], operators: Sequence[str]) -> bytes:
+    """An ONNX model of nodes of these operators, told from others by its slots' names."""
+    from onnx import helper
+
+    nodes = [helper.make_node(operator, [], []) for operator in operators]
+    return helper.make_model(helper.make_graph(nodes, ",".join(slots), [], [])).SerializeToString(deterministic=True)
+
+
+def write_artifact(
+    folder: BlobFolder,
+    backend: str,
+    tensors: dict[str, bytes],
+    build_class: BuildClass | None = None,
+    *,
+    precision: str = "fp32",
+    operators: Sequence[str] = (),
+) -> Digest:
+    """An artifact with tensors that are FP32 vectors."""
     from tessera.registry.importer.blobs import store_tensors as write_tensors
 
     refs, pack = write_tensors(folder, [(slot, "FP32", (len(raw) // 4,), memoryview(raw)) for slot, raw in tensors.items()])
-    graph = folder.put(",".join(tensors).encode())
+    graph = folder.put(onnx_graph(tensors, operators))
     dialect = "aten" if backend == "aten" else "onnx"
-    return folder.put(encode_artifact(Artifact(backend, "fp32", dialect, graph, pack, refs, SIGNATURE, build_class, 32))).digest
+    return folder.put(encode_artifact(Artifact(backend, precision, dialect, graph, pack, refs, SIGNATURE, build_class, 32))).digest
 
 
 class FakeImporter:
@@ -59,6 +80,7 @@ class FakeImporter:
         self.errors: list[Exception] = []
         self.runs: list[str] = []
         self.onnx = True
+        self.operators: Sequence[str] = ()
         self.gate: asyncio.Event | None = None
 
     async def run(self, job_folder: Path, source: Path, builder: BuilderCall | None, on_progress: OnProgress) -> Imported:
@@ -71,39 +93,58 @@ class FakeImporter:
         folder = BlobFolder(job_folder / "out" / "blobs")
         tensors = {p.relative_to(source).as_posix(): p.read_bytes() for p in sorted(source.rglob("*")) if p.is_file()}
         aten = write_artifact(folder, "aten", tensors)
-        onnx = write_artifact(folder, "onnx", tensors) if self.onnx else None
+        onnx = write_artifact(folder, "onnx", tensors, operators=self.operators) if self.onnx else None
         blobs = tuple(Blob(Digest(digest), size) for digest, size in folder.listing())
         reason = "" if self.onnx else "ONNX export failed: no such operator"
         return Imported(job_folder / "out" / "blobs", "directory", aten, onnx, reason, blobs, ())
 
 
 class FakeBaker:
-    """Bakes by giving every tensor of the export another first byte; `errors` are raised first, one a bake."""
+    """Bakes by giving every tensor of the export another first byte; `errors` are raised first, one a bake. Recipes other than `ort-fp32`
+    wait for `gate` and are `agreement` away from what was registered."""
 
     def __init__(self, repository: Repository, folder: Path) -> None:
         self.repository = repository
         self.folder = folder
         self.errors: list[Exception] = []
         self.bakes: list[tuple[str, BuildClass]] = []
+        self.orders: list[BakeOrder] = []
+        self.ended_early: list[str] = []
         self.withhold = False
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.agreement = LOSSY
+        self.exact_agreement = AGREEMENT
+        self.refused: dict[str, Exception] = {}
+        """Recipe -> what it fails with, always."""
 
-    async def bake(
-        self, node: NodeRecord, job_id: str, export: Digest, max_batch: int, timeout_s: float
-    ) -> AsyncGenerator[BakeEvent, None]:
+    async def bake(self, node: NodeRecord, order: BakeOrder, timeout_s: float) -> AsyncGenerator[BakeEvent, None]:
         self.bakes.append((node.node_id, node.build_class))
+        self.orders.append(order)
+        base = order.recipe == "ort-fp32"
         yield BakeProgress("optimising")
         if self.errors:
             raise self.errors.pop(0)
+        if order.recipe in self.refused:
+            raise self.refused[order.recipe]
+        try:
+            if not base:
+                await self.gate.wait()
+        except asyncio.CancelledError:
+            self.ended_early.append(order.recipe)
+            raise
         shutil.rmtree(self.folder, ignore_errors=True)
         made = BlobFolder(self.folder)
-        artifact = write_artifact(made, "ort", {"baked": b"\x01" + tensor(len(self.bakes))[1:]}, node.build_class)
+        precision = "int8" if "int8" in order.recipe else "fp32"
+        tensors = {"baked": b"\x01" + tensor(len(self.bakes))[1:]}
+        artifact = write_artifact(made, "ort", tensors, node.build_class, precision=precision)
         for digest, size in made.listing():
             data = (self.folder / digest).read_bytes()
             if self.withhold and digest != artifact:
                 continue
             for offset in range(0, size, 1000):
                 yield BakeBlob(Digest(digest), offset, data[offset : offset + 1000], size)
-        yield BakeDone(artifact, node.build_class)
+        yield BakeDone(artifact, node.build_class, self.exact_agreement if precision == "fp32" else self.agreement, "" if base else "notes")
 
 
 @dataclass
@@ -112,6 +153,7 @@ class Registry:
 
     folder: Path
     server: FakeEtcd = field(default_factory=FakeEtcd)
+    recipes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.repository = Repository(f"file://{self.folder}/repository")
@@ -131,7 +173,7 @@ class Registry:
         self.uploads = UploadFolder(self.folder / "uploads", 1 << 20)
         self.variants = VariantMaker(
             clock=self.clock, coordinator=self.coordinator, catalogue=self.catalogue, baker=self.baker, blobs=self.blobs,
-            shelf=self.shelf, log=self.log, work=self.folder / "work", domains=[DOMAIN], timeout_s=10.0, attempts=2,
+            shelf=self.shelf, log=self.log, work=self.folder / "work", domains=[DOMAIN], recipes=self.recipes, timeout_s=10.0, attempts=2,
         )  # fmt: skip
         self.imports = Imports(
             clock=self.clock, tasks=self.tasks, catalogue=self.catalogue, uploads=self.uploads, importer=self.importer, blobs=self.blobs,

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+from registry_world import onnx_graph
+
+from tessera.domain.accuracy import Agreement
+from tessera.domain.errors import DataCorrupted, InvalidInput
 from tessera.domain.ids import BuildClass, Digest, ModelName, NodeId, ProfileClass, TrustDomain, VariantKey, VariantName, VersionNumber
 from tessera.domain.records import NodeRecord, VariantRecord, VariantState, VersionRecord
 from tessera.domain.signature import Signature
-from tessera.registry.core.variants import ORT, name_for, plan_variants
+from tessera.registry.core.operators import count
+from tessera.registry.core.recipes import ORT, checked_recipes, withheld
+from tessera.registry.core.variants import name_for, plan_variants
 from tessera.tensorstore.artifact import digest_of
 
 D = TrustDomain("default")
@@ -25,7 +32,7 @@ def node(name: str, build_class: BuildClass, flavours: tuple[str, ...] = ("aten"
 
 def test_first_class_to_come_builds_the_short_name() -> None:
     plan = plan_variants([VERSION], [PENDING], [node("n2", B), node("n1", A)], digest_of)
-    assert [(b.node.node_id, b.export, b.variant.key) for b in plan.bake] == [("n1", EXPORT, KEY)]
+    assert [(b.node.node_id, b.version.exports, b.variant.key) for b in plan.bake] == [("n1", (EXPORT,), KEY)]
     assert plan.create == ()  # the other class waits for the first
 
 
@@ -39,7 +46,7 @@ def test_another_class_gets_a_variant_of_its_own_once() -> None:
     nodes = [node("n1", A), node("n2", B), node("n3", B)]
     plan = plan_variants([VERSION], [READY_A], nodes, digest_of)
     (made,) = plan.create
-    assert made.key.variant == name_for(B, digest_of) == f"ort-fp32.{digest_of(b'class-b')[:8]}"
+    assert made.key.variant == name_for(ORT, B, digest_of) == f"ort-fp32.{digest_of(b'class-b')[:8]}"
     assert (made.build_class, made.state, made.max_batch) == (B, VariantState.PENDING, 32)
     again = plan_variants([VERSION], [READY_A, made], nodes, digest_of)
     assert again.create == ()
@@ -69,3 +76,110 @@ def test_failed_is_left_alone_and_other_classes_try() -> None:
 def test_version_without_export_has_nothing_to_bake() -> None:
     plan = plan_variants([replace(VERSION, exports=())], [PENDING], [node("a", A)], digest_of)
     assert plan == plan_variants([], [], [], digest_of)
+
+
+CNN = replace(VERSION, convolutions=20, matrix_products=1)
+TRANSFORMER = replace(VERSION, convolutions=1, matrix_products=48)
+LISTED = ("ort-int8", "ort-int8-dynamic", "ort-fp32-prepacked")
+
+
+def variant(name: str, state: VariantState, build_class: BuildClass | None = None, model: str = "m") -> VariantRecord:
+    key = VariantKey(D, ModelName(model), VersionNumber(1), VariantName(name))
+    return VariantRecord(key, "ort", "ort", "fp32", state, 32, build_class)
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        (CNN, ["ort-int8"]),
+        (TRANSFORMER, ["ort-int8-dynamic", "ort-fp32-prepacked"]),
+        (VERSION, []),
+        (replace(CNN, recipes=("ort-fp32-prepacked",)), ["ort-fp32-prepacked"]),
+        (replace(CNN, recipes=()), []),
+    ],
+)
+def test_a_version_gets_the_recipes_that_it_gains_from_or_asked_for(version: VersionRecord, expected: list[str]) -> None:
+    plan = plan_variants([version], [READY_A], [node("n", A)], digest_of, LISTED)
+    assert [made.key.variant for made in plan.create] == expected
+    assert {made.build_class for made in plan.create} <= {A}
+    assert [made.precision for made in plan.create] == ["int8" if "int8" in name else "fp32" for name in expected]
+
+
+def test_other_recipes_come_after_ort_fp32_of_every_model() -> None:
+    other = replace(CNN, model=ModelName("a"))
+    records = [
+        variant("ort-int8", VariantState.PENDING, A, "a"),
+        variant("ort-fp32", VariantState.READY, A, "a"),
+        PENDING,
+        variant("ort-fp32-prepacked", VariantState.PENDING, A, "a"),
+    ]
+    plan = plan_variants([other, CNN], records, [node("n", A)], digest_of, LISTED)
+    assert [(b.variant.key.model, b.recipe, b.base) for b in plan.bake] == [
+        ("m", "ort-fp32", True),
+        ("a", "ort-int8", False),
+        ("a", "ort-fp32-prepacked", False),
+    ]
+
+
+def test_other_recipes_wait_for_ort_fp32_of_their_class_and_fail_with_it() -> None:
+    wanted = variant("ort-int8", VariantState.PENDING)
+    plan = plan_variants([CNN], [PENDING, wanted], [node("n", A)], digest_of, LISTED)
+    assert plan.waiting == ((wanted.key, "ort-fp32 comes first"),)
+    failed = replace(PENDING, state=VariantState.FAILED, build_class=A, reason="no kernel")
+    plan = plan_variants([CNN], [failed, wanted], [node("n", A)], digest_of, LISTED)
+    assert plan.fail == ((wanted.key, "ort-fp32 failed: no kernel"),)
+    assert plan.create == ()
+    plan = plan_variants([CNN], [READY_A, wanted], [node("n", B)], digest_of, LISTED)
+    assert plan.waiting == ((wanted.key, "no node of build class class-a (1 build classes are there)"),)
+
+
+def test_each_class_has_recipes_of_its_own() -> None:
+    nodes = [node("n1", A), node("n2", B)]
+    base = variant(f"ort-fp32.{digest_of(b'class-b')[:8]}", VariantState.READY, B)
+    plan = plan_variants([CNN], [READY_A, base], nodes, digest_of, LISTED)
+    assert [(made.key.variant, made.build_class, made.recipe) for made in plan.create] == [
+        ("ort-int8", A, "ort-int8"),
+        (name_for("ort-int8", B, digest_of), B, "ort-int8"),
+    ]
+    again = plan_variants([CNN], [READY_A, base, *plan.create], nodes, digest_of, LISTED)
+    assert again.create == ()
+    assert [(b.recipe, b.node.node_id) for b in again.bake] == [("ort-int8", "n1"), ("ort-int8", "n2")]
+
+
+def test_what_is_ready_or_has_failed_is_left_alone() -> None:
+    for state in (VariantState.READY, VariantState.FAILED):
+        plan = plan_variants([CNN], [READY_A, variant("ort-int8", state, A)], [node("n", A)], digest_of, LISTED)
+        assert plan == plan_variants([], [], [], digest_of)
+
+
+def test_operators_are_counted_in_the_main_graph() -> None:
+    graph = onnx_graph(["w"], ["Conv", "Relu", "MatMul", "Gemm", "ConvTranspose", "Conv"])
+    assert (count(graph).convolutions, count(graph).matrix_products) == (3, 2)
+    with pytest.raises(DataCorrupted, match="graph: "):
+        count(b"\xff" * 9)
+
+
+@pytest.mark.parametrize(
+    ("agreement", "words"),
+    [
+        (Agreement(1e-5, 1.0, 3), ""),
+        (Agreement(0.3, 0.991, 32), ""),
+        (
+            Agreement(0.3, 0.973, 32),
+            "its answers to 32 generated inputs have a mean cosine of 0.9730 with the registered model's: loses 0.0270, allowed is 0.01",
+        ),
+        (Agreement(0.3, 0.5, 100, "top1", 0.975, 0.97), ""),
+        (
+            Agreement(0.3, 0.99, 100, "top1", 0.95, 0.98),
+            "scores 0.9500 by top1, the registered model 0.9800: loses 0.0300, allowed is 0.01",
+        ),
+    ],
+)
+def test_what_loses_more_than_is_allowed_is_withheld_with_the_numbers(agreement: Agreement, words: str) -> None:
+    assert withheld(agreement, 0.01) == words
+
+
+def test_recipes_are_checked_by_name() -> None:
+    assert checked_recipes("variants", ["ort-int8", "ort-fp32", "ort-int8"]) == ("ort-int8",)
+    with pytest.raises(InvalidInput, match="variants 'int4': must be among aten-fp32, ort-fp32, ort-int8"):
+        checked_recipes("variants", ["int4"])

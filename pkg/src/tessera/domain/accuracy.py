@@ -9,6 +9,9 @@ EXACT_ERROR = 1e-4
 """A variant agrees with the registered model when `max|a-b| <= 1e-4 * max(1, max|b|)` for every output (design section 5.6)."""
 DEFAULT_ALLOWANCE = 0.01
 """One point: what a lossy variant may lose and still be offered without being named."""
+MIN_CALIBRATION_SAMPLES = 8
+"""Ranges of activations are minima and maxima over the samples. The next input exceeds the largest of n with probability 1 / (n + 1): every
+second one after a single sample, every ninth after eight."""
 
 
 class AccuracySource(StrEnum):

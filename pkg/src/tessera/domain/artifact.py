@@ -17,6 +17,10 @@ PACK_THRESHOLD_BYTES = 4096
 
 PACK_ALIGNMENT_BYTES = 64
 
+PREPACKED = "prepacked"
+"""Option of backend `ort`: weights are laid out anew for the CPU's kernels when it is opened. Faster where matrix products or int8 prevail;
+opening takes longer, and the laid-out copies are private memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class Blob:
@@ -46,6 +50,7 @@ class Artifact:
     """One servable build. `backend` names the runtime's backend ("aten", "ort", "identity") or "onnx" for an export to be baked.
 
     `build_class` is None where the build runs everywhere (aten); `dialect` is "aten" or "onnx" (the graph's), "" for identity.
+    `options`: words that its backend reads when it opens it; the backend refuses one that it does not know.
     """
 
     backend: str
@@ -57,6 +62,7 @@ class Artifact:
     signature: Signature
     build_class: BuildClass | None
     max_batch: int
+    options: tuple[str, ...] = ()
     format: int = 1
 
     def large_tensors(self) -> tuple[TensorRef, ...]:

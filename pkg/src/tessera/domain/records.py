@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from tessera.domain.accuracy import DEFAULT_ALLOWANCE, Agreement
+from tessera.domain.artifact import Blob
 from tessera.domain.ids import (
     BuildClass,
     Digest,
@@ -85,6 +86,13 @@ class VersionRecord:
     evaluation: Evaluation | None = None
     allowance: float = DEFAULT_ALLOWANCE
     """What a lossy variant may lose (share of 1) and still be offered."""
+    calibration: Blob | None = None
+    """The user's inputs (npz) from which ranges of activations are taken."""
+    recipes: tuple[str, ...] | None = None
+    """Recipes beside the base ones that the user asked for; None: the registry's own list."""
+    convolutions: int = 0
+    matrix_products: int = 0
+    """Operators of the export, by which it is decided what recipes it can gain from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +100,7 @@ class VariantRecord:
     """One servable build of a version. Writer: registry.
 
     `recipe`: how it is built (docs/nomenclature.md); two build classes have one recipe and two variants. `agreement` None: it is what was
-    registered. `withheld`: why it is served by name alone; "" where it is offered.
+    registered. `withheld`: why it is served by name alone; "" where it is offered. `notes`: what its builder wants users to know.
     """
 
     key: VariantKey
@@ -111,6 +119,7 @@ class VariantRecord:
     recipe: str = ""
     agreement: Agreement | None = None
     withheld: str = ""
+    notes: str = ""
 
     @property
     def lossy(self) -> bool:

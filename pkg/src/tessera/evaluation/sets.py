@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tessera.domain.accuracy import MIN_CALIBRATION_SAMPLES
 from tessera.domain.errors import InvalidInput
 from tessera.domain.signature import ANY_DATATYPE, DATATYPES, Signature, TensorSpec
 from tessera.evaluation.base import LABELS, Array, Arrays
@@ -75,41 +76,55 @@ def read_set(data: bytes | memoryview, signature: Signature, max_bytes: int = MA
         InvalidInput: not such an archive, larger than `max_bytes`, or an array is missing, unknown, or of another dtype or shape:
             names the array, what it is and what was expected.
     """
-    arrays = _read_archive(data, max_bytes)
+    found = _read(data, signature, max_bytes, "evaluation set")
+    if not found.truth:
+        names = ", ".join(spec.name for spec in signature.outputs)
+        raise InvalidInput("evaluation set", ", ".join(found.inputs), f"has no right answers: an array {LABELS}, or one named {names}")
+    return found
+
+
+def read_inputs(data: bytes | memoryview, signature: Signature, max_bytes: int = MAX_SET_BYTES) -> EvaluationSet:
+    """A calibration set: as `read_set`, and right answers may be left out.
+
+    Raises:
+        InvalidInput: as `read_set`, or it has fewer than `MIN_CALIBRATION_SAMPLES` samples.
+    """
+    found = _read(data, signature, max_bytes, "calibration set")
+    if found.samples < MIN_CALIBRATION_SAMPLES:
+        raise InvalidInput("calibration set samples", found.samples, f"at least {MIN_CALIBRATION_SAMPLES}")
+    return found
+
+
+def _read(data: bytes | memoryview, signature: Signature, max_bytes: int, what: str) -> EvaluationSet:
+    arrays = _read_archive(data, max_bytes, what)
     inputs: dict[str, Array] = {}
     for spec in signature.inputs:
         if spec.name not in arrays:
-            raise InvalidInput("evaluation set", ", ".join(sorted(arrays))[:_SHOWN] or "(empty)", f"input {spec.name} is missing")
-        inputs[spec.name] = _fitting(arrays.pop(spec.name), spec, signature.batched)
+            raise InvalidInput(what, ", ".join(sorted(arrays))[:_SHOWN] or "(empty)", f"input {spec.name} is missing")
+        inputs[spec.name] = _fitting(arrays.pop(spec.name), spec, signature.batched, what)
     outputs = [spec.name for spec in signature.outputs]
     unknown = [name for name in arrays if name != LABELS and name not in outputs]
     if unknown:
         expected = ", ".join([*inputs, LABELS, *outputs])
-        raise InvalidInput("evaluation set: array", unknown[0][:_SHOWN], f"must be named after an input, {LABELS} or an output: {expected}")
-    if not arrays:
-        raise InvalidInput(
-            "evaluation set", ", ".join(inputs), f"has no right answers: an array {LABELS}, or one named {', '.join(outputs)}"
-        )
-    samples = _samples({**inputs, **arrays})
+        raise InvalidInput(f"{what}: array", unknown[0][:_SHOWN], f"must be named after an input, {LABELS} or an output: {expected}")
+    samples = _samples({**inputs, **arrays}, what)
     return EvaluationSet(inputs, arrays, samples, signature.batched)
 
 
-def _samples(arrays: Mapping[str, Array]) -> int:
+def _samples(arrays: Mapping[str, Array], what: str) -> int:
     first, samples = "", -1
     for name, array in arrays.items():
         if not array.shape or not len(array):
-            raise InvalidInput(f"evaluation set: {name} shape", list(array.shape), "must have at least 1 sample in dimension 0")
+            raise InvalidInput(f"{what}: {name} shape", list(array.shape), "must have at least 1 sample in dimension 0")
         if samples < 0:
             first, samples = name, len(array)
         if len(array) != samples:
-            raise InvalidInput(
-                f"evaluation set: {name} shape", list(array.shape), f"must have {samples} samples in dimension 0, as {first}"
-            )
+            raise InvalidInput(f"{what}: {name} shape", list(array.shape), f"must have {samples} samples in dimension 0, as {first}")
     return samples
 
 
-def _fitting(array: Array, spec: TensorSpec, batched: bool) -> Array:
-    field = f"evaluation set: {spec.name}"
+def _fitting(array: Array, spec: TensorSpec, batched: bool, what: str) -> Array:
+    field = f"{what}: {spec.name}"
     if spec.datatype == ANY_DATATYPE:
         expected = [np.dtype(code) for code in _CODES.values()]
     elif spec.datatype in _CODES:
@@ -128,36 +143,36 @@ def _fitting(array: Array, spec: TensorSpec, batched: bool) -> Array:
     return array
 
 
-def _read_archive(data: bytes | memoryview, max_bytes: int) -> dict[str, Array]:
+def _read_archive(data: bytes | memoryview, max_bytes: int, what: str) -> dict[str, Array]:
     if len(data) > max_bytes:
-        raise InvalidInput("evaluation set", f"{len(data)} bytes", f"at most {max_bytes}")
+        raise InvalidInput(what, f"{len(data)} bytes", f"at most {max_bytes}")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = archive.infolist()
-            _check_entries(entries, max_bytes)
-            return {entry.filename.removesuffix(".npy"): _read_array(archive, entry) for entry in entries}
+            _check_entries(entries, max_bytes, what)
+            return {entry.filename.removesuffix(".npy"): _read_array(archive, entry, what) for entry in entries}
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, UnicodeDecodeError) as error:
-        raise InvalidInput("evaluation set", None, f"is no .npz archive of numpy.savez: {error}") from None
+        raise InvalidInput(what, None, f"is no .npz archive of numpy.savez: {error}") from None
 
 
-def _check_entries(entries: list[zipfile.ZipInfo], max_bytes: int) -> None:
+def _check_entries(entries: list[zipfile.ZipInfo], max_bytes: int, what: str) -> None:
     if len(entries) > _MAX_ARRAYS:
-        raise InvalidInput("evaluation set", f"{len(entries)} arrays", f"at most {_MAX_ARRAYS}")
+        raise InvalidInput(what, f"{len(entries)} arrays", f"at most {_MAX_ARRAYS}")
     total, names = 0, set()
     for entry in entries:
         if not entry.filename.endswith(".npy") or entry.filename in names:
-            raise InvalidInput("evaluation set: entry", entry.filename[:_SHOWN], "must be a .npy array, once")
+            raise InvalidInput(f"{what}: entry", entry.filename[:_SHOWN], "must be a .npy array, once")
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise InvalidInput("evaluation set: entry", entry.filename[:_SHOWN], "must be stored or deflated, as numpy.savez does")
+            raise InvalidInput(f"{what}: entry", entry.filename[:_SHOWN], "must be stored or deflated, as numpy.savez does")
         names.add(entry.filename)
         total += entry.file_size
     if total > max_bytes:
-        raise InvalidInput("evaluation set", f"{total} bytes unpacked", f"at most {max_bytes}")
+        raise InvalidInput(what, f"{total} bytes unpacked", f"at most {max_bytes}")
 
 
-def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Array:
+def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, what: str) -> Array:
     """The array, in native byte order and C order."""
-    field = f"evaluation set: {entry.filename.removesuffix('.npy')[:_SHOWN]}"
+    field = f"{what}: {entry.filename.removesuffix('.npy')[:_SHOWN]}"
     with archive.open(entry) as file:
         raw = file.read(entry.file_size + 1)
     head = io.BytesIO(raw)

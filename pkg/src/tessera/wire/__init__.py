@@ -25,10 +25,12 @@ from tessera.wire._profile import (
     encode_load_cost,
     encode_profile,
 )
-from tessera.wire._variant import encode_variant_info
+from tessera.wire._variant import decode_agreement, decode_blob, encode_agreement, encode_blob, encode_variant_info
 
 __all__ = [
     "Endpoint",
+    "decode_agreement",
+    "decode_blob",
     "decode_endpoint",
     "decode_generation",
     "decode_latency_row",
@@ -37,6 +39,8 @@ __all__ = [
     "decode_start_path",
     "decode_term",
     "decode_variant_key",
+    "encode_agreement",
+    "encode_blob",
     "encode_endpoint",
     "encode_latency_row",
     "encode_load_cost",

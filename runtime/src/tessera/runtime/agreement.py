@@ -1,19 +1,21 @@
-"""Does a baked graph answer as its export does? Inputs to try both with, and the comparison."""
+"""Does a baked graph answer as its export does, and how much so? Inputs to try both with, and the comparison."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from tessera.domain.accuracy import EXACT_ERROR, Agreement
 from tessera.domain.signature import Signature
 from tessera.runtime.backends.interface import Tensor
 from tessera.runtime.measure import synthetic_inputs
 
-TOLERANCE = 1e-4
 _SHORT = 7
+_OTHER = 1.0
+"""The error of an output of which something without a size differs: a whole number, an infinity."""
 
 Inputs = dict[str, Tensor]
 Answers = Mapping[str, npt.NDArray[Any]]
@@ -59,10 +61,70 @@ def disagreement(answers: Answers, wanted: Answers) -> str | None:
                 return name
             continue
         finite = np.abs(want[np.isfinite(want)])
-        limit = TOLERANCE * max(1.0, float(finite.max(initial=0.0)))
+        limit = EXACT_ERROR * max(1.0, float(finite.max(initial=0.0)))
         if not np.allclose(got, want, rtol=0, atol=limit, equal_nan=True):
             return name
     return None
+
+
+class Tally:
+    """How answers compare with the wanted ones, answer by answer."""
+
+    def __init__(self, batched: bool) -> None:
+        self._batched = batched
+        self._max_error = 0.0
+        self._cosines: list[float] = []
+        self.samples = 0
+
+    def add(self, answers: Answers, wanted: Answers) -> None:
+        """One answer to one request. Both have the same outputs, in the same shapes."""
+        for name, want in wanted.items():
+            got = answers[name]
+            self._max_error = max(self._max_error, _error(got, want))
+            rows = zip(got, want, strict=True) if self._batched and want.ndim else [(got, want)]
+            self._cosines += [_cosine(one, other) for one, other in rows]
+        first = next(iter(wanted.values()))
+        self.samples += len(first) if self._batched and first.ndim else 1
+
+    def agreement(self) -> Agreement:
+        return Agreement(self._max_error, float(np.mean(self._cosines)) if self._cosines else 1.0, self.samples)
+
+
+def compared(run: Callable[[Inputs], Answers], cases: Iterable[Case], batched: bool) -> Agreement:
+    """How `run` agrees with what the cases want."""
+    tally = Tally(batched)
+    for case in cases:
+        tally.add(run(case.inputs), case.wanted)
+    return tally.agreement()
+
+
+def generated(signature: Signature, samples: int, batch: int, run: Callable[[Inputs], Answers]) -> list[Case]:
+    """`samples` or a few more generated inputs, `batch` at a time where there is a batch, other ones than those of `cases`."""
+    step = batch if signature.batched else 1
+    made = (synthetic_inputs(signature, step, seed) for seed in range(1, -(-samples // step) + 1))
+    return [Case(inputs, run(inputs)) for inputs in made]
+
+
+def _error(got: npt.NDArray[Any], want: npt.NDArray[Any]) -> float:
+    """`max|a-b| / max(1, max|b|)`."""
+    if not np.issubdtype(want.dtype, np.floating):
+        return 0.0 if np.array_equal(got, want) else _OTHER
+    finite = np.isfinite(want)
+    if not np.array_equal(np.isfinite(got), finite) or not np.array_equal(got[~finite], want[~finite], equal_nan=True):
+        return _OTHER
+    difference = np.abs(got[finite].astype(np.float64) - want[finite]).max(initial=0.0)
+    return float(difference / max(1.0, float(np.abs(want[finite]).max(initial=0.0))))
+
+
+def _cosine(got: npt.NDArray[Any], want: npt.NDArray[Any]) -> float:
+    """Of two tensors as vectors; of whole numbers the share that is equal. 1 where both are zero."""
+    if not np.issubdtype(want.dtype, np.floating):
+        return float((got == want).mean()) if want.size else 1.0
+    one, other = (np.nan_to_num(array.astype(np.float64).ravel(), posinf=0.0, neginf=0.0) for array in (got, want))
+    lengths = float(np.linalg.norm(one) * np.linalg.norm(other))
+    if lengths == 0.0:
+        return 1.0 if np.array_equal(one, other) else 0.0
+    return float(np.clip(one @ other / lengths, -1.0, 1.0))
 
 
 def _is_mask(name: str) -> bool:

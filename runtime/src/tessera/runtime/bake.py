@@ -1,41 +1,58 @@
-"""Makes the `ort` build of an exported ONNX graph for this machine's build class.
+"""Makes a variant of an exported ONNX graph for this machine's build class, by a recipe.
 
-    python -m tessera.runtime.bake --source ARTIFACT_FILE --store STORE --out FOLDER --max-batch N
+    python -m tessera.runtime.bake --source ARTIFACT_FILE --store STORE --out FOLDER --max-batch N [--recipe NAME]
+                                   [--evaluation NPZ --metric NAME] [--calibration NPZ]
 
-ONNX Runtime optimises the graph once with everything on; every float initializer of the result becomes a tensor of its own (small ones
-in the pack), and the graph is slimmed to what serving needs. Blobs are written into FOLDER under their digests, the artifact also as
-`artifact.json`. On stdout: one JSON object a line, progress as `{"event": "bake", ...}`, the last without `event`: the answer or
-`{"kind", "message"}`.
+The recipe (`tessera.runtime.recipes`) makes a graph whose weights are all external; every one becomes a tensor of its own (small ones in
+the pack). What was built is opened as a runtime opens it and compared with the export. Blobs are written into FOLDER under their digests,
+the artifact also as `artifact.json`. On stdout: one JSON object a line, progress as `{"event": "bake", ...}`, the last without `event`: the
+answer or `{"kind", "message"}`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tessera.domain.accuracy import EXACT_ERROR, MIN_CALIBRATION_SAMPLES, Agreement
 from tessera.domain.artifact import Artifact, Blob, TensorRef
 from tessera.domain.errors import Internal, InvalidInput, TesseraError
 from tessera.domain.ids import BuildClass, Digest
 from tessera.runtime.users import become
 
 if TYPE_CHECKING:  # what imports numpy and ONNX Runtime waits until `main` has set the environment
-    from tessera.runtime.agreement import Case
-    from tessera.runtime.baked_graph import Optimised
-    from tessera.runtime.blobs import ArtifactBlobs
-
-_log = logging.getLogger(__name__)
+    from tessera.evaluation import EvaluationSet
+    from tessera.runtime.evaluating import Run
+    from tessera.runtime.recipes.base import Built, Work
+    from tessera.runtime.recipes.calibration import Calibration
 
 Progress = Callable[[str, float], None]
 """Step in words and the share that is done, 0 to 1."""
+
+_LOSSY_SAMPLES = 32
+"""Generated inputs on which a build that may differ from the export is compared with it, beside those of every build."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to bake: the artifact in the file `source`, whose blobs are in `store`, into the folder `out`. Sets are `.npz` files."""
+
+    source: Path
+    store: Path
+    out: Path
+    max_batch: int
+    recipe: str = "ort-fp32"
+    evaluation: Path | None = None
+    metric: str = ""
+    calibration: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,56 +61,145 @@ class Baked:
     build_class: BuildClass
     blobs: tuple[Blob, ...]
     """Everything that was written, the artifact's own blob included."""
+    agreement: Agreement
+    notes: str
 
 
-def bake(source: Path, store: Path, out: Path, max_batch: int, progress: Progress) -> Baked:
-    """Bakes the artifact in the file `source`, whose blobs are in `store`, into the folder `out`.
+def bake(order: Order, progress: Progress) -> Baked:
+    """Builds, compares, writes.
 
     Raises:
-        InvalidInput: the artifact is no export (backend `onnx`), or `max_batch` is below 1.
+        InvalidInput: the artifact is no export (backend `onnx`), `max_batch` is below 1, there is no such recipe or metric, or a set does
+            not fit the signature.
         NotFound, DataCorrupted: a blob is not in the store or is not what it should be.
-        Internal: ONNX Runtime failed, or the baked graph does not agree with the export within 1e-4.
+        Internal: ONNX Runtime failed, or a build that has to agree with the export within 1e-4 does not.
     """
-    from tessera.runtime import classes
+    from tessera.runtime import agreement, classes, recipes
+    from tessera.runtime.baked_graph import runner
     from tessera.runtime.blobs import ArtifactBlobs
+    from tessera.runtime.recipes.base import Work
     from tessera.tensorstore import artifact as artifacts
     from tessera.tensorstore.mapping import BlobMap
 
-    if max_batch < 1:
-        raise InvalidInput("max_batch", max_batch, "must be at least 1")
-    artifact = artifacts.decode(source.read_bytes())
+    if order.max_batch < 1:
+        raise InvalidInput("max_batch", order.max_batch, "must be at least 1")
+    recipes.check(order.recipe)
+    artifact = artifacts.decode(order.source.read_bytes())
     if artifact.backend != "onnx":
         raise InvalidInput("source", artifact.backend, "must be an artifact of backend onnx")
     progress("mapping", 0.0)
-    blobs = ArtifactBlobs(store, artifact, BlobMap(), private=False, verify=True)
-    out.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix="bake-", dir=out))
+    evaluation = _evaluation(order, artifact)
+    blobs = ArtifactBlobs(order.store, artifact, BlobMap(), private=False, verify=True)
+    order.out.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix="bake-", dir=order.out))
+    tempfile.tempdir = str(scratch)  # the quantiser's own files
     try:
         progress("running the export", 0.05)
-        wanted = _wanted(artifact, blobs, min(max_batch, 2), scratch)
-        graph, tensors = _optimised(blobs, wanted, scratch, progress)
-        progress("writing", 0.5)
-        writer = _BlobWriter(out)
-        refs, pack = _write_tensors(writer, tensors)
+        reference = runner(blobs.graph(), blobs.tensors(), scratch)
+        cases = agreement.cases(artifact.signature, min(order.max_batch, 2), reference)
+        work = Work(
+            artifact=artifact, graph=blobs.graph(), tensors=blobs.tensors(), cases=cases, build_class=classes.build_class(),
+            calibrate=lambda: _calibration(order, artifact, evaluation), scratch=scratch, progress=progress,
+        )  # fmt: skip
+        built = recipes.make(order.recipe, work)
+        progress("writing", 0.7)
+        writer = _BlobWriter(order.out)
+        refs, pack = _write_tensors(writer, built.tensors)
         baked = replace(
             artifact,
             backend="ort",
-            graph=writer.put(graph),
+            precision=built.precision,
+            options=built.options,
+            graph=writer.put(built.graph),
             pack=pack,
             tensors=refs,
-            build_class=classes.build_class(),
-            max_batch=max_batch if artifact.signature.batched else 1,
+            build_class=work.build_class,
+            max_batch=order.max_batch if artifact.signature.batched else 1,
         )
         progress("comparing", 0.8)
-        _compare(baked, graph, tensors, wanted, scratch)
+        found = _compared(order, work, baked, built, evaluation, reference)
     finally:
+        tempfile.tempdir = None
         shutil.rmtree(scratch, ignore_errors=True)
     data = artifacts.encode(baked)
     digest = writer.put(data).digest
-    (out / "artifact.json").write_bytes(data)
+    (order.out / "artifact.json").write_bytes(data)
     progress("done", 1.0)
-    assert baked.build_class is not None
-    return Baked(digest, baked.build_class, tuple(writer.written.values()))
+    return Baked(digest, work.build_class, tuple(writer.written.values()), found, built.notes)
+
+
+def _evaluation(order: Order, artifact: Artifact) -> EvaluationSet | None:
+    if order.evaluation is None:
+        return None
+    from tessera.evaluation import read_set
+
+    return read_set(order.evaluation.read_bytes(), artifact.signature)
+
+
+def _calibration(order: Order, artifact: Artifact, evaluation: EvaluationSet | None) -> Calibration:
+    """The calibration set; else the evaluation set's inputs, where they are enough; else generated ones."""
+    from tessera.evaluation import read_inputs
+    from tessera.runtime.recipes import calibration
+
+    if order.calibration is not None:
+        given = read_inputs(order.calibration.read_bytes(), artifact.signature)
+        return calibration.of_set(given.inputs, given.samples, artifact.signature.batched, "the calibration set")
+    if evaluation is not None and evaluation.samples >= MIN_CALIBRATION_SAMPLES:
+        return calibration.of_set(evaluation.inputs, evaluation.samples, artifact.signature.batched, "the evaluation set")
+    return calibration.generated(artifact.signature)
+
+
+def _compared(order: Order, work: Work, baked: Artifact, built: Built, evaluation: EvaluationSet | None, reference: Run) -> Agreement:
+    """Opens the build as a runtime would and compares it with the export, on the evaluation set where there is one.
+
+    Raises:
+        Internal: it has to agree within 1e-4 and does not; names the output where that is known.
+    """
+    from tessera.runtime.agreement import compared, disagreement, generated
+    from tessera.runtime.backends.interface import BackendConfig
+    from tessera.runtime.backends.ort.backend import OrtBackend
+
+    loaded = OrtBackend(BackendConfig(1, work.scratch)).load(baked, Digest(""), _Baking(built))
+
+    def run(inputs: Any) -> Mapping[str, Any]:
+        return {name: tensor.array for name, tensor in loaded.run(inputs).items()}
+
+    signature = work.artifact.signature
+    cases = list(work.cases)
+    if built.exact:
+        for case in cases:
+            name = disagreement(run(case.inputs), case.wanted)
+            if name is not None:
+                raise Internal(f"output {name} of the baked graph differs from the export's by more than {EXACT_ERROR}")
+    elif evaluation is None:
+        cases += generated(signature, _LOSSY_SAMPLES, min(order.max_batch, 8), reference)
+    if evaluation is None:
+        found = compared(run, cases, signature.batched)
+    else:
+        from tessera.runtime.evaluating import evaluate
+
+        work.progress(f"scoring by {order.metric}", 0.85)
+        found = evaluate(evaluation, order.metric, signature, order.max_batch, reference, run)
+    loaded.close()
+    if built.exact and not found.exact:
+        raise Internal(f"an output of the baked graph differs from the export's by {found.max_error:.3g}, allowed is {EXACT_ERROR}")
+    return found
+
+
+class _Baking:
+    """The blobs of a build that is still in memory."""
+
+    def __init__(self, built: Built) -> None:
+        self._built = built
+
+    def graph(self) -> bytes:
+        return self._built.graph
+
+    def tensors(self) -> Mapping[str, Any]:
+        return {name: array for name, (array, _) in self._built.tensors.items()}
+
+    def derived(self, make: Any) -> Any:
+        return make()
 
 
 class _BlobWriter:
@@ -131,65 +237,17 @@ def _write_tensors(writer: _BlobWriter, tensors: Mapping[str, tuple[Any, str]]) 
     return refs, writer.put(pack) if pack is not None else None
 
 
-def _wanted(artifact: Artifact, blobs: ArtifactBlobs, max_batch: int, scratch: Path) -> list[Case]:
-    """What the export itself answers, not optimised."""
-    from tessera.runtime import agreement
-    from tessera.runtime.baked_graph import runner
-
-    return agreement.cases(artifact.signature, max_batch, runner(blobs.graph(), blobs.tensors(), scratch))
-
-
-def _optimised(blobs: ArtifactBlobs, wanted: list[Case], scratch: Path, progress: Progress) -> Optimised:
-    """With attention fused where that is possible and agrees with the export, else without."""
-    from tessera.runtime.agreement import disagreement
-    from tessera.runtime.baked_graph import fuse_attention, optimise, runner
-
-    fused = fuse_attention(blobs.graph(), blobs.tensors())
-    if fused is not None:
-        progress("optimising with fused attention", 0.1)
-        try:
-            graph, tensors = optimise(*fused, scratch)
-            run = runner(graph, {name: array for name, (array, _) in tensors.items()}, scratch)
-            if all(disagreement(run(case.inputs), case.wanted) is None for case in wanted):
-                return graph, tensors
-        except Exception as error:  # whatever ONNX Runtime makes of it: there is another way
-            _log.info("attention cannot be fused: %s", error)
-    progress("optimising", 0.3)
-    return optimise(blobs.graph(), blobs.tensors(), scratch)
-
-
-def _compare(baked: Artifact, graph: bytes, tensors: Mapping[str, tuple[Any, str]], wanted: list[Case], scratch: Path) -> None:
-    """Opens the baked graph as a runtime would and compares it with the export."""
-    from tessera.runtime.agreement import TOLERANCE, disagreement
-    from tessera.runtime.backends.interface import BackendConfig
-    from tessera.runtime.backends.ort.backend import OrtBackend
-
-    class Baking:
-        def graph(self) -> bytes:
-            return graph
-
-        def tensors(self) -> Mapping[str, Any]:
-            return {name: array for name, (array, _) in tensors.items()}
-
-        def derived(self, make: Any) -> Any:
-            return make()
-
-    loaded = OrtBackend(BackendConfig(1, scratch)).load(baked, Digest(""), Baking())
-    for case in wanted:
-        found = loaded.run(case.inputs)
-        name = disagreement({name: tensor.array for name, tensor in found.items()}, case.wanted)
-        if name is not None:
-            raise Internal(f"output {name} of the baked graph differs from the export's by more than {TOLERANCE}")
-    loaded.close()
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0 when it was baked, 1 when not (the last line says why)."""
-    parser = argparse.ArgumentParser(prog="tessera.runtime.bake", description="Bakes an exported ONNX graph for this build class.")
+    parser = argparse.ArgumentParser(prog="tessera.runtime.bake", description="Makes a variant of an exported ONNX graph.")
     parser.add_argument("--source", required=True, type=Path)
     parser.add_argument("--store", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--max-batch", required=True, type=int)
+    parser.add_argument("--recipe", default="ort-fp32")
+    parser.add_argument("--evaluation", type=Path, default=None, help="an evaluation set (.npz); --metric says how it is scored")
+    parser.add_argument("--metric", default="")
+    parser.add_argument("--calibration", type=Path, default=None, help="inputs (.npz) to take ranges of activations from")
     parser.add_argument("--user", type=int, default=None, help="the user id to run as (this process starts as root)")
     found = parser.parse_args(arguments)
     if found.user is not None:
@@ -200,7 +258,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say({"event": "bake", "step": step, "share": share})
 
     try:
-        baked = bake(found.source, found.store, found.out, found.max_batch, progress)
+        order = Order(
+            found.source, found.store, found.out, found.max_batch, found.recipe, found.evaluation, found.metric, found.calibration
+        )
+        baked = bake(order, progress)
     except TesseraError as error:
         _say({"kind": error.kind, "message": str(error)})
         return 1
@@ -208,7 +269,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say({"kind": "internal", "message": f"{type(error).__name__}: {error}"[:2000]})
         return 1
     blobs = [{"digest": blob.digest, "size": blob.size_bytes, "path": str(found.out / blob.digest)} for blob in baked.blobs]
-    _say({"artifact": baked.artifact, "build_class": baked.build_class, "blobs": blobs})
+    answer = {"artifact": baked.artifact, "build_class": baked.build_class, "blobs": blobs}
+    _say({**answer, "agreement": asdict(baked.agreement), "notes": baked.notes})
     return 0
 
 

@@ -20,12 +20,14 @@ from tessera.runtime.backends.ort.graph import ELEMENT_TYPES, external_initializ
 from tessera.runtime.fused_attention import fuse
 
 _FLOATS = {TensorProto.FLOAT: "FP32", TensorProto.DOUBLE: "FP64", TensorProto.FLOAT16: "FP16", TensorProto.BFLOAT16: "BF16"}
+_INTEGERS = {TensorProto.INT8: "INT8", TensorProto.UINT8: "UINT8", TensorProto.INT32: "INT32"}
+"""What quantising makes of weights, zero points and biases: data of one model, not structure that siblings share."""
 _DATATYPES = {number: name for name, number in ELEMENT_TYPES.items()}
 _WEIGHTS = "weights"
 
 
 Optimised = tuple[bytes, dict[str, tuple[npt.NDArray[Any], str]]]
-"""A graph without weights, as deterministic bytes, and its float initializers: name -> (array, datatype)."""
+"""A graph without weights, as deterministic bytes, and its external initializers: name -> (array, datatype)."""
 
 
 def fuse_attention(graph: bytes, tensors: Mapping[str, npt.NDArray[Any]]) -> tuple[bytes, Mapping[str, npt.NDArray[Any]]] | None:
@@ -36,8 +38,8 @@ def fuse_attention(graph: bytes, tensors: Mapping[str, npt.NDArray[Any]]) -> tup
     return None if fused is model else (fused.SerializeToString(deterministic=True), needed)
 
 
-def optimise(graph: bytes, tensors: Mapping[str, npt.NDArray[Any]], scratch: Path) -> Optimised:
-    """The graph as ONNX Runtime optimises it for this CPU.
+def optimise(graph: bytes, tensors: Mapping[str, npt.NDArray[Any]], scratch: Path, *, quantised: bool = False) -> Optimised:
+    """The graph as ONNX Runtime optimises it for this CPU. `quantised`: whole numbers that are weights become external too.
 
     Raises:
         Internal: ONNX Runtime cannot open or optimise it.
@@ -45,9 +47,20 @@ def optimise(graph: bytes, tensors: Mapping[str, npt.NDArray[Any]], scratch: Pat
     path = scratch / "optimised.onnx"
     _session(graph, tensors, scratch, path)
     model = onnx.load(str(path), load_external_data=True)
-    found = _externalise(model)
+    found = _externalise(model, {**_FLOATS, **_INTEGERS} if quantised else _FLOATS)
     _slim(model)
     return model.SerializeToString(deterministic=True), found
+
+
+def fold(graph: bytes, tensors: Mapping[str, npt.NDArray[Any]], scratch: Path) -> Any:
+    """The graph in standard operators with its weights inside, constants and normalisations folded: what quantising starts from.
+
+    Raises:
+        Internal: ONNX Runtime cannot open or fold it.
+    """
+    path = scratch / "folded.onnx"
+    _session(graph, tensors, scratch, path, ort.GraphOptimizationLevel.ORT_ENABLE_BASIC)
+    return onnx.load(str(path), load_external_data=True)
 
 
 def runner(graph: bytes, tensors: Mapping[str, npt.NDArray[Any]], scratch: Path) -> Callable[[Mapping[str, Tensor]], dict[str, Any]]:
@@ -62,7 +75,13 @@ def runner(graph: bytes, tensors: Mapping[str, npt.NDArray[Any]], scratch: Path)
     return run
 
 
-def _session(graph: bytes, tensors: Mapping[str, npt.NDArray[Any]], scratch: Path, optimised: Path | None) -> Any:
+def _session(
+    graph: bytes,
+    tensors: Mapping[str, npt.NDArray[Any]],
+    scratch: Path,
+    optimised: Path | None,
+    level: Any = ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+) -> Any:
     """A session on the export with its weights copied in, so that optimisation sees their values."""
     (scratch / EXTERNAL_NAME).touch()
     options = ort.SessionOptions()
@@ -71,7 +90,7 @@ def _session(graph: bytes, tensors: Mapping[str, npt.NDArray[Any]], scratch: Pat
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(scratch))
     if optimised is not None:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.graph_optimization_level = level
         options.optimized_model_filepath = str(optimised)
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", _WEIGHTS)
         options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
@@ -102,8 +121,9 @@ def _shaped(graph: bytes, tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, 
     return values
 
 
-def _externalise(model: Any) -> dict[str, tuple[npt.NDArray[Any], str]]:
-    """Takes the floats out of the main graph; everything else becomes inline raw bytes, so that equal structure is equal bytes."""
+def _externalise(model: Any, external: Mapping[int, str]) -> dict[str, tuple[npt.NDArray[Any], str]]:
+    """Takes initializers of the `external` types out of the main graph; all others become inline raw bytes, so that equal structure is
+    equal bytes."""
     found: dict[str, tuple[npt.NDArray[Any], str]] = {}
     for tensor in model.graph.initializer:
         array = numpy_helper.to_array(tensor)
@@ -111,10 +131,10 @@ def _externalise(model: Any) -> dict[str, tuple[npt.NDArray[Any], str]]:
         tensor.Clear()
         tensor.name, tensor.data_type = name, data_type
         tensor.dims.extend(dims)
-        if data_type in _FLOATS:
+        if data_type in external:
             tensor.data_location = TensorProto.EXTERNAL
             tensor.external_data.add(key="location", value=EXTERNAL_NAME)
-            found[name] = (array.view(np.uint16) if data_type == TensorProto.BFLOAT16 else array, _FLOATS[data_type])
+            found[name] = (array.view(np.uint16) if data_type == TensorProto.BFLOAT16 else array, external[data_type])
         else:
             if data_type not in _DATATYPES:
                 raise Internal(f"initializer {name} has ONNX element type {data_type}, which is not served")

@@ -56,9 +56,9 @@ def measure(loaded: Loaded, signature: Signature, batch: int, seconds: float, mi
     return Measurement(len(times), float(p50), float(p99), float(np.mean(times)), peak)
 
 
-def synthetic_inputs(signature: Signature, batch: int) -> dict[str, Tensor]:
-    """Inputs that any model of the signature takes: masks of ones, small whole numbers, floats from a fixed seed."""
-    random = np.random.default_rng(0)
+def synthetic_inputs(signature: Signature, batch: int, seed: int = 0) -> dict[str, Tensor]:
+    """Inputs that any model of the signature takes: masks of ones, small whole numbers, floats drawn from `seed`."""
+    random = np.random.default_rng(seed)
     return {spec.name: _synthetic(spec, signature.batched, batch, random) for spec in signature.inputs}
 
 

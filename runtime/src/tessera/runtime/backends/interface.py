@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy.typing as npt
 
 from tessera.domain.artifact import Artifact
+from tessera.domain.errors import Unsupported
 from tessera.domain.ids import Digest
 
 T = TypeVar("T")
@@ -87,10 +88,17 @@ class Backend(Protocol):
 
         Raises:
         DataCorrupted: the graph does not fit the tensors; names the first that differs.
-        Unsupported: the graph needs what this backend does not do; names it.
+        Unsupported: the graph needs what this backend does not do, or an option of the artifact is unknown; names it.
         """
         ...
 
     def release(self) -> None:
         """Called a while after unloads, in the thread that loads: gives memory that is kept for reuse back to the system."""
         ...
+
+
+def refuse_unknown_options(artifact: Artifact, *known: str) -> None:
+    """Raises: Unsupported, naming the first of the artifact's options that is not among `known`."""
+    for option in artifact.options:
+        if option not in known:
+            raise Unsupported(f"option {option!r} of the artifact: backend {artifact.backend} knows {', '.join(known) or 'none'}")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from tessera.domain.artifact import Artifact
+from tessera.domain.artifact import Artifact, Blob
 from tessera.domain.ids import Digest, Generation, InstanceId, RuntimeId, Term, TrustDomain, VariantKey
 from tessera.domain.instance import StageTime, StartPath
 from tessera.domain.records import AssignmentRecord, InstanceRecord, LatencyRow
@@ -233,6 +233,10 @@ class Blobs(Protocol):
     ) -> tuple[Artifact, Fetched]:
         """Everything that the artifact needs is in the store and held by `holder` afterwards. Raises: NotFound, DataCorrupted,
         ResourceExhausted, Unavailable; Cancelled when `cancel` is set meanwhile."""
+        ...
+
+    def fetch(self, blobs: Iterable[Blob], holder: str) -> Fetched:
+        """As `fetch_artifact`, for blobs that no artifact names."""
         ...
 
 

@@ -17,16 +17,18 @@ from tessera.node_agent.core.changes import DigestChange
 from tessera.node_agent.core.status import InstanceSummary, NodeIdentity, RuntimeSummary
 from tessera.node_agent.core.table import Instance
 from tessera.node_agent.loops.agent import Agent
-from tessera.node_agent.loops.jobs import Baked, BlobChunk, MeasureOrder
+from tessera.node_agent.loops.jobs import Baked, BakeOrder, BlobChunk, MeasureOrder
 from tessera.node_agent.loops.reporter import Report
 from tessera.node_agent.ports import StartOrder
 from tessera.tensorstore.interface import StoreStatus
 from tessera.wire import (
     Endpoint,
+    decode_blob,
     decode_generation,
     decode_start_path,
     decode_term,
     decode_variant_key,
+    encode_agreement,
     encode_endpoint,
     encode_latency_row,
     encode_load_cost,
@@ -95,9 +97,16 @@ class NodeAgentServer(node_pb2_grpc.NodeAgentServicer):
         )
 
     async def Bake(self, request: node_pb2.BakeRequest, context: Any) -> AsyncIterator[node_pb2.BakeEvent]:
-        artifact = checked_digest("artifact_digest", request.artifact_digest)
+        order = BakeOrder(
+            checked_digest("artifact_digest", request.artifact_digest),
+            request.max_batch or 1,
+            request.recipe or "ort-fp32",
+            decode_blob(request.evaluation, "evaluation") if request.HasField("evaluation") else None,
+            request.metric,
+            decode_blob(request.calibration, "calibration") if request.HasField("calibration") else None,
+        )
         jobs = self._agent.domain(_trust_domain(request.trust_domain)).jobs
-        async with aclosing(jobs.bake(artifact, request.max_batch or 1)) as events:
+        async with aclosing(jobs.bake(order)) as events:
             async for event in events:
                 yield _bake_event(event)
 
@@ -226,7 +235,14 @@ def _bake_event(event: str | BlobChunk | Baked) -> node_pb2.BakeEvent:
     if isinstance(event, BlobChunk):
         blob = node_pb2.BakeEvent.Blob(digest=event.digest, offset=event.offset, data=event.data, size_bytes=event.size_bytes)
         return node_pb2.BakeEvent(blob=blob)
-    return node_pb2.BakeEvent(baked=node_pb2.Baked(artifact_digest=event.artifact, build_class=event.build_class))
+    return node_pb2.BakeEvent(
+        baked=node_pb2.Baked(
+            artifact_digest=event.artifact,
+            build_class=event.build_class,
+            agreement=encode_agreement(event.agreement),
+            notes=event.notes,
+        )
+    )
 
 
 def _measure_event(event: str | LoadCost | LatencyRow) -> node_pb2.MeasureEvent:

@@ -26,6 +26,7 @@ from tessera.registry.adapters.sandbox import Sandbox
 from tessera.registry.adapters.uploads import UploadFolder
 from tessera.registry.config import RegistryConfig
 from tessera.registry.core.manifest import UploadLimits
+from tessera.registry.core.recipes import checked_recipes
 from tessera.registry.importer.task import Limits as SandboxLimits
 from tessera.registry.loops.builtin import ensure_built_in
 from tessera.registry.loops.catalogue import Catalogue
@@ -80,6 +81,7 @@ async def run(config: RegistryConfig, stop: Stop, coordinator: Coordinator, stat
     domains = [TrustDomain(checked_name("trust_domains", name)) for name in config.trust_domains]
     limits = UploadLimits(config.upload_max_files, config.upload_max_file_bytes, config.upload_max_total_bytes)
     allowed_builders = tuple(config.allowed_builders)
+    recipes = checked_recipes("recipes", config.recipes)
     uploads = UploadFolder(state / "uploads", config.upload_max_file_bytes)
     blobs = StoredBlobs(Repository(config.repository_url, config.repository_options))
     catalogue, log, baker = Catalogue(coordinator), JobLog(config.jobs_remembered), GrpcBaker()
@@ -98,7 +100,7 @@ async def run(config: RegistryConfig, stop: Stop, coordinator: Coordinator, stat
     )
     variants = VariantMaker(
         clock=clock, coordinator=coordinator, catalogue=catalogue, baker=baker, blobs=blobs, shelf=shelf, log=log,
-        work=state / "work", domains=domains, timeout_s=config.bake_timeout_s, attempts=config.bake_attempts,
+        work=state / "work", domains=domains, recipes=recipes, timeout_s=config.bake_timeout_s, attempts=config.bake_attempts,
     )  # fmt: skip
     async with Tasks(stop) as tasks:
         imports = Imports(
@@ -107,7 +109,7 @@ async def run(config: RegistryConfig, stop: Stop, coordinator: Coordinator, stat
         )  # fmt: skip
         servicer = RegistryServer(
             domains=domains, uploads=uploads, limits=limits, allowed_builders=allowed_builders, catalogue=catalogue, imports=imports,
-            shelf=shelf, log=log,
+            variants=variants, shelf=shelf, log=log,
         )  # fmt: skip
         tidying = Tidying(clock=clock, uploads=uploads, imports=imports, keep_s=config.upload_keep_s)
 

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from tessera.config import ServiceConfig
+from tessera.registry.core.recipes import DEFAULT_RECIPES
 
 DEFAULT_BUILDERS = ("pytorchcv.model_provider:get_model", "tessera.registry.builders:bert", "tessera.registry.builders:transformer")
 
@@ -44,6 +45,8 @@ class RegistryConfig(ServiceConfig):
     """How often an import that the registry did not survive is tried again."""
     imports_at_once: int = Field(1, ge=1, le=64)
 
+    recipes: list[str] = Field(default_factory=lambda: list(DEFAULT_RECIPES))
+    """What is made beside `aten-fp32` and `ort-fp32`, of versions that can gain from it and whose registration names no recipes itself."""
     bake_timeout_s: float = Field(900.0, gt=0.0)
     bake_attempts: int = Field(5, ge=1)
     """How often a node may be lost while it bakes a variant before the variant counts as failed."""

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from tessera.domain.accuracy import Agreement
 from tessera.domain.artifact import Artifact, Blob
 from tessera.domain.ids import BuildClass, Digest, TrustDomain
-from tessera.domain.records import NodeRecord
+from tessera.domain.records import Evaluation, NodeRecord
 from tessera.registry.core.manifest import SourceFile
 from tessera.registry.core.source import BuilderCall
 
@@ -90,6 +91,10 @@ class Blobs(Protocol):
 
     async def artifact(self, digest: Digest) -> Artifact: ...
 
+    async def read(self, digest: Digest) -> bytes:
+        """A small blob (a graph). Raises: NotFound; DataCorrupted."""
+        ...
+
     async def store(self, blobs: Sequence[Blob], folder: Path) -> None:
         """Moves blobs that lie in `folder` under their digests into the repository; durable when it returns."""
         ...
@@ -103,6 +108,18 @@ class Blobs(Protocol):
         ...
 
     async def listing(self) -> list[Digest]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class BakeOrder:
+    """What a node is to build: a variant of `export` by `recipe`, scored on the evaluation set, its ranges from the calibration set."""
+
+    job_id: str
+    export: Digest
+    max_batch: int
+    recipe: str
+    evaluation: Evaluation | None = None
+    calibration: Blob | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,16 +139,20 @@ class BakeBlob:
 
 @dataclass(frozen=True, slots=True)
 class BakeDone:
+    """`agreement`: how it compares with the export; `notes`: what users should know about it."""
+
     artifact: Digest
     build_class: BuildClass
+    agreement: Agreement
+    notes: str = ""
 
 
 BakeEvent = BakeProgress | BakeBlob | BakeDone
 
 
 class Baker(Protocol):
-    def bake(self, node: NodeRecord, job_id: str, export: Digest, max_batch: int, timeout_s: float) -> AsyncGenerator[BakeEvent, None]:
-        """In the node's store of the record's trust domain.
+    def bake(self, node: NodeRecord, order: BakeOrder, timeout_s: float) -> AsyncGenerator[BakeEvent, None]:
+        """In the node's store of the record's trust domain. Closed early, it ends the baking.
 
         Raises:
         Unavailable: the node is gone or does not answer.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 from tessera.api.registry.v1 import registry_pb2, registry_pb2_grpc
@@ -14,6 +14,7 @@ from tessera.domain.ids import (
     JobId,
     ModelName,
     TrustDomain,
+    VariantKey,
     VersionKey,
     VersionNumber,
     checked_digest,
@@ -21,16 +22,19 @@ from tessera.domain.ids import (
 )
 from tessera.domain.records import VariantRecord, VersionRecord
 from tessera.registry.core.manifest import SourceFile, UploadLimits, checked_manifest
+from tessera.registry.core.recipes import ATEN
 from tessera.registry.core.source import BUILT_IN, BuilderCall, Registration, checked_registration, parse_argument
-from tessera.registry.core.variants import ATEN
 from tessera.registry.loops.catalogue import Catalogue, Known
 from tessera.registry.loops.imports import Imports
 from tessera.registry.loops.joblog import JobLog, JobProgress
 from tessera.registry.loops.shelf import Shelf
+from tessera.registry.loops.variants import VariantMaker
 from tessera.registry.ports import IncomingFile, Uploads
-from tessera.wire import encode_signature, encode_variant_info
+from tessera.wire import encode_signature, encode_variant_info, encode_variant_key
 
 _MAX_PIECE_BYTES = 4 << 20
+
+Progress = Callable[[VariantKey], str]
 
 
 class RegistryServer(registry_pb2_grpc.RegistryServicer):
@@ -43,6 +47,7 @@ class RegistryServer(registry_pb2_grpc.RegistryServicer):
         allowed_builders: tuple[str, ...],
         catalogue: Catalogue,
         imports: Imports,
+        variants: VariantMaker,
         shelf: Shelf,
         log: JobLog,
     ) -> None:
@@ -52,6 +57,7 @@ class RegistryServer(registry_pb2_grpc.RegistryServicer):
         self._allowed_builders = allowed_builders
         self._catalogue = catalogue
         self._imports = imports
+        self._variants = variants
         self._shelf = shelf
         self._log = log
 
@@ -134,6 +140,15 @@ class RegistryServer(registry_pb2_grpc.RegistryServicer):
         async for progress in self._log.follow(JobId(request.job_id), request.after_sequence):
             yield await self._event(progress)
 
+    async def StopVariants(self, request: registry_pb2.StopVariantsRequest, context: Any) -> registry_pb2.StopVariantsResponse:
+        stopped = await self._variants.stop(
+            self._domain(request.trust_domain),
+            ModelName(checked_name("model name", request.model)),
+            VersionNumber(request.version) if request.version else None,
+            request.variant and checked_name("variant", request.variant),
+        )
+        return registry_pb2.StopVariantsResponse(stopped=[encode_variant_key(key) for key in stopped])
+
     async def _event(self, progress: JobProgress) -> registry_pb2.JobEvent:
         event = registry_pb2.JobEvent(
             job_id=progress.job_id, sequence=progress.sequence, step=progress.step, message=progress.message, fraction=progress.fraction
@@ -147,13 +162,14 @@ class RegistryServer(registry_pb2_grpc.RegistryServicer):
     async def GetModel(self, request: registry_pb2.GetModelRequest, context: Any) -> registry_pb2.GetModelResponse:
         domain = self._domain(request.trust_domain)
         known = await self._catalogue.model(domain, ModelName(checked_name("model name", request.name)))
-        return registry_pb2.GetModelResponse(model=_model(known))
+        return registry_pb2.GetModelResponse(model=_model(known, self._variants.progress))
 
     async def ListModels(self, request: registry_pb2.ListModelsRequest, context: Any) -> registry_pb2.ListModelsResponse:
         if request.task:
             checked_name("task", request.task)
         found = await self._catalogue.models(self._domain(request.trust_domain))
-        return registry_pb2.ListModelsResponse(models=[_model(known) for known in found if request.task in ("", known.model.task)])
+        models = [_model(known, self._variants.progress) for known in found if request.task in ("", known.model.task)]
+        return registry_pb2.ListModelsResponse(models=models)
 
     async def DeleteModel(self, request: registry_pb2.DeleteModelRequest, context: Any) -> registry_pb2.DeleteModelResponse:
         domain = self._domain(request.trust_domain)
@@ -196,14 +212,14 @@ def _result(version: VersionKey, variants: list[VariantRecord], unchanged: bool)
     )
 
 
-def _model(known: Known) -> registry_pb2.ModelInfo:
+def _model(known: Known, progress: Progress) -> registry_pb2.ModelInfo:
     model = known.model
     info = registry_pb2.ModelInfo(
         trust_domain=model.trust_domain,
         name=model.name,
         task=model.task,
         dataset=model.dataset,
-        versions=[_version(version, known.variants) for version in known.versions],
+        versions=[_version(version, known.variants, progress) for version in known.versions],
         aliases=sorted(alias.alias for alias in known.aliases),
     )
     if model.accuracy is not None:
@@ -211,7 +227,7 @@ def _model(known: Known) -> registry_pb2.ModelInfo:
     return info
 
 
-def _version(version: VersionRecord, variants: Iterable[VariantRecord]) -> registry_pb2.VersionInfo:
+def _version(version: VersionRecord, variants: Iterable[VariantRecord], progress: Progress) -> registry_pb2.VersionInfo:
     own = sorted((variant for variant in variants if variant.key.version == version.version), key=lambda v: v.key)
     return registry_pb2.VersionInfo(
         version=version.version,
@@ -219,5 +235,5 @@ def _version(version: VersionRecord, variants: Iterable[VariantRecord]) -> regis
         source_kind=version.source_kind,
         source_digest=version.source_digest,
         created_unix_s=version.created_unix_s,
-        variants=[encode_variant_info(variant) for variant in own],
+        variants=[encode_variant_info(variant, progress(variant.key)) for variant in own],
     )

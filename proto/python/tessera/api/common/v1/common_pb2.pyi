@@ -252,3 +252,76 @@ class Span(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Span: _TypeAlias = Span  # noqa: Y015
+
+@_typing.final
+class Blob(_message.Message):
+    """Content-addressed bytes in the repository."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    digest: _builtins.str
+    """BLAKE3, lowercase hex"""
+    size_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        digest: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Blob: _TypeAlias = Blob  # noqa: Y015
+
+@_typing.final
+class Agreement(_message.Message):
+    """How a variant's answers compare with the registered model's (tessera.domain.accuracy)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_ERROR_FIELD_NUMBER: _builtins.int
+    COSINE_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    REFERENCE_SCORE_FIELD_NUMBER: _builtins.int
+    max_error: _builtins.float
+    """largest max|a-b| / max(1, max|b|) of an output"""
+    cosine: _builtins.float
+    """mean over samples and outputs, -1..1"""
+    samples: _builtins.int
+    metric: _builtins.str
+    """empty: there is no evaluation set, the inputs were generated"""
+    score: _builtins.float
+    """on the evaluation set, 0..1"""
+    reference_score: _builtins.float
+    """the registered model's"""
+    def __init__(
+        self,
+        *,
+        max_error: _builtins.float = ...,
+        cosine: _builtins.float = ...,
+        samples: _builtins.int = ...,
+        metric: _builtins.str = ...,
+        score: _builtins.float | None = ...,
+        reference_score: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_reference_score", b"_reference_score", "_score", b"_score", "reference_score", b"reference_score", "score", b"score"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reference_score", b"_reference_score", "_score", b"_score", "cosine", b"cosine", "max_error", b"max_error", "metric", b"metric", "reference_score", b"reference_score", "samples", b"samples", "score", b"score"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__reference_score: _TypeAlias = _typing.Literal["reference_score"]  # noqa: Y015
+    _WhichOneofArgType__reference_score: _TypeAlias = _typing.Literal["_reference_score", b"_reference_score"]  # noqa: Y015
+    _WhichOneofReturnType__score: _TypeAlias = _typing.Literal["score"]  # noqa: Y015
+    _WhichOneofArgType__score: _TypeAlias = _typing.Literal["_score", b"_score"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reference_score) -> _WhichOneofReturnType__reference_score | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__score) -> _WhichOneofReturnType__score | None: ...
+
+Global___Agreement: _TypeAlias = Agreement  # noqa: Y015

@@ -581,12 +581,27 @@ class BakeRequest(_message.Message):
     ARTIFACT_DIGEST_FIELD_NUMBER: _builtins.int
     MAX_BATCH_FIELD_NUMBER: _builtins.int
     TRUST_DOMAIN_FIELD_NUMBER: _builtins.int
+    RECIPE_FIELD_NUMBER: _builtins.int
+    EVALUATION_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    CALIBRATION_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     artifact_digest: _builtins.str
     """an artifact of backend "onnx": graph plus tensors, not servable by itself"""
     max_batch: _builtins.int
     trust_domain: _builtins.str
     """whose store takes the export in"""
+    recipe: _builtins.str
+    """of docs/nomenclature.md; empty: "ort-fp32" """
+    metric: _builtins.str
+    @_builtins.property
+    def evaluation(self) -> _common_pb2.Blob:
+        """an npz to score on, by `metric`"""
+
+    @_builtins.property
+    def calibration(self) -> _common_pb2.Blob:
+        """an npz to take ranges of activations from"""
+
     def __init__(
         self,
         *,
@@ -594,10 +609,14 @@ class BakeRequest(_message.Message):
         artifact_digest: _builtins.str = ...,
         max_batch: _builtins.int = ...,
         trust_domain: _builtins.str = ...,
+        recipe: _builtins.str = ...,
+        evaluation: _common_pb2.Blob | None = ...,
+        metric: _builtins.str = ...,
+        calibration: _common_pb2.Blob | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["calibration", b"calibration", "evaluation", b"evaluation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "job_id", b"job_id", "max_batch", b"max_batch", "trust_domain", b"trust_domain"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "calibration", b"calibration", "evaluation", b"evaluation", "job_id", b"job_id", "max_batch", b"max_batch", "metric", b"metric", "recipe", b"recipe", "trust_domain", b"trust_domain"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -666,17 +685,25 @@ class Baked(_message.Message):
 
     ARTIFACT_DIGEST_FIELD_NUMBER: _builtins.int
     BUILD_CLASS_FIELD_NUMBER: _builtins.int
+    AGREEMENT_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
     artifact_digest: _builtins.str
     build_class: _builtins.str
+    notes: _builtins.str
+    """what a user should know about this build"""
+    @_builtins.property
+    def agreement(self) -> _common_pb2.Agreement: ...
     def __init__(
         self,
         *,
         artifact_digest: _builtins.str = ...,
         build_class: _builtins.str = ...,
+        agreement: _common_pb2.Agreement | None = ...,
+        notes: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "build_class", b"build_class"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "artifact_digest", b"artifact_digest", "build_class", b"build_class", "notes", b"notes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -90,7 +90,8 @@ class NodeAgentServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Bake(self, request, context):
-        """Makes the `ort` variant of an exported ONNX graph on this build class. Streams progress, then the new blobs, then the artifact.
+        """Makes a variant of an exported ONNX graph on this build class. Streams progress, then the new blobs, then the artifact and how it agrees
+        with the export. A call that ends early ends the baking.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

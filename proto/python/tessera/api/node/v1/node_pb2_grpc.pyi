@@ -40,7 +40,9 @@ class NodeAgentStub:
     StopInstance: _grpc.UnaryUnaryMultiCallable[_node_pb2.StopInstanceRequest, _node_pb2.StopInstanceResponse]
     GetStatus: _grpc.UnaryUnaryMultiCallable[_node_pb2.GetStatusRequest, _node_pb2.GetStatusResponse]
     Bake: _grpc.UnaryStreamMultiCallable[_node_pb2.BakeRequest, _node_pb2.BakeEvent]
-    """Makes the `ort` variant of an exported ONNX graph on this build class. Streams progress, then the new blobs, then the artifact."""
+    """Makes a variant of an exported ONNX graph on this build class. Streams progress, then the new blobs, then the artifact and how it agrees
+    with the export. A call that ends early ends the baking.
+    """
     Measure: _grpc.UnaryStreamMultiCallable[_node_pb2.MeasureRequest, _node_pb2.MeasureEvent]
     """Loads a variant in a runtime of its own and measures it. One event per row."""
     CheckStores: _grpc.UnaryUnaryMultiCallable[_node_pb2.CheckStoresRequest, _node_pb2.CheckStoresResponse]
@@ -56,7 +58,9 @@ class NodeAgentAsyncStub(NodeAgentStub):
     StopInstance: _aio.UnaryUnaryMultiCallable[_node_pb2.StopInstanceRequest, _node_pb2.StopInstanceResponse]  # type: ignore[assignment]
     GetStatus: _aio.UnaryUnaryMultiCallable[_node_pb2.GetStatusRequest, _node_pb2.GetStatusResponse]  # type: ignore[assignment]
     Bake: _aio.UnaryStreamMultiCallable[_node_pb2.BakeRequest, _node_pb2.BakeEvent]  # type: ignore[assignment]
-    """Makes the `ort` variant of an exported ONNX graph on this build class. Streams progress, then the new blobs, then the artifact."""
+    """Makes a variant of an exported ONNX graph on this build class. Streams progress, then the new blobs, then the artifact and how it agrees
+    with the export. A call that ends early ends the baking.
+    """
     Measure: _aio.UnaryStreamMultiCallable[_node_pb2.MeasureRequest, _node_pb2.MeasureEvent]  # type: ignore[assignment]
     """Loads a variant in a runtime of its own and measures it. One event per row."""
     CheckStores: _aio.UnaryUnaryMultiCallable[_node_pb2.CheckStoresRequest, _node_pb2.CheckStoresResponse]  # type: ignore[assignment]
@@ -93,7 +97,9 @@ class NodeAgentServicer(metaclass=_abc_1.ABCMeta):
         request: _node_pb2.BakeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_node_pb2.BakeEvent], _abc.AsyncIterator[_node_pb2.BakeEvent]]:
-        """Makes the `ort` variant of an exported ONNX graph on this build class. Streams progress, then the new blobs, then the artifact."""
+        """Makes a variant of an exported ONNX graph on this build class. Streams progress, then the new blobs, then the artifact and how it agrees
+        with the export. A call that ends early ends the baking.
+        """
 
     @_abc_1.abstractmethod
     def Measure(

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from tessera.api.common.v1 import common_pb2 as tessera_dot_api_dot_common_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&tessera/api/registry/v1/registry.proto\x12\x17tessera.api.registry.v1\x1a\"tessera/api/common/v1/common.proto\">\n\nSourceFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\"e\n\x12\x42\x65ginUploadRequest\x12\x43\n\x0cregistration\x18\x03 \x01(\x0b\x32-.tessera.api.registry.v1.RegisterModelRequestJ\x04\x08\x01\x10\x02J\x04\x08\x02\x10\x03\".\n\x13\x42\x65ginUploadResponse\x12\x17\n\x0fmissing_digests\x18\x01 \x03(\t\"X\n\x12UploadFilesRequest\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"-\n\x13UploadFilesResponse\x12\x16\n\x0ereceived_bytes\x18\x01 \x01(\x04\"\xf0\x01\n\rBuilderSource\x12\x11\n\treference\x18\x01 \x01(\t\x12H\n\targuments\x18\x02 \x03(\x0b\x32\x35.tessera.api.registry.v1.BuilderSource.ArgumentsEntry\x12\x11\n\x04seed\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x34\n\x07weights\x18\x04 \x03(\x0b\x32#.tessera.api.registry.v1.SourceFile\x1a\x30\n\x0e\x41rgumentsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x07\n\x05_seed\"E\n\x0f\x44irectorySource\x12\x32\n\x05\x66iles\x18\x01 \x03(\x0b\x32#.tessera.api.registry.v1.SourceFile\"\x9c\x02\n\x14RegisterModelRequest\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04task\x18\x03 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x04 \x01(\t\x12\x15\n\x08\x61\x63\x63uracy\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12=\n\tdirectory\x18\x06 \x01(\x0b\x32(.tessera.api.registry.v1.DirectorySourceH\x00\x12\x39\n\x07\x62uilder\x18\x07 \x01(\x0b\x32&.tessera.api.registry.v1.BuilderSourceH\x00\x12\x19\n\x11wait_for_variants\x18\x08 \x01(\x08\x42\x08\n\x06sourceB\x0b\n\t_accuracy\"\xa9\x01\n\x08JobEvent\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0c\n\x04step\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x10\n\x08\x66raction\x18\x05 \x01(\x01\x12;\n\x06result\x18\x06 \x01(\x0b\x32+.tessera.api.registry.v1.RegistrationResult\x12\r\n\x05\x65rror\x18\x07 \x01(\t\"\xba\x01\n\x12RegistrationResult\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x11\n\tunchanged\x18\x03 \x01(\x08\x12\x14\n\x0ctensor_bytes\x18\x04 \x01(\x04\x12#\n\x1btensor_bytes_already_stored\x18\x05 \x01(\x04\x12\x36\n\x08variants\x18\x06 \x03(\x0b\x32$.tessera.api.registry.v1.VariantInfo\"\xb1\x02\n\x0bVariantInfo\x12.\n\x03key\x18\x01 \x01(\x0b\x32!.tessera.api.common.v1.VariantKey\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x11\n\tprecision\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x13\n\x0b\x62uild_class\x18\x06 \x01(\t\x12\x14\n\x0ctensor_bytes\x18\x07 \x01(\x04\x12\x1b\n\x13tensor_bytes_shared\x18\x08 \x01(\x04\x12\x14\n\x0ctensor_count\x18\t \x01(\r\x12\x17\n\x0f\x61rtifact_digest\x18\n \x01(\t\x12\x14\n\x0cgraph_digest\x18\x0b \x01(\t\x12\x0f\n\x07\x66lavour\x18\x0c \x01(\t\x12\x11\n\tmax_batch\x18\r \x01(\r\"\xcf\x01\n\x0bVersionInfo\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x33\n\tsignature\x18\x02 \x01(\x0b\x32 .tessera.api.common.v1.Signature\x12\x13\n\x0bsource_kind\x18\x03 \x01(\t\x12\x15\n\rsource_digest\x18\x04 \x01(\t\x12\x16\n\x0e\x63reated_unix_s\x18\x05 \x01(\x01\x12\x36\n\x08variants\x18\x06 \x03(\x0b\x32$.tessera.api.registry.v1.VariantInfo\"\xbb\x01\n\tModelInfo\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04task\x18\x03 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x04 \x01(\t\x12\x15\n\x08\x61\x63\x63uracy\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x36\n\x08versions\x18\x06 \x03(\x0b\x32$.tessera.api.registry.v1.VersionInfo\x12\x0f\n\x07\x61liases\x18\x07 \x03(\tB\x0b\n\t_accuracy\"5\n\x0fGetModelRequest\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"E\n\x10GetModelResponse\x12\x31\n\x05model\x18\x01 \x01(\x0b\x32\".tessera.api.registry.v1.ModelInfo\"7\n\x11ListModelsRequest\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\"H\n\x12ListModelsResponse\x12\x32\n\x06models\x18\x01 \x03(\x0b\x32\".tessera.api.registry.v1.ModelInfo\"I\n\x12\x44\x65leteModelRequest\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\"*\n\x13\x44\x65leteModelResponse\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x04\"V\n\x0fSetAliasRequest\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\r\"\x12\n\x10SetAliasResponse\"9\n\x12\x44\x65leteAliasRequest\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\"\x15\n\x13\x44\x65leteAliasResponse\"9\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x04\x32\x9d\x07\n\x08Registry\x12h\n\x0b\x42\x65ginUpload\x12+.tessera.api.registry.v1.BeginUploadRequest\x1a,.tessera.api.registry.v1.BeginUploadResponse\x12j\n\x0bUploadFiles\x12+.tessera.api.registry.v1.UploadFilesRequest\x1a,.tessera.api.registry.v1.UploadFilesResponse(\x01\x12\x63\n\rRegisterModel\x12-.tessera.api.registry.v1.RegisterModelRequest\x1a!.tessera.api.registry.v1.JobEvent0\x01\x12_\n\x08GetModel\x12(.tessera.api.registry.v1.GetModelRequest\x1a).tessera.api.registry.v1.GetModelResponse\x12\x65\n\nListModels\x12*.tessera.api.registry.v1.ListModelsRequest\x1a+.tessera.api.registry.v1.ListModelsResponse\x12h\n\x0b\x44\x65leteModel\x12+.tessera.api.registry.v1.DeleteModelRequest\x1a,.tessera.api.registry.v1.DeleteModelResponse\x12_\n\x08SetAlias\x12(.tessera.api.registry.v1.SetAliasRequest\x1a).tessera.api.registry.v1.SetAliasResponse\x12h\n\x0b\x44\x65leteAlias\x12+.tessera.api.registry.v1.DeleteAliasRequest\x1a,.tessera.api.registry.v1.DeleteAliasResponse\x12Y\n\x08WatchJob\x12(.tessera.api.registry.v1.WatchJobRequest\x1a!.tessera.api.registry.v1.JobEvent0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&tessera/api/registry/v1/registry.proto\x12\x17tessera.api.registry.v1\x1a\"tessera/api/common/v1/common.proto\">\n\nSourceFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\"e\n\x12\x42\x65ginUploadRequest\x12\x43\n\x0cregistration\x18\x03 \x01(\x0b\x32-.tessera.api.registry.v1.RegisterModelRequestJ\x04\x08\x01\x10\x02J\x04\x08\x02\x10\x03\".\n\x13\x42\x65ginUploadResponse\x12\x17\n\x0fmissing_digests\x18\x01 \x03(\t\"X\n\x12UploadFilesRequest\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"-\n\x13UploadFilesResponse\x12\x16\n\x0ereceived_bytes\x18\x01 \x01(\x04\"\xf0\x01\n\rBuilderSource\x12\x11\n\treference\x18\x01 \x01(\t\x12H\n\targuments\x18\x02 \x03(\x0b\x32\x35.tessera.api.registry.v1.BuilderSource.ArgumentsEntry\x12\x11\n\x04seed\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x34\n\x07weights\x18\x04 \x03(\x0b\x32#.tessera.api.registry.v1.SourceFile\x1a\x30\n\x0e\x41rgumentsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x07\n\x05_seed\"E\n\x0f\x44irectorySource\x12\x32\n\x05\x66iles\x18\x01 \x03(\x0b\x32#.tessera.api.registry.v1.SourceFile\"\x91\x04\n\x14RegisterModelRequest\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04task\x18\x03 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x04 \x01(\t\x12\x15\n\x08\x61\x63\x63uracy\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12=\n\tdirectory\x18\x06 \x01(\x0b\x32(.tessera.api.registry.v1.DirectorySourceH\x00\x12\x39\n\x07\x62uilder\x18\x07 \x01(\x0b\x32&.tessera.api.registry.v1.BuilderSourceH\x00\x12\x19\n\x11wait_for_variants\x18\x08 \x01(\x08\x12:\n\nevaluation\x18\t \x01(\x0b\x32&.tessera.api.registry.v1.EvaluationSet\x12\x17\n\nallow_loss\x18\n \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05lossy\x18\x0b \x01(\x08H\x03\x88\x01\x01\x12\x38\n\x0b\x63\x61libration\x18\x0c \x01(\x0b\x32#.tessera.api.registry.v1.SourceFile\x12\x37\n\x08variants\x18\r \x01(\x0b\x32%.tessera.api.registry.v1.RecipeChoiceB\x08\n\x06sourceB\x0b\n\t_accuracyB\r\n\x0b_allow_lossB\x08\n\x06_lossy\"R\n\rEvaluationSet\x12\x31\n\x04\x66ile\x18\x01 \x01(\x0b\x32#.tessera.api.registry.v1.SourceFile\x12\x0e\n\x06metric\x18\x02 \x01(\t\"\x1f\n\x0cRecipeChoice\x12\x0f\n\x07recipes\x18\x01 \x03(\t\"\xa9\x01\n\x08JobEvent\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0c\n\x04step\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x10\n\x08\x66raction\x18\x05 \x01(\x01\x12;\n\x06result\x18\x06 \x01(\x0b\x32+.tessera.api.registry.v1.RegistrationResult\x12\r\n\x05\x65rror\x18\x07 \x01(\t\"\xba\x01\n\x12RegistrationResult\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x11\n\tunchanged\x18\x03 \x01(\x08\x12\x14\n\x0ctensor_bytes\x18\x04 \x01(\x04\x12#\n\x1btensor_bytes_already_stored\x18\x05 \x01(\x04\x12\x36\n\x08variants\x18\x06 \x03(\x0b\x32$.tessera.api.registry.v1.VariantInfo\"\xb8\x03\n\x0bVariantInfo\x12.\n\x03key\x18\x01 \x01(\x0b\x32!.tessera.api.common.v1.VariantKey\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x11\n\tprecision\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x13\n\x0b\x62uild_class\x18\x06 \x01(\t\x12\x14\n\x0ctensor_bytes\x18\x07 \x01(\x04\x12\x1b\n\x13tensor_bytes_shared\x18\x08 \x01(\x04\x12\x14\n\x0ctensor_count\x18\t \x01(\r\x12\x17\n\x0f\x61rtifact_digest\x18\n \x01(\t\x12\x14\n\x0cgraph_digest\x18\x0b \x01(\t\x12\x0f\n\x07\x66lavour\x18\x0c \x01(\t\x12\x11\n\tmax_batch\x18\r \x01(\r\x12\x0e\n\x06recipe\x18\x0e \x01(\t\x12\x33\n\tagreement\x18\x0f \x01(\x0b\x32 .tessera.api.common.v1.Agreement\x12\r\n\x05lossy\x18\x10 \x01(\x08\x12\x10\n\x08withheld\x18\x11 \x01(\t\x12\r\n\x05notes\x18\x12 \x01(\t\x12\x10\n\x08progress\x18\x13 \x01(\t\"\xaa\x02\n\x0bVersionInfo\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x33\n\tsignature\x18\x02 \x01(\x0b\x32 .tessera.api.common.v1.Signature\x12\x13\n\x0bsource_kind\x18\x03 \x01(\t\x12\x15\n\rsource_digest\x18\x04 \x01(\t\x12\x16\n\x0e\x63reated_unix_s\x18\x05 \x01(\x01\x12\x36\n\x08variants\x18\x06 \x03(\x0b\x32$.tessera.api.registry.v1.VariantInfo\x12\x0e\n\x06metric\x18\x07 \x01(\t\x12\x19\n\x11\x65valuation_digest\x18\x08 \x01(\t\x12\x1a\n\x12\x63\x61libration_digest\x18\t \x01(\t\x12\x12\n\nallow_loss\x18\n \x01(\x01\"\xca\x01\n\tModelInfo\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04task\x18\x03 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x04 \x01(\t\x12\x15\n\x08\x61\x63\x63uracy\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x36\n\x08versions\x18\x06 \x03(\x0b\x32$.tessera.api.registry.v1.VersionInfo\x12\x0f\n\x07\x61liases\x18\x07 \x03(\t\x12\r\n\x05lossy\x18\x08 \x01(\x08\x42\x0b\n\t_accuracy\"5\n\x0fGetModelRequest\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"E\n\x10GetModelResponse\x12\x31\n\x05model\x18\x01 \x01(\x0b\x32\".tessera.api.registry.v1.ModelInfo\"7\n\x11ListModelsRequest\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\"H\n\x12ListModelsResponse\x12\x32\n\x06models\x18\x01 \x03(\x0b\x32\".tessera.api.registry.v1.ModelInfo\"I\n\x12\x44\x65leteModelRequest\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\"*\n\x13\x44\x65leteModelResponse\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x04\"V\n\x0fSetAliasRequest\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\r\"\x12\n\x10SetAliasResponse\"9\n\x12\x44\x65leteAliasRequest\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\"\x15\n\x13\x44\x65leteAliasResponse\"9\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x04\"\\\n\x13StopVariantsRequest\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\x0f\n\x07variant\x18\x04 \x01(\t\"J\n\x14StopVariantsResponse\x12\x32\n\x07stopped\x18\x01 \x03(\x0b\x32!.tessera.api.common.v1.VariantKey2\x8a\x08\n\x08Registry\x12h\n\x0b\x42\x65ginUpload\x12+.tessera.api.registry.v1.BeginUploadRequest\x1a,.tessera.api.registry.v1.BeginUploadResponse\x12j\n\x0bUploadFiles\x12+.tessera.api.registry.v1.UploadFilesRequest\x1a,.tessera.api.registry.v1.UploadFilesResponse(\x01\x12\x63\n\rRegisterModel\x12-.tessera.api.registry.v1.RegisterModelRequest\x1a!.tessera.api.registry.v1.JobEvent0\x01\x12_\n\x08GetModel\x12(.tessera.api.registry.v1.GetModelRequest\x1a).tessera.api.registry.v1.GetModelResponse\x12\x65\n\nListModels\x12*.tessera.api.registry.v1.ListModelsRequest\x1a+.tessera.api.registry.v1.ListModelsResponse\x12h\n\x0b\x44\x65leteModel\x12+.tessera.api.registry.v1.DeleteModelRequest\x1a,.tessera.api.registry.v1.DeleteModelResponse\x12_\n\x08SetAlias\x12(.tessera.api.registry.v1.SetAliasRequest\x1a).tessera.api.registry.v1.SetAliasResponse\x12h\n\x0b\x44\x65leteAlias\x12+.tessera.api.registry.v1.DeleteAliasRequest\x1a,.tessera.api.registry.v1.DeleteAliasResponse\x12Y\n\x08WatchJob\x12(.tessera.api.registry.v1.WatchJobRequest\x1a!.tessera.api.registry.v1.JobEvent0\x01\x12k\n\x0cStopVariants\x12,.tessera.api.registry.v1.StopVariantsRequest\x1a-.tessera.api.registry.v1.StopVariantsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -51,39 +51,47 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DIRECTORYSOURCE']._serialized_start=698
   _globals['_DIRECTORYSOURCE']._serialized_end=767
   _globals['_REGISTERMODELREQUEST']._serialized_start=770
-  _globals['_REGISTERMODELREQUEST']._serialized_end=1054
-  _globals['_JOBEVENT']._serialized_start=1057
-  _globals['_JOBEVENT']._serialized_end=1226
-  _globals['_REGISTRATIONRESULT']._serialized_start=1229
-  _globals['_REGISTRATIONRESULT']._serialized_end=1415
-  _globals['_VARIANTINFO']._serialized_start=1418
-  _globals['_VARIANTINFO']._serialized_end=1723
-  _globals['_VERSIONINFO']._serialized_start=1726
-  _globals['_VERSIONINFO']._serialized_end=1933
-  _globals['_MODELINFO']._serialized_start=1936
-  _globals['_MODELINFO']._serialized_end=2123
-  _globals['_GETMODELREQUEST']._serialized_start=2125
-  _globals['_GETMODELREQUEST']._serialized_end=2178
-  _globals['_GETMODELRESPONSE']._serialized_start=2180
-  _globals['_GETMODELRESPONSE']._serialized_end=2249
-  _globals['_LISTMODELSREQUEST']._serialized_start=2251
-  _globals['_LISTMODELSREQUEST']._serialized_end=2306
-  _globals['_LISTMODELSRESPONSE']._serialized_start=2308
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2380
-  _globals['_DELETEMODELREQUEST']._serialized_start=2382
-  _globals['_DELETEMODELREQUEST']._serialized_end=2455
-  _globals['_DELETEMODELRESPONSE']._serialized_start=2457
-  _globals['_DELETEMODELRESPONSE']._serialized_end=2499
-  _globals['_SETALIASREQUEST']._serialized_start=2501
-  _globals['_SETALIASREQUEST']._serialized_end=2587
-  _globals['_SETALIASRESPONSE']._serialized_start=2589
-  _globals['_SETALIASRESPONSE']._serialized_end=2607
-  _globals['_DELETEALIASREQUEST']._serialized_start=2609
-  _globals['_DELETEALIASREQUEST']._serialized_end=2666
-  _globals['_DELETEALIASRESPONSE']._serialized_start=2668
-  _globals['_DELETEALIASRESPONSE']._serialized_end=2689
-  _globals['_WATCHJOBREQUEST']._serialized_start=2691
-  _globals['_WATCHJOBREQUEST']._serialized_end=2748
-  _globals['_REGISTRY']._serialized_start=2751
-  _globals['_REGISTRY']._serialized_end=3676
+  _globals['_REGISTERMODELREQUEST']._serialized_end=1299
+  _globals['_EVALUATIONSET']._serialized_start=1301
+  _globals['_EVALUATIONSET']._serialized_end=1383
+  _globals['_RECIPECHOICE']._serialized_start=1385
+  _globals['_RECIPECHOICE']._serialized_end=1416
+  _globals['_JOBEVENT']._serialized_start=1419
+  _globals['_JOBEVENT']._serialized_end=1588
+  _globals['_REGISTRATIONRESULT']._serialized_start=1591
+  _globals['_REGISTRATIONRESULT']._serialized_end=1777
+  _globals['_VARIANTINFO']._serialized_start=1780
+  _globals['_VARIANTINFO']._serialized_end=2220
+  _globals['_VERSIONINFO']._serialized_start=2223
+  _globals['_VERSIONINFO']._serialized_end=2521
+  _globals['_MODELINFO']._serialized_start=2524
+  _globals['_MODELINFO']._serialized_end=2726
+  _globals['_GETMODELREQUEST']._serialized_start=2728
+  _globals['_GETMODELREQUEST']._serialized_end=2781
+  _globals['_GETMODELRESPONSE']._serialized_start=2783
+  _globals['_GETMODELRESPONSE']._serialized_end=2852
+  _globals['_LISTMODELSREQUEST']._serialized_start=2854
+  _globals['_LISTMODELSREQUEST']._serialized_end=2909
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2911
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2983
+  _globals['_DELETEMODELREQUEST']._serialized_start=2985
+  _globals['_DELETEMODELREQUEST']._serialized_end=3058
+  _globals['_DELETEMODELRESPONSE']._serialized_start=3060
+  _globals['_DELETEMODELRESPONSE']._serialized_end=3102
+  _globals['_SETALIASREQUEST']._serialized_start=3104
+  _globals['_SETALIASREQUEST']._serialized_end=3190
+  _globals['_SETALIASRESPONSE']._serialized_start=3192
+  _globals['_SETALIASRESPONSE']._serialized_end=3210
+  _globals['_DELETEALIASREQUEST']._serialized_start=3212
+  _globals['_DELETEALIASREQUEST']._serialized_end=3269
+  _globals['_DELETEALIASRESPONSE']._serialized_start=3271
+  _globals['_DELETEALIASRESPONSE']._serialized_end=3292
+  _globals['_WATCHJOBREQUEST']._serialized_start=3294
+  _globals['_WATCHJOBREQUEST']._serialized_end=3351
+  _globals['_STOPVARIANTSREQUEST']._serialized_start=3353
+  _globals['_STOPVARIANTSREQUEST']._serialized_end=3445
+  _globals['_STOPVARIANTSRESPONSE']._serialized_start=3447
+  _globals['_STOPVARIANTSRESPONSE']._serialized_end=3521
+  _globals['_REGISTRY']._serialized_start=3524
+  _globals['_REGISTRY']._serialized_end=4558
 # @@protoc_insertion_point(module_scope)

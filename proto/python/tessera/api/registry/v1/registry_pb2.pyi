@@ -225,6 +225,11 @@ class RegisterModelRequest(_message.Message):
     DIRECTORY_FIELD_NUMBER: _builtins.int
     BUILDER_FIELD_NUMBER: _builtins.int
     WAIT_FOR_VARIANTS_FIELD_NUMBER: _builtins.int
+    EVALUATION_FIELD_NUMBER: _builtins.int
+    ALLOW_LOSS_FIELD_NUMBER: _builtins.int
+    LOSSY_FIELD_NUMBER: _builtins.int
+    CALIBRATION_FIELD_NUMBER: _builtins.int
+    VARIANTS_FIELD_NUMBER: _builtins.int
     trust_domain: _builtins.str
     name: _builtins.str
     task: _builtins.str
@@ -232,12 +237,27 @@ class RegisterModelRequest(_message.Message):
     accuracy: _builtins.float
     """0..1 as measured by the user; "not stated" when absent"""
     wait_for_variants: _builtins.bool
+    """those of the base recipes"""
+    allow_loss: _builtins.float
+    """0..1: what a lossy variant may lose and still be offered; 0.01 when absent"""
+    lossy: _builtins.bool
+    """plain requests may get a lossy variant; a model that is there keeps what it has when absent"""
     @_builtins.property
     def directory(self) -> Global___DirectorySource:
         """a Hugging Face directory, or one .pt2 file"""
 
     @_builtins.property
     def builder(self) -> Global___BuilderSource: ...
+    @_builtins.property
+    def evaluation(self) -> Global___EvaluationSet: ...
+    @_builtins.property
+    def calibration(self) -> Global___SourceFile:
+        """an npz with inputs"""
+
+    @_builtins.property
+    def variants(self) -> Global___RecipeChoice:
+        """absent: the registry's own list"""
+
     def __init__(
         self,
         *,
@@ -249,21 +269,81 @@ class RegisterModelRequest(_message.Message):
         directory: Global___DirectorySource | None = ...,
         builder: Global___BuilderSource | None = ...,
         wait_for_variants: _builtins.bool = ...,
+        evaluation: Global___EvaluationSet | None = ...,
+        allow_loss: _builtins.float | None = ...,
+        lossy: _builtins.bool | None = ...,
+        calibration: Global___SourceFile | None = ...,
+        variants: Global___RecipeChoice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy", "accuracy", b"accuracy", "builder", b"builder", "directory", b"directory", "source", b"source"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy", "_allow_loss", b"_allow_loss", "_lossy", b"_lossy", "accuracy", b"accuracy", "allow_loss", b"allow_loss", "builder", b"builder", "calibration", b"calibration", "directory", b"directory", "evaluation", b"evaluation", "lossy", b"lossy", "source", b"source", "variants", b"variants"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy", "accuracy", b"accuracy", "builder", b"builder", "dataset", b"dataset", "directory", b"directory", "name", b"name", "source", b"source", "task", b"task", "trust_domain", b"trust_domain", "wait_for_variants", b"wait_for_variants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy", "_allow_loss", b"_allow_loss", "_lossy", b"_lossy", "accuracy", b"accuracy", "allow_loss", b"allow_loss", "builder", b"builder", "calibration", b"calibration", "dataset", b"dataset", "directory", b"directory", "evaluation", b"evaluation", "lossy", b"lossy", "name", b"name", "source", b"source", "task", b"task", "trust_domain", b"trust_domain", "variants", b"variants", "wait_for_variants", b"wait_for_variants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__accuracy: _TypeAlias = _typing.Literal["accuracy"]  # noqa: Y015
     _WhichOneofArgType__accuracy: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy"]  # noqa: Y015
+    _WhichOneofReturnType__allow_loss: _TypeAlias = _typing.Literal["allow_loss"]  # noqa: Y015
+    _WhichOneofArgType__allow_loss: _TypeAlias = _typing.Literal["_allow_loss", b"_allow_loss"]  # noqa: Y015
+    _WhichOneofReturnType__lossy: _TypeAlias = _typing.Literal["lossy"]  # noqa: Y015
+    _WhichOneofArgType__lossy: _TypeAlias = _typing.Literal["_lossy", b"_lossy"]  # noqa: Y015
     _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["directory", "builder"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__accuracy) -> _WhichOneofReturnType__accuracy | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__allow_loss) -> _WhichOneofReturnType__allow_loss | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lossy) -> _WhichOneofReturnType__lossy | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
 
 Global___RegisterModelRequest: _TypeAlias = RegisterModelRequest  # noqa: Y015
+
+@_typing.final
+class EvaluationSet(_message.Message):
+    """The user's inputs with the right answers: one .npz file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    metric: _builtins.str
+    @_builtins.property
+    def file(self) -> Global___SourceFile: ...
+    def __init__(
+        self,
+        *,
+        file: Global___SourceFile | None = ...,
+        metric: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["file", b"file"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "metric", b"metric"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EvaluationSet: _TypeAlias = EvaluationSet  # noqa: Y015
+
+@_typing.final
+class RecipeChoice(_message.Message):
+    """Recipes beside the base ones, of docs/nomenclature.md; none: the base ones alone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECIPES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def recipes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        recipes: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["recipes", b"recipes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecipeChoice: _TypeAlias = RecipeChoice  # noqa: Y015
 
 @_typing.final
 class JobEvent(_message.Message):
@@ -361,6 +441,12 @@ class VariantInfo(_message.Message):
     GRAPH_DIGEST_FIELD_NUMBER: _builtins.int
     FLAVOUR_FIELD_NUMBER: _builtins.int
     MAX_BATCH_FIELD_NUMBER: _builtins.int
+    RECIPE_FIELD_NUMBER: _builtins.int
+    AGREEMENT_FIELD_NUMBER: _builtins.int
+    LOSSY_FIELD_NUMBER: _builtins.int
+    WITHHELD_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
     backend: _builtins.str
     precision: _builtins.str
     state: _builtins.str
@@ -375,8 +461,21 @@ class VariantInfo(_message.Message):
     graph_digest: _builtins.str
     flavour: _builtins.str
     max_batch: _builtins.int
+    recipe: _builtins.str
+    lossy: _builtins.bool
+    """its answers may differ from the registered model's by more than 1e-4"""
+    withheld: _builtins.str
+    """why it is served by name alone; empty: it is offered"""
+    notes: _builtins.str
+    """what a user should know about this build"""
+    progress: _builtins.str
+    """where its making is now, or what it waits for"""
     @_builtins.property
     def key(self) -> _common_pb2.VariantKey: ...
+    @_builtins.property
+    def agreement(self) -> _common_pb2.Agreement:
+        """absent: nothing was compared; it is what was registered"""
+
     def __init__(
         self,
         *,
@@ -393,10 +492,16 @@ class VariantInfo(_message.Message):
         graph_digest: _builtins.str = ...,
         flavour: _builtins.str = ...,
         max_batch: _builtins.int = ...,
+        recipe: _builtins.str = ...,
+        agreement: _common_pb2.Agreement | None = ...,
+        lossy: _builtins.bool = ...,
+        withheld: _builtins.str = ...,
+        notes: _builtins.str = ...,
+        progress: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "key", b"key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "backend", b"backend", "build_class", b"build_class", "flavour", b"flavour", "graph_digest", b"graph_digest", "key", b"key", "max_batch", b"max_batch", "precision", b"precision", "reason", b"reason", "state", b"state", "tensor_bytes", b"tensor_bytes", "tensor_bytes_shared", b"tensor_bytes_shared", "tensor_count", b"tensor_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "artifact_digest", b"artifact_digest", "backend", b"backend", "build_class", b"build_class", "flavour", b"flavour", "graph_digest", b"graph_digest", "key", b"key", "lossy", b"lossy", "max_batch", b"max_batch", "notes", b"notes", "precision", b"precision", "progress", b"progress", "reason", b"reason", "recipe", b"recipe", "state", b"state", "tensor_bytes", b"tensor_bytes", "tensor_bytes_shared", b"tensor_bytes_shared", "tensor_count", b"tensor_count", "withheld", b"withheld"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -412,11 +517,20 @@ class VersionInfo(_message.Message):
     SOURCE_DIGEST_FIELD_NUMBER: _builtins.int
     CREATED_UNIX_S_FIELD_NUMBER: _builtins.int
     VARIANTS_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    EVALUATION_DIGEST_FIELD_NUMBER: _builtins.int
+    CALIBRATION_DIGEST_FIELD_NUMBER: _builtins.int
+    ALLOW_LOSS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     source_kind: _builtins.str
     """"directory", "pt2", "builder" """
     source_digest: _builtins.str
     created_unix_s: _builtins.float
+    metric: _builtins.str
+    """empty: it has no evaluation set"""
+    evaluation_digest: _builtins.str
+    calibration_digest: _builtins.str
+    allow_loss: _builtins.float
     @_builtins.property
     def signature(self) -> _common_pb2.Signature: ...
     @_builtins.property
@@ -430,10 +544,14 @@ class VersionInfo(_message.Message):
         source_digest: _builtins.str = ...,
         created_unix_s: _builtins.float = ...,
         variants: _abc.Iterable[Global___VariantInfo] | None = ...,
+        metric: _builtins.str = ...,
+        evaluation_digest: _builtins.str = ...,
+        calibration_digest: _builtins.str = ...,
+        allow_loss: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["signature", b"signature"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_unix_s", b"created_unix_s", "signature", b"signature", "source_digest", b"source_digest", "source_kind", b"source_kind", "variants", b"variants", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_loss", b"allow_loss", "calibration_digest", b"calibration_digest", "created_unix_s", b"created_unix_s", "evaluation_digest", b"evaluation_digest", "metric", b"metric", "signature", b"signature", "source_digest", b"source_digest", "source_kind", b"source_kind", "variants", b"variants", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -450,11 +568,13 @@ class ModelInfo(_message.Message):
     ACCURACY_FIELD_NUMBER: _builtins.int
     VERSIONS_FIELD_NUMBER: _builtins.int
     ALIASES_FIELD_NUMBER: _builtins.int
+    LOSSY_FIELD_NUMBER: _builtins.int
     trust_domain: _builtins.str
     name: _builtins.str
     task: _builtins.str
     dataset: _builtins.str
     accuracy: _builtins.float
+    lossy: _builtins.bool
     @_builtins.property
     def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___VersionInfo]: ...
     @_builtins.property
@@ -469,10 +589,11 @@ class ModelInfo(_message.Message):
         accuracy: _builtins.float | None = ...,
         versions: _abc.Iterable[Global___VersionInfo] | None = ...,
         aliases: _abc.Iterable[_builtins.str] | None = ...,
+        lossy: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy", "accuracy", b"accuracy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy", "accuracy", b"accuracy", "aliases", b"aliases", "dataset", b"dataset", "name", b"name", "task", b"task", "trust_domain", b"trust_domain", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy", "accuracy", b"accuracy", "aliases", b"aliases", "dataset", b"dataset", "lossy", b"lossy", "name", b"name", "task", b"task", "trust_domain", b"trust_domain", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__accuracy: _TypeAlias = _typing.Literal["accuracy"]  # noqa: Y015
     _WhichOneofArgType__accuracy: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy"]  # noqa: Y015
@@ -713,3 +834,53 @@ class WatchJobRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchJobRequest: _TypeAlias = WatchJobRequest  # noqa: Y015
+
+@_typing.final
+class StopVariantsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRUST_DOMAIN_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    VARIANT_FIELD_NUMBER: _builtins.int
+    trust_domain: _builtins.str
+    model: _builtins.str
+    version: _builtins.int
+    """0 = every version"""
+    variant: _builtins.str
+    """empty = all that are not made yet"""
+    def __init__(
+        self,
+        *,
+        trust_domain: _builtins.str = ...,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+        variant: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "trust_domain", b"trust_domain", "variant", b"variant", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopVariantsRequest: _TypeAlias = StopVariantsRequest  # noqa: Y015
+
+@_typing.final
+class StopVariantsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STOPPED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def stopped(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.VariantKey]: ...
+    def __init__(
+        self,
+        *,
+        stopped: _abc.Iterable[_common_pb2.VariantKey] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["stopped", b"stopped"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopVariantsResponse: _TypeAlias = StopVariantsResponse  # noqa: Y015

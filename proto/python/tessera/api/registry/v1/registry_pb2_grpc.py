@@ -79,6 +79,11 @@ class RegistryStub:
                 request_serializer=tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.WatchJobRequest.SerializeToString,
                 response_deserializer=tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.JobEvent.FromString,
                 _registered_method=True)
+        self.StopVariants = channel.unary_unary(
+                '/tessera.api.registry.v1.Registry/StopVariants',
+                request_serializer=tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.StopVariantsRequest.SerializeToString,
+                response_deserializer=tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.StopVariantsResponse.FromString,
+                _registered_method=True)
 
 
 class RegistryServicer:
@@ -142,6 +147,14 @@ class RegistryServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StopVariants(self, request, context):
+        """Stops making variants that are not made yet, those of the base recipes aside. They stay as failed records; a later registration of the
+        same content tries them again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RegistryServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -189,6 +202,11 @@ def add_RegistryServicer_to_server(servicer, server):
                     servicer.WatchJob,
                     request_deserializer=tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.WatchJobRequest.FromString,
                     response_serializer=tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.JobEvent.SerializeToString,
+            ),
+            'StopVariants': grpc.unary_unary_rpc_method_handler(
+                    servicer.StopVariants,
+                    request_deserializer=tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.StopVariantsRequest.FromString,
+                    response_serializer=tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.StopVariantsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -434,6 +452,33 @@ class Registry:
             '/tessera.api.registry.v1.Registry/WatchJob',
             tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.WatchJobRequest.SerializeToString,
             tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.JobEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StopVariants(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tessera.api.registry.v1.Registry/StopVariants',
+            tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.StopVariantsRequest.SerializeToString,
+            tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.StopVariantsResponse.FromString,
             options,
             channel_credentials,
             insecure,

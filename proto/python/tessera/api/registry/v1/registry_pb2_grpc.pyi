@@ -44,6 +44,10 @@ class RegistryStub:
     DeleteAlias: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DeleteAliasRequest, _registry_pb2.DeleteAliasResponse]
     WatchJob: _grpc.UnaryStreamMultiCallable[_registry_pb2.WatchJobRequest, _registry_pb2.JobEvent]
     """Follows a job from the event after `after_sequence` on; ends when the job has ended."""
+    StopVariants: _grpc.UnaryUnaryMultiCallable[_registry_pb2.StopVariantsRequest, _registry_pb2.StopVariantsResponse]
+    """Stops making variants that are not made yet, those of the base recipes aside. They stay as failed records; a later registration of the
+    same content tries them again.
+    """
 
 @_typing.type_check_only
 class RegistryAsyncStub(RegistryStub):
@@ -61,6 +65,10 @@ class RegistryAsyncStub(RegistryStub):
     DeleteAlias: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteAliasRequest, _registry_pb2.DeleteAliasResponse]  # type: ignore[assignment]
     WatchJob: _aio.UnaryStreamMultiCallable[_registry_pb2.WatchJobRequest, _registry_pb2.JobEvent]  # type: ignore[assignment]
     """Follows a job from the event after `after_sequence` on; ends when the job has ended."""
+    StopVariants: _aio.UnaryUnaryMultiCallable[_registry_pb2.StopVariantsRequest, _registry_pb2.StopVariantsResponse]  # type: ignore[assignment]
+    """Stops making variants that are not made yet, those of the base recipes aside. They stay as failed records; a later registration of the
+    same content tries them again.
+    """
 
 class RegistryServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -129,5 +137,15 @@ class RegistryServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_registry_pb2.JobEvent], _abc.AsyncIterator[_registry_pb2.JobEvent]]:
         """Follows a job from the event after `after_sequence` on; ends when the job has ended."""
+
+    @_abc_1.abstractmethod
+    def StopVariants(
+        self,
+        request: _registry_pb2.StopVariantsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.StopVariantsResponse, _abc.Awaitable[_registry_pb2.StopVariantsResponse]]:
+        """Stops making variants that are not made yet, those of the base recipes aside. They stay as failed records; a later registration of the
+        same content tries them again.
+        """
 
 def add_RegistryServicer_to_server(servicer: RegistryServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

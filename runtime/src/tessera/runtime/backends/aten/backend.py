@@ -14,7 +14,7 @@ from tessera.domain.artifact import Artifact
 from tessera.domain.errors import DataCorrupted, Internal, InvalidInput, ResourceExhausted
 from tessera.domain.ids import Digest
 from tessera.runtime.backends.aten.program import Plan, execute, read_plan
-from tessera.runtime.backends.interface import BackendConfig, BlobSource, Tensor
+from tessera.runtime.backends.interface import BackendConfig, BlobSource, Tensor, refuse_unknown_options
 
 _DATATYPES: dict[torch.dtype, str] = {
     torch.bool: "BOOL", torch.uint8: "UINT8", torch.uint16: "UINT16", torch.uint32: "UINT32", torch.uint64: "UINT64",
@@ -74,6 +74,7 @@ class AtenBackend:
             torch.nn.functional.scaled_dot_product_attention(image, image, image)
 
     def load(self, artifact: Artifact, digest: Digest, blobs: BlobSource) -> AtenLoaded:
+        refuse_unknown_options(artifact)
         plan = read_plan(blobs.graph())
         arrays = blobs.tensors()
         _check_signature(artifact, plan)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from tessera.domain.artifact import Artifact
 from tessera.domain.ids import Digest
-from tessera.runtime.backends.interface import BackendConfig, BlobSource, Tensor
+from tessera.runtime.backends.interface import BackendConfig, BlobSource, Tensor, refuse_unknown_options
 
 
 class _Identity:
@@ -27,6 +27,7 @@ class IdentityBackend:
         """Nothing to warm."""
 
     def load(self, artifact: Artifact, digest: Digest, blobs: BlobSource) -> _Identity:
+        refuse_unknown_options(artifact)
         return _Identity()
 
     def release(self) -> None:

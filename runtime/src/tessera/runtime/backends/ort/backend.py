@@ -1,8 +1,9 @@
 """ONNX Runtime over mapped tensors: sessions that open in milliseconds and hold nothing private (docs/adr/0003-graph-formats.md).
 
-The graph was optimised when it was baked, so it is opened with optimisation and prepacking off; every float initializer is handed
-over as an OrtValue on mapped memory. All sessions of a process share one arena. Each has threads of its own, one less than the runtime
-may use: the pool that sessions can share cannot be kept from spinning, which burns a core for 13 to 35 ms after every run.
+The graph was optimised when it was baked, so it is opened with optimisation and prepacking off (prepacking on where the artifact says
+`prepacked`); every external initializer is handed over as an OrtValue on mapped memory. All sessions of a process share one arena. Each has
+threads of its own, one less than the runtime may use: the pool that sessions can share cannot be kept from spinning, which burns a core for
+13 to 35 ms after every run.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ import numpy.typing as npt
 import onnxruntime as ort
 from onnxruntime.capi import _pybind_state as C
 
-from tessera.domain.artifact import Artifact
+from tessera.domain.artifact import PREPACKED, Artifact
 from tessera.domain.errors import DataCorrupted, Internal, InvalidInput, ResourceExhausted, TesseraError, Unsupported
 from tessera.domain.ids import Digest
-from tessera.runtime.backends.interface import BackendConfig, BlobSource, Tensor
+from tessera.runtime.backends.interface import BackendConfig, BlobSource, Tensor, refuse_unknown_options
 from tessera.runtime.backends.ort.graph import ELEMENT_TYPES, Initializer, external_initializers, warm_graph
 
 EXTERNAL_NAME = "tessera"
@@ -77,17 +78,19 @@ class OrtBackend:
 
     def warm(self) -> None:
         graph, inputs, weights = warm_graph()
-        self._warm_opening = self._opening(weights)
+        self._warm_opening = self._opening(weights, prepacked=False)
         session = _session(graph, self._warm_opening)
         session.run(None, inputs)
         self._warm_session, self._warm_inputs = session, inputs
 
     def load(self, artifact: Artifact, digest: Digest, blobs: BlobSource) -> OrtLoaded:
+        refuse_unknown_options(artifact, PREPACKED)
         graph, arrays = blobs.graph(), blobs.tensors()
         _check_initializers(artifact, external_initializers(graph))
         datatypes = {spec.name: spec.datatype for spec in artifact.signature.outputs}
         try:
-            opening = blobs.derived(lambda: self._opening({ref.slot: (arrays[ref.slot], ref.dtype) for ref in artifact.tensors}))
+            weights = {ref.slot: (arrays[ref.slot], ref.dtype) for ref in artifact.tensors}
+            opening = blobs.derived(lambda: self._opening(weights, prepacked=PREPACKED in artifact.options))
             session = _session(graph, opening)
         except Exception as error:
             raise Unsupported(
@@ -105,7 +108,7 @@ class OrtBackend:
         self._warm_session.run(None, self._warm_inputs, options)
         gc.collect()  # sessions are garbage in circles, in whichever generation; what was there before the fork is frozen
 
-    def _opening(self, weights: Mapping[str, tuple[npt.NDArray[Any], str]]) -> _Opening:
+    def _opening(self, weights: Mapping[str, tuple[npt.NDArray[Any], str]], *, prepacked: bool) -> _Opening:
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = self._config.threads
@@ -114,7 +117,7 @@ class OrtBackend:
         options.log_severity_level = _ERROR_LEVEL
         for key, value in (
             ("session.use_env_allocators", "1"),
-            ("session.disable_prepacking", "1"),
+            ("session.disable_prepacking", "0" if prepacked else "1"),
             ("session.intra_op.spin_duration_us", _SPIN_US),
             ("session.model_external_initializers_file_folder_path", str(self._config.folder)),
         ):

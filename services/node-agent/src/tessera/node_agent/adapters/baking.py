@@ -10,10 +10,13 @@ import tempfile
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
+import msgspec
+
+from tessera.domain.accuracy import Agreement
 from tessera.domain.errors import Internal, error_of
 from tessera.domain.ids import BuildClass, Digest
 from tessera.node_agent.adapters.processes import lower_priority
-from tessera.node_agent.loops.jobs import Baked, BakedBlob
+from tessera.node_agent.loops.jobs import Baked, BakedBlob, BakeFiles
 from tessera.program import ChildProcess
 
 STDERR_TAIL_CHARS = 1500
@@ -44,26 +47,13 @@ class ProcessBaker:
         """Removes what bakes of a killed agent left."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    async def bake(self, source: Path, out: Path, max_batch: int) -> AsyncGenerator[str | Baked, None]:
-        log = self._folder / f"{out.name}.log"
-        command = [
-            "-X",
-            "faulthandler",
-            "-m",
-            "tessera.runtime.bake",
-            "--source",
-            str(source),
-            "--store",
-            str(self._store),
-            "--out",
-            str(out),
-            "--max-batch",
-            str(max_batch),
-        ]
+    async def bake(self, files: BakeFiles) -> AsyncGenerator[str | Baked, None]:
+        log = self._folder / f"{files.out.name}.log"
+        command = ["-X", "faulthandler", "-m", "tessera.runtime.bake", *_options(files, self._store)]
         environment = None
         if self._user is not None:
             command += ["--user", str(self._user)]
-            environment = {**os.environ, "HOME": str(out)}
+            environment = {**os.environ, "HOME": str(files.out)}
         with log.open("wb") as errors:
             process = ChildProcess([sys.executable, *command], stderr=errors, piped=True, env=environment)
         lower_priority(process.pid)
@@ -83,22 +73,42 @@ class ProcessBaker:
         if "kind" in last:
             raise error_of(str(last["kind"]), str(last.get("message", "")))
         if code != 0 or "artifact" not in last:
-            raise Internal(f"baking {source.name[:12]} ended with {code}{': ' + tail if tail else ''}")
-        yield _baked(last, out)
+            raise Internal(f"baking {files.recipe} of {files.source.name[:12]} ended with {code}{': ' + tail if tail else ''}")
+        yield _baked(last, files.out)
+
+
+def _options(files: BakeFiles, store: Path) -> list[str]:
+    given = {
+        "--source": files.source,
+        "--store": store,
+        "--out": files.out,
+        "--max-batch": files.max_batch,
+        "--recipe": files.recipe,
+        "--evaluation": files.evaluation,
+        "--metric": files.metric or None,
+        "--calibration": files.calibration,
+    }
+    return [word for name, value in given.items() if value is not None for word in (name, str(value))]
 
 
 def _baked(said: dict[str, object], out: Path) -> Baked:
     """Only what the ended process left in its own folder: a path that leads elsewhere would have this process read what it may not.
 
     Raises:
-        Internal: one does.
+        Internal: one does, or there is no word about how the build agrees with the export.
     """
     blobs = said["blobs"]
     assert isinstance(blobs, list)
+    try:
+        agreement = msgspec.convert(said.get("agreement"), Agreement)
+    except msgspec.ValidationError as error:
+        raise Internal(f"baking says no agreement: {error}") from None
     return Baked(
         Digest(str(said["artifact"])),
         BuildClass(str(said["build_class"])),
         tuple(BakedBlob(Digest(blob["digest"]), int(blob["size"]), _own_file(out, str(blob["path"]))) for blob in blobs),
+        agreement,
+        str(said.get("notes", "")),
     )
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Protocol
 
 from tessera.clock import Clock
+from tessera.domain.accuracy import Agreement
+from tessera.domain.artifact import Blob
 from tessera.domain.errors import InvalidInput
 from tessera.domain.ids import BuildClass, Digest, Generation, InstanceId, RuntimeId, VariantKey
 from tessera.domain.instance import Stage, StartPath
@@ -27,6 +29,35 @@ MAX_THREADS = 256
 
 
 @dataclass(frozen=True, slots=True)
+class BakeOrder:
+    """What the registry wants: a variant of `export` by `recipe`. Sets are `.npz` blobs of the repository."""
+
+    export: Digest
+    max_batch: int
+    recipe: str
+    evaluation: Blob | None = None
+    metric: str = ""
+    calibration: Blob | None = None
+
+    @property
+    def sets(self) -> tuple[Blob, ...]:
+        return tuple(blob for blob in (self.evaluation, self.calibration) if blob is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class BakeFiles:
+    """The order with everything that it names lying in the store: the export's artifact, the sets, and where to write."""
+
+    source: Path
+    out: Path
+    max_batch: int
+    recipe: str
+    evaluation: Path | None = None
+    metric: str = ""
+    calibration: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class BakedBlob:
     digest: Digest
     size_bytes: int
@@ -38,6 +69,8 @@ class Baked:
     artifact: Digest
     build_class: BuildClass
     blobs: tuple[BakedBlob, ...]
+    agreement: Agreement
+    notes: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +84,7 @@ class BlobChunk:
 
 
 class Baker(Protocol):
-    def bake(self, source: Path, out: Path, max_batch: int) -> AsyncGenerator[str | Baked, None]:
+    def bake(self, files: BakeFiles) -> AsyncGenerator[str | Baked, None]:
         """Words of progress, then the result; closing it early ends the baking. Raises: TesseraError, why it could not be baked."""
         ...
 
@@ -102,11 +135,11 @@ class Jobs:
         """Who holds blobs for the job under way."""
         return frozenset() if self._holder is None else frozenset({holder_of(self._holder)})
 
-    async def bake(self, artifact: Digest, max_batch: int) -> AsyncGenerator[str | BlobChunk | Baked, None]:
+    async def bake(self, order: BakeOrder) -> AsyncGenerator[str | BlobChunk | Baked, None]:
         """Progress, then chunks of the blobs that the repository lacks, then the result.
 
         Raises:
-            NotFound, DataCorrupted, ResourceExhausted: the export cannot be brought in.
+            NotFound, DataCorrupted, ResourceExhausted: the export or a set cannot be brought in.
             TesseraError: why it could not be baked.
         """
         if self._turn.locked():
@@ -116,8 +149,8 @@ class Jobs:
             out = self._scratch()
             try:
                 yield "fetching the export"
-                await self._larder.bring(artifact, holder)
-                async with aclosing(self._baker.bake(self._blob_path(artifact), out, max_batch)) as steps:
+                await self._larder.bring(order.export, holder, order.sets)
+                async with aclosing(self._baker.bake(self._files(order, out))) as steps:
                     async for step in steps:
                         if isinstance(step, str):
                             yield step
@@ -131,6 +164,10 @@ class Jobs:
                 self._larder.release(holder)
                 self._holder = None
                 self._remove(out)
+
+    def _files(self, order: BakeOrder, out: Path) -> BakeFiles:
+        evaluation, calibration = (None if blob is None else self._blob_path(blob.digest) for blob in (order.evaluation, order.calibration))
+        return BakeFiles(self._blob_path(order.export), out, order.max_batch, order.recipe, evaluation, order.metric, calibration)
 
     async def measure(self, order: MeasureOrder) -> AsyncGenerator[str | LoadCost | LatencyRow, None]:
         """For each thread count: the cost of a start by fork and by bind, then a row per batch.

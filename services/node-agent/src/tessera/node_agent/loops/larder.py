@@ -6,9 +6,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tessera.domain.artifact import Blob
 from tessera.domain.errors import InvalidInput, NotFound
 from tessera.domain.ids import BuildClass, Digest, InstanceId, VariantKey
 from tessera.domain.source import Source
@@ -119,9 +120,11 @@ class Larder:
         _, fetched = await asyncio.to_thread(self._blobs.fetch_artifact, artifact, holder_of(instance_id), progress, cancel, sources)
         return self.load(artifact), fetched
 
-    async def bring(self, artifact: Digest, holder: InstanceId) -> None:
-        """As `fetch`, for an artifact that is not to be loaded (an export)."""
+    async def bring(self, artifact: Digest, holder: InstanceId, beside: Sequence[Blob] = ()) -> None:
+        """As `fetch`, for an artifact that is not to be loaded (an export), and for blobs that no artifact names."""
         await asyncio.to_thread(self._blobs.fetch_artifact, artifact, holder_of(holder))
+        if beside:
+            await asyncio.to_thread(self._blobs.fetch, beside, holder_of(holder))
 
     def lacking(self, artifact: Digest) -> Lacking:
         """What is missing for an artifact now."""

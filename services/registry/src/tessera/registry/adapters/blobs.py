@@ -28,6 +28,9 @@ class StoredBlobs:
             self._artifacts[digest] = decode(await asyncio.to_thread(self._repository.read, digest))
         return self._artifacts[digest]
 
+    async def read(self, digest: Digest) -> bytes:
+        return await asyncio.to_thread(self._repository.read, digest)
+
     async def store(self, blobs: Sequence[Blob], folder: Path) -> None:
         for blob in blobs:
             await failpoint.async_hit("registry.store_blob")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from tessera.domain.errors import FailedPrecondition
 from tessera.domain.ids import BuildClass, Digest, VariantKey, VariantName, VersionKey
 from tessera.domain.records import NodeRecord, VariantRecord, VariantState, VersionRecord
+from tessera.registry.core.recipes import ORT, RECIPES, recipe_of, wanted
 
-ATEN = VariantName("aten-fp32")
-ORT = VariantName("ort-fp32")
-IDENTITY = VariantName("identity-any")
-_ORT_FLAVOUR = "ort"
+_FLAVOUR = "ort"
+_OPEN = (VariantState.PENDING, VariantState.BUILDING)
 
 _NEXT: dict[VariantState, frozenset[VariantState]] = {
     VariantState.PENDING: frozenset({VariantState.BUILDING, VariantState.FAILED}),
@@ -33,27 +32,42 @@ def step(record: VariantRecord, then: VariantState, reason: str = "") -> Variant
     return replace(record, state=then, reason=reason)
 
 
-def name_for(build_class: BuildClass, hasher: Callable[[bytes], Digest]) -> VariantName:
-    """The name of `ort-fp32` for every build class but the first."""
-    return VariantName(f"{ORT}.{hasher(build_class.encode())[:8]}")
+def name_for(recipe: str, build_class: BuildClass, hasher: Callable[[bytes], Digest]) -> VariantName:
+    """The name of a recipe's variant for every build class but the first."""
+    return VariantName(f"{recipe}.{hasher(build_class.encode())[:8]}")
 
 
 @dataclass(frozen=True, slots=True)
 class Bake:
-    """Build `variant` from `export` on `node`."""
+    """Build `variant` of `version` by `recipe` on `node`. `base`: somebody may be waiting for it."""
 
     variant: VariantRecord
-    export: Digest
+    version: VersionRecord
+    recipe: str
     node: NodeRecord
+
+    @property
+    def base(self) -> bool:
+        return self.recipe not in RECIPES
 
 
 @dataclass(frozen=True, slots=True)
 class VariantPlan:
-    """`create`: variants that a build class lacks. `bake`: what can be built now. `waiting`: for a node; each with the reason."""
+    """`create`: variants that a version or a build class lacks. `bake`: what can be built now, what is wanted first first. `waiting`: for
+    a node or another variant; `fail`: what cannot be built any more; both with the reason."""
 
-    create: tuple[VariantRecord, ...]
-    bake: tuple[Bake, ...]
-    waiting: tuple[tuple[VariantKey, str], ...]
+    create: tuple[VariantRecord, ...] = ()
+    bake: tuple[Bake, ...] = ()
+    waiting: tuple[tuple[VariantKey, str], ...] = ()
+    fail: tuple[tuple[VariantKey, str], ...] = ()
+
+
+@dataclass(slots=True)
+class _Draft:
+    create: list[VariantRecord] = field(default_factory=list)
+    bake: list[Bake] = field(default_factory=list)
+    waiting: list[tuple[VariantKey, str]] = field(default_factory=list)
+    fail: list[tuple[VariantKey, str]] = field(default_factory=list)
 
 
 def plan_variants(
@@ -61,57 +75,108 @@ def plan_variants(
     variants: Iterable[VariantRecord],
     nodes: Iterable[NodeRecord],
     hasher: Callable[[bytes], Digest],
+    recipes: Sequence[str] = (),
 ) -> VariantPlan:
-    """What is to be done so that each build class among the nodes has its own `ort` variant of each version with an export.
+    """What is to be done so that each build class among the nodes has its own variants of each version with an export.
 
-    The first class to build keeps the short name; others get a variant of their own once the short one is ready or has failed.
+    `ort-fp32` of any version goes before every other recipe: users wait for it. The first class to build it keeps the short names; others
+    get variants of their own once the short one is ready or has failed. Other recipes follow on a class whose `ort-fp32` is ready; what
+    ONNX Runtime cannot make fp32 of is not quantised. `recipes`: the registry's own list, for versions that name none.
     """
     by_class: dict[BuildClass, NodeRecord] = {}
     for node in sorted(nodes, key=lambda n: n.node_id):
-        if _ORT_FLAVOUR in node.flavours:
+        if _FLAVOUR in node.flavours:
             by_class.setdefault(node.build_class, node)
     of_version: dict[VersionKey, dict[VariantName, VariantRecord]] = {}
     for variant in variants:
         if variant.backend == "ort":
             of_version.setdefault(variant.key.version_key, {})[variant.key.variant] = variant
-    create: list[VariantRecord] = []
-    bake: list[Bake] = []
-    waiting: list[tuple[VariantKey, str]] = []
+    draft = _Draft()
     for version in versions:
-        key = VersionKey(version.trust_domain, version.model, version.version)
-        have = of_version.get(key, {})
-        if not version.exports or ORT not in have:
+        have = of_version.get(VersionKey(version.trust_domain, version.model, version.version), {})
+        if version.exports and ORT in have:
+            _plan_base(version, have, by_class, hasher, draft)
+            _plan_further(version, have, by_class, hasher, recipes, draft)
+    order = {name: place for place, name in enumerate((ORT, *RECIPES))}
+    draft.bake.sort(key=lambda bake: order[bake.recipe])  # stable: versions keep their order
+    return VariantPlan(tuple(draft.create), tuple(draft.bake), tuple(draft.waiting), tuple(draft.fail))
+
+
+def _plan_base(
+    version: VersionRecord,
+    have: Mapping[VariantName, VariantRecord],
+    by_class: Mapping[BuildClass, NodeRecord],
+    hasher: Callable[[bytes], Digest],
+    draft: _Draft,
+) -> None:
+    builds = [variant for variant in have.values() if recipe_of(variant) == ORT]
+    for variant in builds:
+        if variant.state not in _OPEN:
             continue
-        for variant in have.values():
-            if variant.state not in (VariantState.PENDING, VariantState.BUILDING):
-                continue
-            chosen = _node_for(variant, by_class)
-            if chosen is None:
-                waiting.append((variant.key, _why_waiting(variant, by_class)))
-            else:
-                bake.append(Bake(variant, version.exports[0], chosen))
-        short = have[ORT]
-        if short.state not in (VariantState.READY, VariantState.FAILED):
+        chosen = _node_for(variant, by_class)
+        if chosen is None:
+            draft.waiting.append((variant.key, _why_waiting(variant, by_class)))
+        else:
+            draft.bake.append(Bake(variant, version, ORT, chosen))
+    short = have[ORT]
+    if short.state in _OPEN:
+        return
+    covered = {variant.build_class for variant in builds}
+    for build_class in sorted(set(by_class) - covered):
+        name = name_for(ORT, build_class, hasher)
+        if name not in have:
+            draft.create.append(_wanted(short, ORT, name, build_class))
+
+
+def _plan_further(
+    version: VersionRecord,
+    have: Mapping[VariantName, VariantRecord],
+    by_class: Mapping[BuildClass, NodeRecord],
+    hasher: Callable[[bytes], Digest],
+    recipes: Sequence[str],
+    draft: _Draft,
+) -> None:
+    short = have[ORT]
+    others = {variant.build_class: variant for variant in have.values() if recipe_of(variant) == ORT and variant is not short}
+    for variant in have.values():
+        recipe = recipe_of(variant)
+        if recipe == ORT or variant.state not in _OPEN:
             continue
-        covered = {variant.build_class for variant in have.values()}
-        for build_class in sorted(set(by_class) - covered):
-            name = name_for(build_class, hasher)
+        base = short if "." not in variant.key.variant else others.get(variant.build_class)
+        if base is None or base.state is VariantState.FAILED:
+            reason = f"{base.key.variant} failed: {base.reason}" if base else f"there is no {ORT} of build class {variant.build_class}"
+            draft.fail.append((variant.key, reason))
+        elif base.state is not VariantState.READY or base.build_class is None:
+            draft.waiting.append((variant.key, f"{base.key.variant} comes first"))
+        elif base.build_class not in by_class:
+            draft.waiting.append((variant.key, f"no node of build class {base.build_class} ({len(by_class)} build classes are there)"))
+        else:
+            draft.bake.append(Bake(variant, version, recipe, by_class[base.build_class]))
+    for base in (short, *others.values()):
+        build_class = base.build_class
+        if base.state is not VariantState.READY or build_class is None or build_class not in by_class:
+            continue
+        for recipe in wanted(version, recipes):
+            name = VariantName(recipe) if base is short else name_for(recipe, build_class, hasher)
             if name not in have:
-                create.append(
-                    VariantRecord(
-                        key=VariantKey(key.trust_domain, key.model, key.version, name),
-                        backend="ort",
-                        flavour=_ORT_FLAVOUR,
-                        precision=short.precision,
-                        state=VariantState.PENDING,
-                        max_batch=short.max_batch,
-                        build_class=build_class,
-                    )
-                )
-    return VariantPlan(tuple(create), tuple(bake), tuple(waiting))
+                draft.create.append(_wanted(base, recipe, name, build_class))
 
 
-def _node_for(variant: VariantRecord, by_class: dict[BuildClass, NodeRecord]) -> NodeRecord | None:
+def _wanted(like: VariantRecord, recipe: str, name: VariantName, build_class: BuildClass) -> VariantRecord:
+    key = like.key
+    return VariantRecord(
+        key=VariantKey(key.trust_domain, key.model, key.version, name),
+        backend="ort",
+        flavour=_FLAVOUR,
+        precision=RECIPES[recipe].precision if recipe in RECIPES else like.precision,
+        state=VariantState.PENDING,
+        max_batch=like.max_batch,
+        build_class=build_class,
+        recipe=recipe,
+    )
+
+
+def _node_for(variant: VariantRecord, by_class: Mapping[BuildClass, NodeRecord]) -> NodeRecord | None:
     if variant.build_class is not None and variant.build_class in by_class:
         return by_class[variant.build_class]
     if variant.key.variant == ORT:  # not ready yet, so any class may still become the first
@@ -119,8 +184,8 @@ def _node_for(variant: VariantRecord, by_class: dict[BuildClass, NodeRecord]) ->
     return None
 
 
-def _why_waiting(variant: VariantRecord, by_class: dict[BuildClass, NodeRecord]) -> str:
-    wanted = (
-        f"of build class {variant.build_class}" if variant.build_class and variant.key.variant != ORT else f"with flavour {_ORT_FLAVOUR}"
+def _why_waiting(variant: VariantRecord, by_class: Mapping[BuildClass, NodeRecord]) -> str:
+    wanted_class = (
+        f"of build class {variant.build_class}" if variant.build_class and variant.key.variant != ORT else f"with flavour {_FLAVOUR}"
     )
-    return f"no node {wanted} ({len(by_class)} build classes are there)"
+    return f"no node {wanted_class} ({len(by_class)} build classes are there)"

@@ -9,10 +9,12 @@ from tessera.domain.ids import Digest, ModelName, TrustDomain, VariantKey, Varia
 from tessera.domain.records import VariantRecord, VariantState
 
 
-def placeholder(domain: TrustDomain, name: ModelName, variant: VariantName, backend: str, max_batch: int) -> VariantRecord:
-    """A variant that is still to be made; the flavour has the backend's name, the commit gives it its version."""
+def placeholder(
+    domain: TrustDomain, name: ModelName, variant: VariantName, backend: str, max_batch: int, precision: str = "fp32"
+) -> VariantRecord:
+    """A variant that is still to be made, by the recipe of its name; the flavour has the backend's name, the commit gives its version."""
     key = VariantKey(domain, name, VersionNumber(0), variant)
-    return VariantRecord(key, backend, backend, "fp32", VariantState.PENDING, max_batch)
+    return VariantRecord(key, backend, backend, precision, VariantState.PENDING, max_batch, recipe=variant)
 
 
 def ready(record: VariantRecord, digest: Digest, artifact: Artifact, stored_before: frozenset[Digest]) -> VariantRecord:

@@ -6,8 +6,8 @@ from tessera.domain.artifact import Artifact
 from tessera.domain.ids import TrustDomain, VariantKey, VersionNumber
 from tessera.domain.records import ModelRecord, VariantRecord, VariantState, VersionRecord
 from tessera.domain.signature import ANY_DATATYPE, Signature, TensorSpec
+from tessera.registry.core.recipes import IDENTITY
 from tessera.registry.core.source import BUILT_IN
-from tessera.registry.core.variants import IDENTITY
 from tessera.registry.loops.catalogue import Catalogue, NewVersion
 from tessera.registry.ports import Blobs
 from tessera.tensorstore.artifact import digest_of, encode

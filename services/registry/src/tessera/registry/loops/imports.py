@@ -14,13 +14,14 @@ from pathlib import Path
 
 from tessera import failpoint, telemetry
 from tessera.clock import Clock
-from tessera.domain.errors import FailedPrecondition, Internal, TesseraError, Unavailable
-from tessera.domain.ids import Digest, JobId, TrustDomain, VersionKey, VersionNumber
+from tessera.domain.errors import DataCorrupted, FailedPrecondition, Internal, TesseraError, Unavailable
+from tessera.domain.ids import Digest, JobId, TrustDomain, VariantName, VersionKey, VersionNumber
 from tessera.domain.records import JobRecord, ModelRecord, VariantState, VersionRecord
 from tessera.program import Tasks
 from tessera.registry.core.jobs import JobStep, payload_of, registration_of, step
+from tessera.registry.core.operators import Operators, count
+from tessera.registry.core.recipes import ATEN, ORT, RECIPES, wanted
 from tessera.registry.core.source import Registration, source_digest
-from tessera.registry.core.variants import ATEN, ORT
 from tessera.registry.loops.accounting import placeholder, ready
 from tessera.registry.loops.catalogue import Catalogue, NewVersion
 from tessera.registry.loops.joblog import JobLog, JobProgress
@@ -252,14 +253,30 @@ class Imports:
         domain, name = registration.trust_domain, registration.name
         artifact = await self._blobs.artifact(imported.aten)
         others = await self._shelf.large_tensors_of_others(domain, None)
-        exports = (imported.onnx,) if imported.onnx is not None else ()
         aten = ready(placeholder(domain, name, ATEN, "aten", artifact.max_batch), imported.aten, artifact, others)
+        model = ModelRecord(name, domain, registration.task, registration.dataset, registration.accuracy, _FIRST, now_s)
+        version = VersionRecord(name, domain, _FIRST, artifact.signature, imported.source_kind, digest, now_s)
         ort = placeholder(domain, name, ORT, "ort", artifact.max_batch)
         if imported.onnx is None:
-            ort = replace(ort, state=VariantState.FAILED, reason=imported.onnx_reason)
-        model = ModelRecord(name, domain, registration.task, registration.dataset, registration.accuracy, _FIRST, now_s)
-        version = VersionRecord(name, domain, _FIRST, artifact.signature, imported.source_kind, digest, now_s, exports)
-        return NewVersion(model, version, (aten, ort))
+            return NewVersion(model, version, (aten, replace(ort, state=VariantState.FAILED, reason=imported.onnx_reason)))
+        operators = await self._operators(imported.onnx)
+        version = replace(
+            version,
+            exports=(imported.onnx,),
+            convolutions=operators.convolutions,
+            matrix_products=operators.matrix_products,
+        )
+        further = [
+            placeholder(domain, name, VariantName(recipe), "ort", artifact.max_batch, RECIPES[recipe].precision)
+            for recipe in wanted(version, self._variants.recipes)
+        ]
+        return NewVersion(model, version, (aten, ort, *further))
+
+    async def _operators(self, export: Digest) -> Operators:
+        graph = (await self._blobs.artifact(export)).graph
+        if graph is None:
+            raise DataCorrupted(f"export {export} has no graph")
+        return await asyncio.to_thread(count, await self._blobs.read(graph.digest))
 
     async def _fail(self, job: JobRecord, error: TesseraError) -> None:
         _log.warning("import failed", job=job.job_id, model=job.model, kind=error.kind, reason=str(error))

@@ -1,0 +1,101 @@
+"""The recipes that the generator knows, which of them a version can gain from, and whether what was built may be offered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tessera.domain.accuracy import Agreement
+from tessera.domain.errors import InvalidInput
+from tessera.domain.ids import VariantName
+from tessera.domain.records import VariantRecord, VersionRecord
+
+ATEN = VariantName("aten-fp32")
+ORT = VariantName("ort-fp32")
+IDENTITY = VariantName("identity-any")
+
+BASE = (ATEN, ORT)
+"""Every version has them; a registration that waits for its variants waits for these."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A recipe beside the base ones. `exact`: what it makes has to agree with the registered model within 1e-4.
+
+    `gains` says from its operators whether a version can gain from it. Whether it does on a node's CPU is for profiles to say: int8 wins
+    where there is VNNI and seldom elsewhere.
+    """
+
+    name: str
+    precision: str
+    exact: bool
+    gains: Callable[[VersionRecord], bool]
+
+
+def _convolutions(version: VersionRecord) -> bool:
+    return version.convolutions > 0 and version.convolutions >= version.matrix_products
+
+
+def _matrix_products(version: VersionRecord) -> bool:
+    return version.matrix_products > version.convolutions
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("ort-int8", "int8", exact=False, gains=_convolutions),
+        Recipe("ort-int8-dynamic", "int8", exact=False, gains=_matrix_products),
+        Recipe("ort-fp32-prepacked", "fp32", exact=True, gains=_matrix_products),
+    )
+}
+DEFAULT_RECIPES = tuple(RECIPES)
+
+
+def checked_recipes(field: str, names: Sequence[str]) -> tuple[str, ...]:
+    """The names, each once, in their order; the base recipes, which are made anyway, left out.
+
+    Raises:
+        InvalidInput: one is no recipe.
+    """
+    for name in names:
+        if name not in RECIPES and name not in BASE:
+            raise InvalidInput(field, name[:80], f"must be among {', '.join((*BASE, *RECIPES))}")
+    return tuple(dict.fromkeys(name for name in names if name not in BASE))
+
+
+def wanted(version: VersionRecord, by_default: Sequence[str]) -> tuple[str, ...]:
+    """Recipes to build for a version beside the base ones, first ones first: what the user asked for, else those of the registry's list
+    that it can gain from."""
+    if version.recipes is not None:
+        return version.recipes
+    return tuple(name for name in by_default if RECIPES[name].gains(version))
+
+
+def recipe_of(variant: VariantRecord) -> str:
+    """A variant of another build class has its recipe's name and a suffix."""
+    return variant.recipe or variant.key.variant.partition(".")[0]
+
+
+def is_base(variant: VariantRecord) -> bool:
+    return recipe_of(variant) not in RECIPES
+
+
+def check_exact(recipe: str, agreement: Agreement) -> str:
+    """Why what was built by an exact recipe may not be served; "" where it may."""
+    known = RECIPES.get(recipe)
+    if agreement.exact or (known is not None and not known.exact):
+        return ""
+    return f"differs from the registered model by {agreement.max_error:.3g}; {recipe} has to agree within 1e-4"
+
+
+def withheld(agreement: Agreement, allowance: float) -> str:
+    """Why a variant is served by name alone, with the numbers; "" where it is offered."""
+    if agreement.exact or agreement.loss <= allowance:
+        return ""
+    if agreement.score is not None and agreement.reference_score is not None:
+        found = f"scores {agreement.score:.4f} by {agreement.metric}, the registered model {agreement.reference_score:.4f}"
+    else:
+        found = (
+            f"its answers to {agreement.samples} generated inputs have a mean cosine of {agreement.cosine:.4f} with the registered model's"
+        )
+    return f"{found}: loses {agreement.loss:.4f}, allowed is {allowance:g}"

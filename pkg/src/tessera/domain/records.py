@@ -154,8 +154,8 @@ class JobRecord:
 
 @dataclass(frozen=True, slots=True)
 class BatchRecord:
-    """A batch job: what was asked for, and how far it is. Writer: profiler (whoever was elected to work; the one that was asked, to queue it
-    or to note that it shall be cancelled).
+    """A batch job: what was asked for, and how far it is. Writer: profiler (who was elected to work; to queue it or to ask for its end, who
+    was asked).
 
     `model` as it was written. `rows` of the input, 0 until they were counted; `rows_done` are answered or failed, in `parts` that are
     written or, between two of them, in memory. `attempts`: how often it was taken up since its last part was written. `cancelling`: its

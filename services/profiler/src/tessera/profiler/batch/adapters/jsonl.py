@@ -28,28 +28,29 @@ class _JsonlSource:
     def __init__(self, open_file: OpenFile, signature: Signature) -> None:
         self._open_file = open_file
         self._specs = row_specs(signature)
-        self._lines = self._open()
+        self._lines: Generator[bytes, None, None] | None = None
         self._at = 0
         self.rows = 0
 
-    def _open(self) -> Iterator[bytes]:
+    def _open(self) -> Generator[bytes, None, None]:
         with self._open_file() as file, io.BufferedReader(file, _BUFFER_BYTES) as reader:  # type: ignore[type-var] # readinto is all it needs
             yield from _lines(reader)
 
     def count(self) -> None:
-        self.close()
         self.rows = sum(1 for _ in self._open())
         if not self.rows:
             raise InvalidInput("input", None, "has no rows")
 
     def read(self, first: int, most: int) -> Portion:
-        if first < self._at or self._lines is None:
+        if first < self._at:
             self.close()
+        if self._lines is None:
             self._lines, self._at = self._open(), 0
-        while self._at < first and next(self._lines, None) is not None:
+        lines = self._lines
+        while self._at < first and next(lines, None) is not None:
             self._at += 1
         found: list[Mapping[str, Array] | RowError] = []
-        while len(found) < most and (line := next(self._lines, None)) is not None:
+        while len(found) < most and (line := next(lines, None)) is not None:
             found.append(self._row(first + len(found), line))
         self._at = first + len(found)
         return chunks_of(first, found)
@@ -65,9 +66,9 @@ class _JsonlSource:
             return RowError(row, error.kind, error.message[:300])
 
     def close(self) -> None:
-        if isinstance(self._lines, Generator):
+        if self._lines is not None:
             self._lines.close()
-        self._at = 0
+            self._lines = None
 
 
 class JsonlFormat:

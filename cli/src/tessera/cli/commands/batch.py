@@ -116,11 +116,12 @@ def cancel_batch(
 ) -> None:
     """End a job; what it has written stays, and a submission with --resume goes on there."""
     with exit_codes(), connect(endpoint, state, trust_domain) as client:
+        before = client.batch(job)
+        if before.state in ENDED:
+            note(f"{job} had ended before: {before.state}")
+            return
         found = client.cancel_batch(job)
-        if found.state == "cancelled" or found.cancelling:
-            note(f"cancelled {job}")
-        else:
-            note(f"{job} had ended before: {found.state}")
+        note(f"cancelled {job}" if found.state == "cancelled" or found.cancelling else f"{job} had ended before: {found.state}")
 
 
 def url(text: str) -> str:

@@ -22,6 +22,7 @@ LAYERS = {
     "agent": "tessera-node-agent",
     "aten": "tessera-runtime[aten]",
     "import": "tessera-registry[import]",
+    "parquet": "tessera-profiler[parquet]",
 }
 """Layer to the requirement whose libraries it adds to those of the layers before it in `Image.layers`."""
 
@@ -54,7 +55,7 @@ IMAGES = {
         _runtime("aten"),
         _service("gateway", "tessera-gateway"),
         _service("scheduler", "tessera-scheduler"),
-        _service("profiler", "tessera-profiler"),
+        _service("profiler", "tessera-profiler[parquet]", "parquet"),
         _service("node-agent", "tessera-node-agent", "ort", "bake", "agent"),
         _service("registry", "tessera-registry[import]", "aten", "ort", "bake", "import"),
         Image("etcd", ROOT / "deploy" / "images" / "etcd.Dockerfile", "", ()),

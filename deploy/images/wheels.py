@@ -18,8 +18,8 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 from deploy.images.spec import LAYERS, ROOT
 
 OWN_PREFIX = "tessera-"
-_OWN_FOLDERS = ("proto/python", "pkg", "runtime", "services/gateway", "services/scheduler", "services/node-agent", "services/profiler",
-                "services/registry")  # fmt: skip
+_OWN_FOLDERS = ("proto/python", "pkg", "runtime", "sdk", "services/gateway", "services/scheduler", "services/node-agent",
+                "services/profiler", "services/registry")  # fmt: skip
 _SOURCE_DATE = "315532800"
 """1980, the earliest that a zip knows: the same sources make the same wheel, so that an image's cached layer stays valid."""
 

@@ -44,6 +44,10 @@ KEYS = {
     "registration": {"model", "version", "unchanged", "tensor_bytes", "tensor_bytes_already_stored", "variants"},
     "profile": {"variant", "profile_class", "quick", "measured_unix_s", "load", "latency"},
     "row": {"batch", "threads", "repeats", "p50_ms", "p99_ms", "mean_ms", "peak_private_bytes"},
+    "batch": {
+        "id", "trust_domain", "model", "input_url", "input_format", "output_url", "output_format", "batch_size", "objectives", "max_errors",
+        "state", "cancelling", "reason", "rows", "rows_done", "rows_failed", "parts", "submitted_unix_s", "started_unix_s", "ended_unix_s",
+    },
     "infer": {"model", "version", "variant", "node", "start_path", "request_id", "outputs"},
     "explain": {
         "request_id", "model", "outcome", "variant_policy", "variants", "node", "instance", "start_path", "start_policy", "start_options",

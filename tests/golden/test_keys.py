@@ -36,12 +36,14 @@ def _schema() -> str:
         "source": keys.source(LAB, Digest("ab" * 32)),
         "profile": keys.profile(KEY, ProfileClass("x86_64-avx2")),
         "job": keys.job(LAB, JobId("j1")),
+        "batch": keys.batch(LAB, JobId("b1")),
         "node": keys.node(LAB, NodeId("node-0")),
         "instance": keys.instance(LAB, NodeId("node-0"), InstanceId("i1")),
         "assignment": keys.assignment(LAB, NodeId("node-0"), InstanceId("i1")),
         "load": keys.load(LAB, NodeId("node-0"), InstanceId("i1")),
         "service": keys.service("gateway", "g1"),
         "election": keys.SCHEDULER_ELECTION,
+        "batching": keys.BATCH_ELECTION,
     }
     return "".join(f"{what:<11}{key}\n" for what, key in built.items())
 
@@ -55,6 +57,6 @@ def test_the_key_schema_is_the_reviewed_one() -> None:
 def test_every_key_of_a_domain_lies_below_its_prefix() -> None:
     for line in _schema().splitlines():
         what, key = line.split()
-        if what not in {"service", "election"}:
+        if what not in {"service", "election", "batching"}:
             assert key.startswith(keys.domain(LAB)), what
     assert not keys.domain(TrustDomain("lab2")).startswith(keys.domain(LAB))

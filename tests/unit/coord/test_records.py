@@ -14,6 +14,7 @@ from tessera.domain.ids import ModelName, Term
 from tessera.domain.records import (
     AliasRecord,
     AssignmentRecord,
+    BatchRecord,
     InstanceRecord,
     JobRecord,
     LoadRecord,
@@ -28,6 +29,7 @@ from tessera.domain.records import (
 RECORDS = [
     AliasRecord,
     AssignmentRecord,
+    BatchRecord,
     InstanceRecord,
     JobRecord,
     LoadRecord,

@@ -180,6 +180,32 @@ def profile(found: types.Profile) -> Plain:
     }
 
 
+def batch(found: types.BatchInfo) -> Plain:
+    asked = found.objectives
+    return {
+        "id": found.job_id,
+        "trust_domain": found.trust_domain,
+        "model": found.model,
+        "input_url": found.input_url,
+        "input_format": found.input_format,
+        "output_url": found.output_url,
+        "output_format": found.output_format,
+        "batch_size": found.batch_size,
+        "objectives": {field.name: value for field, value in asked.ListFields()},
+        "max_errors": found.max_errors,
+        "state": found.state,
+        "cancelling": found.cancelling,
+        "reason": found.reason,
+        "rows": found.rows,
+        "rows_done": found.rows_done,
+        "rows_failed": found.rows_failed,
+        "parts": found.parts,
+        "submitted_unix_s": found.submitted_unix_s,
+        "started_unix_s": found.started_unix_s or None,
+        "ended_unix_s": found.ended_unix_s or None,
+    }
+
+
 def explanation(answer: types.ExplainResponse) -> Plain:
     return {
         "request_id": answer.request_id,

@@ -8,6 +8,7 @@
 /tessera/v1/d/<domain>/sources/<source digest>                "<model>@<version>": registering again is recognised here
 /tessera/v1/d/<domain>/profiles/<model>/<version>/<variant>/<profile class>   ProfileRecord
 /tessera/v1/d/<domain>/jobs/<job>                             JobRecord
+/tessera/v1/d/<domain>/batches/<job>                          BatchRecord
 /tessera/v1/d/<domain>/nodes/<node>                           NodeRecord, under the agent's lease
 /tessera/v1/d/<domain>/instances/<node>/<instance>            InstanceRecord, under the agent's lease
 /tessera/v1/d/<domain>/assignments/<node>/<instance>          AssignmentRecord
@@ -23,6 +24,7 @@ from tessera.domain.ids import Digest, InstanceId, JobId, ModelName, NodeId, Pro
 ROOT = "/tessera/v1/"
 SERVICES = ROOT + "services/"
 SCHEDULER_ELECTION = ROOT + "elections/scheduler/"
+BATCH_ELECTION = ROOT + "elections/batch/"
 
 
 def domain(trust_domain: TrustDomain) -> str:
@@ -87,6 +89,14 @@ def jobs(trust_domain: TrustDomain) -> str:
 
 def job(trust_domain: TrustDomain, job_id: JobId) -> str:
     return jobs(trust_domain) + job_id
+
+
+def batches(trust_domain: TrustDomain) -> str:
+    return f"{domain(trust_domain)}batches/"
+
+
+def batch(trust_domain: TrustDomain, job_id: JobId) -> str:
+    return batches(trust_domain) + job_id
 
 
 def nodes(trust_domain: TrustDomain) -> str:

@@ -23,6 +23,7 @@ from tessera.domain.ids import (
     VersionNumber,
 )
 from tessera.domain.instance import InstanceState, StageTime, StartPath
+from tessera.domain.objectives import NO_OBJECTIVES, Objectives
 from tessera.domain.signature import Signature
 
 
@@ -33,6 +34,17 @@ class LoadState(StrEnum):
     ACTIVE = "active"
     OVERLOADED = "overloaded"
     INTERFERED = "interfered"
+
+
+class BatchState(StrEnum):
+    """queued -> running <-> paused -> done | failed | cancelled (docs/states/batch.md)."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSED = "paused"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
 
 
 class VariantState(StrEnum):
@@ -147,6 +159,40 @@ class JobRecord:
     version: VersionNumber
     step: str
     payload: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRecord:
+    """A batch job: what was asked for, and how far it is. Writer: profiler (who was elected to work; to queue it or to ask for its end, who
+    was asked).
+
+    `model` as it was written. `rows` of the input, 0 until they were counted; `rows_done` are answered or failed, in `parts` that are
+    written or, between two of them, in memory. `attempts`: how often it was taken up since its last part was written. `cancelling`: its
+    end was asked for.
+    """
+
+    job_id: JobId
+    trust_domain: TrustDomain
+    model: str
+    input_url: str
+    output_url: str
+    input_format: str
+    output_format: str
+    batch_size: int
+    max_errors: int
+    submitted_unix_s: float
+    objectives: Objectives = NO_OBJECTIVES
+    if_exists: str = ""
+    state: BatchState = BatchState.QUEUED
+    reason: str = ""
+    rows: int = 0
+    rows_done: int = 0
+    rows_failed: int = 0
+    parts: int = 0
+    attempts: int = 0
+    started_unix_s: float = 0.0
+    ended_unix_s: float = 0.0
+    cancelling: bool = False
 
 
 @dataclass(frozen=True, slots=True)

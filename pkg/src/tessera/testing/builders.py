@@ -11,6 +11,7 @@ from tessera.domain.ids import (
     Digest,
     Generation,
     InstanceId,
+    JobId,
     ModelName,
     NodeId,
     ProfileClass,
@@ -24,6 +25,7 @@ from tessera.domain.ids import (
 )
 from tessera.domain.instance import InstanceState, Stage, StageTime, StartPath
 from tessera.domain.records import (
+    BatchRecord,
     InstanceRecord,
     LatencyRow,
     LoadCost,
@@ -140,6 +142,23 @@ def a_profile(variant: VariantKey | None = None, **fields: Any) -> ProfileRecord
         "measured_unix_s": CREATED_UNIX_S,
     }
     return ProfileRecord(**{**values, **fields})
+
+
+def a_batch(job_id: str = "b1", **fields: Any) -> BatchRecord:
+    """A queued job that takes npz to npz."""
+    values: dict[str, Any] = {
+        "job_id": JobId(job_id),
+        "trust_domain": DEFAULT_TRUST_DOMAIN,
+        "model": "digits",
+        "input_url": "file:///srv/batch/in.npz",
+        "output_url": "file:///srv/batch/out.npz",
+        "input_format": "npz",
+        "output_format": "npz",
+        "batch_size": 4,
+        "max_errors": 100,
+        "submitted_unix_s": CREATED_UNIX_S,
+    }
+    return BatchRecord(**{**values, **fields})
 
 
 def a_node(node_id: str = "node-0", **fields: Any) -> NodeRecord:

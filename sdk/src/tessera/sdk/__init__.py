@@ -32,6 +32,7 @@ from tessera.domain.errors import (
 )
 from tessera.sdk._client import Client
 from tessera.sdk._infer import InferResult
+from tessera.sdk._requests import BatchOptions
 from tessera.sdk._source import BuilderModel, DirectoryModel
 from tessera.sdk._target import Target, find_target
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AlreadyExists",
     "AsyncClient",
+    "BatchOptions",
     "BuilderModel",
     "Cancelled",
     "Client",

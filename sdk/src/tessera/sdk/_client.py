@@ -6,10 +6,11 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import numpy.typing as npt
 
+from tessera.api.batch.v1 import batch_pb2, batch_pb2_grpc
 from tessera.api.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 from tessera.api.node.v1 import node_pb2, node_pb2_grpc
 from tessera.api.open_inference import inference_pb2 as oip
@@ -19,7 +20,7 @@ from tessera.api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from tessera.domain.errors import TesseraError
 from tessera.rpc import connect_sync
 from tessera.sdk._infer import MODEL_INFER, InferResult, Parameter, infer_request, infer_result, note, request_context
-from tessera.sdk._requests import LONG_S, NODE_METADATA, profile_request, result_of
+from tessera.sdk._requests import LONG_S, NODE_METADATA, BatchOptions, batch_request, profile_request, result_of
 from tessera.sdk._source import Progress, chunks, local_files, register_request, source_of
 from tessera.sdk._target import find_target
 
@@ -52,6 +53,7 @@ class Client:
         self._registry = registry_pb2_grpc.RegistryStub(self._admin)
         self._gateway = gateway_pb2_grpc.GatewayStub(self._admin)
         self._profiler = profiler_pb2_grpc.ProfilerStub(self._admin)
+        self._batch = batch_pb2_grpc.BatchStub(self._admin)
         self._scheduler = scheduler_pb2_grpc.SchedulerStub(self._admin)
         self._node = node_pb2_grpc.NodeAgentStub(self._admin)
 
@@ -215,6 +217,34 @@ class Client:
     def profiles(self, model: str, version: int | None = None) -> list[profiler_pb2.Profile]:
         request = profiler_pb2.GetProfilesRequest(trust_domain=self.trust_domain, model=model, version=version or 0)
         return list(self._profiler.GetProfiles(request).profiles)
+
+    # Batch jobs
+
+    def submit_batch(self, model: str, input_url: str, output_url: str, **options: Unpack[BatchOptions]) -> batch_pb2.BatchInfo:
+        """Queues offline requests: every row at the input URL answered once, at low priority, into the output URL.
+
+        `model` as in `infer`, or task:NAME. URLs are the platform's: `file:///...` is a path there, below a root that it allows.
+
+        Raises:
+            InvalidInput, PermissionDenied, NotFound, AlreadyExists: names what is wrong with it.
+        """
+        request = batch_request(self.trust_domain, model, input_url, output_url, **options)
+        return self._batch.SubmitBatch(request).batch
+
+    def batches(self) -> list[batch_pb2.BatchInfo]:
+        """Newest first."""
+        return list(self._batch.ListBatches(batch_pb2.ListBatchesRequest(trust_domain=self.trust_domain)).batches)
+
+    def batch(self, job_id: str) -> batch_pb2.BatchInfo:
+        return self._batch.GetBatch(batch_pb2.GetBatchRequest(trust_domain=self.trust_domain, job_id=job_id)).batch
+
+    def cancel_batch(self, job_id: str) -> batch_pb2.BatchInfo:
+        """Asks for its end; what is written stays, and a submission with `if_exists="resume"` goes on there."""
+        return self._batch.CancelBatch(batch_pb2.CancelBatchRequest(trust_domain=self.trust_domain, job_id=job_id)).batch
+
+    def watch_batch(self, job_id: str) -> Iterator[batch_pb2.BatchInfo]:
+        """The job now and whenever it has changed, until it has ended. Stop iterating as you like: the job goes on."""
+        yield from self._batch.WatchBatch(batch_pb2.WatchBatchRequest(trust_domain=self.trust_domain, job_id=job_id), timeout=LONG_S)
 
     # The platform
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TypedDict, Unpack
+
+from tessera.api.batch.v1 import batch_pb2
 from tessera.api.profiler.v1 import profiler_pb2
 from tessera.api.registry.v1 import registry_pb2
-from tessera.domain.errors import Internal
+from tessera.domain.errors import Internal, InvalidInput
 
 NODE_METADATA = "tessera-node"
 """Which node's agent an admin call is for (proto/tessera/api/gateway/v1)."""
@@ -24,6 +27,49 @@ def profile_request(
         profile_class=profile_class,
         quick=quick,
         again=again,
+    )
+
+
+class BatchOptions(TypedDict, total=False):
+    """What may be said about a batch job; what is not, the profiler decides.
+
+    `input_format`, `output_format`: npz, jsonl or parquet, where a URL's suffix does not say it. `batch_size`: rows per request.
+    `latency_ms`, `min_accuracy`, `max_cost`, `dataset`, `strict`: objectives of each request. `max_errors`: rows that may fail (100).
+    `if_exists`: what an output that exists already means: "resume" or "overwrite"; else the job is refused.
+    """
+
+    input_format: str
+    output_format: str
+    batch_size: int
+    latency_ms: float
+    min_accuracy: float
+    max_cost: float
+    dataset: str
+    strict: bool
+    max_errors: int
+    if_exists: str
+
+
+_OBJECTIVES = ("latency_ms", "min_accuracy", "max_cost", "dataset", "strict")
+
+
+def batch_request(
+    trust_domain: str, model: str, input_url: str, output_url: str, **options: Unpack[BatchOptions]
+) -> batch_pb2.SubmitBatchRequest:
+    """Raises: InvalidInput: a number that no message can carry."""
+    said = {name: value for name, value in options.items() if value is not None}
+    for name in ("batch_size", "max_errors"):
+        value = said.get(name, 0)
+        if not isinstance(value, int) or not 0 <= value < 1 << 32:
+            raise InvalidInput(name, value, "must be a whole number from 0 on")
+    objectives = batch_pb2.Objectives(**{name: said.pop(name) for name in _OBJECTIVES if name in said})  # type: ignore[arg-type] # by name
+    return batch_pb2.SubmitBatchRequest(
+        trust_domain=trust_domain,
+        model=model,
+        input_url=input_url,
+        output_url=output_url,
+        objectives=objectives,
+        **said,  # type: ignore[arg-type] # by name
     )
 
 

@@ -188,7 +188,9 @@ class Layout:
             "scheduler-standby": ("tessera.scheduler", {
                 **common, **domains, "address": self.address(13), "start_address": self.address(15), "repository_url": self.repository_url,
             }),
-            "profiler": ("tessera.profiler", {**common, "address": self.address(12)}),
+            "profiler": ("tessera.profiler", {
+                **common, **domains, "address": self.address(12), "batch_folder": str(self.state / "batch"),
+            }),
         }  # fmt: skip
         for index in range(self.nodes):
             found[f"node-agent-{index}"] = ("tessera.node_agent", {

@@ -198,7 +198,8 @@ def _generic(handler: grpc.GenericRpcHandler) -> Callable[[grpc.aio.Server], Non
 
 def _record(config: GatewayConfig, public: RpcServer, private: RpcServer) -> ServiceRecord:
     own_id = config.gateway_id or f"{os.uname().nodename}-{public.address}".replace("/", "-")
-    return ServiceRecord("gateway", own_id, config.advertised(private.address), {"endpoint": config.advertised(public.address)})
+    metadata = {"endpoint": config.advertised(public.address), "trust_domain": config.trust_domain}
+    return ServiceRecord("gateway", own_id, config.advertised(private.address), metadata)
 
 
 def read_token(path: Path, shared: bool = False) -> str:

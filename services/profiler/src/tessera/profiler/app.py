@@ -12,6 +12,8 @@ from tessera.coord.presence import announce
 from tessera.domain.records import ServiceRecord
 from tessera.profiler.adapters.agents import GrpcAgents
 from tessera.profiler.adapters.records import EtcdRecords
+from tessera.profiler.batch.app import SERVICE as BATCH_SERVICE
+from tessera.profiler.batch.app import Batch
 from tessera.profiler.config import ProfilerConfig
 from tessera.profiler.loops import Profiler, RunLimits
 from tessera.profiler.server import ProfilerServer
@@ -22,7 +24,7 @@ SERVICE = "tessera.api.profiler.v1.Profiler"
 
 
 async def serve(config: ProfilerConfig, stop: Stop) -> None:
-    """Runs until `stop`. Stops in this order: the server, what it measures, the agents' channels, etcd."""
+    """Runs until `stop`. Stops in this order: the server, what it measures and batch jobs, channels, etcd."""
     telemetry.configure(
         "profiler",
         config.otlp_endpoint,
@@ -33,6 +35,7 @@ async def serve(config: ProfilerConfig, stop: Stop) -> None:
     clock = SystemClock()
     coordinator = EtcdCoordinator(config.etcd_endpoints)
     agents = GrpcAgents()
+    batch = Batch(config, coordinator, clock, config.advertised(config.address), config.lease_ttl_s)
     limits = RunLimits(config.quick_seconds_per_row, config.full_seconds_per_row, config.min_repeats, config.group_timeout_s)
     try:
         async with Tasks(stop) as tasks:
@@ -42,15 +45,17 @@ async def serve(config: ProfilerConfig, stop: Stop) -> None:
             def add(server: grpc.aio.Server) -> None:
                 profiler_pb2_grpc.add_ProfilerServicer_to_server(servicer, server)
 
-            server = RpcServer(config.address, handlers=[add], service_names=[SERVICE])
+            server = RpcServer(config.address, handlers=[add, batch.add], service_names=[SERVICE, BATCH_SERVICE])
             await server.start()
             try:
                 address = config.advertised(server.address)
                 record = ServiceRecord("profiler", address, address)
                 tasks.start("presence", announce(coordinator, clock, record, config.lease_ttl_s))
+                batch.start(tasks)
                 await stop.wait()
             finally:
                 await server.stop(config.stop_grace_s)
     finally:
+        await batch.close()
         await agents.close()
         await coordinator.close()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from tessera.config import ServiceConfig
+from tessera.profiler.batch.config import BatchConfig
 
 
-class ProfilerConfig(ServiceConfig):
+class ProfilerConfig(BatchConfig):
     """Addresses are HOST:PORT. `_s` seconds."""
 
     address: str = "127.0.0.1:8012"

@@ -16,11 +16,12 @@ from tessera.gateway.server.peers import Announced, Channels, Leader
 
 NODE_METADATA = "tessera-node"
 _PREFIX = "/tessera.api."
-_KINDS = {"registry": "registry", "scheduler": "scheduler", "profiler": "profiler", "node": "node-agent"}
+_KINDS = {"registry": "registry", "scheduler": "scheduler", "profiler": "profiler", "batch": "profiler", "node": "node-agent"}
 SERVICES = (
     "tessera.api.registry.v1.Registry",
     "tessera.api.scheduler.v1.Scheduler",
     "tessera.api.profiler.v1.Profiler",
+    "tessera.api.batch.v1.Batch",
     "tessera.api.node.v1.NodeAgent",
 )
 _OWN_METADATA = frozenset({"authorization", "traceparent", "user-agent", "te", "content-type", "host"})
@@ -62,7 +63,7 @@ class Directory:
 
 
 class ProxyHandler(grpc.GenericRpcHandler):
-    """Passes `/tessera.api.{registry,scheduler,profiler,node}.v1.*` on. On the wire every kind of call is a stream each way, so one
+    """Passes `/tessera.api.{registry,scheduler,profiler,batch,node}.v1.*` on. On the wire every kind of call is a stream each way, so one
     handler does for all four.
     """
 

@@ -1,0 +1,1 @@
+"""The world outside of batch jobs: files by fsspec, their formats, etcd's records, gateways."""

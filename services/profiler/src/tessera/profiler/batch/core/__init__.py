@@ -1,0 +1,1 @@
+"""States, chunks, places and checkpoints of batch jobs. No asyncio, no clocks, no I/O."""

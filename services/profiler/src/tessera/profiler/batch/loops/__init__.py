@@ -1,0 +1,1 @@
+"""The asyncio shell of batch jobs: taking them in, working on one at a time, sending, pausing."""

@@ -1,0 +1,460 @@
+"""Whole jobs: real files, a model of pretence, a fake etcd, virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from batch_world import World
+
+from tessera import failpoint
+from tessera.coord import keys
+from tessera.domain.errors import (
+    AlreadyExists,
+    Internal,
+    InvalidInput,
+    ModelNotFound,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    TesseraError,
+    Unavailable,
+)
+from tessera.domain.ids import DEFAULT_TRUST_DOMAIN, InstanceId, JobId, NodeId
+from tessera.domain.objectives import Objectives
+from tessera.domain.records import BatchState, LoadRecord, LoadState
+from tessera.profiler.batch.core.states import MAX_ATTEMPTS
+from tessera.profiler.batch.loops.desk import Submission
+from tessera.testing.builders import a_batch, a_variant_key
+
+
+@pytest.fixture
+def busy() -> LoadRecord:
+    return LoadRecord(InstanceId("i1"), NodeId("n1"), a_variant_key(), LoadState.OVERLOADED, 0.0, "")
+
+
+def logits(world: World, name: str = "out.npz") -> list[float]:
+    with np.load(world.root / name) as found:
+        assert found["logits"].shape[1:] == (10,)
+        return [float(value) for value in found["logits"][:, 0]]
+
+
+def tens(rows: int) -> list[float]:
+    return [10.0 * row for row in range(rows)]
+
+
+async def test_every_row_is_answered_in_its_place(world: World) -> None:
+    world.save(11)
+    async with world.running():
+        submitted = await world.desk().submit(world.wanted(objectives=Objectives(latency_ms=50.0)))
+        job = await world.done()
+    assert submitted.state is BatchState.QUEUED
+    assert logits(world) == tens(11)
+    assert (job.rows, job.rows_done, job.rows_failed, job.parts) == (11, 11, 0, 3)
+    assert job.started_unix_s <= job.ended_unix_s
+    assert world.model.objectives == Objectives(latency_ms=50.0)
+    assert sorted(path.name for path in world.root.iterdir()) == ["in.npz", "out.npz", "out.npz.manifest.json"]
+    manifest = json.loads((world.root / "out.npz.manifest.json").read_text())
+    assert (manifest["rows"], manifest["rows_failed"], manifest["done"]) == (11, 0, True)
+    assert manifest["size_bytes"] == (world.root / "out.npz").stat().st_size
+
+
+async def test_a_folder_keeps_its_parts_and_a_manifest_of_them(world: World) -> None:
+    world.save(6)
+    async with world.running():
+        await world.desk().submit(world.wanted("out"))
+        await world.done()
+    assert sorted(path.name for path in (world.root / "out").iterdir()) == ["manifest.json", "part-00000.npz", "part-00001.npz"]
+    assert logits(world, "out/part-00000.npz") + logits(world, "out/part-00001.npz") == tens(6)
+    parts = json.loads((world.root / "out" / "manifest.json").read_text())["parts"]
+    assert [(part["first"], part["rows"]) for part in parts] == [(0, 4), (4, 2)]
+
+
+async def test_requests_are_few_at_a_time(world: World) -> None:
+    world.save(12)
+    async with world.running():
+        await world.desk().submit(world.wanted())
+        await world.done()
+    assert world.model.most_at_once == 1
+    assert all(len(rows) == 2 for rows in world.model.asked)
+
+
+async def test_a_bad_row_is_an_error_of_its_own(world: World) -> None:
+    world.save(8)
+    world.model.bad = {3.0}
+    async with world.running():
+        await world.desk().submit(world.wanted())
+        job = await world.done()
+    assert (job.rows_done, job.rows_failed) == (8, 1)
+    found = logits(world)
+    assert np.isnan(found[3])
+    assert found[:3] + found[4:] == tens(8)[:3] + tens(8)[4:]
+    (error,) = json.loads((world.root / "out.npz.manifest.json").read_text())["parts"][0]["errors"]
+    assert error == {"row": 3, "kind": "invalid_input", "message": "image: is bad"}
+
+
+async def test_too_many_bad_rows_end_the_job_and_it_may_be_resumed_with_more(world: World) -> None:
+    world.save(12)
+    world.model.bad = {1.0, 6.0, 7.0}
+    async with world.running():
+        await world.desk().submit(world.wanted(max_errors=2))
+        job = await world.ended()
+        assert job.state is BatchState.FAILED
+        assert "3 rows failed, at most max_errors = 2 may; row 6: invalid_input: image: is bad" in job.reason
+        assert job.parts == 1
+        world.model.asked.clear()
+        await world.desk().submit(world.wanted(max_errors=3, if_exists="resume"))
+        job = await world.done("b2")
+    assert job.rows_failed == 3
+    assert min(value for rows in world.model.asked for value in rows) == 4.0, "the first part was not asked again"
+    assert [row for row, value in enumerate(logits(world)) if np.isnan(value)] == [1, 6, 7]
+
+
+async def test_what_passes_is_tried_again(world: World) -> None:
+    world.save(4)
+    world.model.fail = [Unavailable("gone"), ResourceExhausted("full")]
+    async with world.running():
+        await world.desk().submit(world.wanted())
+        await world.done()
+    assert logits(world) == tens(4)
+
+
+async def test_what_does_not_pass_in_time_ends_the_job_with_words(world: World) -> None:
+    world.save(4)
+    world.model.fail = [Unavailable("gone") for _ in range(1000)]
+    async with world.running():
+        await world.desk().submit(world.wanted())
+        job = await world.ended(step_s=5.0)
+    assert job.state is BatchState.FAILED
+    assert job.reason.startswith("unavailable: the request for rows 0 to 1 failed for ")
+    assert job.reason.endswith("at last: gone")
+
+
+async def test_a_model_that_is_gone_ends_the_job(world: World) -> None:
+    world.save(4)
+    world.model.fail = [ModelNotFound("digits")]
+    async with world.running():
+        await world.desk().submit(world.wanted())
+        job = await world.ended()
+    assert (job.state, job.reason) == (BatchState.FAILED, "not_found: model 'digits' is not registered")
+
+
+async def test_a_row_at_which_the_backend_fails_is_an_error_of_that_row(world: World) -> None:
+    world.save(2)
+    world.model.fail = [Internal("whole batch"), Internal("row 0")]
+    async with world.running():
+        await world.desk().submit(world.wanted())
+        job = await world.done()
+    assert job.rows_failed == 1
+    assert np.isnan(logits(world)[0])
+
+
+# Pausing
+
+
+async def test_an_overloaded_instance_pauses_the_job_and_calm_lets_it_go_on(world: World, busy: LoadRecord) -> None:
+    world.save(40)
+    key = keys.load(DEFAULT_TRUST_DOMAIN, busy.node_id, busy.instance_id)
+    await world.put(key, busy)
+    async with world.running():
+        await world.desk().submit(world.wanted())
+        job = await world.until(lambda job: job.state is BatchState.PAUSED)
+        assert job.reason == "instance i1 of digits@1/aten-fp32 on n1 is overloaded"
+        await world.clock.advance(60.0)
+        assert world.model.asked == []
+        await world.remove(key)
+        await asyncio.sleep(0.01)
+        await world.clock.advance(world.limits.calm_s - 1.0)
+        assert world.model.asked == []
+        assert (await world.done()).rows_done == 40
+    assert logits(world) == tens(40)
+
+
+# Ends and new beginnings
+
+
+@pytest.mark.parametrize("point", ["profiler.batch.part", "profiler.batch.note", "profiler.batch.joined"])
+async def test_a_job_goes_on_where_its_last_complete_part_ends(world: World, point: str) -> None:
+    """The work is cut off at the point, without a word to etcd, as a kill does; a new profiler takes it up."""
+    world.save(10)
+    reached = asyncio.Event()
+    real = failpoint.async_hit
+
+    async def cut(name: str) -> None:
+        if name == point and not reached.is_set():
+            reached.set()
+            await asyncio.Event().wait()
+        await real(name)
+
+    failpoint.async_hit = cut
+    try:
+        async with world.running():
+            await world.desk().submit(world.wanted())
+            async with asyncio.timeout(10):
+                while not reached.is_set():
+                    await asyncio.sleep(0.002)
+                    await world.clock.advance(0.1)
+        assert (await world.job()).state is BatchState.RUNNING
+        asked = len(world.model.asked)
+        async with world.running():
+            await world.done()
+    finally:
+        failpoint.async_hit = real
+    assert logits(world) == tens(10)
+    again = [row for rows in world.model.asked[asked:] for row in rows]
+    assert (
+        again
+        == {
+            "profiler.batch.part": [float(row) for row in range(10)],
+            "profiler.batch.note": [float(row) for row in range(4, 10)],
+            "profiler.batch.joined": [],
+        }[point]
+    )
+
+
+async def test_a_job_that_ends_the_profiler_each_time_is_given_up(world: World) -> None:
+    world.save(4)
+    job = a_batch(
+        state=BatchState.RUNNING, attempts=MAX_ATTEMPTS, input_url=f"file://{world.root}/in.npz", output_url=f"file://{world.root}/o.npz"
+    )
+    await world.put(keys.batch(DEFAULT_TRUST_DOMAIN, job.job_id), job)
+    async with world.running():
+        job = await world.ended()
+    assert (job.state, job.reason) == (BatchState.FAILED, "the profiler ended 5 times while it worked on the next part")
+
+
+async def test_cancelling_ends_a_job_under_way_and_a_queued_one_at_once(world: World) -> None:
+    world.save(40)
+    world.model.hold = asyncio.Event()
+    desk = world.desk()
+    async with world.running():
+        await desk.submit(world.wanted())
+        await desk.submit(world.wanted("other.npz"))
+        await world.until(lambda job: bool(world.model.asked), step_s=0.1)
+        queued = await desk.cancel(DEFAULT_TRUST_DOMAIN, JobId("b2"))
+        assert (queued.state, queued.reason) == (BatchState.CANCELLED, "cancelled before it began")
+        assert (await desk.cancel(DEFAULT_TRUST_DOMAIN, JobId("b1"))).cancelling
+        job = await world.ended()
+    assert (job.state, job.reason) == (BatchState.CANCELLED, "cancelled; what is written stays")
+    assert (await desk.cancel(DEFAULT_TRUST_DOMAIN, JobId("b1"))).state is BatchState.CANCELLED
+    assert not (world.root / "out.npz").exists()
+    world.model.hold = None
+    async with world.running():
+        await desk.submit(world.wanted(if_exists="resume"))
+        await world.done("b3")
+    assert logits(world) == tens(40)
+
+
+async def test_jobs_run_one_after_another(world: World) -> None:
+    world.save(4)
+    async with world.running():
+        for name in ("a.npz", "b.npz", "c.npz"):
+            await world.desk().submit(world.wanted(name))
+            await world.clock.advance(1.0)
+        ended = [await world.done(f"b{number}") for number in (1, 2, 3)]
+    assert [job.ended_unix_s for job in ended] == sorted(job.ended_unix_s for job in ended)
+
+
+async def test_old_jobs_are_forgotten(world: World) -> None:
+    world.limits = type(world.limits)(part_rows=4, kept=1)
+    world.save(2)
+    async with world.running():
+        for number in (1, 2):
+            await world.desk().submit(world.wanted(f"{number}.npz"))
+            await world.done(f"b{number}")
+        async with asyncio.timeout(5):
+            while len(await world.desk().all_of(DEFAULT_TRUST_DOMAIN)) > 1:
+                await asyncio.sleep(0.01)
+                await world.clock.advance(0.1)
+    assert [job.job_id for job in await world.desk().all_of(DEFAULT_TRUST_DOMAIN)] == ["b2"]
+
+
+async def test_who_watches_hears_of_progress_and_the_end(world: World) -> None:
+    world.save(12)
+    desk = world.desk()
+    async with world.running():
+        await desk.submit(world.wanted())
+
+        async def watch() -> list[Any]:
+            return [job async for job in desk.watch(DEFAULT_TRUST_DOMAIN, JobId("b1"))]
+
+        async with asyncio.TaskGroup() as group:
+            watching = group.create_task(watch())
+            await world.done()
+            async with asyncio.timeout(5):
+                while not watching.done():
+                    await asyncio.sleep(0.002)
+                    await world.clock.advance(0.1)
+    seen = watching.result()
+    assert seen[-1].state is BatchState.DONE
+    assert [job.rows_done for job in seen] == sorted(job.rows_done for job in seen)
+    with pytest.raises(NotFound, match="batch job 'b9' is not known"):
+        await desk.get(DEFAULT_TRUST_DOMAIN, JobId("b9"))
+
+
+# Outputs that exist
+
+
+async def test_an_output_that_exists_is_refused_resumed_or_overwritten(world: World) -> None:
+    world.save(6)
+    desk = world.desk()
+    async with world.running():
+        await desk.submit(world.wanted())
+        await world.done()
+        with pytest.raises(AlreadyExists, match="exists already; say resume or overwrite"):
+            await desk.submit(world.wanted())
+        world.model.asked.clear()
+        job = await desk.submit(world.wanted(if_exists="resume"))
+        assert (await world.done(job.job_id)).rows_done == 6
+        assert world.model.asked == [], "it was complete"
+        job = await desk.submit(world.wanted(if_exists="overwrite"))
+        await world.done(job.job_id)
+        assert len(world.model.asked) == 3
+        world.save(7)
+        job = await desk.submit(world.wanted(if_exists="resume"))
+        job = await world.ended(job.job_id)
+    assert job.state is BatchState.FAILED
+    assert "cannot be gone on with: its input's version was" in job.reason
+
+
+async def test_a_file_that_no_job_wrote_is_not_resumed_and_nothing_else_is_removed(world: World) -> None:
+    world.save(6)
+    (world.root / "out").mkdir()
+    (world.root / "out" / "notes.txt").write_text("mine")
+    for if_exists, words in (("", "say resume or overwrite|was not written"), ("resume", "was not written by a batch job")):
+        with pytest.raises(AlreadyExists, match=words):
+            await world.desk().submit(world.wanted("out", if_exists=if_exists))
+    async with world.running():
+        job = await world.desk().submit(world.wanted("out", if_exists="overwrite"))
+        await world.done(job.job_id)
+    assert (world.root / "out" / "notes.txt").read_text() == "mine"
+
+
+async def test_two_jobs_do_not_write_to_one_place(world: World) -> None:
+    world.save(4)
+    await world.desk().submit(world.wanted())
+    with pytest.raises(AlreadyExists, match=r"batch job b1 \(queued\) writes there"):
+        await world.desk().submit(world.wanted())
+
+
+async def test_an_input_that_changes_meanwhile_fails_the_job(world: World) -> None:
+    world.save(8)
+    world.model.hold = asyncio.Event()
+    async with world.running():
+        await world.desk().submit(world.wanted())
+        await world.until(lambda job: bool(world.model.asked), step_s=0.1)
+        with (world.root / "in.npz").open("ab") as file:
+            file.write(b"more")
+        world.model.hold.set()
+        job = await world.ended()
+    assert job.state is BatchState.FAILED
+    assert "was changed while the job read it" in job.reason
+
+
+# Bad submissions
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "words"),
+    [
+        ({"model": "nobody"}, ModelNotFound, "'nobody' is not registered"),
+        ({"model": ""}, InvalidInput, "model ''"),
+        ({"model": "digits@7"}, NotFound, "no version 7"),
+        ({"model": "digits@1/ort-int8"}, NotFound, "ort-int8"),
+        ({"model": "task:dogs"}, InvalidInput, "no model of this task"),
+        ({"source": "absent.npz"}, NotFound, "there is no such file"),
+        ({"source": "text.npz"}, TesseraError, "is no npz file"),
+        ({"source": "in.csv"}, InvalidInput, "input_url"),
+        ({"source": "lacking.npz"}, InvalidInput, "input arrays 'image': missing; the file has picture"),
+        ({"source": "doubles.npz"}, InvalidInput, "array image dtype 'float64'"),
+        ({"source": "wide.npz"}, InvalidInput, "array image shape"),
+        ({"source": "empty.npz"}, InvalidInput, "have no rows"),
+        ({"source": "pickled.npz"}, InvalidInput, "dtype 'object'"),
+        ({"batch_size": 9}, InvalidInput, "batch_size 9: must be 1 to 8"),
+        ({"max_errors": 10_001}, InvalidInput, "max_errors 10001: must be 0 to 10000"),
+        ({"if_exists": "append"}, InvalidInput, "if_exists 'append'"),
+        ({"output": "in.npz"}, InvalidInput, "another place than input_url"),
+        ({"output": "out.xyz", "output_format": "xyz"}, InvalidInput, "output_format 'xyz'"),
+    ],
+)
+async def test_what_is_wrong_is_named_when_it_is_submitted(
+    world: World, fields: dict[str, Any], error: type[TesseraError], words: str
+) -> None:
+    world.save(4)
+    (world.root / "text.npz").write_text("no zip")
+    np.savez(world.root / "lacking.npz", picture=np.zeros(3))
+    np.savez(world.root / "doubles.npz", image=np.zeros((3, 1, 8, 8)))
+    np.savez(world.root / "wide.npz", image=np.zeros((3, 1, 8, 9), np.float32))
+    np.savez(world.root / "empty.npz", image=np.zeros((0, 1, 8, 8), np.float32))
+    np.savez(world.root / "pickled.npz", image=np.array([{}], dtype=object))
+    wanted = world.wanted(**fields) if "model" not in fields else None
+    if wanted is None:
+        wanted = Submission(DEFAULT_TRUST_DOMAIN, fields["model"], str(world.root / "in.npz"), str(world.root / "out.npz"))
+    with pytest.raises(error, match=words):
+        await world.desk().submit(wanted)
+    assert await world.desk().all_of(DEFAULT_TRUST_DOMAIN) == []
+
+
+async def test_nothing_outside_the_roots_is_read_or_written(world: World, tmp_path_factory: pytest.TempPathFactory) -> None:
+    world.save(4)
+    outside = tmp_path_factory.mktemp("outside")
+    np.savez(outside / "in.npz", image=np.zeros((2, 1, 8, 8), np.float32))
+    (world.root / "link.npz").symlink_to(outside / "in.npz")
+    (world.root / "folder").symlink_to(outside)
+    desk = world.desk()
+    with pytest.raises(PermissionDenied, match="must lie below one of the profiler's batch roots"):
+        await desk.submit(Submission(DEFAULT_TRUST_DOMAIN, "digits", str(outside / "in.npz"), str(world.root / "out.npz")))
+    with pytest.raises(PermissionDenied, match="must lie below one of the profiler's batch roots"):
+        await desk.submit(Submission(DEFAULT_TRUST_DOMAIN, "digits", "/etc/absent.npz", str(world.root / "out.npz")))
+    with pytest.raises(PermissionDenied, match=r"input_url.*by a link"):
+        await desk.submit(world.wanted(source="link.npz"))
+    with pytest.raises(PermissionDenied, match=r"output_url.*by a link"):
+        await desk.submit(world.wanted("folder/out.npz"))
+    assert sorted(path.name for path in outside.iterdir()) == ["in.npz"]
+
+
+async def test_a_queue_has_an_end(world: World) -> None:
+    world.save(4)
+    await world.desk().submit(world.wanted())
+    with pytest.raises(ResourceExhausted, match="1 batch jobs of 'default' are unfinished"):
+        await world.desk(queue_limit=1).submit(world.wanted("other.npz"))
+
+
+def test_a_domain_that_is_not_served_is_named(world: World) -> None:
+    with pytest.raises(InvalidInput, match="trust_domain 'lab': this profiler takes batch jobs of default"):
+        world.desk().domain("lab")
+
+
+async def test_a_task_is_a_model_too(world: World) -> None:
+    world.save(4)
+    async with world.running():
+        submission = Submission(DEFAULT_TRUST_DOMAIN, "task:digits", str(world.root / "in.npz"), str(world.root / "out.npz"))
+        job = await world.desk().submit(submission)
+        assert job.batch_size == 8, "what every variant takes, eight at most"
+        await world.done()
+    assert logits(world) == tens(4)
+
+
+async def test_nothing_is_done_by_who_is_not_elected(world: World) -> None:
+    with pytest.raises(TesseraError, match="does not work on batch jobs now"):
+        world.elected.guard()
+
+
+async def test_a_lost_session_ends_the_work_and_it_goes_on_after(world: World) -> None:
+    world.save(8)
+    world.model.hold = asyncio.Event()
+    async with world.running():
+        await world.desk().submit(world.wanted())
+        await world.until(lambda job: bool(world.model.asked), step_s=0.1)
+        listing = await world.etcd.list(keys.BATCH_ELECTION)
+        world.etcd.server.revoke(listing.items[0].lease_id)
+        async with asyncio.timeout(5):
+            while world.elected.leadership is not None:
+                await asyncio.sleep(0.002)
+                await world.clock.advance(0.1)
+        world.model.hold = None
+        await world.done()
+    assert logits(world) == tens(8)

@@ -1,0 +1,21 @@
+"""Name -> factory. Adding a policy is one file and one entry, or a package with an entry point (docs/checklists/new-policy.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tessera.domain.errors import InvalidInput
+from tessera.policy.load.base import LoadPolicy
+from tessera.policy.load.published import PublishedLoad, ReleasedLoad
+from tessera.policy.plugins import with_plugins
+
+GROUP = "tessera.policies.load"
+POLICIES: dict[str, Callable[[], LoadPolicy]] = {"published": PublishedLoad, "released": ReleasedLoad}
+
+
+def make(name: str) -> LoadPolicy:
+    """Raises: InvalidInput when no policy has this name; it lists those that exist. FailedPrecondition: one of a package that is broken."""
+    policies = with_plugins(GROUP, POLICIES)
+    if name not in policies:
+        raise InvalidInput("load policy", name, f"one of {', '.join(sorted(policies))}")
+    return policies[name]()

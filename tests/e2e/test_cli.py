@@ -21,11 +21,12 @@ KEYS = {
     "status": {"kind", "id", "address", "ready", "detail"},
     "ps": {
         "id", "model", "version", "variant", "node", "runtime_id", "pid", "state", "start_path", "fetched", "start_ms", "parked", "served",
+        "items_per_s", "run_items", "load", "load_reason",
         "shared_bytes", "private_bytes", "idle_s", "queue", "executing", "requests_per_s", "run_p50_ms", "run_p99_ms", "runtime", "error",
     },
     "node": {
-        "id", "address", "cpu_count", "build_class", "profile_class", "flavours", "instances", "cpu_cores", "memory_bytes",
-        "memory_available_bytes", "memory_pressure", "runtimes", "stores",
+        "id", "address", "cpu_count", "build_class", "profile_class", "flavours", "instances", "overloaded", "interfered", "cpu_cores",
+        "memory_bytes", "memory_available_bytes", "memory_pressure", "runtimes", "stores",
     },
     "runtime": {
         "id", "kind", "pid", "flavour", "trust_domain", "threads", "instances", "cpu_cores", "private_bytes", "shared_bytes",

@@ -12,7 +12,7 @@ from tessera.coord import keys
 from tessera.domain.errors import InvalidInput, ModelNotFound, VariantNotFound, VersionNotFound
 from tessera.domain.ids import DEFAULT_TRUST_DOMAIN, Generation, InstanceId, ModelName, NodeId, RuntimeId, VersionNumber
 from tessera.domain.instance import InstanceState
-from tessera.domain.records import AliasRecord, InstanceRecord, VariantState
+from tessera.domain.records import AliasRecord, InstanceRecord, LoadRecord, LoadState, VariantState
 from tessera.gateway.core import catalogue as module
 from tessera.gateway.core.catalogue import Catalogue, slot_of
 from tessera.policy.variant.plain import PlainVariantPolicy
@@ -253,6 +253,28 @@ def test_an_instance_that_was_stopped_without_a_word_is_forgotten(catalogue: Cat
     for _ in range(3):
         catalogue.sweep()
     assert picked(catalogue) == "i2"
+
+
+def test_an_interfered_instance_gets_requests_only_where_there_is_no_other(catalogue: Catalogue) -> None:
+    def load(name: str, state: LoadState) -> str:
+        record = LoadRecord(InstanceId(name), NodeId("node-0"), a_variant_key(), state, 0.0, "")
+        catalogue.put(key := keys.load(DOMAIN, NodeId("node-0"), InstanceId(name)), record)
+        return key
+
+    said_before = load("i1", LoadState.INTERFERED)
+    put(catalogue, instance("i1"))
+    assert picked(catalogue) == "i1"
+    put(catalogue, instance("i2", 2, runtime_id=RuntimeId("r2")))
+    catalogue.slots()[1].in_flight = 50
+    assert picked(catalogue) == "i2"
+    other = load("i2", LoadState.INTERFERED)
+    assert picked(catalogue) == "i1", "both are: the least busy one"
+    catalogue.remove(other)
+    assert picked(catalogue) == "i2"
+    catalogue.remove(said_before)
+    assert picked(catalogue) == "i1"
+    load("i1", LoadState.OVERLOADED)
+    assert picked(catalogue) == "i1", "what is in flight says how much it has to do"
 
 
 def test_orphans_are_bounded(catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch) -> None:

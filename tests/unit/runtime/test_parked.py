@@ -168,6 +168,14 @@ async def test_latency_is_of_the_window_alone(clock):
         await model.step()
     status = instance.status(10.0)
     assert (status.run_p50_ms, status.run_p99_ms) == (pytest.approx(20), pytest.approx(40))
+    assert (status.items, status.run_items) == (4, 1.0)
+    for _ in range(3):
+        ask(instance, 1.0)
+    clock.now_s += 0.1
+    await model.step()
+    await model.step()
+    status = instance.status(10.0)
+    assert (status.items, status.run_items) == (7, 7 / 6), "one was run at once, two came together"
     clock.now_s += 1
     ask(instance, 1.0)
     clock.now_s += 0.005
@@ -175,4 +183,4 @@ async def test_latency_is_of_the_window_alone(clock):
     assert instance.status(0.5).run_p50_ms == pytest.approx(5)
     clock.now_s += 1
     status = instance.status(0.5)
-    assert (status.run_p50_ms, status.run_p99_ms, status.served) == (0.0, 0.0, 5)
+    assert (status.run_p50_ms, status.run_p99_ms, status.served) == (0.0, 0.0, 8)

@@ -12,8 +12,9 @@ RECENT_RUNS = 512
 
 @dataclass(frozen=True, slots=True)
 class InstanceStatus:
-    """Percentiles are of the runs that ended in the window that was asked for, 0 when there were none. `idle_s`: since its last run ended,
-    or since it was loaded; 0 while it has something to do."""
+    """Percentiles, and `run_items` (the mean batch), are of the runs that ended in the window that was asked for, 0 when there were none.
+    `items`: batch items answered since it was loaded, as `served` counts requests. `idle_s`: since its last run ended, or since it was
+    loaded; 0 while it has something to do."""
 
     queue: int
     executing: int
@@ -22,21 +23,32 @@ class InstanceStatus:
     run_p50_ms: float
     run_p99_ms: float
     parked: bool
+    items: int = 0
+    run_items: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunFigures:
+    p50_ms: float = 0.0
+    p99_ms: float = 0.0
+    items: float = 0.0
 
 
 class RecentRuns:
-    """When the newest runs ended and how long they took."""
+    """When the newest runs ended, how long they took and how many items they had."""
 
     def __init__(self) -> None:
-        self._runs: deque[tuple[float, float]] = deque(maxlen=RECENT_RUNS)
+        self._runs: deque[tuple[float, float, int]] = deque(maxlen=RECENT_RUNS)
 
-    def note(self, ended_s: float, run_ms: float) -> None:
-        self._runs.append((ended_s, run_ms))
+    def note(self, ended_s: float, run_ms: float, items: int) -> None:
+        self._runs.append((ended_s, run_ms, items))
 
-    def percentiles(self, since_s: float) -> tuple[float, float]:
-        """(p50, p99) in ms by the nearest rank. Runs from before `since_s` are forgotten when only such are there."""
-        times = sorted(run_ms for ended_s, run_ms in self._runs if ended_s >= since_s)
-        if not times:
+    def figures(self, since_s: float) -> RunFigures:
+        """Percentiles by the nearest rank. Runs from before `since_s` are forgotten when only such are there."""
+        runs = [(run_ms, items) for ended_s, run_ms, items in self._runs if ended_s >= since_s]
+        if not runs:
             self._runs.clear()
-            return 0.0, 0.0
-        return times[math.ceil(0.5 * len(times)) - 1], times[math.ceil(0.99 * len(times)) - 1]
+            return RunFigures()
+        times = sorted(run_ms for run_ms, _ in runs)
+        p50_ms, p99_ms = (times[math.ceil(share * len(times)) - 1] for share in (0.5, 0.99))
+        return RunFigures(p50_ms, p99_ms, sum(items for _, items in runs) / len(runs))

@@ -103,13 +103,15 @@ class Instance:
         self._quiet: list[asyncio.Future[None]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._served = 0
+        self._items = 0
         self._last_s = clock.monotonic_s()
 
     def status(self, window_s: float = 1.0) -> InstanceStatus:
         """Figures as of now; percentiles of what ran in the last `window_s` seconds."""
         executing = len(self._running.items) if self._running else 0
-        p50_ms, p99_ms = self._runs.percentiles(self._clock.monotonic_s() - window_s)
-        return InstanceStatus(len(self._queue), executing, self._served, self.idle_s, p50_ms, p99_ms, self.parked)
+        runs = self._runs.figures(self._clock.monotonic_s() - window_s)
+        waiting = len(self._queue)
+        return InstanceStatus(waiting, executing, self._served, self.idle_s, runs.p50_ms, runs.p99_ms, self.parked, self._items, runs.items)
 
     @property
     def idle_s(self) -> float:
@@ -315,8 +317,9 @@ class Instance:
             return
         rows = sum(item.request.rows for item in items)
         run_us = int((now - running.started_s) * 1e6)
-        self._runs.note(now, (now - running.started_s) * 1e3)
+        self._runs.note(now, (now - running.started_s) * 1e3, rows)
         self._served += len(items)
+        self._items += rows
         for item, part in zip(items, parts, strict=True):
             if item.future.done():
                 continue

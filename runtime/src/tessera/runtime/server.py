@@ -206,6 +206,8 @@ class ControlServer:
                     "run_p50_ms": status.run_p50_ms,
                     "run_p99_ms": status.run_p99_ms,
                     "parked": status.parked,
+                    "items": status.items,
+                    "run_items": status.run_items,
                 }
             )
         return {

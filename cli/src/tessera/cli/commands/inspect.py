@@ -39,6 +39,7 @@ def ps(endpoint: EndpointOption = None, state: StateOption = None, output: Outpu
                 "node": each["node"],
                 "pid": each["pid"],
                 "state": each["state"] + (" parked" if each["parked"] else ""),
+                "load": each["load"],
                 "start": each["start_path"] + (" +fetch" if each["fetched"] else ""),
                 "start_ms": each["start_ms"]["total"],
                 "shared": mebibytes(each["shared_bytes"]),
@@ -71,6 +72,7 @@ def list_nodes(endpoint: EndpointOption = None, state: StateOption = None, outpu
                 "pressure": each["memory_pressure"],
                 "runtimes": len(each["runtimes"]),
                 "instances": each["instances"],
+                "load": _load_words(each),
                 "store": f"{mebibytes(_sum(each, 'used_bytes'))} of {mebibytes(_sum(each, 'budget_bytes'))}",
                 "pinned": mebibytes(_sum(each, "pinned_bytes")),
                 "shared": mebibytes(sum(runtime["shared_bytes"] for runtime in each["runtimes"])),
@@ -79,6 +81,11 @@ def list_nodes(endpoint: EndpointOption = None, state: StateOption = None, outpu
             for each in found
         ]
         show(found, output, rows=rows)
+
+
+def _load_words(node: dict[str, Any]) -> str:
+    """How many of its instances are not merely active."""
+    return ", ".join(f"{node[state]} {state}" for state in ("overloaded", "interfered") if node[state]) or "active"
 
 
 def _sum(node: dict[str, Any], key: str) -> int:

@@ -69,7 +69,8 @@ class LoadReport:
 
 @dataclass(frozen=True, slots=True)
 class InstanceActivity:
-    """`run_p50_ms`, `run_p99_ms`: of the runs that ended in the window that was asked for, 0 when none did."""
+    """`run_p50_ms`, `run_p99_ms`, `run_items`: of the runs that ended in the window that was asked for, 0 when none did. `items`: batch
+    items answered, as `served` counts requests."""
 
     instance_id: InstanceId
     queue: int
@@ -79,6 +80,8 @@ class InstanceActivity:
     run_p50_ms: float = 0.0
     run_p99_ms: float = 0.0
     parked: bool = False
+    items: int = 0
+    run_items: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

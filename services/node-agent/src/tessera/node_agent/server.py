@@ -179,6 +179,8 @@ def instance_message(item: InstanceSummary, me: NodeIdentity) -> node_pb2.Instan
         run_p99_ms=instance.run_p99_ms,
         parked=instance.parked,
         fetched_from_peers_bytes=instance.fetched_from_peers_bytes,
+        items_per_s=instance.items_per_s,
+        run_items=instance.run_items,
     )
     endpoint = _endpoint(instance, me)
     if endpoint is not None:

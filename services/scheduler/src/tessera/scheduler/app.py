@@ -16,6 +16,7 @@ from tessera.coord.interface import Coordinator
 from tessera.coord.presence import announce
 from tessera.domain.ids import TrustDomain
 from tessera.domain.records import ServiceRecord, VariantRecord
+from tessera.policy.load import registry as load_policies
 from tessera.policy.placement import registry as placements
 from tessera.policy.scaling import registry as keep_alives
 from tessera.policy.start import registry as starts
@@ -30,6 +31,7 @@ from tessera.scheduler.config import SchedulerConfig
 from tessera.scheduler.core.assignments import Limits
 from tessera.scheduler.core.cluster import Cluster
 from tessera.scheduler.core.explanations import Explanations
+from tessera.scheduler.loops.judging import Judge
 from tessera.scheduler.loops.leading import Elector, LeaderFollower, Leading
 from tessera.scheduler.loops.pulse import Pulse
 from tessera.scheduler.loops.reconciling import Reconciler
@@ -155,6 +157,16 @@ class Scheduler:
             limits=Limits(provisional_s=config.provisional_s, node_lost_s=config.node_lost_s),
             period_s=config.reconcile_s,
         )
+        self.judge = Judge(
+            clock=clock,
+            coordinator=coordinator,
+            leading=self.leading,
+            cluster=self.cluster,
+            records=self.records,
+            policy=load_policies.make(config.load_policy),
+            changed=changed,
+            meter=meter,
+        )
         self.servicer = SchedulerServer(
             clock=clock,
             tasks=tasks,
@@ -178,6 +190,7 @@ class Scheduler:
         self._tasks.start("leader", self._follower.run())
         self._tasks.start("election", self._lead())
         self._tasks.start("reconciling", self.reconciler.run())
+        self._tasks.start("judging", self.judge.run())
         self._tasks.start("presence", announce(self._coordinator, self._clock, self._presence, self._lease_ttl_s))
 
     async def _lead(self) -> None:

@@ -9,7 +9,7 @@ from typing import Protocol
 from tessera.domain.artifact import Blob
 from tessera.domain.ids import Digest, Generation, InstanceId, NodeId, ProfileClass, RequestId, Term, VariantKey
 from tessera.domain.instance import StartPath
-from tessera.domain.records import AssignmentRecord, NodeRecord, ProfileRecord, VariantRecord
+from tessera.domain.records import AssignmentRecord, LoadRecord, NodeRecord, ProfileRecord, VariantRecord
 from tessera.domain.source import Source
 from tessera.scheduler.core.observed import ObservedInstance
 
@@ -81,6 +81,8 @@ class Records(Protocol):
 
     def assignments(self) -> Mapping[InstanceId, AssignmentRecord]: ...
 
+    def loads(self) -> Mapping[InstanceId, LoadRecord]: ...
+
 
 class Meter(Protocol):
     """What is counted; times in seconds."""
@@ -94,5 +96,9 @@ class Meter(Protocol):
     def merged(self) -> None: ...
 
     def stopped(self, reason: str) -> None: ...
+
+    def judged(self, state: str) -> None:
+        """An instance entered a load state other than active."""
+        ...
 
     def leading(self, yes: bool) -> None: ...

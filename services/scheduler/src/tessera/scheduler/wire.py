@@ -52,6 +52,11 @@ def instance_of(message: node_pb2.Instance, node_id: NodeId, field: str = "insta
         idle_s=message.idle_s,
         served=message.served,
         artifact=Digest(message.artifact_digest) if message.artifact_digest else None,
+        in_flight=message.queue + message.executing,
+        requests_per_s=message.requests_per_s,
+        items_per_s=message.items_per_s,
+        run_ms=message.run_p50_ms,
+        run_items=message.run_items,
     )
 
 
@@ -87,6 +92,9 @@ def report_of(message: node_pb2.NodeStatus) -> NodeReport:
         full=message.full,
         peer_address=message.peer_address,
         new_runtime=StartPath.CONTAINER if message.new_runtimes == "container" else StartPath.FORK,
+        cpu_cores=message.cpu_cores,
+        memory_bytes=message.memory_bytes,
+        memory_available_bytes=message.memory_available_bytes,
     )
 
 

@@ -184,6 +184,10 @@ class Instance(_message.Message):
     RUN_P99_MS_FIELD_NUMBER: _builtins.int
     PARKED_FIELD_NUMBER: _builtins.int
     FETCHED_FROM_PEERS_BYTES_FIELD_NUMBER: _builtins.int
+    ITEMS_PER_S_FIELD_NUMBER: _builtins.int
+    RUN_ITEMS_FIELD_NUMBER: _builtins.int
+    LOAD_STATE_FIELD_NUMBER: _builtins.int
+    LOAD_REASON_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     generation: _builtins.int
     runtime_id: _builtins.str
@@ -210,6 +214,13 @@ class Instance(_message.Message):
     parked: _builtins.bool
     """its mappings stay, its session and threads are gone until the next request"""
     fetched_from_peers_bytes: _builtins.int
+    items_per_s: _builtins.float
+    """batch items, over the last report interval, as the one below"""
+    run_items: _builtins.float
+    """mean batch of a run"""
+    load_state: _builtins.str
+    """"active", "overloaded" or "interfered" (docs/states/load.md); filled in by the gateway, as the one below"""
+    load_reason: _builtins.str
     @_builtins.property
     def variant(self) -> _common_pb2.VariantKey: ...
     @_builtins.property
@@ -243,10 +254,14 @@ class Instance(_message.Message):
         run_p99_ms: _builtins.float = ...,
         parked: _builtins.bool = ...,
         fetched_from_peers_bytes: _builtins.int = ...,
+        items_per_s: _builtins.float = ...,
+        run_items: _builtins.float = ...,
+        load_state: _builtins.str = ...,
+        load_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "variant", b"variant"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "endpoint", b"endpoint", "error", b"error", "executing", b"executing", "fetched", b"fetched", "fetched_from_peers_bytes", b"fetched_from_peers_bytes", "generation", b"generation", "idle_s", b"idle_s", "instance_id", b"instance_id", "max_batch", b"max_batch", "parked", b"parked", "pid", b"pid", "private_bytes", b"private_bytes", "queue", b"queue", "requests_per_s", b"requests_per_s", "run_p50_ms", b"run_p50_ms", "run_p99_ms", b"run_p99_ms", "runtime_id", b"runtime_id", "served", b"served", "shared_bytes", b"shared_bytes", "stages", b"stages", "start_path", b"start_path", "state", b"state", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "endpoint", b"endpoint", "error", b"error", "executing", b"executing", "fetched", b"fetched", "fetched_from_peers_bytes", b"fetched_from_peers_bytes", "generation", b"generation", "idle_s", b"idle_s", "instance_id", b"instance_id", "items_per_s", b"items_per_s", "load_reason", b"load_reason", "load_state", b"load_state", "max_batch", b"max_batch", "parked", b"parked", "pid", b"pid", "private_bytes", b"private_bytes", "queue", b"queue", "requests_per_s", b"requests_per_s", "run_items", b"run_items", "run_p50_ms", b"run_p50_ms", "run_p99_ms", b"run_p99_ms", "runtime_id", b"runtime_id", "served", b"served", "shared_bytes", b"shared_bytes", "stages", b"stages", "start_path", b"start_path", "state", b"state", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -12,6 +12,7 @@ from tessera.domain.instance import InstanceState
 from tessera.domain.records import (
     AliasRecord,
     InstanceRecord,
+    LoadRecord,
     ModelRecord,
     NodeRecord,
     ProfileRecord,
@@ -44,6 +45,7 @@ class WatchedState:
             (keys.profiles(domain), ProfileRecord),
             (keys.nodes(domain), NodeRecord),
             (keys.instances(domain), InstanceRecord),
+            (keys.loads(domain), LoadRecord),
         ]
         self._views: list[View[Any]] = [View(coordinator, prefix, record) for prefix, record in records]
         for view in self._views:

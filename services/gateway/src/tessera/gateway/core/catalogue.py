@@ -26,12 +26,22 @@ from tessera.domain.ids import (
     VersionNumber,
 )
 from tessera.domain.instance import TERMINAL, InstanceState
-from tessera.domain.records import AliasRecord, InstanceRecord, ModelRecord, NodeRecord, ProfileRecord, VariantRecord, VersionRecord
+from tessera.domain.records import (
+    AliasRecord,
+    InstanceRecord,
+    LoadRecord,
+    LoadState,
+    ModelRecord,
+    NodeRecord,
+    ProfileRecord,
+    VariantRecord,
+    VersionRecord,
+)
 from tessera.gateway.core.references import Resolved, resolve
 from tessera.gateway.core.slots import InstanceSlot
 from tessera.policy.variant.base import NodeClass, VariantPlan, VariantPolicy, VariantSnapshot
 
-Record = ModelRecord | VersionRecord | VariantRecord | AliasRecord | ProfileRecord | NodeRecord | InstanceRecord
+Record = ModelRecord | VersionRecord | VariantRecord | AliasRecord | ProfileRecord | NodeRecord | InstanceRecord | LoadRecord
 
 MAX_ROUTES = 65536
 MAX_ORPHANS_PER_NODE = 1024
@@ -83,6 +93,7 @@ class Catalogue:
         self.variants: dict[VersionKey, dict[VariantName, VariantRecord]] = {}
         self.profiles: dict[VersionKey, dict[VariantName, dict[ProfileClass, ProfileRecord]]] = {}
         self.nodes: dict[NodeId, NodeRecord] = {}
+        self.loads: dict[InstanceId, LoadRecord] = {}
         self._records: dict[str, Record] = {}
         self._classes: dict[NodeClass, int] = {}
         self._slots: dict[InstanceId, InstanceSlot] = {}
@@ -127,6 +138,9 @@ class Catalogue:
                 self._put_node(record)
             case InstanceRecord():
                 self._put_instance(record)
+            case LoadRecord():
+                self.loads[record.instance_id] = record
+                self._note_load(record.instance_id)
 
     def remove(self, key: str) -> None:
         """The etcd key is gone."""
@@ -155,6 +169,9 @@ class Catalogue:
                 self._remove_node(record)
             case InstanceRecord():
                 self._remove_instance(record)
+            case LoadRecord():
+                self.loads.pop(record.instance_id, None)
+                self._note_load(record.instance_id)
 
     def adopt(self, slot: InstanceSlot) -> InstanceSlot:
         """An instance that the scheduler has just named as ready; etcd will say so later. Returns the slot that stands for it."""
@@ -314,7 +331,18 @@ class Catalogue:
 
     def _usable(self, held: dict[InstanceId, InstanceSlot]) -> tuple[InstanceSlot, ...]:
         nodes = self.nodes
-        return tuple([slot for slot in held.values() if not slot.suspect and not (slot.orphan and slot.node_id in nodes)])
+        usable = tuple([slot for slot in held.values() if not slot.suspect and not (slot.orphan and slot.node_id in nodes)])
+        if not self.loads or len(usable) < 2:
+            return usable
+        return tuple([slot for slot in usable if not slot.slowed]) or usable
+
+    def _note_load(self, instance_id: InstanceId) -> None:
+        """An interfered instance gets requests only while there is no other: its load goes elsewhere before anything else is done."""
+        slot, record = self._slots.get(instance_id), self.loads.get(instance_id)
+        slowed = record is not None and record.state is LoadState.INTERFERED
+        if slot is not None and slot.slowed is not slowed:
+            slot.slowed = slowed
+            self._forget_routes(slot.variant.version_key)
 
     def _classes_of(self, slots: tuple[InstanceSlot, ...]) -> dict[NodeClass, int]:
         """How many of them each class of nodes holds; the class of a node outlives its record as long as it has instances."""
@@ -328,6 +356,7 @@ class Catalogue:
 
     def _insert(self, slot: InstanceSlot) -> None:
         self._slots[slot.instance_id] = slot
+        self._note_load(slot.instance_id)
         of_version = self._by_version.setdefault(slot.variant.version_key, {})
         of_version.setdefault(slot.variant.variant, {})[slot.instance_id] = slot
         self._forget_routes(slot.variant.version_key)

@@ -13,7 +13,8 @@ class InstanceSlot:
     """An instance that answers, or did. Mutable: `in_flight` changes with every request.
 
     `suspect`: its connection broke; not chosen until it connects again or is reported again. `orphan`: its record vanished although
-    it was ready; chosen only while the record of its node is gone too (a lease ran out), as long as it answers.
+    it was ready; chosen only while the record of its node is gone too (a lease ran out), as long as it answers. `slowed`: it is
+    interfered with; chosen only where no other will do.
     """
 
     instance_id: InstanceId
@@ -28,5 +29,6 @@ class InstanceSlot:
     in_flight: int = 0
     suspect: bool = False
     orphan: bool = False
+    slowed: bool = False
     reply_prefixes: dict[str, bytes] = field(default_factory=dict)
     """Encoded reply parameters but the request id, by start path."""

@@ -8,7 +8,11 @@ from typing import Any
 
 from tessera.api.common.v1 import common_pb2
 from tessera.api.gateway.v1 import gateway_pb2, gateway_pb2_grpc
+from tessera.api.node.v1 import node_pb2
 from tessera.domain.errors import InvalidInput, NotFound, TesseraError
+from tessera.domain.ids import InstanceId
+from tessera.domain.instance import InstanceState
+from tessera.domain.records import LoadState
 from tessera.gateway.core.catalogue import Catalogue
 from tessera.gateway.core.decisions import Decision, DecisionLog
 from tessera.gateway.core.spans import RequestSpan, spans_of_decision
@@ -33,7 +37,18 @@ class AdminServer(gateway_pb2_grpc.GatewayServicer):
 
     async def GetPlatform(self, request: gateway_pb2.GetPlatformRequest, context: Any) -> gateway_pb2.GetPlatformResponse:
         services, nodes = await asyncio.gather(self._platform.services(), self._platform.nodes())
+        for node in nodes:
+            self._say_load(node)
         return gateway_pb2.GetPlatformResponse(services=services, nodes=nodes, models=len(self._catalogue.models))
+
+    def _say_load(self, node: node_pb2.NodeStatus) -> None:
+        """The leader judges loads, and says so in etcd where an instance is not merely active."""
+        for instance in node.instances:
+            record = self._catalogue.loads.get(InstanceId(instance.instance_id))
+            if record is not None:
+                instance.load_state, instance.load_reason = record.state.value, record.reason
+            elif instance.state == InstanceState.READY:
+                instance.load_state = LoadState.ACTIVE.value
 
     async def Explain(self, request: gateway_pb2.ExplainRequest, context: Any) -> gateway_pb2.ExplainResponse:
         request_id = _checked(request.request_id)

@@ -66,6 +66,8 @@ def activity_of(answer: Message) -> RuntimeActivity:
             float(item["run_p50_ms"]),
             float(item["run_p99_ms"]),
             bool(item["parked"]),
+            int(item["items"]),
+            float(item["run_items"]),
         )
         for item in answer["instances"]
     )

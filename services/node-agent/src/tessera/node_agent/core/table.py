@@ -56,6 +56,8 @@ class Instance:
     run_p99_ms: float = 0.0
     parked: bool = False
     opening: bool = False
+    items_per_s: float = 0.0
+    run_items: float = 0.0
     error: TesseraError | None = field(default=None, compare=False)
 
     @property

@@ -83,6 +83,7 @@ class Fleet:
         self._tasks = tasks
         self._report_s = report_s
         self._served: dict[InstanceId, Rate] = {}
+        self._items: dict[InstanceId, Rate] = {}
         self._cpu: dict[RuntimeId, Rate] = {}
         self._members: dict[RuntimeId, Member] = {}
         self._forking: dict[str, set[asyncio.Future[None]]] = {}
@@ -305,7 +306,9 @@ class Fleet:
         async with asyncio.TaskGroup() as group:
             for member in self.members:
                 group.create_task(self._refresh(member, memory_age_s))
-        self._served = {name: rate for name, rate in self._served.items() if self._table.find(name) is not None}
+        self._served, self._items = (
+            {name: rate for name, rate in rates.items() if self._table.find(name) is not None} for rates in (self._served, self._items)
+        )
         self._cpu = {name: rate for name, rate in self._cpu.items() if name in self._members}
 
     async def _refresh(self, member: Member, memory_age_s: float) -> None:
@@ -320,6 +323,7 @@ class Fleet:
         for activity in member.activity.instances:
             if self._table.find(activity.instance_id) is not None:
                 per_s = self._served.setdefault(activity.instance_id, self._rate()).note(activity.served, now_s)
+                items_per_s = self._items.setdefault(activity.instance_id, self._rate()).note(activity.items, now_s)
                 self._table.note(
                     activity.instance_id,
                     idle_s=activity.idle_s,
@@ -330,6 +334,8 @@ class Fleet:
                     run_p50_ms=activity.run_p50_ms,
                     run_p99_ms=activity.run_p99_ms,
                     parked=activity.parked,
+                    items_per_s=items_per_s,
+                    run_items=activity.run_items,
                 )
 
     def _rate(self) -> Rate:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from tessera.coord import keys
 from tessera.coord.interface import Coordinator
 from tessera.coord.view import View
 from tessera.domain.ids import InstanceId, NodeId, ProfileClass, TrustDomain, VariantKey
-from tessera.domain.records import AssignmentRecord, NodeRecord, ProfileRecord, VariantRecord, VariantState
+from tessera.domain.records import AssignmentRecord, LoadRecord, NodeRecord, ProfileRecord, VariantRecord, VariantState
 
 Nothing = Callable[[], None]
 
@@ -27,9 +28,10 @@ class EtcdRecords:
         self._profiles: dict[tuple[VariantKey, ProfileClass], ProfileRecord] = {}
         self._nodes: dict[NodeId, tuple[NodeRecord, ...]] = {}
         self._assignments: dict[InstanceId, AssignmentRecord] = {}
+        self._loads: dict[InstanceId, LoadRecord] = {}
         self._on_change = on_change
         self._on_ready = on_ready
-        self.views: list[View[VariantRecord] | View[ProfileRecord] | View[NodeRecord] | View[AssignmentRecord]] = []
+        self.views: list[View[Any]] = []
         for domain in trust_domains:
             variants = View(coordinator, keys.variants(domain), VariantRecord)
             variants.on_change(self._variant)
@@ -39,7 +41,9 @@ class EtcdRecords:
             nodes.on_change(self._node)
             assignments = View(coordinator, keys.assignments(domain), AssignmentRecord)
             assignments.on_change(self._assignment)
-            self.views += [variants, profiles, nodes, assignments]
+            loads = View(coordinator, keys.loads(domain), LoadRecord)
+            loads.on_change(self._load)
+            self.views += [variants, profiles, nodes, assignments, loads]
 
     async def wait_synced(self) -> None:
         """Until every prefix was listed once."""
@@ -57,6 +61,9 @@ class EtcdRecords:
 
     def assignments(self) -> Mapping[InstanceId, AssignmentRecord]:
         return self._assignments
+
+    def loads(self) -> Mapping[InstanceId, LoadRecord]:
+        return self._loads
 
     def _variant(self, _key: str, old: VariantRecord | None, new: VariantRecord | None) -> None:
         if old is not None:
@@ -89,3 +96,9 @@ class EtcdRecords:
             self._assignments.pop(old.instance_id, None)
         if new is not None:
             self._assignments[new.instance_id] = new
+
+    def _load(self, _key: str, old: LoadRecord | None, new: LoadRecord | None) -> None:
+        if old is not None:
+            self._loads.pop(old.instance_id, None)
+        if new is not None:
+            self._loads[new.instance_id] = new

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from tessera.domain.ids import InstanceId, NodeId, TrustDomain
 from tessera.domain.records import AssignmentRecord, NodeRecord
+from tessera.policy.load.base import Load
 from tessera.policy.view import NodeView
 from tessera.scheduler.core import observed as seen
 from tessera.scheduler.core.assignments import Assignment, Desired, Phase, plan
@@ -26,6 +27,7 @@ class Cluster:
         self._stopping: frozenset[InstanceId] = frozenset()
         self._fresh: set[InstanceId] = set()
         self.usage = Usage()
+        self.loads: Mapping[InstanceId, Load] = {}
 
     @property
     def desired(self) -> Desired:
@@ -42,6 +44,7 @@ class Cluster:
         self._fresh.clear()
         self.desired = Desired()
         self.usage = Usage()
+        self.loads = {}
 
     def report(self, report: NodeReport, stream: int, now_s: float) -> None:
         """Raises: FailedPrecondition when a stream does not begin with a full status."""

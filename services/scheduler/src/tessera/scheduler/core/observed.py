@@ -20,7 +20,11 @@ LIVE = STARTING | {InstanceState.READY}
 
 @dataclass(frozen=True, slots=True)
 class ObservedInstance:
-    """An instance as its agent reports it, with all that a gateway needs to reach it."""
+    """An instance as its agent reports it, with all that a gateway needs to reach it.
+
+    `in_flight`: requests that wait or execute. `run_ms` and `run_items`: median and mean batch of the runs that ended in the last report
+    interval, 0 when none did; the rates are over that interval too.
+    """
 
     instance_id: InstanceId
     node_id: NodeId
@@ -37,6 +41,11 @@ class ObservedInstance:
     idle_s: float = 0.0
     served: int = 0
     artifact: Digest | None = None
+    in_flight: int = 0
+    requests_per_s: float = 0.0
+    items_per_s: float = 0.0
+    run_ms: float = 0.0
+    run_items: float = 0.0
 
     def view(self) -> InstanceView:
         return InstanceView(self.instance_id, self.variant, self.generation, self.state, self.idle_s)
@@ -73,6 +82,10 @@ class NodeReport:
     full: bool
     peer_address: str = ""
     new_runtime: StartPath = StartPath.FORK
+    cpu_cores: float = 0.0
+    """Used by everything on the machine, on average over the last report interval."""
+    memory_bytes: int = 0
+    memory_available_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,14 @@ class NodeView:
     """An index of `instances`: per variant the ready one with the lowest id. None: not made, `ready_instance` looks through all."""
     new_runtime: StartPath = StartPath.FORK
     """How a runtime that is not there yet comes to be."""
+    cpu_count: int = 1
+    cpu_cores: float = 0.0
+    """Used by everything on the machine, on average over the last report interval."""
+
+    @property
+    def cpu_share(self) -> float:
+        """0 to 1: how busy its cores are."""
+        return min(1.0, self.cpu_cores / max(1, self.cpu_count))
 
     def ready_instance(self, variant: VariantKey) -> InstanceView | None:
         if self.ready is not None:

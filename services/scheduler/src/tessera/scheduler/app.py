@@ -33,6 +33,7 @@ from tessera.scheduler.core.cluster import Cluster
 from tessera.scheduler.core.explanations import Explanations
 from tessera.scheduler.loops.judging import Judge
 from tessera.scheduler.loops.leading import Elector, LeaderFollower, Leading
+from tessera.scheduler.loops.moving import Mover
 from tessera.scheduler.loops.pulse import Pulse
 from tessera.scheduler.loops.reconciling import Reconciler
 from tessera.scheduler.loops.starting import Starter, StartLimits
@@ -157,6 +158,17 @@ class Scheduler:
             limits=Limits(provisional_s=config.provisional_s, node_lost_s=config.node_lost_s),
             period_s=config.reconcile_s,
         )
+        mover = Mover(
+            clock=clock,
+            tasks=tasks,
+            coordinator=coordinator,
+            cluster=self.cluster,
+            records=self.records,
+            blobs=self._blobs,
+            starter=self.starter,
+            wake=wake,
+            meter=meter,
+        )
         self.judge = Judge(
             clock=clock,
             coordinator=coordinator,
@@ -165,6 +177,7 @@ class Scheduler:
             records=self.records,
             policy=load_policies.make(config.load_policy),
             changed=changed,
+            mover=mover if config.move_interfered else None,
             meter=meter,
         )
         self.servicer = SchedulerServer(

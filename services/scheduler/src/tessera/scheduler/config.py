@@ -51,6 +51,8 @@ class SchedulerConfig(ServiceConfig):
     """`fixed`: `instance_keep_alive_s` for all. `histogram`: by how long each variant is usually left alone."""
     load_policy: str = "published"
     """`published`: overloaded at the profiled peak, interfered where runs are slow below it. `released`: the one flag of INFaaS's code."""
+    move_interfered: bool = True
+    """An instance whose runs are slowed down is started on a less busy node, then ended."""
     fetch_ms_per_mib: float = Field(2.1, ge=0.0)
     explanations: int = Field(4096, ge=1)
     """Start requests that `ExplainStart` can still answer for."""

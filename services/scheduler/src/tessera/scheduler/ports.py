@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from tessera.domain.artifact import Blob
-from tessera.domain.ids import Digest, Generation, InstanceId, NodeId, ProfileClass, RequestId, Term, VariantKey
+from tessera.domain.ids import Digest, Generation, InstanceId, NodeId, ProfileClass, RequestId, Term, VariantKey, VersionKey
 from tessera.domain.instance import StartPath
 from tessera.domain.records import AssignmentRecord, LoadRecord, NodeRecord, ProfileRecord, VariantRecord
 from tessera.domain.source import Source
@@ -72,6 +72,8 @@ class Records(Protocol):
     """etcd's records as far as they are known; while etcd is away, as they last were."""
 
     def variant(self, key: VariantKey) -> VariantRecord | None: ...
+
+    def variants_of(self, version: VersionKey) -> Collection[VariantRecord]: ...
 
     def profiles(self) -> Mapping[tuple[VariantKey, ProfileClass], ProfileRecord]: ...
 

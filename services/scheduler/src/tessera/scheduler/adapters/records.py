@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from tessera.coord import keys
 from tessera.coord.interface import Coordinator
 from tessera.coord.view import View
-from tessera.domain.ids import InstanceId, NodeId, ProfileClass, TrustDomain, VariantKey
+from tessera.domain.ids import InstanceId, NodeId, ProfileClass, TrustDomain, VariantKey, VersionKey
 from tessera.domain.records import AssignmentRecord, LoadRecord, NodeRecord, ProfileRecord, VariantRecord, VariantState
 
 Nothing = Callable[[], None]
@@ -25,6 +25,7 @@ class EtcdRecords:
         on_ready: Callable[[VariantRecord], None],
     ) -> None:
         self._variants: dict[VariantKey, VariantRecord] = {}
+        self._of_version: dict[VersionKey, dict[VariantKey, VariantRecord]] = {}
         self._profiles: dict[tuple[VariantKey, ProfileClass], ProfileRecord] = {}
         self._nodes: dict[NodeId, tuple[NodeRecord, ...]] = {}
         self._assignments: dict[InstanceId, AssignmentRecord] = {}
@@ -53,6 +54,9 @@ class EtcdRecords:
     def variant(self, key: VariantKey) -> VariantRecord | None:
         return self._variants.get(key)
 
+    def variants_of(self, version: VersionKey) -> Collection[VariantRecord]:
+        return self._of_version.get(version, {}).values()
+
     def profiles(self) -> Mapping[tuple[VariantKey, ProfileClass], ProfileRecord]:
         return self._profiles
 
@@ -68,8 +72,13 @@ class EtcdRecords:
     def _variant(self, _key: str, old: VariantRecord | None, new: VariantRecord | None) -> None:
         if old is not None:
             self._variants.pop(old.key, None)
+            held = self._of_version.get(old.key.version_key, {})
+            held.pop(old.key, None)
+            if not held:
+                self._of_version.pop(old.key.version_key, None)
         if new is not None:
             self._variants[new.key] = new
+            self._of_version.setdefault(new.key.version_key, {})[new.key] = new
             if new.state is VariantState.READY:
                 self._on_ready(new)
         self._on_change()

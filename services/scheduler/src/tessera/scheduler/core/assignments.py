@@ -291,5 +291,16 @@ def vet_stop(
     return None
 
 
+def vet_drain(instance: ObservedInstance | None, assignment: Assignment | None, successor: ObservedInstance | None) -> str | None:
+    """Why an instance must not be drained in favour of another, or None. It may execute: draining lets what it has end."""
+    if successor is None or successor.state is not InstanceState.READY:
+        return "its successor is not ready"
+    if instance is None:
+        return "its agent does not report"
+    if assignment is None or assignment.phase is not Phase.ACTIVE:
+        return "it is not an active assignment"
+    return None
+
+
 def plan(record: AssignmentRecord, now_s: float) -> Assignment:
     return Assignment(record, Phase.PLANNED, now_s, now_s)

@@ -49,6 +49,8 @@ def _reported(node_id: NodeId, node: ObservedNode, condition: NodeCondition, sta
         condition=condition,
         ready=None if ends_here else node.ready,
         new_runtime=report.new_runtime,
+        cpu_count=report.cpu_count,
+        cpu_cores=report.cpu_cores,
     )
 
 
@@ -62,4 +64,5 @@ def _silent(records: tuple[NodeRecord, ...], starting: int) -> NodeView:
         flavours=record.flavours,
         starting=starting,
         condition=NodeCondition.SILENT,
+        cpu_count=record.cpu_count,
     )

@@ -16,6 +16,7 @@ from tessera.policy.load.base import Expected, LoadPolicy, expected_of
 from tessera.scheduler.core.cluster import Cluster
 from tessera.scheduler.core.loads import differences, judge
 from tessera.scheduler.loops.leading import Leading
+from tessera.scheduler.loops.moving import Mover
 from tessera.scheduler.loops.pulse import Pulse
 from tessera.scheduler.ports import Meter, Records
 from tessera.telemetry import get_logger
@@ -41,9 +42,10 @@ class Judge:
         records: Records,
         policy: LoadPolicy,
         changed: Pulse,
+        mover: Mover | None,
         meter: Meter,
     ) -> None:
-        """`changed` fires when a report came in."""
+        """`changed` fires when a report came in. `mover` None: what is interfered with stays where it is."""
         self._clock = clock
         self._coordinator = coordinator
         self._leading = leading
@@ -51,6 +53,7 @@ class Judge:
         self._records = records
         self._policy = policy
         self._changed = changed
+        self._mover = mover
         self._meter = meter
         self._ahead: dict[InstanceId, tuple[LoadRecord | None, float]] = {}
         self._lines: dict[tuple[VariantKey, ProfileClass, int], tuple[ProfileRecord, Expected | None]] = {}
@@ -76,6 +79,8 @@ class Judge:
         for record in gone:
             log.info("load", instance=record.instance_id, node=record.node_id, state="active", was=record.state.value)
             await self._write(leadership, record.instance_id, None, Delete(_key(record)))
+        if self._mover is not None:
+            self._mover.consider()
 
     def _expected(self, variant: VariantKey, node_id: NodeId) -> Expected | None:
         """Raises: KeyError where the node has no record."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tessera.clock import Clock
@@ -18,7 +18,7 @@ from tessera.domain.instance import Stage, StageTime, StartPath
 from tessera.domain.records import AssignmentRecord, VariantState
 from tessera.domain.source import Source
 from tessera.policy.start.base import OptionKey, StartDecision, StartOption, StartPolicy, StartQuestion
-from tessera.policy.view import Candidate
+from tessera.policy.view import Candidate, NodeView
 from tessera.program import Tasks
 from tessera.scheduler.core.cluster import Cluster
 from tessera.scheduler.core.explanations import Explanations
@@ -177,6 +177,28 @@ class Starter:
         self._meter.started(answer.instance.start_path, elapsed_s)
         return answer
 
+    async def add(self, variant: VariantKey, nodes: Collection[NodeId], budget_s: float) -> ObservedInstance:
+        """Starts one more instance of a variant on one of the nodes, whatever there is already. One try, by the same policy and filters.
+
+        Raises:
+            Unavailable: another scheduler leads, or a start of the variant is in flight on that class of nodes.
+            TesseraError: no node can take it, or the agent's own reason.
+        """
+        request = StartRequest(RequestId(self._random_bytes(16).hex()), (variant,), budget_s)
+        _check(request)
+        self._leading.require()
+        views = self._cluster.views(self._records.nodes(), self._flights.starting())
+        decision = self._decide(request, _Attempts(), [replace(node, ready={}) for node in views if node.node_id in nodes])
+        if decision.chosen is None:
+            raise refused(decision, {})
+        build_class = self._cluster.observed[decision.chosen.node_id].report.build_class
+        if self._flights.find((variant, build_class)) is not None:
+            raise Unavailable(f"a start of {variant} on {build_class} is in flight already")
+        outcome = await self._carried_out(request, decision.chosen)
+        if isinstance(outcome, Failure):
+            raise outcome.error
+        return outcome
+
     async def _start(self, request: StartRequest, began_s: float) -> StartAnswer:
         self._leading.require()
         await self._settled()
@@ -185,7 +207,7 @@ class Starter:
         patient_until_s = self._clock.monotonic_s() + min(self._limits.patience_s, PATIENT_SHARE * request.budget_s)
         while True:
             self._leading.require()
-            decision = self._decide(request, tried)
+            decision = self._decide(request, tried, self._cluster.views(self._records.nodes(), self._flights.starting()))
             if decision.chosen is None:
                 await self._wait_or_raise(decision, tried, patient_until_s)
                 continue
@@ -209,12 +231,11 @@ class Starter:
         observed, records = self._cluster.observed, self._records.nodes()
         return bool(records) and all(node_id in observed and observed[node_id].live for node_id in records)
 
-    def _decide(self, request: StartRequest, tried: _Attempts) -> StartDecision:
+    def _decide(self, request: StartRequest, tried: _Attempts, nodes: Sequence[NodeView]) -> StartDecision:
         began_s = self._clock.monotonic_s()
         with span("tessera.scheduler.decide", request_id=request.request_id) as found:
             candidates, unusable = self._candidates(request.candidates)
-            nodes = self._cluster.views(self._records.nodes(), self._flights.starting())
-            decision = self._policy.decide(StartQuestion(candidates, nodes, self._records.profiles(), tried.words()))
+            decision = self._policy.decide(StartQuestion(candidates, tuple(nodes), self._records.profiles(), tried.words()))
             if unusable:
                 text = "; ".join(part for part in (decision.explanation, *unusable) if part)
                 decision = replace(decision, explanation=text, may_pass=True)

@@ -16,6 +16,7 @@ from tessera.coord.interface import Coordinator
 from tessera.coord.presence import announce
 from tessera.domain.ids import TrustDomain
 from tessera.domain.records import ServiceRecord, VariantRecord
+from tessera.policy.autoscaling import registry as autoscalers
 from tessera.policy.load import registry as load_policies
 from tessera.policy.placement import registry as placements
 from tessera.policy.scaling import registry as keep_alives
@@ -31,6 +32,7 @@ from tessera.scheduler.config import SchedulerConfig
 from tessera.scheduler.core.assignments import Limits
 from tessera.scheduler.core.cluster import Cluster
 from tessera.scheduler.core.explanations import Explanations
+from tessera.scheduler.loops.autoscaling import Autoscaler
 from tessera.scheduler.loops.judging import Judge
 from tessera.scheduler.loops.leading import Elector, LeaderFollower, Leading
 from tessera.scheduler.loops.moving import Mover
@@ -158,6 +160,19 @@ class Scheduler:
             limits=Limits(provisional_s=config.provisional_s, node_lost_s=config.node_lost_s),
             period_s=config.reconcile_s,
         )
+        self.autoscaler = Autoscaler(
+            clock=clock,
+            tasks=tasks,
+            coordinator=coordinator,
+            leading=self.leading,
+            cluster=self.cluster,
+            records=self.records,
+            starter=self.starter,
+            policy=autoscalers.make(config.autoscaling_policy),
+            wake=wake,
+            meter=meter,
+            starts_per_tick=config.starts_per_tick,
+        )
         mover = Mover(
             clock=clock,
             tasks=tasks,
@@ -204,6 +219,7 @@ class Scheduler:
         self._tasks.start("election", self._lead())
         self._tasks.start("reconciling", self.reconciler.run())
         self._tasks.start("judging", self.judge.run())
+        self._tasks.start("autoscaling", self.autoscaler.run())
         self._tasks.start("presence", announce(self._coordinator, self._clock, self._presence, self._lease_ttl_s))
 
     async def _lead(self) -> None:

@@ -51,6 +51,10 @@ class SchedulerConfig(ServiceConfig):
     """`fixed`: `instance_keep_alive_s` for all. `histogram`: by how long each variant is usually left alone."""
     load_policy: str = "published"
     """`published`: overloaded at the profiled peak, interfered where runs are slow below it. `released`: the one flag of INFaaS's code."""
+    autoscaling_policy: str = "tessera"
+    """How many instances of which variant: `tessera` (cheapest set), `infaas` (published heuristic), `ilp` (solver), `none`."""
+    starts_per_tick: int = Field(4, ge=1)
+    """Starts that autoscaling begins in a second at most, all models together."""
     move_interfered: bool = True
     """An instance whose runs are slowed down is started on a less busy node, then ended."""
     fetch_ms_per_mib: float = Field(2.1, ge=0.0)

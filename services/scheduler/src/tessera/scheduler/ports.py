@@ -7,9 +7,21 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tessera.domain.artifact import Blob
-from tessera.domain.ids import Digest, Generation, InstanceId, NodeId, ProfileClass, RequestId, Term, VariantKey, VersionKey
+from tessera.domain.ids import (
+    Digest,
+    Generation,
+    InstanceId,
+    ModelName,
+    NodeId,
+    ProfileClass,
+    RequestId,
+    Term,
+    TrustDomain,
+    VariantKey,
+    VersionKey,
+)
 from tessera.domain.instance import StartPath
-from tessera.domain.records import AssignmentRecord, LoadRecord, NodeRecord, ProfileRecord, VariantRecord
+from tessera.domain.records import AssignmentRecord, LoadRecord, ModelRecord, NodeRecord, ProfileRecord, VariantRecord
 from tessera.domain.source import Source
 from tessera.scheduler.core.observed import ObservedInstance
 
@@ -75,6 +87,8 @@ class Records(Protocol):
 
     def variants_of(self, version: VersionKey) -> Collection[VariantRecord]: ...
 
+    def model(self, trust_domain: TrustDomain, name: ModelName) -> ModelRecord | None: ...
+
     def profiles(self) -> Mapping[tuple[VariantKey, ProfileClass], ProfileRecord]: ...
 
     def nodes(self) -> Mapping[NodeId, tuple[NodeRecord, ...]]:
@@ -102,5 +116,7 @@ class Meter(Protocol):
     def judged(self, state: str) -> None:
         """An instance entered a load state other than active."""
         ...
+
+    def scaled(self, policy: str, added: int, removed: int) -> None: ...
 
     def leading(self, yes: bool) -> None: ...

@@ -29,6 +29,7 @@ class PrometheusMeter:
         self._merged = Counter("tessera_scheduler_starts_merged", "Requests that joined a start in flight.", registry=self.registry)
         self._stops = Counter("tessera_scheduler_stops", "Instances whose assignment ended.", ["policy"], registry=self.registry)
         self._judged = Counter("tessera_scheduler_load_states", "Load states entered, but active.", ["state"], registry=self.registry)
+        self._scaled = Counter("tessera_scheduler_scaled", "Instances by autoscaling.", ["policy", "how"], registry=self.registry)
         self._leading = Gauge("tessera_scheduler_leading", "1 while this scheduler leads.", registry=self.registry)
 
     def started(self, path: StartPath, seconds: float) -> None:
@@ -49,6 +50,10 @@ class PrometheusMeter:
 
     def judged(self, state: str) -> None:
         self._judged.labels(state).inc()
+
+    def scaled(self, policy: str, added: int, removed: int) -> None:
+        self._scaled.labels(policy, "added").inc(added)
+        self._scaled.labels(policy, "removed").inc(removed)
 
     def leading(self, yes: bool) -> None:
         self._leading.set(1 if yes else 0)

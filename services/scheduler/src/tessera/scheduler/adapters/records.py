@@ -8,8 +8,8 @@ from typing import Any
 from tessera.coord import keys
 from tessera.coord.interface import Coordinator
 from tessera.coord.view import View
-from tessera.domain.ids import InstanceId, NodeId, ProfileClass, TrustDomain, VariantKey, VersionKey
-from tessera.domain.records import AssignmentRecord, LoadRecord, NodeRecord, ProfileRecord, VariantRecord, VariantState
+from tessera.domain.ids import InstanceId, ModelName, NodeId, ProfileClass, TrustDomain, VariantKey, VersionKey
+from tessera.domain.records import AssignmentRecord, LoadRecord, ModelRecord, NodeRecord, ProfileRecord, VariantRecord, VariantState
 
 Nothing = Callable[[], None]
 
@@ -25,6 +25,7 @@ class EtcdRecords:
         on_ready: Callable[[VariantRecord], None],
     ) -> None:
         self._variants: dict[VariantKey, VariantRecord] = {}
+        self._models: dict[tuple[TrustDomain, ModelName], ModelRecord] = {}
         self._of_version: dict[VersionKey, dict[VariantKey, VariantRecord]] = {}
         self._profiles: dict[tuple[VariantKey, ProfileClass], ProfileRecord] = {}
         self._nodes: dict[NodeId, tuple[NodeRecord, ...]] = {}
@@ -34,6 +35,8 @@ class EtcdRecords:
         self._on_ready = on_ready
         self.views: list[View[Any]] = []
         for domain in trust_domains:
+            models = View(coordinator, keys.models(domain), ModelRecord)
+            models.on_change(self._model)
             variants = View(coordinator, keys.variants(domain), VariantRecord)
             variants.on_change(self._variant)
             profiles = View(coordinator, keys.profiles(domain), ProfileRecord)
@@ -44,7 +47,7 @@ class EtcdRecords:
             assignments.on_change(self._assignment)
             loads = View(coordinator, keys.loads(domain), LoadRecord)
             loads.on_change(self._load)
-            self.views += [variants, profiles, nodes, assignments, loads]
+            self.views += [models, variants, profiles, nodes, assignments, loads]
 
     async def wait_synced(self) -> None:
         """Until every prefix was listed once."""
@@ -57,6 +60,9 @@ class EtcdRecords:
     def variants_of(self, version: VersionKey) -> Collection[VariantRecord]:
         return self._of_version.get(version, {}).values()
 
+    def model(self, trust_domain: TrustDomain, name: ModelName) -> ModelRecord | None:
+        return self._models.get((trust_domain, name))
+
     def profiles(self) -> Mapping[tuple[VariantKey, ProfileClass], ProfileRecord]:
         return self._profiles
 
@@ -68,6 +74,12 @@ class EtcdRecords:
 
     def loads(self) -> Mapping[InstanceId, LoadRecord]:
         return self._loads
+
+    def _model(self, _key: str, old: ModelRecord | None, new: ModelRecord | None) -> None:
+        if old is not None:
+            self._models.pop((old.trust_domain, old.name), None)
+        if new is not None:
+            self._models[(new.trust_domain, new.name)] = new
 
     def _variant(self, _key: str, old: VariantRecord | None, new: VariantRecord | None) -> None:
         if old is not None:

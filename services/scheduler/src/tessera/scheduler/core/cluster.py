@@ -28,6 +28,8 @@ class Cluster:
         self._fresh: set[InstanceId] = set()
         self.usage = Usage()
         self.loads: Mapping[InstanceId, Load] = {}
+        self.closed: frozenset[NodeId] = frozenset()
+        """Nodes that are about to leave: nothing starts there any more."""
 
     @property
     def desired(self) -> Desired:
@@ -45,6 +47,7 @@ class Cluster:
         self.desired = Desired()
         self.usage = Usage()
         self.loads = {}
+        self.closed = frozenset()
 
     def report(self, report: NodeReport, stream: int, now_s: float) -> None:
         """Raises: FailedPrecondition when a stream does not begin with a full status."""

@@ -1,0 +1,29 @@
+"""Name -> factory. Adding a policy is one file and one entry, or a package with an entry point (docs/checklists/new-policy.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tessera.domain.errors import InvalidInput
+from tessera.policy.autoscaling.base import AutoscalingPolicy
+from tessera.policy.autoscaling.cheapest import CheapestAutoscaling
+from tessera.policy.autoscaling.ilp import IlpAutoscaling
+from tessera.policy.autoscaling.infaas import InfaasAutoscaling
+from tessera.policy.autoscaling.none import NoAutoscaling
+from tessera.policy.plugins import with_plugins
+
+GROUP = "tessera.policies.autoscaling"
+POLICIES: dict[str, Callable[[], AutoscalingPolicy]] = {
+    "none": NoAutoscaling,
+    "infaas": InfaasAutoscaling,
+    "ilp": IlpAutoscaling,
+    "tessera": CheapestAutoscaling,
+}
+
+
+def make(name: str) -> AutoscalingPolicy:
+    """Raises: InvalidInput when no policy has this name; it lists those that exist. FailedPrecondition: one of a package that is broken."""
+    policies = with_plugins(GROUP, POLICIES)
+    if name not in policies:
+        raise InvalidInput("autoscaling policy", name, f"one of {', '.join(sorted(policies))}")
+    return policies[name]()

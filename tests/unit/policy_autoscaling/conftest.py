@@ -1,0 +1,8 @@
+"""The cases are plain functions that several test files import."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))

@@ -60,7 +60,7 @@ def test_it_is_profiled_and_shown(platform: Platform, hand: Path) -> None:
     (version,) = platform.json("model", "show", "hand")["versions"]
     assert (version["source_kind"], [one["name"] for one in version["variants"]]) == ("onnx", ["ort-fp32"])
     profiled = platform.json("profile", "show", "hand")
-    assert [one["variant"] for one in profiled["profiles"]] == ["hand@1/ort-fp32"]
+    assert [one["variant"] for one in profiled] == ["hand@1/ort-fp32"]
 
 
 def test_a_file_of_torch(client: Client, net: e2e_models.Net, tmp_path: Path) -> None:

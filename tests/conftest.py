@@ -7,6 +7,7 @@ several runs: it names a file in `TESSERA_LEFT_OUT`, each run adds a line per te
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -113,6 +114,25 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     else:
         what = ", ".join(f"{count} ({reason})" for reason, count in sorted(_left_out.items()))
         terminalreporter.write_line(f"left out here: {what}")
+
+
+@pytest.fixture
+def install_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """install_example(folder of `examples`): installs the package as anybody would, metadata and all, into the folder that is returned,
+    which is importable here and in processes that are started from here."""
+
+    def install(name: str) -> Path:
+        source, target = tmp_path / "source" / name, tmp_path / "site"
+        shutil.copytree(Path(__file__).resolve().parents[1] / "examples" / name, source)  # building leaves folders in the source
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--no-build-isolation", "--target", str(target)]
+        done = subprocess.run([*pip, str(source)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        monkeypatch.syspath_prepend(str(target))
+        monkeypatch.setenv("PYTHONPATH", str(target), prepend=":")
+        importlib.invalidate_caches()
+        return target
+
+    return install
 
 
 @pytest.fixture(scope="session")

@@ -18,10 +18,10 @@ def test_it_is_short() -> None:
     assert sum(len(path.read_text().splitlines()) for path in EXAMPLE.rglob("*") if path.suffix in (".py", ".toml")) < 60
 
 
-def test_installing_the_package_is_all(install: Callable[[str], Path]) -> None:
+def test_installing_the_package_is_all(install_example: Callable[[str], Path]) -> None:
     with pytest.raises(InvalidInput, match="metric 'top5'"):
         metric("top5")
-    install("metric-top5")
+    install_example("metric-top5")
     assert "top5" in metric_names()
     scores = np.tile(np.arange(10.0), (4, 1))
     assert metric("top5").score({"logits": scores}, {"labels": np.array([9, 5, 4, 0])}) == 0.5

@@ -80,13 +80,17 @@ def test_pickle_beside_safetensors_is_not_looked_at(tmp_path: Path) -> None:
         ({"a__x_dot_pt2": ""}, "pt2"),
         ({"x_dot_pt2": "", "y_dot_pt2": ""}, "x.pt2, y.pt2"),
         ({"model_dot_pkl": ""}, "'model.pkl': pickle files run code"),
-        ({"model_dot_onnx": ""}, "'model.onnx': ONNX files are not imported"),
+        ({"model_dot_onnx": "", "weights_dot_bin": ""}, "onnx"),
+        ({"config_dot_json": {}, "model_dot_onnx": ""}, "onnx"),
+        ({"config_dot_json": {}, "model_dot_safetensors": "", "onnx__model_dot_onnx": ""}, "directory"),
+        ({"x_dot_onnx": "", "y_dot_onnx": ""}, "x.onnx, y.onnx"),
+        ({"x_dot_onnx": "", "x_dot_pt2": ""}, "x.pt2, x.onnx"),
         ({"readme_dot_md": ""}, "config.json is missing"),
         ({}, "(empty)"),
     ],
 )
 def test_kind_of_source(tmp_path: Path, files: dict[str, object], found: str) -> None:
-    if found in ("directory", "pt2"):
+    if found in ("directory", "pt2", "onnx"):
         assert layout.source_kind(folder(tmp_path, **files)) == found
         return
     with pytest.raises(InvalidInput) as refused:

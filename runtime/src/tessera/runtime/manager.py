@@ -248,6 +248,9 @@ class InstanceManager:
 
     def _backend_for(self, artifact: Artifact) -> Backend:
         backend = self._backends.get(artifact.backend)
+        if backend is None and backends.others().get(artifact.backend) == self.config.flavour:
+            backend = backends.create(artifact.backend, BackendConfig(self.config.threads, self.config.folder))
+            self._backends[artifact.backend] = backend
         if backend is None:
             has = ", ".join(self.backend_names)
             raise Unsupported(f"backend {artifact.backend!r}: a runtime of flavour {self.config.flavour} has {has}")

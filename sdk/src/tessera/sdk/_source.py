@@ -1,4 +1,4 @@
-"""What is registered: a local folder (or one `.pt2` file), or a builder reference. Hashing and sending, a piece at a time."""
+"""What is registered: a local folder (or one `.pt2` or `.onnx` file), or a builder reference. Hashing and sending, a piece at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class DirectoryModel:
-    """A Hugging Face directory, or one `.pt2` file."""
+    """A Hugging Face directory, one `.pt2` or `.onnx` file, or the folder of an ONNX file with its external data."""
 
     path: Path
 

@@ -58,7 +58,7 @@ class _Progress:
 @model.command("register")
 def register_model(
     name: Annotated[str, typer.Argument(help="the model's name")],
-    path_or_builder: Annotated[str, typer.Argument(help="a Hugging Face directory, a .pt2 file, or package.module:callable")],
+    path_or_builder: Annotated[str, typer.Argument(help="a Hugging Face directory, a .pt2 or .onnx file, or package.module:callable")],
     task: Annotated[str, typer.Option("--task", help="what it answers, in common with other models")] = "",
     dataset: Annotated[str, typer.Option("--dataset", help="what its accuracy was measured on")] = "",
     accuracy: Annotated[float | None, typer.Option("--accuracy", help="0 to 1, as you measured it")] = None,

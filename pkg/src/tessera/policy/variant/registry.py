@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tessera.domain.errors import InvalidInput
-from tessera.policy.plugins import with_plugins
+from tessera.plugins import with_plugins
 from tessera.policy.variant.base import VariantPolicy
 from tessera.policy.variant.plain import PlainVariantPolicy
 

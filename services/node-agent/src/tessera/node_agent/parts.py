@@ -27,6 +27,7 @@ from tessera.node_agent.adapters.scheduler import SchedulerLeader
 from tessera.node_agent.adapters.stores import BAKE_FOLDER, OpenStore
 from tessera.node_agent.adapters.variants import EtcdVariants
 from tessera.node_agent.config import NodeAgentConfig
+from tessera.node_agent.core.artifacts import FLAVOURS
 from tessera.node_agent.core.poison import BackOff, PoisonLedger
 from tessera.node_agent.core.pressure import PressureLimits
 from tessera.node_agent.core.runtimes import RuntimeLimits
@@ -51,6 +52,7 @@ from tessera.policy.pool import registry as pools
 from tessera.program import Tasks, host_id
 from tessera.repository import Repository
 from tessera.repository.fetch import Fetcher
+from tessera.runtime import backends
 from tessera.runtime.classes import build_class, profile_class
 
 BEHIND_S = 0.005
@@ -160,7 +162,7 @@ def domain_of(node: Parts, opened: OpenStore, warm_flavours: Sequence[str]) -> D
     evictor = Evictor(node.table, fleet, store, config.evict_idle_s)
     sources = peers(config, opened.trust_domain, clock)
     fetcher = Fetcher(node.repository, store, config.fetch_concurrency, _from_thread(fleet.trim), sources)
-    larder = Larder(store, fetcher, world.identity.build_class)
+    larder = Larder(store, fetcher, world.identity.build_class, {**FLAVOURS, **backends.others()})
     settings = StarterSettings(config.load_timeout_s, config.drain_ms, config.verify_on_bind, BEHIND_S)
     starter = Starter(
         world.identity,

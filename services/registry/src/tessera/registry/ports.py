@@ -20,11 +20,12 @@ OnProgress = Callable[[str, float], None]
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What the sandbox made, lying below `folder` under its digests. `onnx` is None where that export failed, with `onnx_reason`."""
+    """What the sandbox made, lying below `folder` under its digests. `aten` is None for what came as ONNX;
+    `onnx` is None where that export failed, with `onnx_reason`. One of them is always there."""
 
     folder: Path
     source_kind: str
-    aten: Digest
+    aten: Digest | None
     onnx: Digest | None
     onnx_reason: str
     blobs: tuple[Blob, ...]

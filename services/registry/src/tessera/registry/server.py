@@ -20,7 +20,7 @@ from tessera.domain.ids import (
     checked_digest,
     checked_name,
 )
-from tessera.domain.records import VariantRecord, VersionRecord
+from tessera.domain.records import VariantRecord, VariantState, VersionRecord
 from tessera.registry.core.manifest import SourceFile, UploadLimits, checked_manifest
 from tessera.registry.core.recipes import ATEN
 from tessera.registry.core.source import BUILT_IN, BuilderCall, Registration, checked_registration, parse_argument
@@ -199,9 +199,10 @@ def _files(messages: Iterable[registry_pb2.SourceFile]) -> list[SourceFile]:
 
 def _result(version: VersionKey, variants: list[VariantRecord], unchanged: bool) -> registry_pb2.RegistrationResult:
     """Raises: VersionNotFound when it was deleted meanwhile."""
-    base = next((variant for variant in variants if variant.key.variant == ATEN), None)
-    if base is None:
+    if not variants:
         raise VersionNotFound(version.model, version.version)
+    # The registered numbers themselves; what came as ONNX has them in the first variant that was baked.
+    base = min(variants, key=lambda v: (v.key.variant != ATEN, v.state is not VariantState.READY, v.key))
     return registry_pb2.RegistrationResult(
         model=version.model,
         version=version.version,

@@ -244,7 +244,7 @@ class RegisterModelRequest(_message.Message):
     """plain requests may get a lossy variant; a model that is there keeps what it has when absent"""
     @_builtins.property
     def directory(self) -> Global___DirectorySource:
-        """a Hugging Face directory, or one .pt2 file"""
+        """a Hugging Face directory, one .pt2 file, or one .onnx file and its external data"""
 
     @_builtins.property
     def builder(self) -> Global___BuilderSource: ...
@@ -523,7 +523,7 @@ class VersionInfo(_message.Message):
     ALLOW_LOSS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     source_kind: _builtins.str
-    """"directory", "pt2", "builder" """
+    """"directory", "pt2", "onnx", "builder" """
     source_digest: _builtins.str
     created_unix_s: _builtins.float
     metric: _builtins.str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tessera.domain.artifact import Artifact
@@ -10,7 +11,7 @@ from tessera.domain.ids import BuildClass, Digest
 from tessera.domain.signature import ANY_DATATYPE, Signature, TensorSpec
 
 FLAVOURS = {"aten": "aten", "ort": "ort", "identity": "ort"}
-"""Backend -> flavour of the runtime that serves it (docs/seams.md)."""
+"""Tessera's own backends -> flavour of the runtime that serves them (docs/seams.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +27,17 @@ class Load:
     max_batch: int
 
 
-def load_of(digest: Digest, size_bytes: int, artifact: Artifact, build_class: BuildClass) -> Load:
-    """What this node has to do for `artifact`, stored as `size_bytes` bytes under `digest`.
+def load_of(digest: Digest, size_bytes: int, artifact: Artifact, build_class: BuildClass, flavours: Mapping[str, str] = FLAVOURS) -> Load:
+    """What this node has to do for `artifact`, stored as `size_bytes` bytes under `digest`. `flavours`: of every backend that is known.
 
     Raises:
         Unsupported: no runtime serves its backend.
         FailedPrecondition: it was built for another build class.
     """
-    flavour = FLAVOURS.get(artifact.backend)
+    flavour = flavours.get(artifact.backend)
     if flavour is None:
         raise Unsupported(
-            f"artifact {digest[:12]}: no runtime serves backend {artifact.backend!r}; known are {', '.join(sorted(FLAVOURS))}"
+            f"artifact {digest[:12]}: no runtime serves backend {artifact.backend!r}; known are {', '.join(sorted(flavours))}"
         )
     if artifact.build_class is not None and artifact.build_class != build_class:
         raise FailedPrecondition(f"artifact {digest[:12]} was built for {artifact.build_class}; this node is {build_class}")

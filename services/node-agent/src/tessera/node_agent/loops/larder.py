@@ -13,7 +13,7 @@ from tessera.domain.artifact import Blob
 from tessera.domain.errors import InvalidInput, NotFound
 from tessera.domain.ids import BuildClass, Digest, InstanceId, VariantKey
 from tessera.domain.source import Source
-from tessera.node_agent.core.artifacts import IDENTITY_MODEL, Load, identity_artifact, load_of
+from tessera.node_agent.core.artifacts import FLAVOURS, IDENTITY_MODEL, Load, identity_artifact, load_of
 from tessera.node_agent.ports import Blobs
 from tessera.repository.fetch import Fetched, Progress
 from tessera.tensorstore.artifact import decode, digest_of, encode
@@ -41,10 +41,12 @@ def holder_of(instance_id: InstanceId) -> str:
 class Larder:
     """The store as starts need it."""
 
-    def __init__(self, store: TensorStore, blobs: Blobs, build_class: BuildClass) -> None:
+    def __init__(self, store: TensorStore, blobs: Blobs, build_class: BuildClass, flavours: Mapping[str, str] = FLAVOURS) -> None:
+        """`flavours`: backend -> flavour of the runtime that serves it."""
         self._store = store
         self._blobs = blobs
         self._build_class = build_class
+        self._flavours = flavours
         self._loads: OrderedDict[Digest, Load] = OrderedDict()
         self._built_in: dict[Digest, bytes] = {}
 
@@ -95,7 +97,7 @@ class Larder:
             self._loads.move_to_end(artifact)
             return known
         data = self._store.path(artifact).read_bytes()
-        load = self._loads[artifact] = load_of(artifact, len(data), decode(data), self._build_class)
+        load = self._loads[artifact] = load_of(artifact, len(data), decode(data), self._build_class, self._flavours)
         if len(self._loads) > KEPT_LOADS:
             self._loads.popitem(last=False)
         return load

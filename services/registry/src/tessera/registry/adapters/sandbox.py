@@ -123,6 +123,5 @@ def _imported(made: Made, folder: Path) -> Imported:
         path = folder / blob.digest
         if not path.is_file() or path.stat().st_size != blob.size_bytes:
             raise DataCorrupted(f"the import names blob {blob.digest} of {blob.size_bytes} bytes and did not write it")
-    return Imported(
-        folder, made.source_kind, Digest(made.aten), Digest(made.onnx) if made.onnx else None, made.onnx_reason, blobs, made.notes
-    )
+    aten, onnx = (Digest(artifact) if artifact else None for artifact in (made.aten, made.onnx))
+    return Imported(folder, made.source_kind, aten, onnx, made.onnx_reason, blobs, made.notes)

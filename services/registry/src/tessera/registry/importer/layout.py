@@ -11,7 +11,10 @@ from tessera.domain.errors import InvalidInput, Unsupported
 
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 _CONFIG_LIMIT_BYTES = 4 << 20
-ACCEPTED = "a Hugging Face folder (config.json and safetensors), one .pt2 archive, or a builder reference"
+ACCEPTED = (
+    "a Hugging Face folder (config.json and safetensors), one .pt2 archive, one ONNX file (its external data beside it), "
+    "or a builder reference"
+)
 
 
 def refuse_links(folder: Path) -> None:
@@ -27,25 +30,24 @@ def refuse_links(folder: Path) -> None:
 
 
 def source_kind(folder: Path) -> str:
-    """ "directory" or "pt2".
+    """ "directory", "pt2" or "onnx".
 
     Raises:
         InvalidInput: names what is missing or in the way.
     """
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    if (folder / "config.json").is_file():
+    onnx = [name for name in names if name.endswith(".onnx")]
+    # exporters put an ONNX file beside the config.json of what it was made of
+    if (folder / "config.json").is_file() and (not onnx or any(name.endswith(".safetensors") for name in names)):
         return "directory"
     archives = [name for name in names if name.endswith(".pt2")]
-    if len(archives) == 1:
-        return "pt2"
-    if archives:
-        raise InvalidInput("source", ", ".join(archives[:5]), "one .pt2 archive per version")
+    if len(archives) + len(onnx) > 1:
+        raise InvalidInput("source", ", ".join([*archives, *onnx][:5]), "one .pt2 archive or ONNX file per version")
+    if archives or onnx:
+        return "pt2" if archives else "onnx"  # whatever lies beside it is read as bytes, if at all
     pickled = [name for name in names if name.endswith(PICKLED_SUFFIXES)]
     if pickled:
         raise InvalidInput("file", pickled[0], f"pickle files run code when they are read and are refused; accepted is {ACCEPTED}")
-    onnx = [name for name in names if name.endswith(".onnx")]
-    if onnx:
-        raise InvalidInput("file", onnx[0], f"ONNX files are not imported; accepted is {ACCEPTED}")
     raise InvalidInput("source", ", ".join(names[:5]) or "(empty)", f"config.json is missing; accepted is {ACCEPTED}")
 
 

@@ -10,13 +10,10 @@ import logging
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
-import onnx
 import onnx_ir as ir
 import onnxscript.rewriter as rewriter
 import torch
@@ -28,20 +25,11 @@ from torch.export import ExportedProgram
 from tessera.domain.signature import Signature
 from tessera.registry.importer.agreement import Run
 from tessera.registry.importer.loaded import Axis, Loaded
+from tessera.registry.importer.onnx_graph import LOCATION, OnnxGraph, externalise
 
-_LOCATION = "tessera"
 _INPUT_LIMIT_BYTES = 1024
 _OUTPUT_LIMIT_BYTES = 64 << 10
 _VALUE_RULES = ("_fuse_batchnorm", "_remove_optional_bias", "_fuse_pad_into_conv")
-_FLOATS = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16})
-
-
-@dataclass(frozen=True, slots=True)
-class OnnxGraph:
-    """`model`: the serialised graph, float initializers external. `tensors`: (slot, array) of those, in the graph's order."""
-
-    model: bytes
-    tensors: tuple[tuple[str, npt.NDArray[Any]], ...]
 
 
 def export_onnx(program: ExportedProgram, signature: Signature, loaded: Loaded) -> OnnxGraph:
@@ -56,7 +44,7 @@ def export_onnx(program: ExportedProgram, signature: Signature, loaded: Loaded) 
     _simplify(model, weights)
     _name_dimensions(model, loaded)
     _name(model, signature, loaded.prefix, weights)
-    return _externalise(model)
+    return externalise(model)
 
 
 def _simplify(model: ir.Model, weights: frozenset[str]) -> None:
@@ -161,34 +149,12 @@ def _name_dimensions(model: ir.Model, loaded: Loaded) -> None:
             value.shape = ir.Shape([dim if isinstance(dim, int) else names.get(str(dim)) for dim in value.shape])
 
 
-def _externalise(model: ir.Model) -> OnnxGraph:
-    """Serialises the graph; float initializers become references, so that a model of any size is a small message."""
-    tensors: list[tuple[str, npt.NDArray[Any]]] = []
-    external: list[tuple[str, int, list[int]]] = []
-    for name, value in list(model.graph.initializers.items()):
-        tensor = value.const_value
-        assert tensor is not None
-        if int(tensor.dtype) in _FLOATS:
-            tensors.append((name, np.asarray(tensor.numpy(), order="C")))  # a scalar keeps its shape ()
-            external.append((name, int(tensor.dtype), [int(d) for d in tensor.shape.numpy()]))
-            del model.graph.initializers[name]
-    proto = ir.to_proto(model)
-    for name, dtype, dims in external:
-        entry = proto.graph.initializer.add()
-        entry.name, entry.data_type = name, dtype
-        entry.dims.extend(dims)
-        entry.data_location = onnx.TensorProto.EXTERNAL
-        location = entry.external_data.add()
-        location.key, location.value = "location", _LOCATION
-    return OnnxGraph(proto.SerializeToString(deterministic=True), tuple(tensors))
-
-
 def onnx_runner(graph: OnnxGraph, signature: Signature, folder: Path) -> Run:
     """Runs the graph with ONNX Runtime over the tensors in memory. `folder` receives the empty file that ONNX Runtime wants to see."""
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     import onnxruntime
 
-    (folder / _LOCATION).touch()
+    (folder / LOCATION).touch()
     options = onnxruntime.SessionOptions()
     # as it stands: optimisers would look for the weights in the file
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

@@ -34,9 +34,12 @@ def run(task: Task, say: Say) -> Made:
     if task.builder is not None and task.builder.reference not in task.allowed_builders:
         raise InvalidInput("builder", task.builder.reference, f"must be one of {', '.join(task.allowed_builders)}")
     say("loading", 0.05)
-    loaded = _load(task, kind, source, config)
+    folder = BlobFolder(out / "blobs")
     scratch = out / "scratch"
     scratch.mkdir(parents=True, exist_ok=True)
+    if kind == "onnx":
+        return _import_onnx(task, source, folder, scratch, say)
+    loaded = _load(task, kind, source, config)
     say("exporting", 0.2)
 
     from tessera.registry.importer.agreement import cases, check, flat_runner
@@ -48,7 +51,6 @@ def run(task: Task, say: Say) -> Made:
 
     made = export(loaded, agree)
     say("storing tensors", 0.5)
-    folder = BlobFolder(out / "blobs")
     aten = _store_flat(made, folder, task.max_batch)
     onnx, reason = "", "not asked for"
     if task.make_onnx:
@@ -89,6 +91,7 @@ def _store_onnx(made: Exported, folder: BlobFolder, scratch: Path, max_batch: in
     try:
         from tessera.registry.importer.agreement import cases, check
         from tessera.registry.importer.onnx_export import export_onnx, onnx_runner
+        from tessera.registry.importer.onnx_graph import store_export
 
         graph = export_onnx(made.program, made.signature, made.loaded)
         names = [spec.name for spec in made.signature.outputs]
@@ -98,17 +101,20 @@ def _store_onnx(made: Exported, folder: BlobFolder, scratch: Path, max_batch: in
     except Exception as error:  # torch.onnx, onnxscript and ONNX Runtime raise classes of their own; each costs only this variant
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return "", f"ONNX export failed: {type(error).__name__}: {lines[0][:400] if lines else ''}"
-    datatypes = {"float32": "FP32", "float64": "FP64", "float16": "FP16"}
-    tensors, pack = store_tensors(
-        folder,
-        (
-            (name, datatypes[array.dtype.name], array.shape, memoryview(array.reshape(-1).view("uint8").data))
-            for name, array in graph.tensors
-        ),
-    )
-    blob = folder.put(graph.model)
-    batch = max_batch if made.signature.batched else 1
-    return folder.put(encode(Artifact("onnx", "fp32", "onnx", blob, pack, tensors, made.signature, None, batch))).digest, ""
+    return store_export(graph, made.signature, folder, max_batch), ""
+
+
+def _import_onnx(task: Task, source: Path, folder: BlobFolder, scratch: Path, say: Say) -> Made:
+    """An ONNX file is its own export; there is no flat program of it."""
+    from tessera.registry.importer import onnx_file
+    from tessera.registry.importer.onnx_graph import store_export
+
+    path = next(source.rglob("*.onnx"))
+    loaded = onnx_file.load(path, path.relative_to(source).as_posix(), scratch)
+    say("storing tensors", 0.5)
+    onnx = store_export(loaded.graph, loaded.signature, folder, task.max_batch)
+    say("made", 1.0)
+    return Made("onnx", "", onnx, "", folder.listing(), loaded.notes)
 
 
 def read_task(path: Path) -> Task:

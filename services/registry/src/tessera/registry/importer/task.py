@@ -30,7 +30,7 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One import.
 
     `source` holds the uploaded files under their paths; `out` is empty and receives `blobs/<digest>`. `builder` is None for a
-    directory or `.pt2` source. Both folders are absolute paths.
+    directory, `.pt2` or ONNX source. Both folders are absolute paths.
     """
 
     source: str
@@ -58,8 +58,9 @@ class Failure(msgspec.Struct, frozen=True, tag="failure", tag_field="event"):
 
 
 class Made(msgspec.Struct, frozen=True, tag="made", tag_field="event"):
-    """The import ended well. `aten` and `onnx` are digests of artifacts below `out/blobs`; `onnx` is "" when that export failed,
-    and `onnx_reason` says why. `blobs` lists everything below `out/blobs` as (digest, bytes), artifacts included."""
+    """The import ended well. `aten` and `onnx` are digests of artifacts below `out/blobs`. `aten` is "" for what came as ONNX, `onnx` is ""
+    when that export failed, and `onnx_reason` says why. `blobs` lists everything below `out/blobs` as (digest, bytes), artifacts
+    included."""
 
     source_kind: str
     aten: str

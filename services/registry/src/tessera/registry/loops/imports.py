@@ -16,7 +16,7 @@ from tessera import failpoint, telemetry
 from tessera.clock import Clock
 from tessera.domain.errors import DataCorrupted, FailedPrecondition, Internal, TesseraError, Unavailable
 from tessera.domain.ids import Digest, JobId, TrustDomain, VariantName, VersionKey, VersionNumber
-from tessera.domain.records import JobRecord, ModelRecord, VariantState, VersionRecord
+from tessera.domain.records import JobRecord, ModelRecord, VariantRecord, VariantState, VersionRecord
 from tessera.program import Tasks
 from tessera.registry.core.jobs import JobStep, payload_of, registration_of, step
 from tessera.registry.core.operators import Operators, count
@@ -251,14 +251,19 @@ class Imports:
     async def _records(self, registration: Registration, digest: Digest, imported: Imported) -> NewVersion:
         now_s = self._clock.wall_s()
         domain, name = registration.trust_domain, registration.name
-        artifact = await self._blobs.artifact(imported.aten)
-        others = await self._shelf.large_tensors_of_others(domain, None)
-        aten = ready(placeholder(domain, name, ATEN, "aten", artifact.max_batch), imported.aten, artifact, others)
+        made = imported.aten or imported.onnx
+        if made is None:
+            raise Internal("the import made nothing that could be served")
+        artifact = await self._blobs.artifact(made)
         model = ModelRecord(name, domain, registration.task, registration.dataset, registration.accuracy, _FIRST, now_s)
         version = VersionRecord(name, domain, _FIRST, artifact.signature, imported.source_kind, digest, now_s)
+        variants: list[VariantRecord] = []
+        if imported.aten is not None:
+            others = await self._shelf.large_tensors_of_others(domain, None)
+            variants.append(ready(placeholder(domain, name, ATEN, "aten", artifact.max_batch), imported.aten, artifact, others))
         ort = placeholder(domain, name, ORT, "ort", artifact.max_batch)
         if imported.onnx is None:
-            return NewVersion(model, version, (aten, replace(ort, state=VariantState.FAILED, reason=imported.onnx_reason)))
+            return NewVersion(model, version, (*variants, replace(ort, state=VariantState.FAILED, reason=imported.onnx_reason)))
         operators = await self._operators(imported.onnx)
         version = replace(
             version,
@@ -270,7 +275,7 @@ class Imports:
             placeholder(domain, name, VariantName(recipe), "ort", artifact.max_batch, RECIPES[recipe].precision)
             for recipe in wanted(version, self._variants.recipes)
         ]
-        return NewVersion(model, version, (aten, ort, *further))
+        return NewVersion(model, version, (*variants, ort, *further))
 
     async def _operators(self, export: Digest) -> Operators:
         graph = (await self._blobs.artifact(export)).graph

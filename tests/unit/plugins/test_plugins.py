@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tessera.domain.errors import FailedPrecondition, InvalidInput
-from tessera.policy.plugins import plugins, with_plugins
+from tessera.plugins import plugins, with_plugins
 from tessera.policy.variant import registry
 
 GROUP = "tessera.policies.tried"

@@ -36,11 +36,14 @@ KEYS = {
         "trust_domain", "used_bytes", "budget_bytes", "pinned_bytes", "unlinked_bytes", "files", "huge_pages", "sharing", "fetched_bytes",
         "quarantined",
     },
-    "model": {"name", "trust_domain", "task", "dataset", "accuracy", "aliases", "versions"},
-    "version": {"version", "source_kind", "source_digest", "created_unix_s", "batched", "inputs", "outputs", "variants"},
+    "model": {"name", "trust_domain", "task", "dataset", "accuracy", "lossy", "aliases", "versions"},
+    "version": {
+        "version", "source_kind", "source_digest", "created_unix_s", "metric", "evaluation", "calibration", "allow_loss", "batched",
+        "inputs", "outputs", "variants",
+    },
     "variant": {
-        "name", "backend", "precision", "state", "reason", "build_class", "max_batch", "tensor_bytes", "tensor_bytes_shared",
-        "tensor_count", "artifact", "graph",
+        "name", "backend", "recipe", "precision", "state", "reason", "build_class", "max_batch", "tensor_bytes", "tensor_bytes_shared",
+        "tensor_count", "artifact", "graph", "agreement", "lossy", "withheld", "notes", "progress",
     },
     "registration": {"model", "version", "unchanged", "tensor_bytes", "tensor_bytes_already_stored", "variants"},
     "profile": {"variant", "profile_class", "quick", "measured_unix_s", "load", "latency"},

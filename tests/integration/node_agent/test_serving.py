@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from tessera.api.common.v1 import common_pb2
 from tessera.api.node.v1 import node_pb2
-from tessera.domain.errors import FailedPrecondition, InvalidInput, NotFound, StaleTerm, Unsupported
+from tessera.domain.errors import FailedPrecondition, InvalidInput, NotFound, StaleTerm, Unavailable, Unsupported
 from tessera.domain.ids import Digest
 from tessera.tensorstore.seal import is_sealed
 
@@ -200,12 +202,49 @@ async def test_an_export_is_baked_and_the_result_serves(agent: Any, kit: Any) ->
     client = await kit.direct(instance)
     np.testing.assert_allclose(await kit.ask(client, instance.generation, x), export.expected(x), atol=1e-4)
     client.close()
+    assert (baked.agreement.samples, baked.agreement.metric) == (3, "")
+    assert baked.agreement.max_error <= 1e-4
     # Baking it again sends nothing: the repository has it all.
     kinds = [
         event.WhichOneof("event")
         async for event in agent.stub.Bake(node_pb2.BakeRequest(trust_domain="default", artifact_digest=export.artifact, max_batch=4))
     ]
     assert "blob" not in kinds
+
+
+async def test_int8_is_baked_with_the_sets_that_the_registry_names(agent: Any, kit: Any) -> None:
+    export = kit.make_linear(agent.repository, "onnx")
+    await agent.start()
+    x = np.random.default_rng(3).standard_normal((24, inputs(kit).shape[1])).astype(np.float32)
+    buffer = io.BytesIO()
+    np.savez(buffer, x=x, labels=export.expected(x).argmax(axis=1))
+    data = buffer.getvalue()
+    digest = agent.repository.put_bytes(data)
+    request = node_pb2.BakeRequest(trust_domain="default", artifact_digest=export.artifact, max_batch=4, recipe="ort-int8", metric="top1")
+    request.evaluation.digest, request.evaluation.size_bytes = digest, len(data)
+    events = [event async for event in agent.stub.Bake(request, timeout=120)]
+    baked = events[-1].baked
+    assert baked.notes == "calibrated on 24 samples of the evaluation set"
+    assert (baked.agreement.metric, baked.agreement.samples, baked.agreement.reference_score) == ("top1", 24, 1.0)
+    assert 0.5 < baked.agreement.score <= 1.0
+    assert (await agent.status()).stores[0].pinned_bytes == 0
+
+
+async def test_a_baker_that_is_killed_costs_another_try_not_the_variant(agent: Any, kit: Any) -> None:
+    export = kit.make_linear(agent.repository, "onnx")
+    await agent.start()
+    request = node_pb2.BakeRequest(trust_domain="default", artifact_digest=export.artifact, max_batch=4, recipe="ort-int8")
+
+    async def bake_and_kill() -> None:
+        async for _ in agent.stub.Bake(request, timeout=120):
+            for child in psutil.Process(agent.process.pid).children(recursive=True):
+                if "tessera.runtime.bake" in child.cmdline():
+                    child.kill()
+
+    with pytest.raises(Unavailable, match="baking ort-int8 was ended by signal 9"):
+        await bake_and_kill()
+    assert (await agent.status()).stores[0].pinned_bytes == 0
+    assert [event async for event in agent.stub.Bake(request, timeout=120)][-1].HasField("baked")
 
 
 async def test_measuring_leaves_nothing_behind(agent: Any, kit: Any) -> None:

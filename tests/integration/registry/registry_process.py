@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +41,10 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def source_file(path: str, data: bytes) -> registry_pb2.SourceFile:
+    return registry_pb2.SourceFile(path=path, size_bytes=len(data), digest=blake3(data).hexdigest())
 
 
 def _start(config: Path, log_path: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -114,12 +118,14 @@ class RegistryProcess:
             await self.channel.close()
             self.channel = None
 
-    async def upload(self, files: dict[str, bytes], name: str = "m", **fields: Any) -> list[registry_pb2.SourceFile]:
-        """Sends what is missing for a model of these files; the files as they are registered."""
-        listed = [registry_pb2.SourceFile(path=p, size_bytes=len(d), digest=blake3(d).hexdigest()) for p, d in files.items()]
+    async def upload(
+        self, files: dict[str, bytes], name: str = "m", *, sets: Sequence[bytes] = (), **fields: Any
+    ) -> list[registry_pb2.SourceFile]:
+        """Sends what is missing for a model of these files and of the sets that `fields` name; the files as they are registered."""
+        listed = [source_file(path, data) for path, data in files.items()]
         request = registry_pb2.RegisterModelRequest(name=name, directory=registry_pb2.DirectorySource(files=listed), **fields)
         answer = await self.stub.BeginUpload(registry_pb2.BeginUploadRequest(registration=request))
-        by_digest = {blake3(d).hexdigest(): d for d in files.values()}
+        by_digest = {blake3(d).hexdigest(): d for d in (*files.values(), *sets)}
 
         async def pieces() -> AsyncIterator[registry_pb2.UploadFilesRequest]:
             for digest in answer.missing_digests:
@@ -131,13 +137,15 @@ class RegistryProcess:
             await self.stub.UploadFiles(pieces(), timeout=120.0)
         return listed
 
-    async def register(self, name: str, source: Any, *, wait: bool = False, **fields: Any) -> list[registry_pb2.JobEvent]:
-        """`source`: files by path, or a BuilderSource. All events."""
+    async def register(
+        self, name: str, source: Any, *, wait: bool = False, sets: Sequence[bytes] = (), **fields: Any
+    ) -> list[registry_pb2.JobEvent]:
+        """`source`: files by path, or a BuilderSource; `sets`: the bytes of what `fields` name. All events."""
         request = registry_pb2.RegisterModelRequest(name=name, wait_for_variants=wait, **fields)
         if isinstance(source, registry_pb2.BuilderSource):
             request.builder.CopyFrom(source)
         else:
-            request.directory.files.extend(await self.upload(source, name, **fields))
+            request.directory.files.extend(await self.upload(source, name, sets=sets, **fields))
         return [event async for event in self.stub.RegisterModel(request, timeout=280.0)]
 
     async def model(self, name: str) -> registry_pb2.ModelInfo:

@@ -28,7 +28,7 @@ from tessera.registry.loops.imports import Imports, Limits
 from tessera.registry.loops.joblog import JobLog, JobProgress
 from tessera.registry.loops.shelf import Shelf
 from tessera.registry.loops.variants import VariantMaker
-from tessera.registry.ports import BakeBlob, BakeDone, BakeEvent, BakeOrder, BakeProgress, Imported, OnProgress
+from tessera.registry.ports import BakeBlob, BakeDone, BakeEvent, BakeOrder, BakeProgress, Imported, OnProgress, Sets
 from tessera.repository import Repository
 from tessera.repository.artifacts import encode as encode_artifact
 from tessera.tensorstore.artifact import digest_of
@@ -79,12 +79,15 @@ class FakeImporter:
     def __init__(self) -> None:
         self.errors: list[Exception] = []
         self.runs: list[str] = []
+        self.sets: list[dict[str, bytes]] = []
+        self.agreement: Agreement | None = None
         self.onnx = True
         self.operators: Sequence[str] = ()
         self.gate: asyncio.Event | None = None
 
-    async def run(self, job_folder: Path, source: Path, builder: BuilderCall | None, on_progress: OnProgress) -> Imported:
+    async def run(self, job_folder: Path, source: Path, builder: BuilderCall | None, sets: Sets, on_progress: OnProgress) -> Imported:
         self.runs.append(job_folder.name)
+        self.sets.append({path.name: path.read_bytes() for path in (sets.evaluation, sets.calibration) if path is not None})
         on_progress("exporting", 0.5)
         if self.gate is not None:
             await self.gate.wait()
@@ -96,7 +99,7 @@ class FakeImporter:
         onnx = write_artifact(folder, "onnx", tensors, operators=self.operators) if self.onnx else None
         blobs = tuple(Blob(Digest(digest), size) for digest, size in folder.listing())
         reason = "" if self.onnx else "ONNX export failed: no such operator"
-        return Imported(job_folder / "out" / "blobs", "directory", aten, onnx, reason, blobs, ())
+        return Imported(job_folder / "out" / "blobs", "directory", aten, onnx, reason, blobs, (), self.agreement)
 
 
 class FakeBaker:

@@ -8,13 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from registry_world import CLASS_A, CLASS_B, DOMAIN, LOSSY, Registry, tensor
+from registry_world import CLASS_A, CLASS_B, DOMAIN, LOSSY, Registry, stored, tensor
 
 from tessera.domain.accuracy import Agreement
+from tessera.domain.artifact import Blob
 from tessera.domain.errors import Internal, VariantNotFound
 from tessera.domain.ids import ModelName, VersionNumber
-from tessera.domain.records import VariantRecord, VariantState
+from tessera.domain.records import Evaluation, VariantRecord, VariantState
 from tessera.registry.core.recipes import DEFAULT_RECIPES
+from tessera.registry.core.source import Demands
 from tessera.registry.loops.variants import STOPPED
 
 FILES = {"trunk": tensor(1), "head": tensor(2)}
@@ -189,3 +191,58 @@ async def test_without_gain_there_is_nothing_to_make(registry: Registry) -> None
     assert set(await found(registry)) == {"aten-fp32", "ort-fp32"}
     version = (await registry.catalogue.versions(DOMAIN))[0]
     assert replace(version, convolutions=0, matrix_products=0) == version
+
+
+async def test_sets_are_stored_named_given_to_the_node_and_go_with_their_version(registry: Registry) -> None:
+    await registry.node("n1", CLASS_A)
+    plain = registry.registration("m", FILES)
+    sets = registry.upload({"evaluation set": b"eval", "calibration set": b"cal"})
+    by_path = {file.path: file for file in sets}
+    demands = Demands(by_path["evaluation set"], "top1", by_path["calibration set"], 0.02, ("ort-int8",))
+    registration = replace(plain, demands=demands, lossy=True)
+    registry.importer.agreement = Agreement(0.0, 1.0, 10, "top1", 0.97, 0.97)
+    assert [e.step async for e in registry.imports.register(registration, wait=True)][-1] == "done"
+    await registry.settled(in_state(registry, "ort-int8", VariantState.READY))
+    assert registry.importer.sets == [{file.digest: data for file, data in zip(sets, (b"cal", b"eval"), strict=True)}]
+    (version,) = await registry.catalogue.versions(DOMAIN)
+    assert version.evaluation == Evaluation(by_path["evaluation set"].digest, 4, "top1")
+    assert version.calibration == Blob(by_path["calibration set"].digest, 3)
+    assert (version.allowance, version.recipes) == (0.02, ("ort-int8",))
+    for order in registry.baker.orders:
+        assert (order.evaluation, order.calibration) == (version.evaluation, version.calibration)
+    assert (await found(registry))["aten-fp32"].agreement == registry.importer.agreement
+    assert (await registry.catalogue.model(DOMAIN, M)).model.lossy
+    await registry.shelf.sweep()
+    held = stored(registry.repository)
+    assert {file.digest for file in sets} <= held
+    await registry.shelf.discard(await registry.catalogue.delete(DOMAIN, M, None))
+    assert not {file.digest for file in sets} & stored(registry.repository)
+
+
+async def test_lossy_is_taken_over_without_a_new_version_and_kept_when_nothing_is_said(registry: Registry) -> None:
+    plain = registry.registration("m", FILES)
+    for said, expected in ((None, False), (True, True), (None, True), (False, False)):
+        async for _ in registry.imports.register(replace(plain, lossy=said), wait=False):
+            pass
+        known = await registry.catalogue.model(DOMAIN, M)
+        assert (known.model.lossy, len(known.versions)) == (expected, 1)
+
+
+async def test_another_evaluation_set_is_another_version_and_a_killed_job_remembers_it(registry: Registry) -> None:
+    (file,) = registry.upload({"evaluation set": b"eval"})
+    await registry.register("m", FILES)
+    registry.importer.gate = asyncio.Event()
+    registration = replace(registry.registration("m", FILES), demands=Demands(file, "top1"))
+    events = registry.imports.register(registration, wait=False)
+    assert (await anext(events)).step == "importing"
+    await events.aclose()
+    await registry.crash()
+    registry.importer.gate.set()
+    await registry.imports.resume()
+
+    async def two() -> bool:
+        return len(await registry.catalogue.versions(DOMAIN)) == 2
+
+    await registry.settled(two)
+    newest = max(await registry.catalogue.versions(DOMAIN), key=lambda v: v.version)
+    assert newest.evaluation == Evaluation(file.digest, 4, "top1")

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from tessera.domain.errors import InvalidInput
 from tessera.domain.ids import Digest, ModelName, TrustDomain
 from tessera.registry.core.manifest import SourceFile
-from tessera.registry.core.source import BuilderCall, Registration, checked_registration, parse_argument, source_digest
+from tessera.registry.core.source import BuilderCall, Demands, Registration, checked_registration, parse_argument, source_digest
 from tessera.tensorstore.artifact import digest_of
 
 FILES = (SourceFile("config.json", 3, Digest("a" * 64)), SourceFile("model.safetensors", 9, Digest("b" * 64)))
 BASE = Registration(TrustDomain("default"), ModelName("m"), "t", "d", 0.5, FILES)
+EVALUATION = SourceFile("evaluation set", 9, Digest("d" * 64))
 BUILT = replace(BASE, files=(), builder=BuilderCall("p:f", {"a": 1, "b": [1, 2]}, 7))
 
 
@@ -30,6 +31,7 @@ def digest(registration: Registration) -> Digest:
         replace(BASE, accuracy=None),
         replace(BASE, trust_domain=TrustDomain("other")),
         replace(BASE, attempt=2),
+        replace(BASE, lossy=True),
     ],
 )
 def test_what_changes_nothing_in_the_version(same: Registration) -> None:
@@ -46,6 +48,11 @@ def test_what_changes_nothing_in_the_version(same: Registration) -> None:
         replace(BASE, files=(replace(FILES[0], path="x"), FILES[1])),
         replace(BASE, files=(replace(FILES[0], digest=Digest("c" * 64)), FILES[1])),
         BUILT,
+        replace(BASE, demands=Demands(EVALUATION, "top1")),
+        replace(BASE, demands=Demands(EVALUATION, "f1")),
+        replace(BASE, demands=Demands(calibration=EVALUATION)),
+        replace(BASE, demands=Demands(allow_loss=0.02)),
+        replace(BASE, demands=Demands(recipes=())),
     ],
 )
 def test_what_makes_another_version(other: Registration) -> None:
@@ -96,3 +103,26 @@ def test_any_text_is_an_argument_and_two_readings_agree(text: str) -> None:
 def test_argument_name_is_an_identifier() -> None:
     with pytest.raises(InvalidInput, match="builder argument"):
         parse_argument("a b", "1")
+
+
+@pytest.mark.parametrize(
+    ("demands", "words"),
+    [
+        (Demands(EVALUATION, ""), "metric ''"),
+        (Demands(EVALUATION, "elo"), "metric 'elo': one of"),
+        (Demands(metric="top1"), "metric 'top1': scores an evaluation set; there is none"),
+        (Demands(replace(EVALUATION, size_bytes=2 << 30), "top1"), "evaluation set '2147483648 bytes': at most"),
+        (Demands(allow_loss=float("nan")), "allow_loss nan: must be from 0 to 1"),
+        (Demands(allow_loss=-0.1), "allow_loss -0.1: must be from 0 to 1"),
+        (Demands(recipes=("int4",)), "variants 'int4': must be among"),
+    ],
+)
+def test_demands_that_make_no_sense_are_refused_by_name(demands: Demands, words: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        checked_registration(replace(BASE, demands=demands), ())
+    assert words in str(refused.value)
+
+
+def test_base_recipes_and_repeats_are_left_out_of_a_choice() -> None:
+    chosen = Demands(recipes=("ort-int8", "aten-fp32", "ort-int8"))
+    assert checked_registration(replace(BASE, demands=chosen), ()).demands.recipes == ("ort-int8",)

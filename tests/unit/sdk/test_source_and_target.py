@@ -10,7 +10,19 @@ import pytest
 from tessera.api.registry.v1 import registry_pb2
 from tessera.domain.errors import FailedPrecondition, Internal, InvalidInput, NotFound
 from tessera.sdk._requests import result_of
-from tessera.sdk._source import CHUNK_BYTES, BuilderModel, DirectoryModel, chunks, files_of, local_files, register_request, source_of
+from tessera.sdk._source import (
+    CHUNK_BYTES,
+    BuilderModel,
+    Demands,
+    DirectoryModel,
+    Sets,
+    chunks,
+    files_of,
+    local_files,
+    register_request,
+    sets_of,
+    source_of,
+)
 from tessera.sdk._target import Target, find_target
 
 
@@ -80,16 +92,38 @@ def test_the_upload_holds_each_missing_file_once_in_chunks(folder: Path) -> None
 
 def test_the_registration(folder: Path) -> None:
     source = source_of(folder)
-    request = register_request("d", "m", source, local_files(source), task="t", dataset="s", accuracy=0.9, wait=True)
+    nothing = Demands(), Sets(None, None)
+    request = register_request("d", "m", source, local_files(source), *nothing, task="t", dataset="s", accuracy=0.9, wait=True)
     assert [file.path for file in request.directory.files] == ["config.json", "empty", "inner/weights.safetensors"]
     assert (request.accuracy, request.wait_for_variants) == (0.9, True)
     builder = BuilderModel("a.b:c", {"layers": 3, "name": "x"}, 5, folder / "inner" / "weights.safetensors")
-    request = register_request("d", "m", builder, local_files(builder), task="", dataset="", accuracy=None, wait=False)
+    demands = Demands()
+    request = register_request(
+        "d", "m", builder, local_files(builder), demands, sets_of(demands), task="", dataset="", accuracy=None, wait=False
+    )
     assert dict(request.builder.arguments) == {"layers": "3", "name": '"x"'}
     assert request.builder.seed == 5
     assert [file.path for file in request.builder.weights] == ["weights.safetensors"]
     assert not request.HasField("accuracy")
     assert local_files(BuilderModel("a.b:c")) == []
+    assert not any(request.HasField(name) for name in ("evaluation", "allow_loss", "lossy", "calibration", "variants"))
+
+
+def test_what_variants_are_measured_by(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "eval.npz").write_bytes(b"evaluation")
+    (tmp_path / "some.npz").write_bytes(b"calibration")
+    source = source_of(folder)
+    demands = Demands(tmp_path / "eval.npz", "top1", 0.02, True, tmp_path / "some.npz", [])
+    sets = sets_of(demands)
+    assert [file.path.name for file in sets.files] == ["eval.npz", "some.npz"]
+    request = register_request("d", "m", source, local_files(source), demands, sets, task="", dataset="", accuracy=None, wait=False)
+    assert (request.evaluation.file.size_bytes, request.evaluation.metric) == (10, "top1")
+    assert request.calibration.digest == blake3.blake3(b"calibration").hexdigest()
+    assert (request.allow_loss, request.lossy) == (0.02, True)
+    assert request.HasField("variants")  # nothing is a choice, too
+    assert list(request.variants.recipes) == []
+    with pytest.raises(NotFound, match=r"calibration set '.*none\.npz' is no file"):
+        sets_of(Demands(calibration=tmp_path / "none.npz"))
 
 
 def test_a_stream_that_ends_without_a_result() -> None:

@@ -30,6 +30,7 @@ def variant(info: types.VariantInfo) -> Plain:
     return {
         "name": info.key.variant,
         "backend": info.backend,
+        "recipe": info.recipe,
         "precision": info.precision,
         "state": info.state,
         "reason": info.reason,
@@ -40,6 +41,22 @@ def variant(info: types.VariantInfo) -> Plain:
         "tensor_count": info.tensor_count,
         "artifact": info.artifact_digest,
         "graph": info.graph_digest,
+        "agreement": agreement(info.agreement) if info.HasField("agreement") else None,
+        "lossy": info.lossy,
+        "withheld": info.withheld,
+        "notes": info.notes,
+        "progress": info.progress,
+    }
+
+
+def agreement(found: types.Agreement) -> Plain:
+    return {
+        "max_error": found.max_error,
+        "cosine": found.cosine,
+        "samples": found.samples,
+        "metric": found.metric,
+        "score": found.score if found.HasField("score") else None,
+        "reference_score": found.reference_score if found.HasField("reference_score") else None,
     }
 
 
@@ -50,6 +67,7 @@ def model(info: types.ModelInfo) -> Plain:
         "task": info.task,
         "dataset": info.dataset,
         "accuracy": info.accuracy if info.HasField("accuracy") else None,
+        "lossy": info.lossy,
         "aliases": list(info.aliases),
         "versions": [
             {
@@ -57,6 +75,10 @@ def model(info: types.ModelInfo) -> Plain:
                 "source_kind": version.source_kind,
                 "source_digest": version.source_digest,
                 "created_unix_s": version.created_unix_s,
+                "metric": version.metric,
+                "evaluation": version.evaluation_digest,
+                "calibration": version.calibration_digest,
+                "allow_loss": version.allow_loss,
                 "batched": version.signature.batched,
                 "inputs": _tensors(version.signature.inputs),
                 "outputs": _tensors(version.signature.outputs),

@@ -23,8 +23,8 @@ _BATCH = 8
 Run = Callable[[dict[str, Tensor]], Mapping[str, npt.NDArray[Any]]]
 
 
-def evaluate(found: EvaluationSet, metric_name: str, signature: Signature, max_batch: int, reference: Run, run: Run) -> Agreement:
-    """`reference`: the export itself.
+def evaluate(found: EvaluationSet, metric_name: str, signature: Signature, max_batch: int, reference: Run | None, run: Run) -> Agreement:
+    """`reference`: what was registered; None where `run` is that itself.
 
     Raises:
         InvalidInput: there is no such metric, or it cannot judge these answers.
@@ -36,15 +36,19 @@ def evaluate(found: EvaluationSet, metric_name: str, signature: Signature, max_b
         found = replace(found, inputs=_taken(found.inputs, chosen), truth=_taken(found.truth, chosen), samples=len(chosen))
     datatypes = {spec.name: spec.datatype for spec in signature.inputs}
     tally = Tally(signature.batched)
-    wanted, got = [], []
+    wanted: list[Mapping[str, npt.NDArray[Any]]] = []
+    got: list[Mapping[str, npt.NDArray[Any]]] = []
     for request in found.requests(min(max_batch, _BATCH)):
         inputs = {name: Tensor(datatypes[name], np.ascontiguousarray(array)) for name, array in request.items()}
-        wanted.append(reference(inputs))
         got.append(run(inputs))
-        tally.add(got[-1], wanted[-1])
+        if reference is not None:
+            wanted.append(reference(inputs))
+            tally.add(got[-1], wanted[-1])
     order = [spec.name for spec in signature.outputs]
-    scores = [judge.score(_ordered(found.joined(answers), order), found.truth) for answers in (got, wanted)]
-    return replace(tally.agreement(), metric=metric_name, score=scores[0], reference_score=scores[1])
+    score, *reference_score = (judge.score(_ordered(found.joined(each), order), found.truth) for each in (got, wanted) if each)
+    if not reference_score:
+        return Agreement(0.0, 1.0, found.samples, metric_name, score, score)
+    return replace(tally.agreement(), metric=metric_name, score=score, reference_score=reference_score[0])
 
 
 def _taken(arrays: Mapping[str, npt.NDArray[Any]], places: list[int]) -> dict[str, npt.NDArray[Any]]:

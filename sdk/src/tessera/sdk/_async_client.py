@@ -12,6 +12,7 @@ from typing import Any, Self, Unpack
 import numpy.typing as npt
 
 from tessera.api.batch.v1 import batch_pb2, batch_pb2_grpc
+from tessera.api.common.v1 import common_pb2
 from tessera.api.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 from tessera.api.node.v1 import node_pb2, node_pb2_grpc
 from tessera.api.open_inference import inference_pb2 as oip
@@ -22,7 +23,7 @@ from tessera.domain.errors import TesseraError
 from tessera.rpc import connect
 from tessera.sdk._infer import MODEL_INFER, InferResult, Parameter, infer_request, infer_result, note, request_context
 from tessera.sdk._requests import LONG_S, NODE_METADATA, BatchOptions, batch_request, profile_request, result_of
-from tessera.sdk._source import Progress, chunks, local_files, register_request, source_of
+from tessera.sdk._source import Demands, Progress, chunks, local_files, register_request, sets_of, source_of
 from tessera.sdk._target import find_target
 
 OnEvent = Callable[[registry_pb2.JobEvent], None]
@@ -148,26 +149,44 @@ class AsyncClient:
         builder_args: Mapping[str, Any] | None = None,
         seed: int | None = None,
         weights: Path | None = None,
+        evaluation: Path | None = None,
+        metric: str = "",
+        allow_loss: float | None = None,
+        lossy: bool | None = None,
+        calibration: Path | None = None,
+        variants: Sequence[str] | None = None,
         wait: bool = False,
         on_event: OnEvent | None = None,
         on_upload: Progress | None = None,
     ) -> registry_pb2.RegistrationResult:
-        """Registers a local folder, a `.pt2` or `.onnx` file or a builder reference; returns when it is durable (`wait`: its variants too).
+        """Registers a local folder, a `.pt2` or `.onnx` file or a builder reference; returns when it is durable (`wait`: and its base variants
+        are made).
 
         Only files that the registry does not have are sent. The same content again is recognised before anything is sent, and answered
         at once.
+
+        Args:
+            evaluation: a `.npz` file with an array per input and the right answers (`labels`, or by an output's name), scored by `metric`.
+            allow_loss: what a lossy variant may lose, as a share of 1, and still be offered (0.01).
+            lossy: whether plain requests may get a lossy variant that is offered; None leaves what the model says.
+            calibration: a `.npz` file with inputs, from which int8 variants take the ranges of activations.
+            variants: recipes to make beside the base ones; None is the registry's own list.
 
         Raises:
             InvalidInput: names the field, the file or the operation that is refused, and what would work.
         """
         source = source_of(path_or_builder, builder_args, seed, weights)
         files = await asyncio.to_thread(local_files, source)
-        request = register_request(self.trust_domain, name, source, files, task=task, dataset=dataset, accuracy=accuracy, wait=wait)
-        if files:
+        demands = Demands(evaluation, metric, allow_loss, lossy, calibration, variants)
+        sets = await asyncio.to_thread(sets_of, demands)
+        request = register_request(
+            self.trust_domain, name, source, files, demands, sets, task=task, dataset=dataset, accuracy=accuracy, wait=wait
+        )
+        if uploads := [*files, *sets.files]:
             missing = set((await self._registry.BeginUpload(registry_pb2.BeginUploadRequest(registration=request))).missing_digests)
             if missing:
                 await self._registry.UploadFiles(
-                    chunks(self.trust_domain, files, missing, on_upload or (lambda sent, total: None)), timeout=LONG_S
+                    chunks(self.trust_domain, uploads, missing, on_upload or (lambda sent, total: None)), timeout=LONG_S
                 )
         last: registry_pb2.JobEvent | None = None
         async for event in self._registry.RegisterModel(request, timeout=LONG_S):
@@ -188,6 +207,11 @@ class AsyncClient:
         """Deletes a version, or every version; returns the bytes that the repository got back."""
         request = registry_pb2.DeleteModelRequest(trust_domain=self.trust_domain, name=name, version=version or 0)
         return (await self._registry.DeleteModel(request)).freed_bytes
+
+    async def stop_variants(self, name: str, version: int | None = None, variant: str = "") -> list[common_pb2.VariantKey]:
+        """Stops making what is not made yet of a model, a version or one variant; the base variants are made nevertheless."""
+        request = registry_pb2.StopVariantsRequest(trust_domain=self.trust_domain, model=name, version=version or 0, variant=variant)
+        return list((await self._registry.StopVariants(request)).stopped)
 
     async def set_alias(self, alias: str, model: str, version: int | None = None) -> None:
         """Points an alias at a model (its newest version, whichever that is) or at one version; moves atomically."""

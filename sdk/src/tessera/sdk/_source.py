@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,45 @@ def local_files(source: Source) -> list[LocalFile]:
     return files_of(source.weights) if source.weights is not None else []
 
 
+@dataclass(frozen=True)
+class Demands:
+    """What the variants of a version are measured by and which are made; see `Client.register`."""
+
+    evaluation: Path | None = None
+    metric: str = ""
+    allow_loss: float | None = None
+    lossy: bool | None = None
+    calibration: Path | None = None
+    variants: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class Sets:
+    """The files of `Demands`, hashed."""
+
+    evaluation: LocalFile | None
+    calibration: LocalFile | None
+
+    @property
+    def files(self) -> list[LocalFile]:
+        return [file for file in (self.evaluation, self.calibration) if file is not None]
+
+
+def sets_of(demands: Demands) -> Sets:
+    """Raises: NotFound: a file does not exist."""
+    evaluation, calibration = (
+        None if path is None else _set_file(what, path)
+        for what, path in (("evaluation set", demands.evaluation), ("calibration set", demands.calibration))
+    )
+    return Sets(evaluation, calibration)
+
+
+def _set_file(what: str, path: Path) -> LocalFile:
+    if not path.is_file():
+        raise NotFound(f"{what} {str(path)!r} is no file")
+    return _local_file(path, path.name)
+
+
 def chunks(trust_domain: str, files: list[LocalFile], missing: set[str], progress: Progress) -> Iterator[registry_pb2.UploadFilesRequest]:
     """The upload stream: each missing file once, in chunks."""
     wanted = list({file.wire.digest: file for file in files if file.wire.digest in missing}.values())
@@ -125,11 +164,22 @@ def chunks(trust_domain: str, files: list[LocalFile], missing: set[str], progres
 
 
 def register_request(
-    trust_domain: str, name: str, source: Source, files: list[LocalFile], *, task: str, dataset: str, accuracy: float | None, wait: bool
+    trust_domain: str,
+    name: str,
+    source: Source,
+    files: list[LocalFile],
+    demands: Demands,
+    sets: Sets,
+    *,
+    task: str,
+    dataset: str,
+    accuracy: float | None,
+    wait: bool,
 ) -> registry_pb2.RegisterModelRequest:
     request = registry_pb2.RegisterModelRequest(trust_domain=trust_domain, name=name, task=task, dataset=dataset, wait_for_variants=wait)
     if accuracy is not None:
         request.accuracy = accuracy
+    _demand(request, demands, sets)
     wire = [file.wire for file in files]
     if isinstance(source, DirectoryModel):
         request.directory.files.extend(wire)
@@ -141,3 +191,19 @@ def register_request(
         request.builder.seed = source.seed
     request.builder.weights.extend(wire)
     return request
+
+
+def _demand(request: registry_pb2.RegisterModelRequest, demands: Demands, sets: Sets) -> None:
+    if sets.evaluation is not None:
+        request.evaluation.file.CopyFrom(sets.evaluation.wire)
+    if demands.metric:
+        request.evaluation.metric = demands.metric
+    if sets.calibration is not None:
+        request.calibration.CopyFrom(sets.calibration.wire)
+    if demands.allow_loss is not None:
+        request.allow_loss = demands.allow_loss
+    if demands.lossy is not None:
+        request.lossy = demands.lossy
+    if demands.variants is not None:
+        request.variants.SetInParent()
+        request.variants.recipes.extend(demands.variants)

@@ -1,4 +1,4 @@
-"""`tessera model register | list | show | delete | alias`."""
+"""`tessera model register | list | show | delete | alias | variants`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from tessera.sdk import types
 
 model = typer.Typer(no_args_is_help=True, help="Register models and look at them.")
+variants_of = typer.Typer(no_args_is_help=True, help="What is made of models behind the scenes.")
+
+_VARIANT_COLUMNS = ("variant", "state", "precision", "agreement", "size", "shared", "tensors", "words")
 
 
 def _builder_arguments(pairs: list[str]) -> dict[str, Any]:
@@ -31,6 +34,13 @@ def _builder_arguments(pairs: list[str]) -> dict[str, Any]:
         except json.JSONDecodeError:
             found[key] = value
     return found
+
+
+def _recipes(text: str | None) -> list[str] | None:
+    """Names with commas between; "none" is an empty list."""
+    if text is None:
+        return None
+    return [] if text == "none" else [name.strip() for name in text.split(",")]
 
 
 class _Progress:
@@ -65,7 +75,20 @@ def register_model(
     builder_arg: Annotated[list[str] | None, typer.Option("--builder-arg", help="KEY=VALUE for the builder; may be repeated")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="seeded weights for a builder")] = None,
     weights: Annotated[Path | None, typer.Option("--weights", help="a safetensors file with the builder's weights")] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="return when its variants are made, not only when it is durable")] = False,
+    evaluation: Annotated[Path | None, typer.Option("--eval", help="a .npz with inputs and the right answers, see --metric")] = None,
+    metric: Annotated[str, typer.Option("--metric", help="how answers are scored: top1, f1, spearman, cosine, mse, ...")] = "",
+    allow_loss: Annotated[
+        float | None, typer.Option("--allow-loss", help="what a lossy variant may lose and still be offered, 0 to 1 (0.01)")
+    ] = None,
+    lossy: Annotated[
+        bool | None, typer.Option("--lossy/--no-lossy", help="plain requests may get a lossy variant (such as int8) that is offered")
+    ] = None,
+    calibration: Annotated[Path | None, typer.Option("--calibration", help="a .npz with inputs; int8 takes its ranges from them")] = None,
+    variants: Annotated[
+        str | None,
+        typer.Option("--variants", help="recipes beside the base ones, with commas between, or none"),
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="return when its base variants are made, not only when it is durable")] = False,
     endpoint: EndpointOption = None,
     state: StateOption = None,
     trust_domain: DomainOption = "default",
@@ -84,6 +107,12 @@ def register_model(
                 builder_args=_builder_arguments(builder_arg or []),
                 seed=seed,
                 weights=weights,
+                evaluation=evaluation,
+                metric=metric,
+                allow_loss=allow_loss,
+                lossy=lossy,
+                calibration=calibration,
+                variants=_recipes(variants),
                 wait=wait,
                 on_event=progress.event,
                 on_upload=progress.upload,
@@ -96,7 +125,7 @@ def register_model(
             views.registration(result),
             output,
             rows=[_variant_row(variant) for variant in result.variants],
-            columns=("variant", "state", "size", "shared", "tensors", "reason"),
+            columns=_VARIANT_COLUMNS,
             name=lambda item: f"{item['model']}@{item['version']}",
         )
 
@@ -118,8 +147,20 @@ def _variant_row(variant: types.VariantInfo) -> dict[str, Any]:
         "size": mebibytes(variant.tensor_bytes),
         "shared": mebibytes(variant.tensor_bytes_shared),
         "tensors": variant.tensor_count,
-        "reason": variant.reason,
+        "precision": variant.precision,
+        "agreement": _agreement(variant),
+        "words": variant.reason or variant.progress or (f"withheld: {variant.withheld}" if variant.withheld else variant.notes),
     }
+
+
+def _agreement(variant: types.VariantInfo) -> str:
+    """The score where there is one, else how its answers compare with the registered model's."""
+    if not variant.HasField("agreement"):
+        return ""
+    agreement = variant.agreement
+    if agreement.HasField("score"):
+        return f"{agreement.metric} {agreement.score:.4f} of {agreement.reference_score:.4f}"
+    return f"cosine {agreement.cosine:.5f}" if variant.lossy else f"within {agreement.max_error:.1g}"
 
 
 @model.command("list")
@@ -163,7 +204,7 @@ def show_model(
                 for what, specs in (("in ", version.signature.inputs), ("out", version.signature.outputs)):
                     print(f"  @{version.version} {what} " + ", ".join(f"{spec.name} {spec.datatype}{list(spec.shape)}" for spec in specs))
         rows = [{"version": version.version, **_variant_row(variant)} for version in info.versions for variant in version.variants]
-        show(views.model(info), output, rows=rows, columns=("version", "variant", "state", "size", "shared", "tensors", "reason"))
+        show(views.model(info), output, rows=rows, columns=("version", *_VARIANT_COLUMNS))
 
 
 @model.command("delete")
@@ -210,5 +251,22 @@ def alias_model(
         note(f"{alias} now means {target}")
 
 
+@variants_of.command("cancel")
+def cancel_variants(
+    name: Annotated[str, typer.Argument(help="MODEL, MODEL@VERSION or MODEL@VERSION/VARIANT")],
+    endpoint: EndpointOption = None,
+    state: StateOption = None,
+    trust_domain: DomainOption = "default",
+) -> None:
+    """Stop making variants that are not made yet; the base ones are made nevertheless."""
+    from tessera.domain.ids import parse_reference
+
+    with exit_codes(), connect(endpoint, state, trust_domain) as client:
+        reference = parse_reference(name)
+        stopped = client.stop_variants(reference.name, reference.version, reference.variant or "")
+        note(f"stopped {', '.join(views.key_text(key) for key in stopped)}" if stopped else "nothing was being made")
+
+
 def register(app: typer.Typer) -> None:
+    model.add_typer(variants_of, name="variants")
     app.add_typer(model, name="model")

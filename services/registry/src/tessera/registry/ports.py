@@ -30,11 +30,22 @@ class Imported:
     onnx_reason: str
     blobs: tuple[Blob, ...]
     notes: tuple[str, ...]
+    agreement: Agreement | None = None
+    """Of the model itself on its evaluation set; None without one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sets:
+    """Where the evaluation set and the calibration set lie, and the metric."""
+
+    evaluation: Path | None = None
+    metric: str = ""
+    calibration: Path | None = None
 
 
 class Importer(Protocol):
-    async def run(self, job_folder: Path, source: Path, builder: BuilderCall | None, on_progress: OnProgress) -> Imported:
-        """Imports in a subprocess that may do nothing but compute and write below `job_folder`.
+    async def run(self, job_folder: Path, source: Path, builder: BuilderCall | None, sets: Sets, on_progress: OnProgress) -> Imported:
+        """Imports in a subprocess that may do nothing but compute and write below `job_folder`; checks the sets, and scores on one.
 
         Raises:
             TesseraError: what is wrong with the source, or with the import.

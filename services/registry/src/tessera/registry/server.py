@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 from tessera.api.registry.v1 import registry_pb2, registry_pb2_grpc
+from tessera.domain.accuracy import DEFAULT_ALLOWANCE
 from tessera.domain.errors import FailedPrecondition, InvalidInput, VersionNotFound
 from tessera.domain.ids import (
     DEFAULT_TRUST_DOMAIN,
@@ -23,7 +24,7 @@ from tessera.domain.ids import (
 from tessera.domain.records import VariantRecord, VariantState, VersionRecord
 from tessera.registry.core.manifest import SourceFile, UploadLimits, checked_manifest
 from tessera.registry.core.recipes import ATEN
-from tessera.registry.core.source import BUILT_IN, BuilderCall, Registration, checked_registration, parse_argument
+from tessera.registry.core.source import BUILT_IN, BuilderCall, Demands, Registration, checked_registration, parse_argument
 from tessera.registry.loops.catalogue import Catalogue, Known
 from tessera.registry.loops.imports import Imports
 from tessera.registry.loops.joblog import JobLog, JobProgress
@@ -126,6 +127,14 @@ class RegistryServer(registry_pb2_grpc.RegistryServicer):
             files = checked_manifest(_files(given.weights), self._limits) if given.weights else ()
         else:
             raise InvalidInput("source", None, "a directory or a builder")
+        evaluation = self._set("evaluation", request.evaluation.file) if request.evaluation.HasField("file") else None
+        demands = Demands(
+            evaluation=evaluation,
+            metric=request.evaluation.metric,
+            calibration=self._set("calibration", request.calibration) if request.HasField("calibration") else None,
+            allow_loss=request.allow_loss if request.HasField("allow_loss") else DEFAULT_ALLOWANCE,
+            recipes=tuple(request.variants.recipes) if request.HasField("variants") else None,
+        )
         return Registration(
             trust_domain=self._domain(request.trust_domain),
             name=ModelName(request.name),
@@ -134,7 +143,14 @@ class RegistryServer(registry_pb2_grpc.RegistryServicer):
             accuracy=request.accuracy if request.HasField("accuracy") else None,
             files=files,
             builder=builder,
+            demands=demands,
+            lossy=request.lossy if request.HasField("lossy") else None,
         )
+
+    def _set(self, what: str, message: registry_pb2.SourceFile) -> SourceFile:
+        """A set's file, called by what it is: its own name is nobody's business."""
+        (file,) = checked_manifest([SourceFile(f"{what} set", message.size_bytes, Digest(message.digest))], self._limits)
+        return file
 
     async def WatchJob(self, request: registry_pb2.WatchJobRequest, context: Any) -> AsyncIterator[registry_pb2.JobEvent]:
         async for progress in self._log.follow(JobId(request.job_id), request.after_sequence):
@@ -220,6 +236,7 @@ def _model(known: Known, progress: Progress) -> registry_pb2.ModelInfo:
         name=model.name,
         task=model.task,
         dataset=model.dataset,
+        lossy=model.lossy,
         versions=[_version(version, known.variants, progress) for version in known.versions],
         aliases=sorted(alias.alias for alias in known.aliases),
     )
@@ -236,5 +253,9 @@ def _version(version: VersionRecord, variants: Iterable[VariantRecord], progress
         source_kind=version.source_kind,
         source_digest=version.source_digest,
         created_unix_s=version.created_unix_s,
+        metric=version.evaluation.metric if version.evaluation else "",
+        evaluation_digest=version.evaluation.digest if version.evaluation else "",
+        calibration_digest=version.calibration.digest if version.calibration else "",
+        allow_loss=version.allowance,
         variants=[encode_variant_info(variant, progress(variant.key)) for variant in own],
     )

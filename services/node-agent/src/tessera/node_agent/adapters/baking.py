@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from tessera.domain.accuracy import Agreement
-from tessera.domain.errors import Internal, error_of
+from tessera.domain.errors import Internal, Unavailable, error_of
 from tessera.domain.ids import BuildClass, Digest
 from tessera.node_agent.adapters.processes import lower_priority
 from tessera.node_agent.loops.jobs import Baked, BakedBlob, BakeFiles
@@ -72,6 +72,8 @@ class ProcessBaker:
             log.unlink()
         if "kind" in last:
             raise error_of(str(last["kind"]), str(last.get("message", "")))
+        if code < 0:  # not its own doing: another try may end well
+            raise Unavailable(f"baking {files.recipe} was ended by signal {-code}")
         if code != 0 or "artifact" not in last:
             raise Internal(f"baking {files.recipe} of {files.source.name[:12]} ended with {code}{': ' + tail if tail else ''}")
         yield _baked(last, files.out)

@@ -21,7 +21,7 @@ from tessera.domain.ids import Digest
 from tessera.program import ChildProcess
 from tessera.registry.core.source import BuilderCall
 from tessera.registry.importer.task import Builder, Failure, Limits, Made, Progress, Task, decode_event, encode_task
-from tessera.registry.ports import Imported, OnProgress
+from tessera.registry.ports import Imported, OnProgress, Sets
 
 _WORDS_BYTES = 4096
 _log = telemetry.get_logger("tessera.registry.sandbox")
@@ -37,7 +37,7 @@ class Sandbox:
         self._max_batch = max_batch
         self._threads = threads or os.cpu_count() or 1
 
-    async def run(self, job_folder: Path, source: Path, builder: BuilderCall | None, on_progress: OnProgress) -> Imported:
+    async def run(self, job_folder: Path, source: Path, builder: BuilderCall | None, sets: Sets, on_progress: OnProgress) -> Imported:
         out = job_folder / "out"
         (out / "tmp").mkdir(parents=True)
         task = Task(
@@ -47,6 +47,9 @@ class Sandbox:
             allowed_builders=self._allowed_builders,
             max_batch=self._max_batch,
             limits=self._limits,
+            evaluation=str(sets.evaluation.resolve()) if sets.evaluation else "",
+            metric=sets.metric,
+            calibration=str(sets.calibration.resolve()) if sets.calibration else "",
         )
         task_file = job_folder / "task.json"
         task_file.write_bytes(encode_task(task))
@@ -124,4 +127,4 @@ def _imported(made: Made, folder: Path) -> Imported:
         if not path.is_file() or path.stat().st_size != blob.size_bytes:
             raise DataCorrupted(f"the import names blob {blob.digest} of {blob.size_bytes} bytes and did not write it")
     aten, onnx = (Digest(artifact) if artifact else None for artifact in (made.aten, made.onnx))
-    return Imported(folder, made.source_kind, aten, onnx, made.onnx_reason, blobs, made.notes)
+    return Imported(folder, made.source_kind, aten, onnx, made.onnx_reason, blobs, made.notes, made.agreement)

@@ -10,7 +10,7 @@ import msgspec
 from tessera.domain.errors import DataCorrupted, FailedPrecondition
 from tessera.domain.ids import Digest, ModelName, TrustDomain
 from tessera.registry.core.manifest import SourceFile
-from tessera.registry.core.source import BuilderCall, Registration
+from tessera.registry.core.source import BuilderCall, Demands, Registration
 
 
 class JobStep(StrEnum):
@@ -53,6 +53,8 @@ class Payload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     builder: tuple[str, dict[str, Any], int] | None
     source_digest: str
     attempt: int
+    demands: Demands = Demands()
+    lossy: bool | None = None
 
 
 def payload_of(registration: Registration, source_digest: Digest) -> str:
@@ -66,6 +68,8 @@ def payload_of(registration: Registration, source_digest: Digest) -> str:
             builder=None if builder is None else (builder.reference, builder.arguments, builder.seed),
             source_digest=source_digest,
             attempt=registration.attempt,
+            demands=registration.demands,
+            lossy=registration.lossy,
         ),
         order="deterministic",
     ).decode()
@@ -86,5 +90,7 @@ def registration_of(trust_domain: TrustDomain, name: ModelName, payload: str) ->
         files=tuple(SourceFile(path, size, Digest(digest)) for path, size, digest in found.files),
         builder=None if found.builder is None else BuilderCall(*found.builder),
         attempt=found.attempt,
+        demands=found.demands,
+        lossy=found.lossy,
     )
     return registration, Digest(found.source_digest)

@@ -39,6 +39,13 @@ def artifacts_of(versions: Iterable[VersionRecord], variants: Iterable[VariantRe
     return frozenset(found)
 
 
+def sets_of(versions: Iterable[VersionRecord]) -> frozenset[Digest]:
+    """Every evaluation and calibration set that a version names: blobs by themselves."""
+    found = {version.evaluation.digest for version in versions if version.evaluation is not None}
+    found.update(version.calibration.digest for version in versions if version.calibration is not None)
+    return frozenset(found)
+
+
 def reachable(artifacts: Iterable[Digest], blobs: Mapping[Digest, Iterable[Blob]]) -> frozenset[Digest]:
     """The artifacts and every blob that they name."""
     found: set[Digest] = set()

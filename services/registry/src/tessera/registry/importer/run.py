@@ -42,6 +42,7 @@ def run(task: Task, say: Say) -> Made:
     loaded = _load(task, kind, source, config)
     say("exporting", 0.2)
 
+    from tessera.registry.importer import sets
     from tessera.registry.importer.agreement import cases, check, flat_runner
     from tessera.registry.importer.export import export
 
@@ -50,6 +51,7 @@ def run(task: Task, say: Say) -> Made:
         check("the flat program", flat_runner(made, scratch), cases(made.loaded), names)
 
     made = export(loaded, agree)
+    agreement = sets.judged(task, made, lambda: flat_runner(made, scratch), say)
     say("storing tensors", 0.5)
     aten = _store_flat(made, folder, task.max_batch)
     onnx, reason = "", "not asked for"
@@ -57,7 +59,7 @@ def run(task: Task, say: Say) -> Made:
         say("exporting ONNX", 0.6)
         onnx, reason = _store_onnx(made, folder, scratch, task.max_batch)
     say("made", 1.0)
-    return Made(kind, aten, onnx, reason, folder.listing(), tuple(made.loaded.notes))
+    return Made(kind, aten, onnx, reason, folder.listing(), tuple(made.loaded.notes), agreement)
 
 
 def _load(task: Task, kind: str, source: Path, config: dict[str, object]) -> Loaded:
@@ -106,11 +108,12 @@ def _store_onnx(made: Exported, folder: BlobFolder, scratch: Path, max_batch: in
 
 def _import_onnx(task: Task, source: Path, folder: BlobFolder, scratch: Path, say: Say) -> Made:
     """An ONNX file is its own export; there is no flat program of it."""
-    from tessera.registry.importer import onnx_file
+    from tessera.registry.importer import onnx_file, sets
     from tessera.registry.importer.onnx_graph import store_export
 
     path = next(source.rglob("*.onnx"))
     loaded = onnx_file.load(path, path.relative_to(source).as_posix(), scratch)
+    sets.checked(task, loaded.signature)
     say("storing tensors", 0.5)
     onnx = store_export(loaded.graph, loaded.signature, folder, task.max_batch)
     say("made", 1.0)

@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from tessera.domain.accuracy import Agreement
+
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What one import may use. Zero means: leave the process's own limit."""
@@ -30,7 +32,7 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One import.
 
     `source` holds the uploaded files under their paths; `out` is empty and receives `blobs/<digest>`. `builder` is None for a
-    directory, `.pt2` or ONNX source. Both folders are absolute paths.
+    directory, `.pt2` or ONNX source. Folders are absolute paths, and so are `evaluation` and `calibration`: `.npz` files or "".
     """
 
     source: str
@@ -40,6 +42,9 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_batch: int
     limits: Limits = Limits()
     make_onnx: bool = True
+    evaluation: str = ""
+    metric: str = ""
+    calibration: str = ""
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress", tag_field="event"):
@@ -68,6 +73,8 @@ class Made(msgspec.Struct, frozen=True, tag="made", tag_field="event"):
     onnx_reason: str
     blobs: tuple[tuple[str, int], ...]
     notes: tuple[str, ...] = ()
+    agreement: Agreement | None = None
+    """Of the model itself on its evaluation set: only the score tells something."""
 
 
 Event = Progress | Failure | Made

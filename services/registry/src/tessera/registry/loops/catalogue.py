@@ -34,11 +34,12 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class NewVersion:
-    """What a finished import adds. `version` of the records is set by the commit."""
+    """What a finished import adds. `version` of the records is set by the commit. `lossy` None: a model that is there keeps its word."""
 
     model: ModelRecord
     version: VersionRecord
     variants: tuple[VariantRecord, ...]
+    lossy: bool | None = None
 
 
 class Catalogue:
@@ -193,16 +194,22 @@ class Catalogue:
         others = {v.model: v.signature for v in await self.versions(domain) if latest.get(v.model) == v.version}
         check_task_signature(task, new.version.signature, others)
 
-    async def set_accuracy(self, domain: TrustDomain, name: ModelName, accuracy: float) -> None:
+    async def set_said(self, domain: TrustDomain, name: ModelName, accuracy: float | None, lossy: bool | None) -> None:
+        """What users say about a model, without a new version; None leaves what was said before."""
         for _ in range(_ATTEMPTS):
             model, revision = await self._record(keys.model(domain, name), ModelRecord)
             if model is None:
                 raise ModelNotFound(name)
-            if model.accuracy == accuracy:
+            said = replace(
+                model,
+                accuracy=model.accuracy if accuracy is None else accuracy,
+                lossy=model.lossy if lossy is None else lossy,
+            )
+            if said == model:
                 return
             key = keys.model(domain, name)
             try:
-                await self._coordinator.transact([ModRevisionIs(key, revision)], [Put(key, encode(replace(model, accuracy=accuracy)))])
+                await self._coordinator.transact([ModRevisionIs(key, revision)], [Put(key, encode(said))])
             except Conflict:
                 continue
             return
@@ -357,7 +364,9 @@ class Catalogue:
 def _version_writes(new: NewVersion, key: VersionKey, model: ModelRecord | None) -> list[Write]:
     created = new.model.created_unix_s if model is None else model.created_unix_s
     accuracy = new.model.accuracy if new.model.accuracy is not None or model is None else model.accuracy
-    record = replace(new.model, latest=key.version, highest=key.version, created_unix_s=created, accuracy=accuracy)
+    kept = new.model.lossy if model is None else model.lossy
+    lossy = kept if new.lossy is None else new.lossy
+    record = replace(new.model, latest=key.version, highest=key.version, created_unix_s=created, accuracy=accuracy, lossy=lossy)
     writes: list[Write] = [
         Put(keys.name(key.trust_domain, key.model), _MODEL),
         Put(keys.model(key.trust_domain, key.model), encode(record)),

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from tessera import failpoint, telemetry
 from tessera.clock import Clock
+from tessera.domain.artifact import Blob
 from tessera.domain.errors import DataCorrupted, FailedPrecondition, Internal, TesseraError, Unavailable
 from tessera.domain.ids import Digest, JobId, TrustDomain, VariantName, VersionKey, VersionNumber
-from tessera.domain.records import JobRecord, ModelRecord, VariantRecord, VariantState, VersionRecord
+from tessera.domain.records import Evaluation, JobRecord, ModelRecord, VariantRecord, VariantState, VersionRecord
 from tessera.program import Tasks
 from tessera.registry.core.jobs import JobStep, payload_of, registration_of, step
 from tessera.registry.core.operators import Operators, count
@@ -27,7 +28,7 @@ from tessera.registry.loops.catalogue import Catalogue, NewVersion
 from tessera.registry.loops.joblog import JobLog, JobProgress
 from tessera.registry.loops.shelf import Shelf
 from tessera.registry.loops.variants import VariantMaker
-from tessera.registry.ports import Blobs, Imported, Importer, Uploads
+from tessera.registry.ports import Blobs, Imported, Importer, Sets, Uploads
 from tessera.tensorstore.artifact import digest_of
 
 _IMPORT_SHARE = 0.8
@@ -86,8 +87,8 @@ class Imports:
         if await self._catalogue.version_of_source(domain, source_digest(registration, digest_of)) is not None:
             return []
         await self._catalogue.check_name_free_for_model(domain, registration.name)
-        self._uploads.expect(domain, registration.files)
-        return self._uploads.missing(domain, registration.files)
+        self._uploads.expect(domain, registration.uploads)
+        return self._uploads.missing(domain, registration.uploads)
 
     async def register(self, registration: Registration, *, wait: bool) -> AsyncGenerator[JobProgress, None]:
         """Progress until the version is durable; with `wait` until its variants are made or have failed.
@@ -113,8 +114,7 @@ class Imports:
 
     async def _unchanged(self, known: VersionKey, registration: Registration, *, wait: bool) -> AsyncGenerator[JobProgress, None]:
         _log.info("unchanged source", model=str(known))
-        if registration.accuracy is not None:
-            await self._catalogue.set_accuracy(known.trust_domain, known.model, registration.accuracy)
+        await self._catalogue.set_said(known.trust_domain, known.model, registration.accuracy, registration.lossy)
         await self._variants.try_again(known)
         nothing = JobId("")
         yield JobProgress(nothing, 0, "registered", f"{known}: the same content was registered before", 1.0, known, unchanged=True)
@@ -129,11 +129,11 @@ class Imports:
     async def _begin(self, registration: Registration, digest: Digest) -> JobId:
         """Checks what can be checked at once, makes the record, starts the work."""
         await self._catalogue.check_name_free_for_model(registration.trust_domain, registration.name)
-        missing = set(self._uploads.missing(registration.trust_domain, registration.files))
+        missing = set(self._uploads.missing(registration.trust_domain, registration.uploads))
         if missing:
-            first = next(file for file in registration.files if file.digest in missing)
+            first = next(file for file in registration.uploads if file.digest in missing)
             raise FailedPrecondition(
-                f"{len(missing)} of {len(registration.files)} files were not uploaded, the first is {first.path}: "
+                f"{len(missing)} of {len(registration.uploads)} files were not uploaded, the first is {first.path}: "
                 f"send them with BeginUpload and UploadFiles"
             )
         job_id = JobId(f"import-{digest[:12]}-{self._draw()}")
@@ -168,7 +168,7 @@ class Imports:
 
     def _start(self, job: JobRecord, registration: Registration, digest: Digest) -> None:
         self._log.begin(job.job_id, registration.attempt)
-        self._running[job.trust_domain, digest] = (job.job_id, tuple(file.digest for file in registration.files))
+        self._running[job.trust_domain, digest] = (job.job_id, tuple(file.digest for file in registration.uploads))
         self._tasks.start(job.job_id, self._run(job, registration, digest))
 
     async def _run(self, job: JobRecord, registration: Registration, digest: Digest) -> None:
@@ -198,17 +198,18 @@ class Imports:
         folder.mkdir(parents=True)
         await asyncio.to_thread(self._uploads.lay_out, registration.trust_domain, registration.files, source)
         source.mkdir(exist_ok=True)  # a builder without weights has no files
+        sets = await asyncio.to_thread(self._lay_out_sets, registration, folder / "sets")
         await failpoint.async_hit("registry.before_import")
 
         def progress(message: str, fraction: float) -> None:
             self._say(job, "importing", message, fraction * _IMPORT_SHARE)
 
-        imported = await self._importer.run(folder, source, registration.builder, progress)
+        imported = await self._importer.run(folder, source, registration.builder, sets, progress)
         imported_s = self._clock.monotonic_s()
         step(JobStep(job.step), JobStep.STORING)
         self._say(job, "storing", f"{len(imported.blobs)} blobs", _IMPORT_SHARE)
         job = replace(job, step=JobStep.STORING.value)
-        key = await self._patiently(job, lambda: self._store(job, registration, digest, imported))
+        key = await self._patiently(job, lambda: self._store(job, registration, digest, imported, folder / "sets"))
         _log.info(
             "registered",
             model=str(key),
@@ -236,10 +237,19 @@ class Imports:
                 self._say(job, "storing", f"waiting: {error}", _IMPORT_SHARE)
                 await self._clock.sleep(_RETRY_S)
 
-    async def _store(self, job: JobRecord, registration: Registration, digest: Digest, imported: Imported) -> VersionKey:
+    def _lay_out_sets(self, registration: Registration, folder: Path) -> Sets:
+        """Under their digests, as they are stored."""
+        demands = registration.demands
+        named = {file.digest: replace(file, path=file.digest) for file in demands.sets}
+        self._uploads.lay_out(registration.trust_domain, list(named.values()), folder)
+        evaluation, calibration = (None if file is None else folder / file.digest for file in (demands.evaluation, demands.calibration))
+        return Sets(evaluation, demands.metric, calibration)
+
+    async def _store(self, job: JobRecord, registration: Registration, digest: Digest, imported: Imported, sets_folder: Path) -> VersionKey:
         async with self._shelf.exclusive:
             await self._catalogue.update_job(job)
             await self._blobs.store(imported.blobs, imported.folder)
+            await self._blobs.store([Blob(file.digest, file.size_bytes) for file in registration.demands.sets], sets_folder)
             await failpoint.async_hit("registry.before_commit")
             new = await self._records(registration, digest, imported)
             await self._catalogue.check_task(new)
@@ -256,14 +266,23 @@ class Imports:
             raise Internal("the import made nothing that could be served")
         artifact = await self._blobs.artifact(made)
         model = ModelRecord(name, domain, registration.task, registration.dataset, registration.accuracy, _FIRST, now_s)
+        demands = registration.demands
         version = VersionRecord(name, domain, _FIRST, artifact.signature, imported.source_kind, digest, now_s)
+        version = replace(version, allowance=demands.allow_loss, recipes=demands.recipes)
+        if demands.evaluation is not None:
+            file = demands.evaluation
+            version = replace(version, evaluation=Evaluation(file.digest, file.size_bytes, demands.metric))
+        if demands.calibration is not None:
+            version = replace(version, calibration=Blob(demands.calibration.digest, demands.calibration.size_bytes))
         variants: list[VariantRecord] = []
         if imported.aten is not None:
             others = await self._shelf.large_tensors_of_others(domain, None)
-            variants.append(ready(placeholder(domain, name, ATEN, "aten", artifact.max_batch), imported.aten, artifact, others))
+            aten = ready(placeholder(domain, name, ATEN, "aten", artifact.max_batch), imported.aten, artifact, others)
+            variants.append(replace(aten, agreement=imported.agreement))
         ort = placeholder(domain, name, ORT, "ort", artifact.max_batch)
         if imported.onnx is None:
-            return NewVersion(model, version, (*variants, replace(ort, state=VariantState.FAILED, reason=imported.onnx_reason)))
+            failed = replace(ort, state=VariantState.FAILED, reason=imported.onnx_reason)
+            return NewVersion(model, version, (*variants, failed), registration.lossy)
         operators = await self._operators(imported.onnx)
         version = replace(
             version,
@@ -275,7 +294,7 @@ class Imports:
             placeholder(domain, name, VariantName(recipe), "ort", artifact.max_batch, RECIPES[recipe].precision)
             for recipe in wanted(version, self._variants.recipes)
         ]
-        return NewVersion(model, version, (*variants, ort, *further))
+        return NewVersion(model, version, (*variants, ort, *further), registration.lossy)
 
     async def _operators(self, export: Digest) -> Operators:
         graph = (await self._blobs.artifact(export)).graph

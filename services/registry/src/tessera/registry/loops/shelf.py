@@ -13,7 +13,7 @@ from tessera.domain.artifact import Artifact
 from tessera.domain.errors import NotFound
 from tessera.domain.ids import Digest, TrustDomain, VersionKey
 from tessera.domain.records import VariantRecord, VersionRecord
-from tessera.registry.core.references import artifacts_of, reachable
+from tessera.registry.core.references import artifacts_of, reachable, sets_of
 from tessera.registry.loops.catalogue import Catalogue
 from tessera.registry.ports import Blobs
 
@@ -42,7 +42,7 @@ class Shelf:
             versions = [record for record in removed if isinstance(record, VersionRecord)]
             variants = [record for record in removed if isinstance(record, VariantRecord)]
             candidates = await self._reachable(artifacts_of(versions, variants), missing_is_fine=True)
-            return await self._blobs.delete(sorted(candidates - await self._needed()))
+            return await self._blobs.delete(sorted((candidates | sets_of(versions)) - await self._needed()))
 
     async def sweep(self) -> int:
         """Deletes what no record refers to: left by imports that did not end. At start, before any job runs.
@@ -62,9 +62,12 @@ class Shelf:
 
     async def _needed(self) -> frozenset[Digest]:
         artifacts: frozenset[Digest] = frozenset()
+        sets: frozenset[Digest] = frozenset()
         for domain in self._domains:
-            artifacts |= artifacts_of(await self._catalogue.versions(domain), await self._catalogue.variants(domain))
-        return await self._reachable(artifacts, missing_is_fine=False)
+            versions = await self._catalogue.versions(domain)
+            artifacts |= artifacts_of(versions, await self._catalogue.variants(domain))
+            sets |= sets_of(versions)
+        return sets | await self._reachable(artifacts, missing_is_fine=False)
 
     async def _reachable(self, artifacts: Collection[Digest], *, missing_is_fine: bool) -> frozenset[Digest]:
         found: dict[Digest, Artifact] = {}

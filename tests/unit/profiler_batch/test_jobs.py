@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
-from typing import Any
+from dataclasses import replace
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -73,13 +75,20 @@ async def test_a_folder_keeps_its_parts_and_a_manifest_of_them(world: World) -> 
     assert [(part["first"], part["rows"]) for part in parts] == [(0, 4), (4, 2)]
 
 
-async def test_requests_are_few_at_a_time(world: World) -> None:
+@pytest.mark.parametrize("in_flight", [1, 2])
+async def test_requests_are_few_at_a_time(world: World, in_flight: int) -> None:
+    world.limits = replace(world.limits, in_flight=in_flight, part_rows=12)
     world.save(12)
+    world.model.hold, world.model.hold_after = asyncio.Event(), 1  # the first answers say how long a part is, and are waited for
     async with world.running():
         await world.desk().submit(world.wanted())
+        await world.until(lambda job: len(world.model.asked) > 1 and world.model.most_at_once == in_flight, step_s=0.1)
+        await asyncio.sleep(0.05)
+        world.model.hold.set()
         await world.done()
-    assert world.model.most_at_once == 1
+    assert world.model.most_at_once == in_flight
     assert all(len(rows) == 2 for rows in world.model.asked)
+    assert logits(world) == tens(12)
 
 
 async def test_a_bad_row_is_an_error_of_its_own(world: World) -> None:
@@ -120,6 +129,54 @@ async def test_what_passes_is_tried_again(world: World) -> None:
         await world.desk().submit(world.wanted())
         await world.done()
     assert logits(world) == tens(4)
+
+
+@pytest.mark.parametrize("kind", ["npz", "jsonl"])
+async def test_an_input_that_cannot_be_read_for_a_while_is_read_again(world: World, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.save(200)
+    if kind == "jsonl":
+        lines = [json.dumps({"image": [float(row)] * 64}) for row in range(200)]
+        (world.root / "in.jsonl").write_text("\n".join(lines))
+    failing = 0
+
+    class Flaky(io.RawIOBase):
+        """Reads small pieces; the first ones after a good while fail."""
+
+        def __init__(self, file: BinaryIO) -> None:
+            self.file, self.reads = file, 0
+
+        def readinto(self, buffer: Any) -> int:
+            nonlocal failing
+            self.reads += 1
+            if failing and self.reads > 20:
+                failing -= 1
+                raise Unavailable("the storage is away")
+            return self.file.readinto(memoryview(buffer)[:1000])  # type: ignore[attr-defined, no-any-return] # a buffered file
+
+        def seek(self, offset: int, whence: int = 0) -> int:
+            return self.file.seek(offset, whence)
+
+        def tell(self) -> int:
+            return self.file.tell()
+
+        def readable(self) -> bool:
+            return True
+
+        def seekable(self) -> bool:
+            return True
+
+        def close(self) -> None:
+            self.file.close()
+            super().close()
+
+    opened = world.storage.open
+    monkeypatch.setattr(world.storage, "open", lambda place: io.BufferedReader(Flaky(opened(place)), 1000))
+    async with world.running():
+        await world.desk().submit(world.wanted(source=f"in.{kind}"))
+        failing = 3
+        await world.done()
+    assert failing == 0
+    assert logits(world) == tens(200)
 
 
 async def test_what_does_not_pass_in_time_ends_the_job_with_words(world: World) -> None:
@@ -259,7 +316,7 @@ async def test_jobs_run_one_after_another(world: World) -> None:
 
 
 async def test_old_jobs_are_forgotten(world: World) -> None:
-    world.limits = type(world.limits)(part_rows=4, kept=1)
+    world.limits = replace(world.limits, kept=1)
     world.save(2)
     async with world.running():
         for number in (1, 2):
@@ -331,6 +388,40 @@ async def test_a_file_that_no_job_wrote_is_not_resumed_and_nothing_else_is_remov
         job = await world.desk().submit(world.wanted("out", if_exists="overwrite"))
         await world.done(job.job_id)
     assert (world.root / "out" / "notes.txt").read_text() == "mine"
+
+
+async def test_an_overwriting_that_was_cancelled_is_resumed_and_not_what_it_would_have_replaced(world: World) -> None:
+    world.save(6)
+    desk = world.desk()
+    async with world.running():
+        await world.done((await desk.submit(world.wanted())).job_id)
+        world.save(8)
+        world.model.hold = asyncio.Event()
+        world.model.asked.clear()
+        cancelled = await desk.submit(world.wanted(if_exists="overwrite"))
+        await world.until(lambda job: bool(world.model.asked), cancelled.job_id, step_s=0.1)
+        await desk.cancel(DEFAULT_TRUST_DOMAIN, cancelled.job_id)
+        await world.ended(cancelled.job_id)
+        assert logits(world) == tens(6), "the old one stays until the new one is there"
+        world.model.hold = None
+        await world.done((await desk.submit(world.wanted(if_exists="resume"))).job_id)
+    assert logits(world) == tens(8)
+
+
+async def test_a_part_that_somebody_else_wrote_is_not_joined(world: World) -> None:
+    world.save(8)
+    world.model.hold = asyncio.Event()
+    async with world.running():
+        await world.desk().submit(world.wanted())
+        await world.until(lambda job: bool(world.model.asked), step_s=0.1)
+        world.model.hold.set()
+        world.model.hold = None
+        await world.until(lambda job: job.parts == 1)
+        part = world.root / "out.npz.parts" / "part-00000.npz"
+        part.write_bytes(part.read_bytes()[:-1] + b"x")
+        job = await world.ended()
+    assert job.state is BatchState.FAILED
+    assert "part-00000.npz is not what its note says" in job.reason
 
 
 async def test_two_jobs_do_not_write_to_one_place(world: World) -> None:

@@ -12,9 +12,9 @@ from tessera.domain.errors import Conflict, FailedPrecondition, InvalidInput, Mo
 from tessera.domain.ids import JobId, ModelName, TrustDomain, VersionKey, VersionNumber, checked_name, parse_reference
 from tessera.domain.records import AliasRecord, BatchRecord, ModelRecord, VariantRecord, VariantState, VersionRecord
 from tessera.domain.signature import Signature
+from tessera.domain.tasks import TASK_PREFIX, common_signature
 from tessera.profiler.batch.ports import Change
 
-TASK_PREFIX = "task:"
 WRITE_TRIES = 10
 
 T = TypeVar("T")
@@ -91,23 +91,23 @@ class EtcdModels:
             reference = parse_reference(model)
             versions = [await self._resolve(trust_domain, reference.name, reference.version)]
             variant = reference.variant
-        signature: Signature | None = None
+        signatures: list[Signature] = []
         batches: list[int] = []
         reasons: list[str] = []
         for key in versions:
             record = await self._get(VersionRecord, keys.version(key))
             if record is None:
                 raise VersionNotFound(key.model, key.version)
-            signature = signature or record.signature
+            signatures.append(record.signature)
             found = await self._list(VariantRecord, keys.variants_of(key))
             wanted = [each for each in found if variant in (None, each.key.variant)]
             if variant is not None and not wanted:
                 raise VariantNotFound(f"{key}/{variant}", ", ".join(sorted(each.key.variant for each in found)))
             batches += [each.max_batch for each in wanted if each.state is VariantState.READY]
             reasons += [f"{each.key} is {each.state}" + (f" ({each.reason})" if each.reason else "") for each in wanted]
-        if signature is None or not batches:
+        if not batches:
             raise FailedPrecondition(f"{model} cannot serve: {'; '.join(reasons) or 'it has no variants'}")
-        return signature, min(batches)
+        return common_signature(signatures), min(batches)
 
     async def _resolve(self, trust_domain: TrustDomain, name: ModelName, version: VersionNumber | None) -> VersionKey:
         alias = await self._get(AliasRecord, keys.alias(trust_domain, name))

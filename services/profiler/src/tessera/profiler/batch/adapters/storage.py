@@ -6,6 +6,7 @@ while a job runs is trusted as the service is: that much is for whoever configur
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -73,7 +74,8 @@ class FsspecStorage:
             try:
                 if place.protocol == "file":
                     return self._open_local(place)
-                return cast(BinaryIO, self._files(place).open(place.path, "rb", block_size=_REMOTE_BLOCK_BYTES))
+                remote = self._files(place).open(place.path, "rb", block_size=_REMOTE_BLOCK_BYTES)
+                return cast(BinaryIO, io.BufferedReader(_Remote(remote, place)))
             except FileNotFoundError:
                 raise NotFound(f"{place} is not there") from None
             except IsADirectoryError:
@@ -175,6 +177,38 @@ def _said(place: Location) -> Iterator[None]:
         raise Unavailable(error.message.replace("repository ", "", 1)) from error
     except TesseraError:
         raise
+
+
+class _Remote(io.RawIOBase):
+    """A remote file whose failures are domain errors: object stores have exceptions of their own."""
+
+    def __init__(self, file: Any, place: Location) -> None:
+        self._file = file
+        self._place = place
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        with _said(self._place):
+            data = self._file.read(len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
 
 
 class _Hashing:

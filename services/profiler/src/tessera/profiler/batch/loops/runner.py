@@ -21,7 +21,7 @@ from tessera.profiler.batch.core.states import ENDED, MAX_ATTEMPTS, forgotten, n
 from tessera.profiler.batch.loops.gate import Gate
 from tessera.profiler.batch.loops.limits import BatchLimits
 from tessera.profiler.batch.loops.live import Live
-from tessera.profiler.batch.loops.sending import Sender
+from tessera.profiler.batch.loops.sending import Sender, with_patience
 from tessera.profiler.batch.loops.thread import WorkThread
 from tessera.profiler.batch.loops.work import Work
 from tessera.profiler.batch.ports import Batches, FileFormat, Inferences, Models, Storage
@@ -178,7 +178,13 @@ class BatchRunner:
 
     async def _until_done(self, job: BatchRecord) -> None:
         """Raises: _Cancelled; TesseraError: why it cannot be done."""
-        signature, _ = await self._models.describe(job.trust_domain, job.model)
+        signature, _ = await with_patience(
+            self._clock,
+            self._limits.patience_s,
+            lambda: self._models.describe(job.trust_domain, job.model),
+            "looking up the model",
+            job.job_id,
+        )
         gate = Gate(self._coordinator, self._clock, job.trust_domain, self._limits.calm_s, lambda reason: self._paused(job, reason))
         sender = Sender(self._clock, self._inferences, gate.passed, self._limits.request_s, self._limits.patience_s)
         work = Work(

@@ -83,6 +83,7 @@ class Work:
         self._tell = tell
         self._input = location("input_url", job.input_url)
         self._output = output_of(job)
+        self._source: Source | None = None
 
     async def run(self) -> BatchRecord:
         """The job with its last figures, when everything is written.
@@ -90,26 +91,44 @@ class Work:
         Raises:
             TesseraError: it cannot be done; what is written stays.
         """
-        source = await self._blocking("opening the input", self._open_source)
+        rows = await self._blocking("opening the input", self._open_source)
         try:
-            manifest = await self._begin(source.rows)
+            manifest = await self._begin(rows)
             if manifest.done:
                 await self._figures(manifest.parts, written=True)
                 await self._blocking("tidying up", self._tidy)
                 return self._job
             notes = await self._blocking("reading the checkpoint", partial(self._finished_parts, manifest))
             await self._figures(notes, written=True)
-            while sum(note.rows for note in notes) < source.rows:
-                manifest, note = await self._part(source, manifest, notes)
+            while sum(note.rows for note in notes) < rows:
+                manifest, note = await self._part(manifest, notes)
                 notes = (*notes, note)
                 await self._figures(notes, written=True)
         finally:
-            await self._thread.run(source.close)
+            await self._thread.run(self._close_source)
         await self._finish(manifest, notes)
         return self._job
 
-    def _open_source(self) -> Source:
-        return self._input_format.open_source(lambda: self._storage.open(self._input), self._signature, True)
+    def _open_source(self) -> int:
+        """How many rows it has."""
+        self._source = self._input_format.open_source(lambda: self._storage.open(self._input), self._signature, True)
+        return self._source.rows
+
+    def _close_source(self) -> None:
+        if self._source is not None:
+            self._source.close()
+            self._source = None
+
+    def _read(self, first: int, most: int) -> Portion:
+        """A read that failed leaves the source wherever it was, so that the next one opens it anew."""
+        if self._source is None:
+            self._open_source()
+        assert self._source is not None
+        try:
+            return self._source.read(first, most)
+        except BaseException:
+            self._close_source()
+            raise
 
     async def _begin(self, rows: int) -> Manifest:
         """The manifest to go on under: this job's own, a predecessor's that it resumes, or a new one."""
@@ -121,26 +140,30 @@ class Work:
             job.job_id, job.model, job.input_url, job.input_format, version, job.output_format, rows, objectives=job.objectives
         )
         self._job = replace(job, rows=rows)
-        for place in dict.fromkeys((output.final_manifest, output.working_manifest)):
-            found = await self._blocking("reading the manifest", partial(self._manifest, place))
-            if found is None or (not found.describes(job) and job.if_exists != "resume"):
+        found = await self._blocking("reading the manifest", self._manifests)
+        # A finished output is gone on with last: somebody may have begun to overwrite it.
+        known = sorted(found.items(), key=lambda item: (not item[1].describes(job), item[1].done))
+        for place, manifest in known:
+            if manifest.why_not_continued(fresh):
                 continue
-            reason = found.why_not_continued(fresh)
-            if reason:
-                raise FailedPrecondition(f"what was written at {job.output_url!r} cannot be gone on with: {reason}")
-            if not found.done and not found.describes(job):
-                found = replace(found, job_id=job.job_id)
-                await self._put(place, checkpoint.encode(found))
-            return found
+            if not manifest.done and not manifest.describes(job):
+                manifest = replace(manifest, job_id=job.job_id)
+                await self._put(place, checkpoint.encode(manifest))
+            return manifest
+        if known:
+            reason = known[0][1].why_not_continued(fresh)
+            raise FailedPrecondition(f"what was written at {job.output_url!r} cannot be gone on with: {reason}")
         await self._blocking("looking at the output", partial(refuse_existing, self._storage, job))
         await self._blocking("clearing the output", self._clear)
         await self._put(output.working_manifest, checkpoint.encode(fresh))
         return fresh
 
-    def _manifest(self, place: Location) -> Manifest | None:
-        if self._storage.version(place) is None:
-            return None
-        return checkpoint.decode(Manifest, self._storage.read(place), str(place))
+    def _manifests(self) -> dict[Location, Manifest]:
+        """Those that this job may go on under, by their place: its own, and any where it resumes."""
+        places = {self._output.final_manifest, self._output.working_manifest}
+        there = [place for place in places if self._storage.version(place) is not None]
+        found = {place: checkpoint.decode(Manifest, self._storage.read(place), str(place)) for place in there}
+        return {place: each for place, each in found.items() if each.describes(self._job) or self._job.if_exists == "resume"}
 
     def _clear(self) -> None:
         """Removes what an earlier job wrote, and nothing that no job names; the manifest last, so that a kill in between shows."""
@@ -158,18 +181,18 @@ class Work:
         sizes = {number: names.get(self._output.part(number).path.rpartition("/")[2], -1) for number in notes}
         return checkpoint.finished(notes, sizes, manifest.part_rows, manifest.rows)
 
-    async def _part(self, source: Source, manifest: Manifest, notes: tuple[PartNote, ...]) -> tuple[Manifest, PartNote]:
+    async def _part(self, manifest: Manifest, notes: tuple[PartNote, ...]) -> tuple[Manifest, PartNote]:
         """Answers and writes the next part. The first answers of a job say how many rows a part has."""
         number = len(notes)
         answers = Answers(sum(note.rows for note in notes), 0)
         if not manifest.part_rows:
-            await self._answer(source, answers, min(self._job.batch_size, source.rows), notes)
+            await self._answer(answers, min(self._job.batch_size, manifest.rows), notes)
             answer_bytes = sum(size_bytes(segment) for segment in answers.segments)
             part_rows = part_rows_for(answer_bytes, answers.answered, self._job.batch_size, self._limits.part_rows, self._limits.part_bytes)
             manifest = replace(manifest, part_rows=part_rows)
             await self._put(self._output.working_manifest, checkpoint.encode(manifest))
         first, rows = part_range(number, manifest.part_rows, manifest.rows)
-        await self._answer(source, answers, rows - answers.rows, notes)
+        await self._answer(answers, rows - answers.rows, notes)
         answers.check_complete()
         data = await self._thread.run(self._output_format.encode, answers)
         await self._put(self._output.part(number), data)
@@ -180,7 +203,7 @@ class Work:
         await failpoint.async_hit("profiler.batch.note")
         return manifest, note
 
-    async def _answer(self, source: Source, answers: Answers, rows: int, notes: tuple[PartNote, ...]) -> None:
+    async def _answer(self, answers: Answers, rows: int, notes: tuple[PartNote, ...]) -> None:
         """Takes `rows` more into `answers`, a few requests at a time."""
         slots = asyncio.Semaphore(self._limits.in_flight)
         end = answers.first + answers.rows + rows
@@ -202,9 +225,8 @@ class Work:
             async with asyncio.TaskGroup() as group:
                 while answers.first + answers.rows < end:
                     at = answers.first + answers.rows
-                    portion: Portion = await self._blocking(
-                        "reading the input", partial(source.read, at, min(self._job.batch_size, end - at))
-                    )
+                    most = min(self._job.batch_size, end - at)
+                    portion = await self._blocking("reading the input", partial(self._read, at, most))
                     if not portion.rows:
                         raise DataCorrupted(f"the input ends at row {at}, it had {self._job.rows}")
                     answers.rows += portion.rows
@@ -242,12 +264,19 @@ class Work:
         """Size and digest."""
 
         def pieces(target: BinaryIO) -> Iterator[None]:
-            return self._output_format.join(target, notes, lambda note: self._storage.read(self._output.part(note.part)))
+            return self._output_format.join(target, notes, self._read_part)
 
         written = await self._thread.drain(self._storage.write(self._output.place, pieces))
         if written is None:
             raise Internal(f"nothing was written to {self._output.place}")
         return written
+
+    def _read_part(self, note: PartNote) -> bytes:
+        """Raises: DataCorrupted: somebody else wrote there."""
+        data = self._storage.read(self._output.part(note.part))
+        if blake3(data).hexdigest() != note.digest:
+            raise DataCorrupted(f"{self._output.part(note.part)} is not what its note says: overwrite begins anew")
+        return data
 
     def _tidy(self) -> None:
         """A single file needs its parts no more; a folder keeps them, its notes are in the manifest."""

@@ -44,7 +44,8 @@ def images(rows: int) -> Array:
 
 @dataclass
 class PretendedModel:
-    """Answers row n with ten times n. `bad`: rows (by their value) that it refuses; `fail`: what the next requests meet first."""
+    """Answers row n with ten times n. `bad`: rows (by their value) that it refuses; `fail`: what the next requests meet first;
+    `hold`: what all but the first `hold_after` wait for."""
 
     asked: list[list[float]] = field(default_factory=list)
     bad: set[float] = field(default_factory=set)
@@ -52,6 +53,7 @@ class PretendedModel:
     objectives: Objectives | None = None
     most_at_once: int = 0
     hold: asyncio.Event | None = None
+    hold_after: int = 0
     _now: int = 0
 
     async def infer(
@@ -63,7 +65,7 @@ class PretendedModel:
         self._now += 1
         self.most_at_once = max(self.most_at_once, self._now)
         try:
-            if self.hold is not None:
+            if self.hold is not None and len(self.asked) > self.hold_after:
                 await self.hold.wait()
             await asyncio.sleep(0)
             if self.fail:

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from benchmarks.report import Report, percentile
 from tessera.domain.ids import InstanceId, ModelName, NodeId, ProfileClass, TrustDomain, VariantKey, VariantName, VersionNumber
 from tessera.policy.autoscaling import registry
-from tessera.policy.autoscaling.base import Kind, ModelLoad, Running, ScalePlan
+from tessera.policy.autoscaling.base import AutoscalingPolicy, Kind, ModelLoad, Running, ScalePlan
 from tessera.policy.autoscaling.ilp import optimal_counts
 
 FIRST_SEED = 1000
@@ -53,7 +53,7 @@ def cost_of(load: ModelLoad, counts: Mapping[Kind, int]) -> float:
     return sum(min(count, has[kind]) * kind.cost + max(0, count - has[kind]) * kind.start_cost for kind, count in counts.items())
 
 
-def settled(load: ModelLoad, policy: registry.AutoscalingPolicy) -> tuple[Counter[Kind], float]:
+def settled(load: ModelLoad, policy: AutoscalingPolicy) -> tuple[Counter[Kind], float]:
     """What the policy leads to under this load when it is asked until it proposes nothing more, and the time of its first plan in ms."""
     began_s = time.perf_counter()
     plan = policy.plan(load)

@@ -91,3 +91,16 @@ def test_the_gateway_starts_last_and_each_node_has_folders_of_its_own(tmp_path: 
     nodes = [settings for name, (_, settings) in services.items() if name.startswith("node-agent")]
     for key in ("node_id", "state_folder", "run_folder", "address", "relay_address"):
         assert len({settings[key] for settings in nodes}) == 3, key
+
+
+def test_nodes_that_may_be_added_are_copies_of_the_first_one(tmp_path: Path) -> None:
+    layout = Layout(tmp_path, nodes=2, more_nodes=3)
+    for name in ("scheduler", "scheduler-standby"):
+        _, settings = layout.services()[name]
+        assert (settings["node_provider"], settings["most_added_nodes"]) == ("local", 3)
+        assert settings["node_template"] == str(tmp_path / "config" / "node-agent-0.yaml")
+        assert settings["node_folder"] == str(layout.added)
+    _, settings = Layout(tmp_path, nodes=2).services()["scheduler"]
+    assert "node_provider" not in settings
+    with pytest.raises(InvalidInput, match=r"--more-nodes -1: must be from 0 to 16"):
+        Layout(tmp_path, more_nodes=-1)

@@ -18,7 +18,7 @@ from tessera.domain.errors import FailedPrecondition
 @pytest.fixture
 def layout(tmp_path: Path) -> Layout:
     (tmp_path / "state").mkdir()
-    return Layout(tmp_path / "state", 8100, 3, 64 << 20, False, "127.0.0.1:4317", run_folder=tmp_path / "tessera-run")
+    return Layout(tmp_path / "state", 8100, 3, 64 << 20, False, "127.0.0.1:4317", run_folder=tmp_path / "tessera-run", more_nodes=2)
 
 
 def record(layout: Layout) -> None:

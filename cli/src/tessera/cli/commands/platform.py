@@ -40,10 +40,6 @@ def _bytes(text: str) -> int:
     return value
 
 
-def _layout(state: Path | None, port_base: int, nodes: int, store: str, sharing: bool, otlp_endpoint: str, domains: list[str]) -> Layout:
-    return control.layout_for(Layout(_folder(state), port_base, nodes, _bytes(store), sharing, otlp_endpoint, domains=tuple(domains)))
-
-
 def _folder(state: Path | None) -> Path:
     return state.expanduser().resolve() if state is not None else default_state_folder()
 
@@ -62,6 +58,7 @@ def up(
         int, typer.Option("--port-base", help="8001 gRPC, 8002 metrics, 8003 admin, and so on from here")
     ] = DEFAULT_PORT_BASE,
     nodes: Annotated[int, typer.Option("--nodes", help="node agents on this machine")] = 1,
+    more_nodes: Annotated[int, typer.Option("--more-nodes", help="nodes that may be added while the load asks for them")] = 0,
     store: Annotated[str, typer.Option("--store", help="budget of each node's tensor store, for each trust domain")] = "4G",
     sharing: Annotated[
         bool, typer.Option("--sharing/--no-sharing", help="share weights between instances (off: for fair baselines)")
@@ -76,7 +73,9 @@ def up(
 ) -> None:
     """Bring a whole platform up on this machine: etcd, the five services, runtimes as processes."""
     with exit_codes():
-        layout = _layout(state, port_base, nodes, store, sharing, otlp_endpoint, trust_domain or [DEFAULT_TRUST_DOMAIN])
+        domains = tuple(trust_domain or [DEFAULT_TRUST_DOMAIN])
+        wanted = Layout(_folder(state), port_base, nodes, _bytes(store), sharing, otlp_endpoint, domains=domains, more_nodes=more_nodes)
+        layout = control.layout_for(wanted)
         running = platform.running(layout.state) if layout.state.is_dir() else None
         if running is not None:
             note(f"a platform runs here already ({running.status}, pid {running.supervisor.pid})")

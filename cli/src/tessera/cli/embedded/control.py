@@ -53,6 +53,7 @@ def supervisor_command(layout: Layout) -> list[str]:
     words += ["--port-base", str(layout.port_base), "--nodes", str(layout.nodes), "--store-bytes", str(layout.store_bytes)]
     words += ["--run-folder", str(layout.run), *([] if layout.sharing else ["--no-sharing"])]
     words += [word for name in layout.domains for word in ("--trust-domain", name)]
+    words += ["--more-nodes", str(layout.more_nodes)]
     return words + (["--otlp-endpoint", layout.otlp_endpoint] if layout.otlp_endpoint else [])
 
 

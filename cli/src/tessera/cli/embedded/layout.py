@@ -50,7 +50,8 @@ def run_folder_of(state: Path) -> Path:
 class Layout:
     """One platform. On each node every one of its trust domains has a tensor store with a budget of `store_bytes`, and a gateway for all.
 
-    `run_folder` is where a platform that is known already has its sockets; None: where a new one would have them.
+    `run_folder` is where a platform that is known already has its sockets; None: where a new one would have them. `more_nodes`: how many
+    may be added while the load asks for them.
     """
 
     state: Path
@@ -61,12 +62,15 @@ class Layout:
     otlp_endpoint: str = ""
     run_folder: Path | None = None
     domains: tuple[str, ...] = (DEFAULT_TRUST_DOMAIN,)
+    more_nodes: int = 0
 
     def __post_init__(self) -> None:
         if not 1024 <= self.port_base <= MAX_PORT_BASE:
             raise InvalidInput("--port-base", self.port_base, f"must be from 1024 to {MAX_PORT_BASE}")
         if not 1 <= self.nodes <= MAX_NODES:
             raise InvalidInput("--nodes", self.nodes, f"must be from 1 to {MAX_NODES}")
+        if not 0 <= self.more_nodes <= MAX_NODES:
+            raise InvalidInput("--more-nodes", self.more_nodes, f"must be from 0 to {MAX_NODES}")
         for name in self.domains:
             checked_name("--trust-domain", name)
             if self.domains.count(name) > 1:
@@ -156,6 +160,22 @@ class Layout:
         return self.state / "config"
 
     @property
+    def added(self) -> Path:
+        """Where nodes that were added keep their files."""
+        return self.state / "added"
+
+    def _node_pool(self) -> Settings:
+        """The scheduler's settings for nodes that come and go with the load: copies of the first one."""
+        if not self.more_nodes:
+            return {}
+        return {
+            "node_provider": "local",
+            "node_template": str(self.config / "node-agent-0.yaml"),
+            "node_folder": str(self.added),
+            "most_added_nodes": self.more_nodes,
+        }
+
+    @property
     def etcd_data(self) -> Path:
         return self.state / "etcd"
 
@@ -184,9 +204,11 @@ class Layout:
             }),
             "scheduler": ("tessera.scheduler", {
                 **common, **domains, "address": self.address(11), "start_address": self.address(14), "repository_url": self.repository_url,
+                **self._node_pool(),
             }),
             "scheduler-standby": ("tessera.scheduler", {
                 **common, **domains, "address": self.address(13), "start_address": self.address(15), "repository_url": self.repository_url,
+                **self._node_pool(),
             }),
             "profiler": ("tessera.profiler", {
                 **common, **domains, "address": self.address(12), "batch_folder": str(self.state / "batch"),

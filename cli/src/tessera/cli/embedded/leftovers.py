@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from tessera.cli.embedded.layout import MAX_NODES, Layout
+from tessera.clock import Clock
 from tessera.coord import keys
 from tessera.coord.etcd import EtcdCoordinator
 from tessera.domain.errors import TesseraError
@@ -61,6 +64,26 @@ def _module_of(command: Sequence[str]) -> str:
 
 def _is_below(word: str, folder: Path) -> bool:
     return Path(word) == folder or folder in Path(word).parents
+
+
+async def end_added(layout: Layout, clock: Clock, timeout_s: float) -> None:
+    """Ends the agents of nodes that were added, by force after `timeout_s`; each takes down what is its node's."""
+    agents = [process for process in processes_of(layout) if any(_is_below(word, layout.added) for word in process.info["cmdline"])]
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for process in agents:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+        until_s = clock.monotonic_s() + timeout_s
+        while (agents := [process for process in agents if _lives(process)]) and clock.monotonic_s() < until_s:
+            await clock.sleep(0.05)
+    shutil.rmtree(layout.added, ignore_errors=True)
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def owner_of(layout: Layout) -> int:

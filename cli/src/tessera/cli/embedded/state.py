@@ -58,6 +58,7 @@ class PlatformState:
     """Trust domain -> `endpoint` and `admin_endpoint` of its gateway; the first one's stand above, too."""
     supervisor: ProcessState
     processes: list[ProcessState] = field(default_factory=list)
+    more_nodes: int = 0
     detail: str = ""
     leases: list[str] | None = None
 
@@ -77,12 +78,13 @@ class PlatformState:
             otlp_endpoint=layout.otlp_endpoint,
             domains={name: {"endpoint": door[0], "admin_endpoint": door[2]} for name, door in layout.gateways().items()},
             supervisor=supervisor,
+            more_nodes=layout.more_nodes,
         )
 
     def layout(self, state: Path) -> Layout:
         """The layout that it was started with, wherever this process's environment would put it."""
         run, domains = Path(self.run_folder), tuple(self.domains)
-        return Layout(state, self.port_base, self.nodes, self.store_bytes, self.sharing, self.otlp_endpoint, run, domains)
+        return Layout(state, self.port_base, self.nodes, self.store_bytes, self.sharing, self.otlp_endpoint, run, domains, self.more_nodes)
 
     def save(self, state: Path) -> None:
         temporary = state / f".{FILE}.{os.getpid()}"

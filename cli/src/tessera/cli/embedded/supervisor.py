@@ -18,7 +18,7 @@ from tessera.cli.embedded import state as platform
 from tessera.cli.embedded.child import Child, keep
 from tessera.cli.embedded.health import serving
 from tessera.cli.embedded.layout import GATEWAY, Layout
-from tessera.cli.embedded.leftovers import leases_left
+from tessera.cli.embedded.leftovers import end_added, leases_left
 from tessera.cli.output import note
 from tessera.clock import Clock, SystemClock
 from tessera.coord.binary import etcd_command, find_etcd
@@ -128,6 +128,9 @@ class Supervisor:
             async with asyncio.TaskGroup() as group:
                 for child in group_of:
                     group.create_task(child.stop(STOP_TIMEOUT_S))
+        if self._layout.more_nodes:
+            # Now that no scheduler is left that would add another one.
+            await end_added(self._layout, self._clock, STOP_TIMEOUT_S)
         if etcd is not None and etcd.process is not None and etcd.process.returncode is None:
             self._leases = await leases_left(self._layout.etcd_address)
             await etcd.stop(STOP_TIMEOUT_S)
@@ -178,12 +181,23 @@ def main() -> None:
     parser.add_argument("--no-sharing", action="store_true")
     parser.add_argument("--otlp-endpoint", default="")
     parser.add_argument("--run-folder", type=Path, required=True)
+    parser.add_argument("--more-nodes", type=int, default=0)
     parser.add_argument("--trust-domain", action="append", required=True)
     given = parser.parse_args()
     os.umask(0o077)
     sharing = not given.no_sharing
     domains = tuple(given.trust_domain)
-    layout = Layout(given.state, given.port_base, given.nodes, given.store_bytes, sharing, given.otlp_endpoint, given.run_folder, domains)
+    layout = Layout(
+        given.state,
+        given.port_base,
+        given.nodes,
+        given.store_bytes,
+        sharing,
+        given.otlp_endpoint,
+        given.run_folder,
+        domains,
+        given.more_nodes,
+    )
 
     async def body(stop: Stop) -> None:
         await supervise(layout, stop)

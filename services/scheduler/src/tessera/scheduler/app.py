@@ -18,6 +18,7 @@ from tessera.domain.ids import TrustDomain
 from tessera.domain.records import ServiceRecord, VariantRecord
 from tessera.policy.autoscaling import registry as autoscalers
 from tessera.policy.load import registry as load_policies
+from tessera.policy.nodes import registry as node_policies
 from tessera.policy.placement import registry as placements
 from tessera.policy.scaling import registry as keep_alives
 from tessera.policy.start import registry as starts
@@ -26,6 +27,7 @@ from tessera.program import Stop, Tasks
 from tessera.rpc import FramedCalls, FramedServer, RpcServer
 from tessera.scheduler.adapters.agents import RemoteAgents
 from tessera.scheduler.adapters.artifacts import BlobLists
+from tessera.scheduler.adapters.local_nodes import LocalNodes
 from tessera.scheduler.adapters.metrics import PrometheusMeter
 from tessera.scheduler.adapters.records import EtcdRecords
 from tessera.scheduler.config import SchedulerConfig
@@ -36,6 +38,7 @@ from tessera.scheduler.loops.autoscaling import Autoscaler
 from tessera.scheduler.loops.judging import Judge
 from tessera.scheduler.loops.leading import Elector, LeaderFollower, Leading
 from tessera.scheduler.loops.moving import Mover
+from tessera.scheduler.loops.pooling import NodePool
 from tessera.scheduler.loops.pulse import Pulse
 from tessera.scheduler.loops.reconciling import Reconciler
 from tessera.scheduler.loops.starting import Starter, StartLimits
@@ -173,6 +176,7 @@ class Scheduler:
             meter=meter,
             starts_per_tick=config.starts_per_tick,
         )
+        self.pool = self._pool(config, coordinator, clock, tasks, wake, meter)
         mover = Mover(
             clock=clock,
             tasks=tasks,
@@ -220,7 +224,31 @@ class Scheduler:
         self._tasks.start("reconciling", self.reconciler.run())
         self._tasks.start("judging", self.judge.run())
         self._tasks.start("autoscaling", self.autoscaler.run())
+        if self.pool is not None:
+            self._tasks.start("node pool", self.pool.run())
         self._tasks.start("presence", announce(self._coordinator, self._clock, self._presence, self._lease_ttl_s))
+
+    def _pool(
+        self, config: SchedulerConfig, coordinator: Coordinator, clock: Clock, tasks: Tasks, wake: asyncio.Event, meter: Meter
+    ) -> NodePool | None:
+        """None where no provider is set."""
+        if config.node_template is None or config.node_folder is None or config.node_provider == "none":
+            return None
+        return NodePool(
+            clock=clock,
+            tasks=tasks,
+            coordinator=coordinator,
+            leading=self.leading,
+            cluster=self.cluster,
+            records=self.records,
+            starter=self.starter,
+            provider=LocalNodes(config.node_template, config.node_folder, config.node_prefix, clock),
+            policy=node_policies.make(config.node_policy),
+            wake=wake,
+            meter=meter,
+            most=config.most_added_nodes,
+            period_s=config.node_period_s,
+        )
 
     async def _lead(self) -> None:
         """A leader must know the records before it acts on them."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
 from tessera.config import ServiceConfig
 
@@ -51,6 +52,17 @@ class SchedulerConfig(ServiceConfig):
     """`fixed`: `instance_keep_alive_s` for all. `histogram`: by how long each variant is usually left alone."""
     load_policy: str = "published"
     """`published`: overloaded at the profiled peak, interfered where runs are slow below it. `released`: the one flag of INFaaS's code."""
+    node_provider: Literal["none", "local"] = "none"
+    """Where nodes come from when those that are there do not suffice. `local`: agents as processes of this machine."""
+    node_policy: str = "published"
+    node_template: Path | None = None
+    """For `local`: the settings of a node agent, of which new nodes are copies."""
+    node_folder: Path | None = None
+    """For `local`: where new nodes keep their files; every scheduler of the machine has the same."""
+    node_prefix: str = Field("extra", pattern=r"^[a-z0-9][a-z0-9._-]{0,40}$")
+    most_added_nodes: int = Field(1, ge=1)
+    node_period_s: float = Field(2.0, gt=0.0)
+    """How often the pool is looked at."""
     autoscaling_policy: str = "tessera"
     """How many instances of which variant: `tessera` (cheapest set), `infaas` (published heuristic), `ilp` (solver), `none`."""
     starts_per_tick: int = Field(4, ge=1)
@@ -63,3 +75,9 @@ class SchedulerConfig(ServiceConfig):
     artifact_cache: int = Field(4096, ge=1)
     """Artifacts whose blob lists are kept."""
     stop_grace_s: float = Field(5.0, ge=0.0)
+
+    @model_validator(mode="after")
+    def _provided(self) -> Self:
+        if self.node_provider == "local" and (self.node_template is None or self.node_folder is None):
+            raise ValueError("node_provider local needs node_template and node_folder")
+        return self

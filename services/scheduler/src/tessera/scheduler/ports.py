@@ -100,6 +100,22 @@ class Records(Protocol):
     def loads(self) -> Mapping[InstanceId, LoadRecord]: ...
 
 
+class NodeProvider(Protocol):
+    """Where nodes come from when the pool grows. A node's agent registers by itself."""
+
+    def nodes(self) -> frozenset[NodeId]:
+        """Those that it made and that live, whichever scheduler asked for them."""
+        ...
+
+    async def add(self) -> NodeId:
+        """Makes one more; its agent answers, and reports soon. Raises: TesseraError: why there is none."""
+        ...
+
+    async def remove(self, node_id: NodeId) -> None:
+        """Takes it away with all that is its; returns when it is gone. Raises: TesseraError."""
+        ...
+
+
 class Meter(Protocol):
     """What is counted; times in seconds."""
 
@@ -118,5 +134,9 @@ class Meter(Protocol):
         ...
 
     def scaled(self, policy: str, added: int, removed: int) -> None: ...
+
+    def pooled(self, how: str) -> None:
+        """A node was added or removed."""
+        ...
 
     def leading(self, yes: bool) -> None: ...

@@ -94,7 +94,7 @@ def report_of(message: node_pb2.NodeStatus) -> NodeReport:
         new_runtime=StartPath.CONTAINER if message.new_runtimes == "container" else StartPath.FORK,
         cpu_cores=message.cpu_cores,
         memory_bytes=message.memory_bytes,
-        memory_available_bytes=message.memory_available_bytes,
+        runtime_cores=sum(item.cpu_cores for item in message.runtimes),
     )
 
 

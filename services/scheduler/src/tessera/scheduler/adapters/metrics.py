@@ -30,6 +30,7 @@ class PrometheusMeter:
         self._stops = Counter("tessera_scheduler_stops", "Instances whose assignment ended.", ["policy"], registry=self.registry)
         self._judged = Counter("tessera_scheduler_load_states", "Load states entered, but active.", ["state"], registry=self.registry)
         self._scaled = Counter("tessera_scheduler_scaled", "Instances by autoscaling.", ["policy", "how"], registry=self.registry)
+        self._pooled = Counter("tessera_scheduler_nodes", "Nodes of the provider.", ["how"], registry=self.registry)
         self._leading = Gauge("tessera_scheduler_leading", "1 while this scheduler leads.", registry=self.registry)
 
     def started(self, path: StartPath, seconds: float) -> None:
@@ -54,6 +55,9 @@ class PrometheusMeter:
     def scaled(self, policy: str, added: int, removed: int) -> None:
         self._scaled.labels(policy, "added").inc(added)
         self._scaled.labels(policy, "removed").inc(removed)
+
+    def pooled(self, how: str) -> None:
+        self._pooled.labels(how).inc()
 
     def leading(self, yes: bool) -> None:
         self._leading.set(1 if yes else 0)

@@ -101,7 +101,8 @@ class Cluster:
         return next((item for item in shown if item.instance_id == instance_id), None)
 
     def views(self, records: NodeRecords, starting: Mapping[NodeId, int]) -> tuple[NodeView, ...]:
-        return node_views(records, self.observed, starting, self._stopping)
+        views = node_views(records, self.observed, starting, self._stopping)
+        return tuple(node for node in views if node.node_id not in self.closed) if self.closed else views
 
     def holdings(self, trust_domain: TrustDomain, starting: Mapping[NodeId, int]) -> list[Holding]:
         """What the nodes that answer have of a trust domain."""

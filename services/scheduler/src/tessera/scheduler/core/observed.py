@@ -84,8 +84,9 @@ class NodeReport:
     new_runtime: StartPath = StartPath.FORK
     cpu_cores: float = 0.0
     """Used by everything on the machine, on average over the last report interval."""
+    runtime_cores: float = 0.0
+    """Of these, its own runtimes'."""
     memory_bytes: int = 0
-    memory_available_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,8 +72,6 @@ class Autoscaler:
         self._votes = Votes()
         self._busy: set[GroupKey] = set()
         self._not_before_s: dict[GroupKey, float] = {}
-        self.short: set[GroupKey] = set()
-        """Groups that need more than there is room for: the node pool looks at them."""
 
     async def run(self) -> None:
         while True:
@@ -88,17 +86,12 @@ class Autoscaler:
         self._not_before_s = {key: at_s for key, at_s in self._not_before_s.items() if at_s > now_s}
         groups = [group for group in self._groups() if group.key not in self._busy and group.key not in self._not_before_s]
         plans = [(group, await self._plan(group)) for group in groups]
-        self.short = {
-            group.key for group, plan in plans if group.load.capacity_items_per_s < group.load.needed_items_per_s and not plan.add
-        }
         self._votes = self._votes.count((group.key for group, plan in plans if plan.patience_s > 0), now_s)
         left = self._starts_per_tick
         for group, plan in plans:
             if plan.empty or self._votes.patient_for_s(group.key, now_s) < plan.patience_s:
                 continue
             wanted = sum(count for _, count in plan.add)
-            if wanted > left and plan.remove:
-                continue
             if wanted and not left:
                 continue
             most = min(left, wanted)
@@ -126,12 +119,12 @@ class Autoscaler:
         )
 
     async def _carry_out(self, group: Group, plan: ScalePlan, most: int) -> None:
-        """What is added first; then what is removed, if all of that is there."""
+        """What is added first, `most` of it; then what is removed, if all of that is there (else a later tick's plan says what goes)."""
         log.info("scaling", model=str(group.key[0]), variant=group.key[1], policy=self._policy.name, reason=plan.reason)
         pause_s, added = SETTLE_S, 0
         try:
             added = await self._add(group, plan, most)
-            if plan.remove:
+            if plan.remove and added == sum(count for _, count in plan.add):
                 await self._remove(group, plan, added)
         except (TesseraError, TimeoutError) as error:
             pause_s = AGAIN_AFTER_S

@@ -1,0 +1,1 @@
+"""When the pool of nodes grows, and when it shrinks."""

@@ -1,0 +1,21 @@
+"""Name -> factory. Adding a policy is one file and one entry, or a package with an entry point (docs/checklists/new-policy.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tessera.domain.errors import InvalidInput
+from tessera.policy.nodes.base import NodePolicy
+from tessera.policy.nodes.published import FixedNodes, PublishedNodes
+from tessera.policy.plugins import with_plugins
+
+GROUP = "tessera.policies.nodes"
+POLICIES: dict[str, Callable[[], NodePolicy]] = {"none": FixedNodes, "published": PublishedNodes}
+
+
+def make(name: str) -> NodePolicy:
+    """Raises: InvalidInput when no policy has this name; it lists those that exist. FailedPrecondition: one of a package that is broken."""
+    policies = with_plugins(GROUP, POLICIES)
+    if name not in policies:
+        raise InvalidInput("node policy", name, f"one of {', '.join(sorted(policies))}")
+    return policies[name]()

@@ -21,6 +21,7 @@ from tessera.node_agent.adapters.machine import ProcMachine
 from tessera.node_agent.adapters.meter import PrometheusMeter
 from tessera.node_agent.adapters.peers import peers
 from tessera.node_agent.adapters.pressure import KernelMemory
+from tessera.node_agent.adapters.prices import load_prices
 from tessera.node_agent.adapters.processes import max_map_count, own_pids
 from tessera.node_agent.adapters.runtimes import make_runtimes
 from tessera.node_agent.adapters.scheduler import SchedulerLeader
@@ -44,9 +45,11 @@ from tessera.node_agent.loops.inspector import Inspector
 from tessera.node_agent.loops.jobs import Jobs
 from tessera.node_agent.loops.keeper import Keeper
 from tessera.node_agent.loops.larder import Larder
+from tessera.node_agent.loops.measuring import Measurer
 from tessera.node_agent.loops.pulse import Pulse
 from tessera.node_agent.loops.reporter import Reporter
 from tessera.node_agent.loops.starter import Starter
+from tessera.node_agent.loops.traffic import Traffic
 from tessera.node_agent.server import NodeAgentServer, status_message
 from tessera.policy.pool import registry as pools
 from tessera.program import Tasks, host_id
@@ -61,7 +64,12 @@ TRIM_S = 5.0
 
 
 def identity_of(config: NodeAgentConfig, run: Path, relay_address: str, peer_address: str) -> NodeIdentity:
+    """Raises: InvalidInput: the price catalogue cannot be used."""
     built = build_class()
+    profiled, cores = profile_class(build=built), len(os.sched_getaffinity(0))
+    usd_per_hour = config.usd_per_hour
+    if usd_per_hour is None:
+        usd_per_hour = load_prices(config.price_catalogue).usd_per_hour(profiled, cores)
     return NodeIdentity(
         NodeId(config.node_id),
         host_id(),
@@ -69,12 +77,13 @@ def identity_of(config: NodeAgentConfig, run: Path, relay_address: str, peer_add
         config.advertised(config.start_address),
         config.advertised(relay_address),
         built,
-        profile_class(build=built),
+        profiled,
         tuple(config.flavours),
-        len(os.sched_getaffinity(0)),
+        cores,
         str(run),
         config.advertised(peer_address),
         config.runtimes,
+        usd_per_hour,
     )
 
 
@@ -115,6 +124,7 @@ class Parts:
         self.poison = PoisonLedger(BackOff(config.poison_first_back_off_s, config.poison_longest_back_off_s, config.poison_forgive_s))
         self.repository = Repository(config.repository_url, config.repository_options)
         self.job_turn = asyncio.Lock()
+        self.traffic = Traffic(lambda: [domain.fleet for domain in self.domains], self.table)
         names = [opened.trust_domain for opened in stores]
         self.records = EtcdRecords(world.coordinator, identity, names, config.lease_ttl_s, clock, wake.fire)
         self.records.announce({TrustDomain(store.trust_domain): store.budget_bytes for store in config.stores}, config.runtime_threads)
@@ -184,26 +194,17 @@ def domain_of(node: Parts, opened: OpenStore, warm_flavours: Sequence[str]) -> D
     baking = (world.state if opened.user is None else world.run) / BAKE_FOLDER / opened.trust_domain
     baker = ProcessBaker(baking, store.root, opened.user)
     baker.sweep()
-    jobs = Jobs(
-        fleet,
-        larder,
-        baker,
-        node.repository.has,
-        baker.scratch,
-        baker.remove,
-        store.path,
-        config.load_timeout_s,
-        os.urandom,
-        clock,
-        node.job_turn,
-    )
-    inspector = Inspector(store, fleet, node.table, lambda: starter.holders | jobs.holders, own_pids, clock)
+    jobs = Jobs(larder, baker, node.repository.has, baker.scratch, baker.remove, store.path, os.urandom, node.job_turn)
+    measurer = Measurer(fleet, larder, node.traffic, config.load_timeout_s, os.urandom, clock, node.job_turn)
+    inspector = Inspector(store, fleet, node.table, lambda: starter.holders | jobs.holders | measurer.holders, own_pids, clock)
     pressure = PressureLimits(
         config.pressure_stall_share, config.pressure_reserve_bytes, config.pressure_step_bytes, config.pressure_pause_s
     )
     keeper = Keeper(store, fleet.trim, KernelMemory(), pressure, clock)
     appraiser = Appraiser(store, EtcdVariants(world.coordinator, opened.trust_domain), node.repository.read)
-    return Domain(store, runtimes, fleet, larder, evictor, starter, jobs, inspector, keeper, appraiser, node.meter, clock, warm_flavours)
+    return Domain(
+        store, runtimes, fleet, larder, evictor, starter, jobs, measurer, inspector, keeper, appraiser, node.meter, clock, warm_flavours
+    )
 
 
 def _from_thread(trim: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:

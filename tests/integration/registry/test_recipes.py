@@ -176,3 +176,37 @@ async def test_stopped_variants_are_kept_with_the_reason(registry: RegistryProce
         variants = await made(registry, "m")
         assert (variants["ort-fp32"].state, variants["ort-int8"].state) == ("ready", "failed")
         assert "registering the same content again" in variants["ort-int8"].reason
+
+
+async def test_a_file_of_onnx_has_its_sets_checked_and_its_builds_scored(
+    registry: RegistryProcess, coordinator: EtcdCoordinator, tmp_path: Path
+) -> None:
+    weight = np.random.default_rng(0).standard_normal((64, 10)).astype(np.float32) / 8
+    x = np.random.default_rng(1).standard_normal((40, 64)).astype(np.float32)
+    right = npz(x=x, labels=(x @ weight).argmax(axis=1))
+    wrong = npz(x=x[:, :3], labels=np.zeros(40, np.int64))
+    files = {"m.onnx": onnx_product(weight)}
+    async with joined(BakingNode(registry.repository, tmp_path / "node", build_class()), "n1", coordinator):
+        with pytest.raises(InvalidInput, match=r"x shape \[40, 3\]"):
+            await registry.register(
+                "m", files, sets=[wrong], evaluation=registry_pb2.EvaluationSet(file=source_file("e", wrong), metric="top1")
+            )
+        sets = registry_pb2.EvaluationSet(file=source_file("e", right), metric="top1")
+        await registry.register("m", files, wait=True, sets=[right], evaluation=sets, allow_loss=0.5)
+        found = await made(registry, "m")
+    assert {name: v.state for name, v in found.items()} == {"ort-fp32": "ready", "ort-fp32-prepacked": "ready", "ort-int8-dynamic": "ready"}
+    assert found["ort-fp32"].agreement.score == 1.0
+    assert 0.5 <= found["ort-int8-dynamic"].agreement.score <= 1.0
+
+
+def onnx_product(weight: np.ndarray) -> bytes:
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "product",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", weight.shape[0]])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", weight.shape[1]])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9).SerializeToString()

@@ -11,8 +11,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tessera.domain.signature import Signature, TensorSpec
-from tessera.runtime import agreement, bake, baked_graph
+from tessera.runtime import agreement, baked_graph, classes
 from tessera.runtime.fused_attention import fuse
+from tessera.runtime.recipes import calibration, fp32
+from tessera.runtime.recipes.base import Work
+from tessera.testing.builders import an_artifact
 
 WIDTH, HEADS, BATCH, LENGTH = 16, 4, 3, 5
 NAMES = ("query", "key", "value")
@@ -218,11 +221,24 @@ def optimise(tmp_path, monkeypatch, change) -> tuple[list[str], list[str]]:
         assert found is not None
         return change(*found)
 
-    monkeypatch.setattr(baked_graph, "fuse_attention", changed)
+    monkeypatch.setattr(fp32, "fuse_attention", changed)
     wanted = agreement.cases(SIGNATURE, 2, baked_graph.runner(export.graph(), export.tensors(), tmp_path))
     assert len(wanted) == 6
     steps: list[str] = []
-    graph, tensors = bake._optimised(export, wanted, tmp_path, lambda step, share: steps.append(step))
+    made = fp32.make(
+        Work(
+            artifact=an_artifact(),
+            graph=export.graph(),
+            tensors=export.tensors(),
+            cases=wanted,
+            calibrate=lambda: calibration.generated(SIGNATURE),
+            build_class=classes.build_class(),
+            scratch=tmp_path,
+            progress=lambda step, share: steps.append(step),
+        )
+    )
+    graph, tensors = made.graph, made.tensors
+    assert made.exact
     run = baked_graph.runner(graph, {name: array for name, (array, _) in tensors.items()}, tmp_path)
     assert all(agreement.disagreement(run(case.inputs), case.wanted) is None for case in wanted)
     return operators(onnx.load_model_from_string(graph)), steps

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,13 @@ WAIT_S = 90.0
 
 
 @pytest.fixture
-def run() -> Any:
+def own_etcd(tmp_path: Path) -> Iterator[EtcdProcess]:
+    with running_etcd(tmp_path / "etcd") as process:
+        yield process
+
+
+@pytest.fixture
+def run() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="tspn-", dir="/tmp"))
     yield folder
     for process in below(folder):
@@ -147,41 +153,40 @@ async def load(started: scheduler_pb2.StartInstanceResponse, stop: asyncio.Event
     return sent
 
 
-async def test_a_node_comes_under_load_and_goes_without_it(tmp_path: Path, run: Path) -> None:
-    with running_etcd(tmp_path / "etcd") as etcd:
-        async with world(tmp_path, run, etcd) as (coordinator, address):
+async def test_a_node_comes_under_load_and_goes_without_it(tmp_path: Path, run: Path, own_etcd: EtcdProcess) -> None:
+    async with world(tmp_path, run, own_etcd) as (coordinator, address):
 
-            async def known() -> dict[str, NodeRecord]:
-                return await nodes(coordinator)
+        async def known() -> dict[str, NodeRecord]:
+            return await nodes(coordinator)
 
-            async def overloaded() -> bool:
-                items = (await coordinator.list(keys.loads(DOMAIN))).items
-                return any(decode(LoadRecord, item.value).state is LoadState.OVERLOADED for item in items)
+        async def overloaded() -> bool:
+            items = (await coordinator.list(keys.loads(DOMAIN))).items
+            return any(decode(LoadRecord, item.value).state is LoadState.OVERLOADED for item in items)
 
-            async def added() -> bool:
-                return "extra-0" in await known()
+        async def added() -> bool:
+            return "extra-0" in await known()
 
-            async def gone() -> bool:
-                return "extra-0" not in await known() and not (run / "added" / "extra-0").exists()
+        async def gone() -> bool:
+            return "extra-0" not in await known() and not (run / "added" / "extra-0").exists()
 
-            (first,) = (await until(known, "the first node is there")).values()
-            row = a_latency_row(1, first.runtime_threads, 1000 / PEAK_PER_S, mean_ms=1000 / PEAK_PER_S)
-            await put(coordinator, keys.variant(KEY), a_variant("identity", "identity-any", artifact=None, graph=None, build_class=None))
-            await put(coordinator, keys.profile(KEY, first.profile_class), a_profile(KEY, profile_class=first.profile_class, rows=(row,)))
-            started = await until(lambda: _started(address), "the scheduler starts an instance")
-            stop = asyncio.Event()
-            asking = asyncio.get_running_loop().create_task(load(started, stop))
-            await until(overloaded, "its load is judged")
-            await until(added, "another node is there")
-            assert (await known())["extra-0"].profile_class == first.profile_class
-            there = below(run / "extra-0")
-            assert there, "its runtimes wait"
-            stop.set()
-            assert await asking > 0
-            await until(gone, "the node is gone again")
-            assert below(run / "extra-0") == below(run / "added") == []
-            assert not (run / "extra-0").exists() or not any((run / "extra-0").iterdir())
-            assert set(await known()) == {"n1"}
+        (first,) = (await until(known, "the first node is there")).values()
+        row = a_latency_row(1, first.runtime_threads, 1000 / PEAK_PER_S, mean_ms=1000 / PEAK_PER_S)
+        await put(coordinator, keys.variant(KEY), a_variant("identity", "identity-any", artifact=None, graph=None, build_class=None))
+        await put(coordinator, keys.profile(KEY, first.profile_class), a_profile(KEY, profile_class=first.profile_class, rows=(row,)))
+        started = await until(lambda: _started(address), "the scheduler starts an instance")
+        stop = asyncio.Event()
+        asking = asyncio.get_running_loop().create_task(load(started, stop))
+        await until(overloaded, "its load is judged")
+        await until(added, "another node is there")
+        assert (await known())["extra-0"].profile_class == first.profile_class
+        there = below(run / "extra-0")
+        assert there, "its runtimes wait"
+        stop.set()
+        assert await asking > 0
+        await until(gone, "the node is gone again")
+        assert below(run / "extra-0") == below(run / "added") == []
+        assert not (run / "extra-0").exists() or not any((run / "extra-0").iterdir())
+        assert set(await known()) == {"n1"}
 
 
 async def _started(address: str) -> scheduler_pb2.StartInstanceResponse | None:

@@ -26,7 +26,7 @@ from scaling_cases import (
 
 from tessera.domain.errors import InvalidInput
 from tessera.policy.autoscaling import registry
-from tessera.policy.autoscaling.base import NOTHING, ModelLoad
+from tessera.policy.autoscaling.base import NOTHING, AutoscalingPolicy, ModelLoad
 from tessera.policy.autoscaling.cheapest import cheapest_counts
 from tessera.policy.autoscaling.ilp import optimal_counts
 from tessera.policy.autoscaling.infaas import InfaasAutoscaling
@@ -88,7 +88,7 @@ def test_what_answers_less_than_its_profile_says_counts_for_that() -> None:
 
 
 @pytest.mark.parametrize("policy", ALL, ids=lambda policy: policy.name)
-def test_nothing_starts_by_itself(policy: registry.AutoscalingPolicy) -> None:
+def test_nothing_starts_by_itself(policy: AutoscalingPolicy) -> None:
     """From zero to one is a request's doing, from one to zero keep-alive's."""
     assert policy.plan(load(0.0, ())) == NOTHING
     assert not policy.plan(load(0.0, running(SMALL), SMALL)).remove

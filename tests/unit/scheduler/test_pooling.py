@@ -11,7 +11,7 @@ from scheduler_world import CRASH, DOMAIN, World, failing, until
 from test_autoscaling import P, offered, profile
 
 from tessera.coord import keys
-from tessera.coord.interface import Delete
+from tessera.coord.interface import Delete, ModRevisionIs
 from tessera.domain.errors import TesseraError, Unavailable
 from tessera.domain.ids import NodeId
 from tessera.policy.nodes.published import PublishedNodes
@@ -51,12 +51,15 @@ class FakeProvider:
         if there is not None:
             self.removed.append((node_id, len(there.live())))
             there.silence()
-            await self.world.own.transact([], [Delete(keys.node(DOMAIN, node_id))])
+            where = keys.node(DOMAIN, node_id)
+            found = await self.world.own.get(where)
+            assert found is not None
+            await self.world.own.transact([ModRevisionIs(where, found.mod_revision)], [Delete(where)])
             del self.world.nodes[node_id]
 
 
-async def pooled(world: World, most: int = 2, **settings: Any) -> tuple[Scheduler, FakeProvider]:
-    """One instance on n1, which has no core to spare; a look each second, and three looks where the published rules have fifteen."""
+async def pooled(world: World, most: int = 2, looks: int = 3, **settings: Any) -> tuple[Scheduler, FakeProvider]:
+    """One instance on n1, which has no core to spare; a look each second, and `looks` where the published rules have fifteen."""
     scheduler = await world.add_scheduler(instance_keep_alive_s=36000.0, **settings)
     await world.put(keys.profile(key(), P), profile(key(), 10.0))
     world.nodes["n1"].facts.update(cpu_count=1, cpu_cores=1.0)
@@ -64,7 +67,7 @@ async def pooled(world: World, most: int = 2, **settings: Any) -> tuple[Schedule
     provider = FakeProvider(world)
     pool = NodePool(
         clock=world.clock, tasks=world.background, coordinator=world.own, leading=scheduler.leading, cluster=scheduler.cluster,
-        records=scheduler.records, starter=scheduler.starter, provider=provider, policy=PublishedNodes(looks=3), wake=asyncio.Event(),
+        records=scheduler.records, starter=scheduler.starter, provider=provider, policy=PublishedNodes(looks=looks), wake=asyncio.Event(),
         meter=PrometheusMeter(), most=most, period_s=1.0,
     )  # fmt: skip
     world.background.start("pool", pool.run())
@@ -79,12 +82,13 @@ def used(world: World, cores: float) -> None:
 def test_a_node_comes_where_all_have_something_overloaded_and_takes_load_over() -> None:
     async def main() -> None:
         async with World() as world:
-            _, provider = await pooled(world)
+            _, provider = await pooled(world, looks=8)
             used(world, 0.5)
             assert await offered(world, 80.0, 20.0) == 1
             assert provider.made == set()
             await offered(world, 240.0, 6.0)
             assert provider.made == {"extra-0"}
+            world.nodes["extra-0"].facts["runtime_cores"] = 4.0
             assert await offered(world, 240.0, 10.0) == 3
             assert len(world.nodes["extra-0"].live()) == 2
             assert provider.made == {"extra-0"}, "nothing is overloaded any more"

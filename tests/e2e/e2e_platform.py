@@ -96,13 +96,14 @@ class Platform:
         env: Mapping[str, str] | None = None,
         nodes: int = 1,
         domains: tuple[str, ...] = (DEFAULT_TRUST_DOMAIN,),
+        more_nodes: int = 0,
     ) -> None:
         self.state = state
         self.store = store
         self.nodes = nodes
         self.env = {"TESSERA_RECIPES": "[]", **(env or {})}
         self.port_base = free_port_base(len(domains))
-        self.layout = Layout(state.resolve(), self.port_base, nodes, domains=domains)
+        self.layout = Layout(state.resolve(), self.port_base, nodes, domains=domains, more_nodes=more_nodes)
 
     # Up and down
 
@@ -110,6 +111,7 @@ class Platform:
     def up_words(self) -> tuple[str, ...]:
         """`tessera up` in the foreground."""
         given = {"--state": self.state, "--port-base": self.port_base, "--store": self.store, "--nodes": self.nodes}
+        given |= {"--more-nodes": self.layout.more_nodes} if self.layout.more_nodes else {}
         domains = [word for name in self.layout.domains for word in ("--trust-domain", name)]
         return ("up", *(str(word) for option in given.items() for word in option), *domains)
 

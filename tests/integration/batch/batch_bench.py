@@ -71,7 +71,7 @@ class Runtime:
         self.rows += values.tolist()
         logits = np.repeat(values[:, np.newaxis] * 10, 10, axis=1).astype(np.float32)
         output = OutputTensor("logits", "FP32", logits.shape, logits.tobytes())
-        return FrameResponse(0, count, 10, 10, encode_response(request.model_name, "1", request.id, [output]))
+        return FrameResponse(0, count, 10, 10, body=encode_response(request.model_name, "1", request.id, [output]))
 
 
 class Bench:

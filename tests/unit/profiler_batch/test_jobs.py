@@ -410,15 +410,13 @@ async def test_an_overwriting_that_was_cancelled_is_resumed_and_not_what_it_woul
 
 async def test_a_part_that_somebody_else_wrote_is_not_joined(world: World) -> None:
     world.save(8)
-    world.model.hold = asyncio.Event()
+    world.model.hold, world.model.hold_after = asyncio.Event(), 2  # the second part's first request
     async with world.running():
         await world.desk().submit(world.wanted())
-        await world.until(lambda job: bool(world.model.asked), step_s=0.1)
-        world.model.hold.set()
-        world.model.hold = None
-        await world.until(lambda job: job.parts == 1)
+        await world.until(lambda job: len(world.model.asked) > 2, step_s=0.1)
         part = world.root / "out.npz.parts" / "part-00000.npz"
         part.write_bytes(part.read_bytes()[:-1] + b"x")
+        world.model.hold.set()
         job = await world.ended()
     assert job.state is BatchState.FAILED
     assert "part-00000.npz is not what its note says" in job.reason

@@ -40,6 +40,7 @@ class Batch:
     def __init__(self, config: BatchConfig, coordinator: Coordinator, clock: Clock, name: str, lease_ttl_s: float) -> None:
         limits = BatchLimits(
             config.batch_in_flight,
+            config.batch_share,
             config.batch_part_rows,
             config.batch_part_bytes,
             config.batch_calm_s,

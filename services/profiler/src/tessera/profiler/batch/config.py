@@ -25,6 +25,8 @@ class BatchConfig(ServiceConfig):
     """By protocol, what fsspec gives to its file system, such as {s3: {endpoint_url: ...}}."""
     batch_in_flight: int = Field(1, ge=1, le=16)
     """Requests of a batch job that are under way at a time."""
+    batch_share: float = Field(0.8, gt=0.0, le=1.0)
+    """How much of the time a request of a batch job is under way: below 0.9, a job alone never makes its instance count as overloaded."""
     batch_part_rows: int = Field(1024, ge=1, le=1_000_000)
     """The most rows of a part, and so what a kill costs."""
     batch_part_bytes: int = Field(16 << 20, ge=1024)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
     in_flight: int = 1
+    share: float = 0.8
     part_rows: int = 1024
     part_bytes: int = 16 << 20
     calm_s: float = 5.0

@@ -186,7 +186,7 @@ class BatchRunner:
             job.job_id,
         )
         gate = Gate(self._coordinator, self._clock, job.trust_domain, self._limits.calm_s, lambda reason: self._paused(job, reason))
-        sender = Sender(self._clock, self._inferences, gate.passed, self._limits.request_s, self._limits.patience_s)
+        sender = Sender(self._clock, self._inferences, gate.passed, self._limits.request_s, self._limits.patience_s, self._limits.share)
         work = Work(
             job,
             signature,

@@ -49,16 +49,25 @@ class Sender:
     """
     Args:
         passed: returns when a request may go out.
+        share: of the time a request is under way, the rest is a pause behind each: a job alone must not take an instance to its peak,
+            where it would count as overloaded, or have others started beside it.
     """
 
     def __init__(
-        self, clock: Clock, inferences: Inferences, passed: Callable[[], Awaitable[None]], request_s: float, patience_s: float
+        self,
+        clock: Clock,
+        inferences: Inferences,
+        passed: Callable[[], Awaitable[None]],
+        request_s: float,
+        patience_s: float,
+        share: float = 1.0,
     ) -> None:
         self._clock = clock
         self._inferences = inferences
         self._passed = passed
         self._request_s = request_s
         self._patience_s = patience_s
+        self._rest_per_s = 1 / share - 1
 
     async def answer(self, job: BatchRecord, batched: bool, chunk: Chunk) -> tuple[list[Segment], list[RowError]]:
         """An answer or an error for each of the chunk's rows.
@@ -85,9 +94,10 @@ class Sender:
 
         async def send() -> Segment:
             await self._passed()
-            return segment_of(
-                chunk, await self._inferences.infer(job.trust_domain, job.model, inputs, job.objectives, self._request_s), batched
-            )
+            began_s = self._clock.monotonic_s()
+            outputs = await self._inferences.infer(job.trust_domain, job.model, inputs, job.objectives, self._request_s)
+            await self._clock.sleep(self._rest_per_s * (self._clock.monotonic_s() - began_s))
+            return segment_of(chunk, outputs, batched)
 
         rows = f"rows {chunk.first} to {chunk.first + chunk.rows - 1}"
         return await with_patience(self._clock, self._patience_s, send, f"the request for {rows}", job.job_id)

@@ -157,7 +157,7 @@ from tessera.clock import SystemClock
 from tessera.runtime import memory
 from tessera.runtime.loads import LoadRequest
 from tessera.runtime.manager import InstanceManager, RuntimeConfig
-from tessera.runtime.measure import synthetic_inputs
+from tessera.runtime.measure import RowLimits, synthetic_inputs
 from tessera.tensorstore import artifact as artifacts
 
 async def main(flavour, store, run_folder, digest, private):
@@ -172,7 +172,7 @@ async def main(flavour, store, run_folder, digest, private):
     for _ in range(5):
         before = memory.memory_use(store).private_bytes
         answer = await manager.load(LoadRequest("i", 1, "m@1/v", digest))
-        await manager.measure("i", 1, 0.0, 2)
+        await manager.measure(["i"], 1, RowLimits(0.0, 2))
         loaded = memory.memory_use(store).private_bytes
         maps = sum(name in Path("/proc/self/maps").read_text() for name in digests)
         released = await manager.unload("i", 0)

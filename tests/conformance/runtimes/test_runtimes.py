@@ -63,8 +63,8 @@ async def test_an_instance_is_loaded_asked_measured_and_unloaded(world: Any) -> 
     activity = await runtime.activity(1.0, 0.0)
     assert [(item.instance_id, item.served) for item in activity.instances] == [("i1", 1)]
     assert activity.proportional_bytes >= activity.private_bytes > 0
-    row = await runtime.measure(InstanceId("i1"), 2, 0.01, 3)
-    assert (row.batch, row.threads) == (2, 1)
+    row = await runtime.measure([InstanceId("i1")], 2, 0.01, 3, 0.0)
+    assert (row.batch, row.threads, row.concurrency) == (2, 1, 1)
     assert 0 < row.p50_ms <= row.p99_ms
     assert await runtime.unload(InstanceId("i1"), 0) == model.blobs
     with pytest.raises(TesseraError):
@@ -217,7 +217,7 @@ async def test_a_runtime_that_dies_in_the_middle_of_a_call_is_unavailable(world:
     runtimes = await world.runtimes()
     runtime, model = await made(runtimes), world.linear()
     await world.load(runtime, model)
-    measuring = asyncio.get_running_loop().create_task(runtime.measure(InstanceId("i1"), 1, 20.0, 1))
+    measuring = asyncio.get_running_loop().create_task(runtime.measure([InstanceId("i1")], 1, 20.0, 1, 0.0))
     await asyncio.sleep(0.1)
     runtime.kill()
     with pytest.raises(Unavailable):

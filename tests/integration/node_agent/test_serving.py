@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -255,7 +256,7 @@ async def test_measuring_leaves_nothing_behind(agent: Any, kit: Any) -> None:
     before = {item.runtime_id for item in (await agent.status()).runtimes}
     variant = common_pb2.VariantKey(trust_domain="default", model="linear", version=1, variant="any")
     order = node_pb2.MeasureRequest(
-        variant=variant, artifact_digest=model.artifact, batches=[1, 4], threads=[1], seconds_per_row=0.1, min_repeats=5
+        variant=variant, artifact_digest=model.artifact, batch=4, threads=1, concurrency=2, seconds=0.5, min_repeats=5, spread=0.5
     )
     loads, rows = [], []
     async for event in agent.stub.Measure(order, timeout=120):
@@ -263,9 +264,58 @@ async def test_measuring_leaves_nothing_behind(agent: Any, kit: Any) -> None:
         rows += [event.row] if event.HasField("row") else []
     assert [load.start_path for load in loads] == ["fork", "bind"]
     assert all(time.ms >= 0 for load in loads for time in load.stages)
-    assert [(row.batch, row.threads) for row in rows] == [(1, 1), (4, 1)]
-    assert all(row.repeats >= 5 and 0 < row.p50_ms <= row.p99_ms for row in rows)
+    (row,) = rows
+    assert (row.batch, row.threads, row.concurrency) == (4, 1, 2)
+    assert row.repeats >= 5
+    assert 0 < row.p50_ms <= row.p99_ms
+    assert 0 <= row.spread <= 1
     status = await agent.status()
     assert {item.runtime_id for item in status.runtimes} >= before
     assert [path for path in agent.runtimes.iterdir() if path.name.startswith("measure")] == []
     assert status.stores[0].pinned_bytes == 0
+
+
+async def test_measuring_yields_to_requests_and_begins_anew(agent: Any, kit: Any) -> None:
+    """Real requests to a real instance while a row of ten seconds runs: its process is gone at once, and comes back when they end."""
+    model = kit.make_linear(agent.repository, "ort")
+    await agent.start()
+    serving = await agent.start_instance("a", model.artifact)
+    client = await kit.direct(serving)
+    await asyncio.sleep(1.1)  # the start itself was a request
+    variant = common_pb2.VariantKey(trust_domain="default", model="linear", version=1, variant="any")
+    order = node_pb2.MeasureRequest(variant=variant, artifact_digest=model.artifact, batch=1, threads=1, seconds=1.5, min_repeats=1)
+    words, rows = [], []
+
+    async def measure() -> None:
+        async for event in agent.stub.Measure(order, timeout=120):
+            words.extend([event.progress] if event.progress else [])
+            rows.extend([event.row] if event.HasField("row") else [])
+
+    def under_way() -> list[Path]:
+        return [path for path in agent.runtimes.iterdir() if path.name.startswith("measure")]
+
+    async def until(condition: Callable[[], bool]) -> None:
+        for _ in range(1000):
+            if condition():
+                return
+            await asyncio.sleep(0.02)
+        raise AssertionError(f"it did not come true in 20 s; heard {words}")
+
+    async with asyncio.TaskGroup() as group:
+        measuring = group.create_task(measure())
+        await until(lambda: bool(under_way()))
+        (first,) = under_way()
+        x = inputs(kit)
+        for _ in range(20):  # a second and more of requests
+            np.testing.assert_allclose(await kit.ask(client, serving.generation, x), model.expected(x), atol=1e-4)
+            await asyncio.sleep(0.06)
+        await until(lambda: not first.exists())
+        assert under_way() == []
+        assert rows == []
+        await until(lambda: bool(under_way()))
+        await measuring
+    client.close()
+    assert "waiting while the node answers requests" in words
+    assert len([each for each in words if each.startswith("measuring batch 1")]) == 2
+    assert [row.batch for row in rows] == [1]
+    assert under_way() == []

@@ -33,20 +33,21 @@ WAIT_S = 30.0
 
 class MeasuringAgent(node_pb2_grpc.NodeAgentServicer):
     def __init__(self) -> None:
-        self.rows: list[tuple[int, int]] = []
+        self.rows: list[tuple[int, int, int]] = []
         self.row_s = 0.0
+        self.begun = 0
         self.cancelled = asyncio.Event()
 
     async def Measure(self, request: node_pb2.MeasureRequest, context: Any) -> AsyncIterator[node_pb2.MeasureEvent]:
+        self.begun += 1
         try:
             stages = [common_pb2.StageTime(stage="map", ms=1.0), common_pb2.StageTime(stage="load", ms=2.0)]
             yield node_pb2.MeasureEvent(load=node_pb2.LoadCost(start_path="bind", stages=stages, peak_private_bytes=1000))
-            for threads in request.threads:
-                for batch in request.batches:
-                    await asyncio.sleep(self.row_s)
-                    self.rows.append((batch, threads))
-                    row = node_pb2.LatencyRow(batch=batch, threads=threads, repeats=5, p50_ms=2.0 * batch, p99_ms=9.0, mean_ms=2.5)
-                    yield node_pb2.MeasureEvent(row=row)
+            await asyncio.sleep(self.row_s)
+            cell = {"batch": request.batch, "threads": request.threads, "concurrency": request.concurrency}
+            self.rows.append((request.batch, request.threads, request.concurrency))
+            figures = {"p50_ms": 2.0 * request.batch, "p99_ms": 9.0, "mean_ms": 2.0 * request.batch, "spread": 0.01}
+            yield node_pb2.MeasureEvent(row=node_pb2.LatencyRow(repeats=5, **cell, **figures))
         except asyncio.CancelledError:
             self.cancelled.set()
             raise

@@ -40,10 +40,12 @@ async def test_a_run_streams_progress_and_stores_the_profile(bench: Any) -> None
     assert quick[-1].profile.quick
     await events(bench)
     (stored,) = await bench.profiles()
-    assert [(row.batch, row.threads) for row in stored.rows] == [(b, t) for t in (1, 2) for b in (1, 2, 4, 8)]
+    sweeps = [(1, 1), (1, 2), (2, 1)]
+    assert [(row.batch, row.threads, row.concurrency) for row in stored.rows] == [(b, t, c) for t, c in sweeps for b in (1, 2, 4, 8)]
+    assert {row.spread for row in stored.rows} == {0.01}
     assert not stored.quick
     assert [(load.start_path, sum(stage.ms for stage in load.stages)) for load in stored.load] == [("bind", 3.0)]
-    assert len(bench.agent.rows) == 8, "the quick row was not measured twice"
+    assert len(bench.agent.rows) == 12, "the quick row was not measured twice"
     with pytest.raises(NotFound) as raised:
         await events(bench, model="unknown")
     assert raised.value.kind == ModelNotFound.kind
@@ -53,18 +55,21 @@ async def test_a_client_that_cancels_ends_the_measuring_on_the_node(bench: Any) 
     bench.agent.row_s = 0.3
     call = bench.stub.RunProfile(request())
     async for event in call:
-        if "batch 1, 1 thread" in event.message:
+        if "batch 1, 1 thread:" in event.message:
             break
+    async with asyncio.timeout(10):
+        while bench.agent.begun < 2:  # noqa: ASYNC110 - another process tells, by a call
+            await asyncio.sleep(0.01)
     call.cancel()
     async with asyncio.timeout(10):
         await bench.agent.cancelled.wait()
     done = len(bench.agent.rows)
-    assert done < 8
+    assert done < 12
     (stored,) = await bench.profiles()
     assert len(stored.rows) >= 1
     bench.agent.row_s = 0.0
     await events(bench)
-    assert len((await bench.profiles())[0].rows) == 8
+    assert len((await bench.profiles())[0].rows) == 12
 
 
 async def test_a_killed_profiler_loses_one_row_at_most(bench: Any) -> None:
@@ -79,8 +84,8 @@ async def test_a_killed_profiler_loses_one_row_at_most(bench: Any) -> None:
     await bench.start()
     assert len((await bench.profiles())[0].rows) >= 3
     await events(bench)
-    assert len((await bench.profiles())[0].rows) == 8
-    assert len(bench.agent.rows) <= measured + 1 + 5
+    assert len((await bench.profiles())[0].rows) == 12
+    assert len(bench.agent.rows) <= measured + 1 + 9
 
 
 async def test_a_graceful_end_leaves_nothing_behind(bench: Any) -> None:

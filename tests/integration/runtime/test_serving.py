@@ -191,16 +191,34 @@ async def test_bad_inputs_name_field_value_and_limit(zygotes, store, kit, backen
 async def test_measure_and_status(zygotes, store, kit):
     runtime = await zygotes("ort").fork(threads=2)
     await runtime.load(kit.linear(store, "ort", depth=50).artifact)
-    found = await runtime.control.call("measure", instance_id="i-1", batch=4, seconds=0.05, min_repeats=7)
+    found = await runtime.control.call("measure", instances=["i-1"], batch=4, seconds=0.05, min_repeats=7)
     assert found["repeats"] >= 7
     assert 0 < found["p50_ms"] <= found["p99_ms"]
     assert found["peak_private_bytes"] >= 0
     with pytest.raises(InvalidInput, match="1 to 8"):
-        await runtime.control.call("measure", instance_id="i-1", batch=9, seconds=0, min_repeats=1)
+        await runtime.control.call("measure", instances=["i-1"], batch=9, seconds=0, min_repeats=1)
     status = await runtime.control.call("status")
     assert status["private_bytes"] > 0
     assert status["proportional_bytes"] > 0
     assert (await runtime.control.call("hello"))["threads"] == 2
+
+
+async def test_instances_are_measured_at_the_same_time(zygotes, store, kit):
+    runtime = await zygotes("ort").fork()
+    model, other = kit.linear(store, "ort", depth=50), kit.linear(store, "ort", seed=9)
+    for number, artifact in enumerate([model.artifact, model.artifact, other.artifact]):
+        await runtime.control.call("load", instance_id=f"i-{number}", generation=f"{number + 1:016x}", variant="m@1/v", artifact=artifact)
+    found = await runtime.control.call("measure", instances=["i-0", "i-1"], batch=2, seconds=0.5, min_repeats=20, spread=0.5)
+    assert found["repeats"] >= 20
+    assert 0 < found["spread"] <= 0.5
+    assert 0 < found["p50_ms"] <= found["p99_ms"]
+    for names, words in ((["i-0", "i-2"], "of one artifact"), (["i-0", "i-0"], "each once"), ([], "a list of texts"), ("i-0", "a list")):
+        with pytest.raises(InvalidInput, match=words):
+            await runtime.control.call("measure", instances=names, batch=1, seconds=0, min_repeats=1)
+    with pytest.raises(NotFound, match="i-9"):
+        await runtime.control.call("measure", instances=["i-0", "i-9"], batch=1, seconds=0, min_repeats=1)
+    measured = await runtime.control.call("measure", instances=["i-1"], batch=1, seconds=0, min_repeats=1)
+    assert measured["repeats"] == 1, "a refusal keeps nobody from being measured"
 
 
 async def test_loads_that_cannot_be_say_why_and_leave_nothing_held(zygotes, store, kit):

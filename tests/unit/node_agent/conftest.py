@@ -54,8 +54,10 @@ from tessera.node_agent.loops.inspector import Inspector
 from tessera.node_agent.loops.jobs import Jobs
 from tessera.node_agent.loops.keeper import Keeper
 from tessera.node_agent.loops.larder import Larder
+from tessera.node_agent.loops.measuring import Measurer
 from tessera.node_agent.loops.pulse import Pulse
 from tessera.node_agent.loops.starter import Starter
+from tessera.node_agent.loops.traffic import Traffic
 from tessera.node_agent.ports import (
     StartOrder,
 )
@@ -179,6 +181,7 @@ class Node:
         self.metrics = CollectorRegistry()
         meter, notes = PrometheusMeter(self.metrics), RuntimeNotes(folder)
         self.job_turn = asyncio.Lock()
+        self.traffic = Traffic(lambda: [domain.fleet for domain in self.domains], self.table)
         self.poison = PoisonLedger(BackOff(1.0, 8.0, 600.0))
 
         def domain(name: TrustDomain, store: LocalTensorStore, runtimes: FakeRuntimes, warm: tuple[str, ...]) -> Domain:
@@ -190,16 +193,19 @@ class Node:
                 StarterSettings(5.0, 100, verify), clock, tasks, lambda: None,
             )  # fmt: skip
             baker = ProcessBaker(folder / "bake" / name, store.root)
-            jobs = Jobs(
-                fleet, larder, baker, self.repository.has, baker.scratch, baker.remove, store.path, 5.0, os.urandom, clock, self.job_turn,
-            )  # fmt: skip
-            inspector = Inspector(store, fleet, self.table, lambda: starter.holders | jobs.holders, lambda: {os.getpid()}, StepClock())
+            jobs = Jobs(larder, baker, self.repository.has, baker.scratch, baker.remove, store.path, os.urandom, self.job_turn)
+            measurer = Measurer(fleet, larder, self.traffic, 5.0, os.urandom, clock, self.job_turn)
+            holders = lambda: starter.holders | jobs.holders | measurer.holders  # noqa: E731
+            inspector = Inspector(store, fleet, self.table, holders, lambda: {os.getpid()}, StepClock())
             keeper = Keeper(store, fleet.trim, FakeMemory(), PressureLimits(0.0, 0, 1, 0.0), clock)
             appraiser = Appraiser(store, FakeVariants(), self.repository.read)
-            return Domain(store, runtimes, fleet, larder, evictor, starter, jobs, inspector, keeper, appraiser, meter, clock, warm)
+            return Domain(
+                store, runtimes, fleet, larder, evictor, starter, jobs, measurer, inspector, keeper, appraiser, meter, clock, warm
+            )
 
         first = domain(DOMAIN, store, runtimes, ("ort",))
         self.fleet, self.larder, self.starter, self.jobs = first.fleet, first.larder, first.starter, first.jobs
+        self.measurer = first.measurer
         self.inspector, self.fake_variants = first.inspector, FakeVariants
         self.others = {name: domain(name, *made, ()) for name, made in (others or {}).items()}
         self.domains = Domains([first, *self.others.values()])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
 from tessera.domain.errors import DataCorrupted, NotFound, TesseraError, Unavailable
@@ -115,10 +115,12 @@ class FakeRuntime:
         self.trims.append(digests)
         self.kept = frozenset() if digests is None else self.kept.difference(digests)
 
-    async def measure(self, instance_id: InstanceId, batch: int, seconds: float, min_repeats: int) -> LatencyRow:
+    async def measure(self, instance_ids: Sequence[InstanceId], batch: int, seconds: float, min_repeats: int, spread: float) -> LatencyRow:
         self._require()
-        assert instance_id in self.loaded
-        return LatencyRow(batch, self._hello.threads, min_repeats, 1.0, 2.0, 1.1, 10)
+        assert set(instance_ids) <= self.loaded.keys()
+        self._world.measuring.append(self._hello.runtime_id)
+        await self._world.measure_gate.wait()
+        return LatencyRow(batch, self._hello.threads, min_repeats, 1.0, 2.0, 1.1, 10, len(instance_ids), spread)
 
     async def activity(self, window_s: float, memory_age_s: float) -> RuntimeActivity:
         self._require()
@@ -158,6 +160,9 @@ class FakeRuntimes:
         self.opening.set()
         self.early: list[bool] = []
         """For each load whether it was to be told early."""
+        self.measure_gate = asyncio.Event()
+        self.measure_gate.set()
+        self.measuring: list[RuntimeId] = []
         self.fork_gate = asyncio.Event()
         self.fork_gate.set()
         self.fork_error: TesseraError | None = None

@@ -1,4 +1,4 @@
-"""Baking and measuring: one at a time, apart from what serves, and nothing left behind."""
+"""Baking: one job at a time, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ import pytest
 
 from tessera.domain.accuracy import Agreement
 from tessera.domain.artifact import Blob
-from tessera.domain.errors import Internal, InvalidInput, NotFound, Unavailable
+from tessera.domain.errors import Internal, NotFound
 from tessera.domain.ids import BuildClass, Digest
-from tessera.domain.instance import Stage, StartPath
-from tessera.domain.records import LatencyRow, LoadCost
-from tessera.node_agent.loops.jobs import CHUNK_BYTES, Baked, BakedBlob, BakeFiles, BakeOrder, BlobChunk, Jobs, MeasureOrder
+from tessera.node_agent.loops.jobs import CHUNK_BYTES, Baked, BakedBlob, BakeFiles, BakeOrder, BlobChunk, Jobs
 from tessera.tensorstore.artifact import digest_of
 
 AGREEMENT = Agreement(1e-6, 1.0, 3)
@@ -54,17 +52,7 @@ class World:
         self.node, self.baker, self.folder = node, FakeBaker(), folder
         folder.mkdir()
         self.jobs = Jobs(
-            node.fleet,
-            node.larder,
-            self.baker,
-            node.repository.has,
-            self.scratch,
-            self.remove,
-            node.store.path,
-            5.0,
-            os.urandom,
-            node.clock,
-            node.job_turn,
+            node.larder, self.baker, node.repository.has, self.scratch, self.remove, node.store.path, os.urandom, node.job_turn
         )
 
     def scratch(self) -> Path:
@@ -167,71 +155,3 @@ async def test_a_caller_that_goes_away_ends_the_job(world: World) -> None:
     await events.aclose()
     assert list(world.folder.iterdir()) == []
     assert world.node.store.holders() == {}
-
-
-def order(world: World, **changes: Any) -> MeasureOrder:
-    fields: dict[str, Any] = {
-        "variant": world.node.order("x").variant,
-        "artifact": world.node.make_artifact(),
-        "batches": (1, 2),
-        "threads": (1, 2),
-        "seconds_per_row": 0.1,
-        "min_repeats": 3,
-    }
-    return MeasureOrder(**(fields | changes))
-
-
-async def test_measuring_gives_both_start_costs_and_a_row_per_batch_and_thread_count(world: World) -> None:
-    events = [event async for event in world.jobs.measure(order(world)) if not isinstance(event, str)]
-    costs = [event for event in events if isinstance(event, LoadCost)]
-    rows = [event for event in events if isinstance(event, LatencyRow)]
-    assert [cost.start_path for cost in costs] == [StartPath.FORK, StartPath.BIND] * 2
-    assert [time.stage for time in costs[0].stages] == [Stage.FORK, Stage.MAP, Stage.LOAD]
-    assert [time.stage for time in costs[1].stages] == [Stage.MAP, Stage.LOAD]
-    assert costs[0].peak_private_bytes == 1000
-    assert [(row.batch, row.threads) for row in rows] == [(1, 1), (2, 1), (1, 2), (2, 2)]
-    assert all(runtime.slow for runtime in world.node.runtimes.all.values())
-    await asyncio.sleep(0.01)
-    assert world.node.runtimes.live == []
-    assert world.node.store.holders() == {}
-
-
-async def test_measuring_neither_serves_nor_shows(world: World) -> None:
-    events = world.jobs.measure(order(world))
-    async for event in events:
-        if isinstance(event, LatencyRow):
-            break
-    (dedicated,) = world.node.runtimes.live
-    instance = await world.node.start("a", world.node.make_artifact())
-    assert instance.runtime_id != dedicated.hello.runtime_id
-    shown = await world.node.agent.summary(refresh=False)
-    assert [item.runtime_id for item in shown.runtimes] == [instance.runtime_id]
-    await events.aclose()
-    await asyncio.sleep(0.01)
-    assert not dedicated.alive
-
-
-async def test_a_variant_that_dies_while_it_is_measured_is_an_error(world: World) -> None:
-    world.node.runtimes.faults["m"] = ["die"]
-    with pytest.raises(Unavailable):
-        _ = [event async for event in world.jobs.measure(order(world))]
-    await asyncio.sleep(0.01)
-    assert world.node.store.holders() == {}
-    assert not world.node.poison.isolated(world.node.order("x").variant, world.node.clock.monotonic_s())
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"batches": ()}, "batches: must name at least one"),
-        ({"batches": (0,)}, "batches 0: must be from 1 to 4096"),
-        ({"threads": (1000,)}, "threads 1000: must be from 1 to 256"),
-        ({"seconds_per_row": float("nan")}, "seconds_per_row"),
-        ({"seconds_per_row": 601.0}, "seconds_per_row"),
-        ({"min_repeats": 0}, "min_repeats"),
-    ],
-)
-async def test_a_bad_order_names_the_field(world: World, changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(InvalidInput, match=words):
-        _ = [event async for event in world.jobs.measure(order(world, **changes))]
-    assert world.node.runtimes.all == {}

@@ -1,78 +1,72 @@
-"""The grid, what is missing of it, what is measured where, and merging."""
+"""The grid, what is measured where, and merging."""
 
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tessera.domain.errors import FailedPrecondition, VariantNotFound
 from tessera.domain.ids import BuildClass, ProfileClass
 from tessera.domain.instance import Stage, StageTime, StartPath
-from tessera.domain.records import LatencyRow, LoadCost, ProfileRecord, VariantState
-from tessera.profiler.core.grid import RowGroup, covers, full_grid, missing, quick_grid
-from tessera.profiler.core.merging import merge
+from tessera.domain.records import LoadCost, ProfileRecord, VariantState
+from tessera.profiler.core.grid import Cell, Sweep, full_grid, quick_grid, sweeps
+from tessera.profiler.core.merging import merge, steadier
 from tessera.profiler.core.targets import targets
-from tessera.testing.builders import BUILD_CLASS, PROFILE_CLASS, a_latency_row, a_load_cost, a_node, a_variant, a_variant_key
+from tessera.testing.builders import BUILD_CLASS, PROFILE_CLASS, a_latency_row, a_node, a_variant, a_variant_key
 
 KEY = a_variant_key()
 
 
-def record(*cells: tuple[int, int], quick: bool = False, load: tuple[LoadCost, ...] = ()) -> ProfileRecord:
-    rows = tuple(a_latency_row(batch, threads) for batch, threads in cells)
+def record(*cells: Cell, quick: bool = False, load: tuple[LoadCost, ...] = ()) -> ProfileRecord:
+    rows = tuple(a_latency_row(cell.batch, cell.threads, concurrency=cell.concurrency) for cell in cells)
     return ProfileRecord(KEY, PROFILE_CLASS, load, rows, 1.0, quick)
 
 
 @pytest.mark.parametrize(
-    ("max_batch", "cpu_count", "cells"),
+    ("max_batch", "cpu_count", "batches", "found"),
     [
-        (8, 2, {(b, t) for b in (1, 2, 4, 8) for t in (1, 2)}),
-        (64, 16, {(b, t) for b in (1, 2, 4, 8) for t in (1, 2)}),
-        (4, 1, {(1, 1), (2, 1), (4, 1)}),
-        (3, 2, {(1, 1), (2, 1), (1, 2), (2, 2)}),
-        (1, 1, {(1, 1)}),
+        (8, 2, (1, 2, 4, 8), {(1, 1), (1, 2), (2, 1)}),
+        (100, 1, (1, 2, 4, 8, 16, 32, 64), {(1, 1)}),
+        (3, 4, (1, 2), {(1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (4, 1)}),
+        (1, 6, (1,), {(1, 1), (1, 2), (1, 4), (1, 6), (2, 1), (2, 2), (2, 3), (4, 1), (6, 1)}),
     ],
 )
-def test_the_full_grid_is_bounded_by_batch_and_cores(max_batch: int, cpu_count: int, cells: set[tuple[int, int]]) -> None:
-    assert set(full_grid(max_batch, cpu_count)) == cells
-    assert len(full_grid(max_batch, cpu_count)) == len(cells)
+def test_the_full_grid_is_bounded_by_batch_and_cores(
+    max_batch: int, cpu_count: int, batches: tuple[int, ...], found: set[tuple[int, int]]
+) -> None:
+    grid = full_grid(max_batch, cpu_count)
+    assert len(set(grid)) == len(grid) == len(batches) * len(found)
+    by_sweep = sweeps(grid)
+    assert set(by_sweep) == {Sweep(*each) for each in found}
+    assert all(tuple(cell.batch for cell in cells) == batches for cells in by_sweep.values())
+    assert all(cell.threads * cell.concurrency <= cpu_count for cell in grid)
 
 
 def test_the_quick_grid_is_one_row_with_the_runtimes_threads() -> None:
-    assert quick_grid(2) == ((1, 2),)
-
-
-def test_missing_rows_are_grouped_by_threads() -> None:
-    grid = full_grid(8, 2)
-    assert missing(grid, None, again=False) == (RowGroup(1, (1, 2, 4, 8)), RowGroup(2, (1, 2, 4, 8)))
-    assert missing(grid, record((1, 1), (4, 1), (1, 2)), again=False) == (RowGroup(1, (2, 8)), RowGroup(2, (2, 4, 8)))
-    assert missing(grid, record(*grid), again=False) == ()
-    assert missing(grid, record(*grid), again=True) == missing(grid, None, again=False)
-
-
-cells_strategy = st.sets(st.tuples(st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 2])))
-
-
-@given(cells_strategy, st.integers(1, 16), st.integers(1, 4))
-def test_measuring_what_is_missing_completes_the_grid_and_nothing_twice(have: set[tuple[int, int]], max_batch: int, cpus: int) -> None:
-    grid = full_grid(max_batch, cpus)
-    known = record(*have)
-    groups = missing(grid, known, again=False)
-    measured = [(batch, group.threads) for group in groups for batch in group.batches]
-    assert len(measured) == len(set(measured))
-    assert not set(measured) & have
-    done = merge(known, KEY, PROFILE_CLASS, [a_latency_row(b, t) for b, t in measured], [], 2.0, grid, replace_loads=False)
-    assert covers(done, grid)
-    assert not done.quick
-    assert missing(grid, done, again=False) == ()
-    assert {(row.batch, row.threads) for row in done.rows} == have | set(grid)
+    assert quick_grid(2) == (Cell(1, 2),)
 
 
 def test_rows_replace_rows_of_their_cell_and_the_rest_stays() -> None:
-    old = record((1, 1), (2, 1))
-    new = merge(old, KEY, PROFILE_CLASS, [a_latency_row(2, 1, p50_ms=99.0)], [], 5.0, full_grid(8, 2), replace_loads=False)
+    old = record(Cell(1, 1), Cell(2, 1), Cell(2, 1, 2))
+    new = merge(old, KEY, PROFILE_CLASS, [a_latency_row(2, 1, p50_ms=99.0)], [], 5.0, complete=False, replace_loads=False)
     assert (new.latency_ms(1, 1), new.latency_ms(2, 1), new.measured_unix_s) == (2.0, 99.0, 5.0)
-    assert new.quick, "rows are missing still"
+    assert [(row.batch, row.concurrency) for row in new.rows] == [(1, 1), (2, 1), (2, 2)]
+
+
+def test_a_record_is_quick_until_a_full_run_has_ended_on_it() -> None:
+    def merged(known: ProfileRecord | None, complete: bool) -> bool:
+        return merge(known, KEY, PROFILE_CLASS, [a_latency_row()], [], 5.0, complete=complete, replace_loads=False).quick
+
+    assert merged(None, complete=False)
+    assert merged(record(Cell(1, 1), quick=True), complete=False)
+    assert not merged(record(Cell(1, 1), quick=True), complete=True)
+    assert not merged(record(Cell(1, 1)), complete=False), "a later quick run does not make it less"
+
+
+def test_of_two_rows_of_a_run_the_steadier_stays() -> None:
+    restless, steady = a_latency_row(spread=0.1), a_latency_row(spread=0.01)
+    assert steadier(None, restless) is restless
+    assert steadier(restless, steady) is steady
+    assert steadier(steady, restless) is steady
 
 
 def load(path: StartPath, ms: float, fetch_ms: float = 0.0) -> LoadCost:
@@ -80,13 +74,13 @@ def load(path: StartPath, ms: float, fetch_ms: float = 0.0) -> LoadCost:
 
 
 def test_the_cheaper_load_counts_without_its_fetch() -> None:
-    old = record((1, 1), load=(load(StartPath.BIND, 5.0),))
+    old = record(Cell(1, 1), load=(load(StartPath.BIND, 5.0),))
     fetched = load(StartPath.BIND, 4.0, fetch_ms=500.0)
-    both = merge(old, KEY, PROFILE_CLASS, [], [fetched, load(StartPath.FORK, 20.0)], 2.0, (), replace_loads=False)
+    both = merge(old, KEY, PROFILE_CLASS, [], [fetched, load(StartPath.FORK, 20.0)], 2.0, complete=False, replace_loads=False)
     assert both.load == (fetched, load(StartPath.FORK, 20.0))
-    worse = merge(old, KEY, PROFILE_CLASS, [], [load(StartPath.BIND, 9.0)], 2.0, (), replace_loads=False)
+    worse = merge(old, KEY, PROFILE_CLASS, [], [load(StartPath.BIND, 9.0)], 2.0, complete=False, replace_loads=False)
     assert worse.load == old.load
-    again = merge(old, KEY, PROFILE_CLASS, [], [load(StartPath.BIND, 9.0)], 2.0, (), replace_loads=True)
+    again = merge(old, KEY, PROFILE_CLASS, [], [load(StartPath.BIND, 9.0)], 2.0, complete=False, replace_loads=True)
     assert again.load == (load(StartPath.BIND, 9.0),)
 
 
@@ -125,9 +119,3 @@ def test_nothing_to_measure_says_why() -> None:
         targets("digits@1", wrong, [a_node(build_class=BUILD_CLASS)])
     with pytest.raises(FailedPrecondition, match="it has no variants"):
         targets("digits@1", [], [a_node()])
-
-
-def test_a_row_is_what_it_says() -> None:
-    row: LatencyRow = a_latency_row(4, 2)
-    assert covers(record((4, 2)), ((row.batch, row.threads),))
-    assert a_load_cost().start_path is StartPath.BIND

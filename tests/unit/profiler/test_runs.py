@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from tessera.domain.errors import FailedPrecondition, Internal, InvalidInput, Mo
 from tessera.domain.ids import DEFAULT_TRUST_DOMAIN, ModelName, NodeId, ProfileClass, VersionNumber
 from tessera.domain.records import AliasRecord, ProfileRecord
 from tessera.profiler.adapters.records import EtcdRecords
+from tessera.profiler.core.grid import BATCHES, Cell, cell_of
 from tessera.profiler.loops import Profiler, Progress, RunLimits, RunRequest
 from tessera.profiler.ports import Measured, MeasureOrder
 from tessera.program import Stop, Tasks
@@ -39,8 +40,10 @@ KEY = a_variant_key()
 
 @dataclass
 class FakeAgents:
-    """Measures at once. `break_after[address]` rows it raises; `hold` makes it wait after the first row."""
+    """Measures at once, or in the `took_s` of a virtual clock. With `break_after[address]` = n every row after n of a sweep raises;
+    `hold` makes each row but the first wait."""
 
+    clock: VirtualClock
     orders: list[tuple[str, MeasureOrder]] = field(default_factory=list)
     break_after: dict[str, tuple[int, Exception]] = field(default_factory=dict)
     hold: asyncio.Event | None = None
@@ -48,25 +51,36 @@ class FakeAgents:
     most_at_once: dict[str, int] = field(default_factory=dict)
     ended_early: int = 0
     p50_ms: float = 2.0
+    took_s: float = 0.0
+    spreads: dict[int, list[float]] = field(default_factory=dict)
+    """By batch: of its first row, its second, and so on; none where the list is at its end."""
+
+    @property
+    def cells(self) -> list[Cell]:
+        return [order.cell for _, order in self.orders]
 
     async def measure(self, address: str, order: MeasureOrder, budget_s: float) -> AsyncGenerator[Measured, None]:
         self.orders.append((address, order))
+        cell = order.cell
         self.running[address] = self.running.get(address, 0) + 1
         self.most_at_once[address] = max(self.most_at_once.get(address, 0), self.running[address])
         finished = False
+        left, error = self.break_after.get(address, (10**6, None))
         try:
-            yield "loading"
-            left, error = self.break_after.get(address, (10**6, None))
-            for number, batch in enumerate(order.group.batches):
-                if number >= left and error is not None:
-                    raise error
-                if number == 0:
-                    yield a_load_cost()
-                if number == 1 and self.hold is not None:
-                    await self.hold.wait()
-                await asyncio.sleep(0)
-                yield a_latency_row(batch, order.group.threads, self.p50_ms)
+            yield "waiting while the node answers requests"
+            self.clock.move(100.0)
+            yield "measuring"
+            if error is not None and BATCHES.index(cell.batch) >= left:
+                raise error
+            yield a_load_cost()
+            if len(self.orders) > 1 and self.hold is not None:
+                await self.hold.wait()
+            self.clock.move(self.took_s)
+            await asyncio.sleep(0)
+            spreads = self.spreads.get(cell.batch, [])
             finished = True
+            spread = spreads.pop(0) if spreads else 0.0
+            yield a_latency_row(cell.batch, cell.threads, self.p50_ms, concurrency=cell.concurrency, spread=spread)
         finally:
             self.running[address] -= 1
             self.ended_early += not finished
@@ -94,9 +108,10 @@ class Bench:
 
 @asynccontextmanager
 async def bench(**node: Any) -> AsyncIterator[Bench]:
-    etcd, agents, stop = FakeCoordinator(), FakeAgents(), Stop()
+    etcd, clock, stop = FakeCoordinator(), VirtualClock(), Stop()
+    agents = FakeAgents(clock)
     async with Tasks(stop) as tasks:
-        profiler = Profiler(clock=VirtualClock(), tasks=tasks, records=EtcdRecords(etcd), agents=agents, limits=RunLimits())
+        profiler = Profiler(clock=clock, tasks=tasks, records=EtcdRecords(etcd), agents=agents, limits=RunLimits())
         found = Bench(etcd, agents, profiler)
         await found.put(keys.model(DEFAULT_TRUST_DOMAIN, ModelName("digits")), a_model())
         await found.put(keys.version(a_version_key()), a_version())
@@ -115,33 +130,46 @@ async def eventually(condition: Callable[[], bool]) -> None:
     raise AssertionError("it did not come true in time")
 
 
+SWEEPS = [(1, 1), (1, 2), (2, 1)]
+GRID = [Cell(batch, threads, concurrency) for threads, concurrency in SWEEPS for batch in (1, 2, 4, 8)]
+
+
+def cells(record: ProfileRecord | None) -> list[Cell]:
+    assert record is not None
+    return [cell_of(row) for row in record.rows]
+
+
 async def test_a_full_run_stores_every_row_and_the_loads() -> None:
     async with bench() as found:
         events = await found.run()
         stored = await found.stored()
+        assert cells(stored) == GRID
         assert stored is not None
-        assert [(row.batch, row.threads) for row in stored.rows] == [(1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (2, 2), (4, 2), (8, 2)]
         assert (stored.load, stored.quick) == ((a_load_cost(),), False)
         assert events[-1].profile == stored
         assert events[-1].fraction == 1.0
         fractions = [event.fraction for event in events]
         assert fractions == sorted(fractions)
-        assert [(order.group.threads, order.seconds_per_row) for _, order in found.agents.orders] == [(1, 3.0), (2, 3.0)]
+        assert found.agents.cells[:3] == [Cell(1, 1), Cell(1, 1, 2), Cell(1, 2)], "each sweep gets its first row first"
+        assert sorted(found.agents.cells) == sorted(GRID)
+        assert {(order.seconds, order.min_repeats, order.spread) for _, order in found.agents.orders} == {(3.0, 5, 0.02)}
 
 
 async def test_a_quick_run_measures_one_row_with_the_nodes_threads() -> None:
     async with bench(runtime_threads=2) as found:
+        found.agents.spreads[1] = [0.5]
         await found.run(quick=True)
         stored = await found.stored()
         assert stored is not None
-        assert ([(row.batch, row.threads) for row in stored.rows], stored.quick) == ([(1, 2)], True)
-        assert found.agents.orders[0][1].seconds_per_row == 1.0
+        assert (cells(stored), stored.quick) == ([Cell(1, 2)], True)
+        assert found.agents.orders[0][1].seconds == 1.0
+        assert len(found.agents.orders) == 1, "however uncertain it is"
         await found.run()
         again = await found.stored()
         assert again is not None
         assert not again.quick
-        measured = [(batch, order.group.threads) for _, order in found.agents.orders for batch in order.group.batches]
-        assert len(measured) == len(set(measured)) == 8, "the quick row was not measured twice"
+        assert cells(again) == GRID
+        assert sorted(set(found.agents.cells)) == sorted(GRID)
 
 
 async def test_a_broken_off_run_goes_on_where_it_stopped() -> None:
@@ -151,11 +179,13 @@ async def test_a_broken_off_run_goes_on_where_it_stopped() -> None:
             await found.run()
         stored = await found.stored()
         assert stored is not None
-        assert [(row.batch, row.threads) for row in stored.rows] == [(1, 1), (2, 1)]
+        assert stored.quick
+        done = set(cells(stored))
+        assert {Cell(1, 1), Cell(1, 1, 2), Cell(1, 2), Cell(2, 1)} <= done < set(GRID)
         found.agents.break_after.clear()
         found.agents.orders.clear()
         await found.run()
-        assert [order.group.batches for _, order in found.agents.orders] == [(4, 8), (1, 2, 4, 8)]
+        assert sorted(found.agents.cells) == sorted(set(GRID) - done)
 
 
 async def test_what_is_measured_already_is_measured_again_only_when_asked() -> None:
@@ -173,21 +203,54 @@ async def test_what_is_measured_already_is_measured_again_only_when_asked() -> N
         assert stored.latency_ms(8, 2) == 7.0
 
 
+async def test_a_run_that_ended_before_it_said_so_is_told_complete() -> None:
+    async with bench() as found:
+        await found.run()
+        stored = await found.stored()
+        assert stored is not None
+        await found.put(keys.profile(KEY, PROFILE_CLASS), replace(stored, quick=True))
+        found.agents.orders.clear()
+        await found.run()
+        assert found.agents.orders == []
+        assert await found.stored() == stored
+
+
+async def test_the_budget_counts_measuring_and_not_waiting_for_requests() -> None:
+    async with bench() as found:
+        found.agents.took_s = 25.0
+        await found.run()
+        assert len(found.agents.orders) == 3, "60 s: the third row was begun at 50"
+        stored = await found.stored()
+        assert stored is not None
+        assert not stored.quick, "what a full run left out it left out on purpose"
+        await found.run()
+        assert len(found.agents.orders) == 6, "another run has another budget"
+
+
+async def test_what_is_left_of_the_budget_goes_to_uncertain_rows() -> None:
+    async with bench() as found:
+        found.agents.spreads[4] = [0.3, 0.3, 0.3, 0.01, 0.5, 0.01]
+        await found.run()
+        stored = await found.stored()
+        assert stored is not None
+        assert len(found.agents.orders) == len(GRID) + 3
+        assert {cell.batch for cell in found.agents.cells[len(GRID) :]} == {4}
+        assert sorted(row.spread for row in stored.rows if row.batch == 4) == [0.01, 0.01, 0.3], "the steadier row of a cell stays"
+
+
 async def test_a_caller_that_leaves_ends_the_measuring_and_keeps_what_is_done() -> None:
     async with bench() as found:
         found.agents.hold = asyncio.Event()
         async with aclosing(found.profiler.run(RunRequest(DEFAULT_TRUST_DOMAIN, "digits"))) as run:
             async for progress in run:
-                if "batch 1, 1 thread" in progress.message:
+                if "batch 1, 1 thread: 2.00 ms" in progress.message:
                     break
         await eventually(lambda: found.agents.ended_early > 0)
-        stored = await found.stored()
-        assert stored is not None
-        assert [(row.batch, row.threads) for row in stored.rows] == [(1, 1)]
+        assert cells(await found.stored()) == [Cell(1, 1)]
         found.agents.hold.set()
         found.agents.orders.clear()
         await found.run()
-        assert found.agents.orders[0][1].group.batches == (2, 4, 8)
+        assert sorted(found.agents.cells) == sorted(set(GRID) - {Cell(1, 1)})
 
 
 async def test_one_variant_at_a_time_per_node() -> None:
@@ -213,11 +276,15 @@ async def test_classes_are_measured_side_by_side() -> None:
 async def test_another_node_of_the_class_measures_what_an_unreachable_one_left() -> None:
     async with bench() as found:
         await found.put(keys.node(DEFAULT_TRUST_DOMAIN, NodeId("n2")), a_node("n2", agent_address="n2:1"))
-        found.agents.break_after["n1:1"] = (3, Unavailable("n1 does not answer"))
+        found.agents.break_after["n1:1"] = (1, Unavailable("n1 does not answer"))
         await found.run()
-        by_node = [(address, order.group.threads, order.group.batches) for address, order in found.agents.orders]
-        assert by_node == [("n1:1", 1, (1, 2, 4, 8)), ("n2:1", 1, (8,)), ("n1:1", 2, (1, 2, 4, 8)), ("n2:1", 2, (8,))]
+        asked = [(address, order.cell) for address, order in found.agents.orders]
+        assert asked[:3] == [("n1:1", cell) for cell in (Cell(1, 1), Cell(1, 1, 2), Cell(1, 2))]
+        assert asked[3:5] == [("n1:1", Cell(2, 1)), ("n2:1", Cell(2, 1))]
+        assert {address for address, _ in asked[5:]} == {"n2:1"}, "the one that did not answer is asked last"
+        assert cells(await found.stored()) == GRID
         found.agents.break_after["n2:1"] = (0, Unavailable("n2 does not answer"))
+        found.agents.break_after["n1:1"] = (0, Unavailable("n1 does not answer"))
         with pytest.raises(Unavailable, match="1 of 1 profiles failed; the first: n2 does not answer"):
             await found.run(again=True)
 
@@ -232,14 +299,14 @@ async def test_a_failed_variant_does_not_keep_the_others_from_being_measured() -
         assert {order.variant for _, order in found.agents.orders} == {KEY, other}
 
 
-async def test_an_agent_that_measures_too_little_is_noticed() -> None:
+async def test_an_agent_that_measures_something_else_is_noticed() -> None:
     async with bench() as found:
 
         async def lazy(address: str, order: MeasureOrder, budget_s: float) -> AsyncGenerator[Measured, None]:
-            yield a_latency_row(1, order.group.threads)
+            yield a_latency_row(2, order.cell.threads)
 
         found.agents.measure = lazy  # type: ignore[method-assign]
-        with pytest.raises(Internal, match=r"no row for batches \[2, 4, 8\] with 1 thread"):
+        with pytest.raises(Internal, match=r"no row for batch 1, 1 thread"):
             await found.run()
 
 

@@ -20,7 +20,7 @@ from tessera.domain.signature import Signature, TensorSpec
 from tessera.runtime import backends, classes, control, memory
 from tessera.runtime.backends.ort.graph import ELEMENT_TYPES, Initializer, external_initializers, warm_graph
 from tessera.runtime.holds import Holds
-from tessera.runtime.measure import measure, synthetic_inputs
+from tessera.runtime.measure import RowLimits, measure, synthetic_inputs
 
 
 @given(st.lists(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5), max_size=3), max_size=4), st.data())
@@ -187,11 +187,11 @@ def test_measuring_repeats_until_both_limits_are_reached():
         def close(self) -> None: ...
 
     signature = Signature((TensorSpec("x", "FP32", (-1, 2)),), ())
-    found = measure(Model(), signature, 1, 0.0, 5, Ticks())
+    found = measure([Model()], signature, 1, RowLimits(0.0, 5), Ticks())
     assert (found.repeats, round(found.p50_ms), round(found.mean_ms)) == (5, 10, 10)
-    assert measure(Model(), signature, 1, 1.0, 1, Ticks()).repeats == 50
+    assert measure([Model()], signature, 1, RowLimits(1.0, 1), Ticks()).repeats == 50
     with pytest.raises(InvalidInput, match=r"at most 300"):
-        measure(Model(), signature, 1, 1e9, 1, Ticks())
+        measure([Model()], signature, 1, RowLimits(1e9, 1), Ticks())
 
 
 def test_onnx_reader_sees_what_onnx_wrote():

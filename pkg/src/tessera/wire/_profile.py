@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from tessera.api.node.v1 import node_pb2
 from tessera.api.profiler.v1 import profiler_pb2
 from tessera.domain.errors import InvalidInput
@@ -39,11 +41,13 @@ def encode_latency_row(row: LatencyRow) -> node_pb2.LatencyRow:
         p99_ms=row.p99_ms,
         mean_ms=row.mean_ms,
         peak_private_bytes=row.peak_private_bytes,
+        concurrency=row.concurrency,
+        spread=row.spread,
     )
 
 
 def decode_latency_row(message: node_pb2.LatencyRow, field: str = "row") -> LatencyRow:
-    """Raises: InvalidInput when batch, threads or repeats are 0, or a time is not a finite number of at least 0."""
+    """Raises: InvalidInput when batch, threads or repeats are 0, or a time or the spread is not a finite number of at least 0."""
     for name, value in (("batch", message.batch), ("threads", message.threads), ("repeats", message.repeats)):
         if value < 1:
             raise InvalidInput(f"{field}.{name}", value, "must be at least 1")
@@ -55,7 +59,15 @@ def decode_latency_row(message: node_pb2.LatencyRow, field: str = "row") -> Late
         p99_ms=duration_ms(f"{field}.p99_ms", message.p99_ms),
         mean_ms=duration_ms(f"{field}.mean_ms", message.mean_ms),
         peak_private_bytes=message.peak_private_bytes,
+        concurrency=max(1, message.concurrency),
+        spread=_share(f"{field}.spread", message.spread),
     )
+
+
+def _share(field: str, value: float) -> float:
+    if not 0 <= value < math.inf:
+        raise InvalidInput(field, value, "must be a finite number of at least 0")
+    return value
 
 
 def encode_profile(profile: ProfileRecord) -> profiler_pb2.Profile:

@@ -97,6 +97,18 @@ def text_field(message: Mapping[str, Any], name: str) -> str:
     return value
 
 
+def texts_field(message: Mapping[str, Any], name: str) -> list[str]:
+    """A list of texts, at least one of them and none empty.
+
+    Raises:
+        InvalidInput: names the field.
+    """
+    value = message.get(name)
+    if not isinstance(value, list) or not value or not all(isinstance(each, str) and each for each in value):
+        raise InvalidInput(name, value, "must be a list of texts that are not empty")
+    return value
+
+
 def whole_field(message: Mapping[str, Any], name: str, default: int | None = None, minimum: int = 0) -> int:
     """A whole number; without `default` it must be there.
 

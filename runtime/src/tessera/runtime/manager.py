@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -37,7 +38,7 @@ from tessera.runtime.holds import Holds
 from tessera.runtime.instance import BatchLimits, Instance, InstanceIdentity, InstancePhase
 from tessera.runtime.kept import KeptArtifacts
 from tessera.runtime.loads import LoadAnswer, LoadRequest, Opening
-from tessera.runtime.measure import Measurement, measure
+from tessera.runtime.measure import Measurement, RowLimits, measure
 from tessera.runtime.parking import Parking
 from tessera.tensorstore import artifact as artifacts
 from tessera.tensorstore.mapping import BlobMap
@@ -281,28 +282,36 @@ class InstanceManager:
         self._note_released(released)
         return released
 
-    async def measure(self, instance_id: InstanceId, batch: int, seconds: float, min_repeats: int) -> Measurement:
-        """Runs an instance by itself with made-up inputs; requests to it wait meanwhile.
+    async def measure(self, instance_ids: Sequence[InstanceId], batch: int, limits: RowLimits) -> Measurement:
+        """Runs instances of one artifact at the same time with made-up inputs, one run of each at a time; requests to them wait meanwhile.
 
         Raises:
             NotFound: there is no such instance.
-            InvalidInput: the batch is beyond the instance's limit.
-            FailedPrecondition: it is being measured already.
+            InvalidInput: the batch is beyond the instances' limit; they are of several artifacts, or one is named twice.
+            FailedPrecondition: one is being measured already.
         """
+        instances = [self._serving(instance_id) for instance_id in instance_ids]
+        first = instances[0]
+        if len({id(instance) for instance in instances}) < len(instances):
+            raise InvalidInput("instances", ", ".join(instance_ids), "must name each once")
+        if any(instance.identity.artifact_digest != first.identity.artifact_digest for instance in instances):
+            raise InvalidInput("instances", ", ".join(instance_ids), "must be of one artifact")
+        limit = first.limits.max_batch if first.artifact.signature.batched else 1
+        if not 1 <= batch <= limit:
+            raise InvalidInput("batch", batch, f"must be 1 to {limit}")
+        async with AsyncExitStack() as stack:
+            for instance in instances:
+                await instance.exclusively()
+                stack.callback(instance.release)
+            loaded = [instance.loaded for instance in instances if instance.loaded is not None]
+            call = partial(measure, loaded, first.artifact.signature, batch, limits, self._clock)
+            return await self._loop.run_in_executor(self._workers, call)
+
+    def _serving(self, instance_id: InstanceId) -> Instance:
         held = self._held.get(instance_id)
         if held is None or held.instance.phase is not InstancePhase.SERVING:
             raise NotFound(f"instance {instance_id} is not loaded in runtime {self.config.runtime_id}")
-        instance = held.instance
-        limit = instance.limits.max_batch if instance.artifact.signature.batched else 1
-        if not 1 <= batch <= limit:
-            raise InvalidInput("batch", batch, f"must be 1 to {limit}")
-        await instance.exclusively()
-        try:
-            assert instance.loaded is not None
-            call = partial(measure, instance.loaded, instance.artifact.signature, batch, seconds, min_repeats, self._clock)
-            return await self._loop.run_in_executor(self._workers, call)
-        finally:
-            instance.release()
+        return held.instance
 
     async def close(self, drain_s: float) -> None:
         """Ends every instance, then the threads."""

@@ -16,6 +16,7 @@ from tessera.runtime import control, memory
 from tessera.runtime.control import ControlDecoder, Message
 from tessera.runtime.loads import LoadAnswer, LoadRequest
 from tessera.runtime.manager import InstanceManager
+from tessera.runtime.measure import RowLimits
 
 _log = logging.getLogger(__name__)
 
@@ -176,17 +177,19 @@ class ControlServer:
         return {"released": await self._manager.unload(InstanceId(control.text_field(message, "instance_id")), drain_s)}
 
     async def _measure(self, message: Message) -> Message:
-        found = await self._manager.measure(
-            InstanceId(control.text_field(message, "instance_id")),
-            control.whole_field(message, "batch", 1, minimum=1),
+        limits = RowLimits(
             control.number_field(message, "seconds", 1.0),
             control.whole_field(message, "min_repeats", 3),
+            control.number_field(message, "spread", 0.0),
         )
+        names = [InstanceId(name) for name in control.texts_field(message, "instances")]
+        found = await self._manager.measure(names, control.whole_field(message, "batch", 1, minimum=1), limits)
         return {
             "repeats": found.repeats,
             "p50_ms": found.p50_ms,
             "p99_ms": found.p99_ms,
             "mean_ms": found.mean_ms,
+            "spread": found.spread,
             "peak_private_bytes": found.peak_private_bytes,
         }
 

@@ -44,9 +44,11 @@ from tessera.node_agent.loops.inspector import Inspector
 from tessera.node_agent.loops.jobs import Jobs
 from tessera.node_agent.loops.keeper import Keeper
 from tessera.node_agent.loops.larder import Larder
+from tessera.node_agent.loops.measuring import Measurer
 from tessera.node_agent.loops.pulse import Pulse
 from tessera.node_agent.loops.reporter import Reporter
 from tessera.node_agent.loops.starter import Starter
+from tessera.node_agent.loops.traffic import Traffic
 from tessera.node_agent.server import NodeAgentServer, status_message
 from tessera.policy.pool import registry as pools
 from tessera.program import Tasks, host_id
@@ -115,6 +117,7 @@ class Parts:
         self.poison = PoisonLedger(BackOff(config.poison_first_back_off_s, config.poison_longest_back_off_s, config.poison_forgive_s))
         self.repository = Repository(config.repository_url, config.repository_options)
         self.job_turn = asyncio.Lock()
+        self.traffic = Traffic(lambda: [domain.fleet for domain in self.domains], self.table)
         names = [opened.trust_domain for opened in stores]
         self.records = EtcdRecords(world.coordinator, identity, names, config.lease_ttl_s, clock, wake.fire)
         self.records.announce({TrustDomain(store.trust_domain): store.budget_bytes for store in config.stores}, config.runtime_threads)
@@ -184,26 +187,17 @@ def domain_of(node: Parts, opened: OpenStore, warm_flavours: Sequence[str]) -> D
     baking = (world.state if opened.user is None else world.run) / BAKE_FOLDER / opened.trust_domain
     baker = ProcessBaker(baking, store.root, opened.user)
     baker.sweep()
-    jobs = Jobs(
-        fleet,
-        larder,
-        baker,
-        node.repository.has,
-        baker.scratch,
-        baker.remove,
-        store.path,
-        config.load_timeout_s,
-        os.urandom,
-        clock,
-        node.job_turn,
-    )
-    inspector = Inspector(store, fleet, node.table, lambda: starter.holders | jobs.holders, own_pids, clock)
+    jobs = Jobs(larder, baker, node.repository.has, baker.scratch, baker.remove, store.path, os.urandom, node.job_turn)
+    measurer = Measurer(fleet, larder, node.traffic, config.load_timeout_s, os.urandom, clock, node.job_turn)
+    inspector = Inspector(store, fleet, node.table, lambda: starter.holders | jobs.holders | measurer.holders, own_pids, clock)
     pressure = PressureLimits(
         config.pressure_stall_share, config.pressure_reserve_bytes, config.pressure_step_bytes, config.pressure_pause_s
     )
     keeper = Keeper(store, fleet.trim, KernelMemory(), pressure, clock)
     appraiser = Appraiser(store, EtcdVariants(world.coordinator, opened.trust_domain), node.repository.read)
-    return Domain(store, runtimes, fleet, larder, evictor, starter, jobs, inspector, keeper, appraiser, node.meter, clock, warm_flavours)
+    return Domain(
+        store, runtimes, fleet, larder, evictor, starter, jobs, measurer, inspector, keeper, appraiser, node.meter, clock, warm_flavours
+    )
 
 
 def _from_thread(trim: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:

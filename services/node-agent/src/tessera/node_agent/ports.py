@@ -159,7 +159,9 @@ class Runtime(Protocol):
         """Lets go of blobs that it maps for no instance: of all of them, or of the kept artifacts that map one of `digests`."""
         ...
 
-    async def measure(self, instance_id: InstanceId, batch: int, seconds: float, min_repeats: int) -> LatencyRow: ...
+    async def measure(self, instance_ids: Sequence[InstanceId], batch: int, seconds: float, min_repeats: int, spread: float) -> LatencyRow:
+        """Runs these instances of one artifact at the same time, until the row's spread is at most `spread` or `seconds` are over."""
+        ...
 
     async def activity(self, window_s: float, memory_age_s: float) -> RuntimeActivity:
         """What it does now: percentiles over the last `window_s` seconds, memory from a look that is at most `memory_age_s` old."""

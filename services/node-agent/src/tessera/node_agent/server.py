@@ -17,7 +17,8 @@ from tessera.node_agent.core.changes import DigestChange
 from tessera.node_agent.core.status import InstanceSummary, NodeIdentity, RuntimeSummary
 from tessera.node_agent.core.table import Instance
 from tessera.node_agent.loops.agent import Agent
-from tessera.node_agent.loops.jobs import Baked, BakeOrder, BlobChunk, MeasureOrder
+from tessera.node_agent.loops.jobs import Baked, BakeOrder, BlobChunk
+from tessera.node_agent.loops.measuring import MeasureOrder
 from tessera.node_agent.loops.reporter import Report
 from tessera.node_agent.ports import StartOrder
 from tessera.tensorstore.interface import StoreStatus
@@ -114,13 +115,15 @@ class NodeAgentServer(node_pb2_grpc.NodeAgentServicer):
         order = MeasureOrder(
             decode_variant_key(request.variant),
             checked_digest("artifact_digest", request.artifact_digest) if request.artifact_digest else None,
-            tuple(request.batches),
-            tuple(request.threads),
-            request.seconds_per_row or 1.0,
+            request.batch,
+            request.threads,
+            request.concurrency or 1,
+            request.seconds or 1.0,
             request.min_repeats or 1,
+            request.spread,
         )
-        jobs = self._agent.domain(order.variant.trust_domain).jobs
-        async with aclosing(jobs.measure(order)) as events:
+        measurer = self._agent.domain(order.variant.trust_domain).measurer
+        async with aclosing(measurer.measure(order)) as events:
             async for event in events:
                 yield _measure_event(event)
 

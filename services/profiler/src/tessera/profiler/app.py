@@ -15,6 +15,7 @@ from tessera.profiler.adapters.records import EtcdRecords
 from tessera.profiler.batch.app import SERVICE as BATCH_SERVICE
 from tessera.profiler.batch.app import Batch
 from tessera.profiler.config import ProfilerConfig
+from tessera.profiler.core.planning import Limits
 from tessera.profiler.loops import Profiler, RunLimits
 from tessera.profiler.server import ProfilerServer
 from tessera.program import Stop, Tasks
@@ -36,7 +37,15 @@ async def serve(config: ProfilerConfig, stop: Stop) -> None:
     coordinator = EtcdCoordinator(config.etcd_endpoints)
     agents = GrpcAgents()
     batch = Batch(config, coordinator, clock, config.advertised(config.address), config.lease_ttl_s)
-    limits = RunLimits(config.quick_seconds_per_row, config.full_seconds_per_row, config.min_repeats, config.group_timeout_s)
+    full = Limits(
+        config.variant_budget_s,
+        config.full_seconds_per_row,
+        config.min_repeats,
+        config.spread,
+        config.latency_cap_ms,
+        config.private_cap_bytes,
+    )
+    limits = RunLimits(full, config.quick_seconds_per_row, config.row_timeout_s)
     try:
         async with Tasks(stop) as tasks:
             profiler = Profiler(clock=clock, tasks=tasks, records=EtcdRecords(coordinator), agents=agents, limits=limits)

@@ -1,7 +1,7 @@
 """A run: the asyncio shell around the pure parts (docs/states/profile-run.md).
 
 Guarantees: one variant at a time per node, whoever asks; every row is stored when it was measured, so that an end at any moment loses
-one row at most; when the caller goes away, measuring ends.
+one row at most; when the caller goes away, measuring ends. Which row comes next is decided by `core.planning`.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ import asyncio
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from tessera.clock import Clock
 from tessera.domain.errors import Conflict, Internal, TesseraError, Unavailable, error_of
 from tessera.domain.ids import NodeId, ProfileClass, TrustDomain
 from tessera.domain.records import LatencyRow, LoadCost, NodeRecord, ProfileRecord
-from tessera.profiler.core.grid import RowGroup, missing
-from tessera.profiler.core.merging import merge
+from tessera.profiler.core.grid import Cell, cell_of
+from tessera.profiler.core.merging import merge, steadier
+from tessera.profiler.core.planning import Limits, Taken, next_cell, row_seconds, settled
 from tessera.profiler.core.targets import Target, targets
 from tessera.profiler.ports import Agents, MeasureOrder, Records
 from tessera.program import Tasks
@@ -53,10 +54,13 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class RunLimits:
+    full: Limits = field(default_factory=Limits)
     quick_seconds_per_row: float = 1.0
-    full_seconds_per_row: float = 3.0
-    min_repeats: int = 5
-    group_timeout_s: float = 600.0
+    row_timeout_s: float = 900.0
+
+    def of(self, quick: bool) -> Limits:
+        """A quick run is one row: what it costs to be surer of it is a full run's to spend."""
+        return replace(self.full, seconds_per_row=self.quick_seconds_per_row, repeats=False) if quick else self.full
 
 
 class Profiler:
@@ -101,21 +105,26 @@ class _Run:
         self._owner = owner
         self._request = request
         self._targets = found
+        self._limits = owner._limits.of(request.quick)
         self._events: asyncio.Queue[Progress | None] = asyncio.Queue()
         self._total = 0
-        self._done = 0
+        self._settled: dict[tuple[str, ProfileClass], int] = {}
         self._failures: list[TesseraError] = []
 
     async def events(self) -> AsyncGenerator[Progress, None]:
-        planned: dict[ProfileClass, list[tuple[Target, tuple[RowGroup, ...]]]] = defaultdict(list)
+        planned: dict[ProfileClass, list[tuple[Target, _Writer]]] = defaultdict(list)
+        known: list[tuple[Target, ProfileRecord]] = []
         for target in self._targets:
             record = await self._owner._records.profile(target.key, target.profile_class)
-            groups = missing(target.grid(self._request.quick), record, self._request.again)
-            self._total += sum(len(group.batches) for group in groups)
-            if groups:
-                planned[target.profile_class].append((target, groups))
-            else:
-                yield Progress(f"{target.key} on {target.profile_class}: already measured", self._fraction(), record)
+            writer = _Writer(self._owner, target, self._request.again, record)
+            if record is not None and self._next(target, writer, ()) is None and (self._request.quick or not record.quick):
+                known.append((target, record))
+                continue
+            self._total += len(target.grid(self._request.quick))
+            self._note(target, writer)
+            planned[target.profile_class].append((target, writer))
+        for target, record in known:
+            yield Progress(f"{target.key} on {target.profile_class}: already measured", self._fraction(), record)
         workers = [
             self._owner._tasks.start(f"profile {profile_class}", self._work(plans)) for profile_class, plans in sorted(planned.items())
         ]
@@ -134,12 +143,12 @@ class _Run:
             first = self._failures[0]
             raise error_of(first.kind, f"{len(self._failures)} of {len(self._targets)} profiles failed; the first: {first.message}")
 
-    async def _work(self, plans: Sequence[tuple[Target, tuple[RowGroup, ...]]]) -> None:
+    async def _work(self, plans: Sequence[tuple[Target, _Writer]]) -> None:
         """All targets of one class. A failed one does not keep the others from being measured."""
         try:
-            for target, groups in plans:
+            for target, writer in plans:
                 try:
-                    await self._target(target, groups)
+                    await self._target(target, writer)
                 except TesseraError as error:
                     log.warning("profile failed", variant=str(target.key), profile_class=target.profile_class, reason=error.message)
                     self._failures.append(error)
@@ -147,86 +156,106 @@ class _Run:
         finally:
             self._events.put_nowait(None)
 
-    async def _target(self, target: Target, groups: tuple[RowGroup, ...]) -> None:
-        """Measures on the first node of the class that answers. Raises: TesseraError."""
-        writer = _Writer(self._owner, target, self._request.again)
+    async def _target(self, target: Target, writer: _Writer) -> None:
+        """Measures until there is nothing left, or the budget is spent. Raises: TesseraError."""
+        taken: list[Taken] = []
+        nodes = list(target.nodes)
         with span("tessera.profiler.measure", variant=str(target.key), profile_class=target.profile_class):
-            for group in groups:
-                await self._group(target, group, writer)
-        if writer.record is None:
-            raise Internal(f"{target.key} on {target.profile_class}: the agent measured nothing")
-        log.info("profiled", variant=str(target.key), profile_class=target.profile_class, rows=len(writer.record.rows))
-        self._tell(f"{target.key} on {target.profile_class}: done", writer.record)
+            while (cell := self._next(target, writer, taken)) is not None:
+                taken.append(Taken(cell, await self._cell(target, cell, row_seconds(taken, self._limits), nodes, writer)))
+                self._note(target, writer)
+            if not self._request.quick:
+                await writer.complete()
+        self._note(target, None)
+        assert writer.record is not None  # a run's first cell is measured whatever it takes
+        seconds = sum(each.seconds for each in taken)
+        log.info("profiled", variant=str(target.key), profile_class=target.profile_class, rows=len(writer.record.rows), seconds=seconds)
+        self._tell(f"{target.key} on {target.profile_class}: done, {len(taken)} rows in {seconds:.0f} s", writer.record)
 
-    async def _group(self, target: Target, group: RowGroup, writer: _Writer) -> None:
+    def _next(self, target: Target, writer: _Writer, taken: Sequence[Taken]) -> Cell | None:
+        return next_cell(target.grid(self._request.quick), writer.rows, taken, self._limits)
+
+    async def _cell(self, target: Target, cell: Cell, seconds: float, nodes: list[NodeRecord], writer: _Writer) -> float:
+        """Measures for `seconds` at most, on the first of `nodes` that answers; one that does not is asked last from then on. Returns how
+        long it took."""
         unavailable: Unavailable | None = None
-        for node in target.nodes:
+        for node in tuple(nodes):
             lock = self._owner._nodes[node.node_id]
             if lock.locked():
                 self._tell(f"{target.key}: waiting for another measurement on {node.node_id}")
             async with lock:
                 try:
-                    await self._measure(target, group, node, writer)
-                    return
+                    return await self._measure(target, cell, seconds, node, writer)
                 except Unavailable as error:
                     # What is stored stays; another node of the class measures the rest.
                     unavailable = error
-                    group = RowGroup(group.threads, tuple(batch for batch in group.batches if (batch, group.threads) not in writer.cells))
-                    if not group.batches:
-                        return
+                    nodes.remove(node)
+                    nodes.append(node)
         assert unavailable is not None
         raise unavailable
 
-    async def _measure(self, target: Target, group: RowGroup, node: NodeRecord, writer: _Writer) -> None:
-        """Raises: TesseraError; Internal when the agent ended before every row was there."""
-        limits = self._owner._limits
-        seconds = limits.quick_seconds_per_row if self._request.quick else limits.full_seconds_per_row
-        order = MeasureOrder(node.node_id, target.key, target.variant.artifact, group, seconds, limits.min_repeats)
-        self._tell(f"{target.key} on {node.node_id}: batches {', '.join(map(str, group.batches))} with {_threads(group.threads)}")
-        async with aclosing(self._owner._agents.measure(node.agent_address, order, limits.group_timeout_s)) as events:
+    async def _measure(self, target: Target, cell: Cell, seconds: float, node: NodeRecord, writer: _Writer) -> float:
+        """Raises: TesseraError; Internal when the agent ended before the row was there."""
+        limits, clock = self._limits, self._owner._clock
+        order = MeasureOrder(node.node_id, target.key, target.variant.artifact, cell, seconds, limits.min_repeats, limits.spread)
+        begun_s = clock.monotonic_s()
+        async with aclosing(self._owner._agents.measure(node.agent_address, order, self._owner._limits.row_timeout_s)) as events:
             async for measured in events:
                 if isinstance(measured, str):
+                    begun_s = clock.monotonic_s()
                     self._tell(f"{target.key} on {node.node_id}: {measured}")
                 elif isinstance(measured, LoadCost):
-                    await writer.take_load(measured)
-                else:
+                    writer.take_load(measured)
+                elif cell_of(measured) == cell:
+                    took_s = clock.monotonic_s() - begun_s
                     await writer.take_row(measured)
-                    self._done += 1
-                    self._tell(f"{target.key}: batch {measured.batch}, {_threads(measured.threads)}: {measured.p50_ms:.2f} ms")
-        lacking = [batch for batch in group.batches if (batch, group.threads) not in writer.cells]
-        if lacking:
-            raise Internal(f"{target.key} on {node.node_id}: no row for batches {lacking} with {_threads(group.threads)}")
+                    self._tell(f"{target.key}: {cell}: {measured.p50_ms:.2f} ms")
+                    return took_s
+        raise Internal(f"{target.key} on {node.node_id}: no row for {cell}")
+
+    def _note(self, target: Target, writer: _Writer | None) -> None:
+        """How far a target is; None: at its end. Never further back: a row that is measured again may open what seemed to be settled."""
+        grid, place = target.grid(self._request.quick), (str(target.key), target.profile_class)
+        count = len(grid) if writer is None else settled(grid, writer.rows, self._limits)
+        self._settled[place] = max(count, self._settled.get(place, 0))
 
     def _tell(self, message: str, profile: ProfileRecord | None = None) -> None:
         self._events.put_nowait(Progress(message, self._fraction(), profile))
 
     def _fraction(self) -> float:
-        return min(1.0, self._done / self._total) if self._total else 1.0
+        return min(1.0, sum(self._settled.values()) / self._total) if self._total else 1.0
 
 
 class _Writer:
     """Stores a target's measurements as they come."""
 
-    def __init__(self, owner: Profiler, target: Target, again: bool) -> None:
+    def __init__(self, owner: Profiler, target: Target, again: bool, record: ProfileRecord | None) -> None:
         self._owner = owner
         self._target = target
         self._again = again
-        self._rows: list[LatencyRow] = []
+        self._rows: dict[Cell, LatencyRow] = {}
         self._loads: list[LoadCost] = []
-        self.record: ProfileRecord | None = None
+        self._complete = False
+        self.record = record
 
     @property
-    def cells(self) -> set[tuple[int, int]]:
-        return {(row.batch, row.threads) for row in self._rows}
+    def rows(self) -> tuple[LatencyRow, ...]:
+        """What need not be measured: this run's rows, and the stored ones unless all is to be measured again."""
+        stored = self.record.rows if self.record is not None and not self._again else ()
+        return tuple(({cell_of(row): row for row in stored} | self._rows).values())
 
-    async def take_load(self, load: LoadCost) -> None:
-        """Kept until the first row: a profile without a row says nothing about serving."""
+    def take_load(self, load: LoadCost) -> None:
+        """Stored with the next row: a profile without a row says nothing about serving."""
         self._loads.append(load)
-        if self._rows:
-            await self._store()
 
     async def take_row(self, row: LatencyRow) -> None:
-        self._rows.append(row)
+        cell = cell_of(row)
+        self._rows[cell] = steadier(self._rows.get(cell), row)
+        await self._store()
+
+    async def complete(self) -> None:
+        """The run over the full grid has ended; what it left out it left out on purpose."""
+        self._complete = True
         await self._store()
 
     async def _store(self) -> None:
@@ -239,10 +268,10 @@ class _Writer:
                     known,
                     target.key,
                     target.profile_class,
-                    self._rows,
+                    self._rows.values(),
                     self._loads,
                     owner._clock.wall_s(),
-                    target.full_grid(),
+                    complete=self._complete,
                     replace_loads=self._again,
                 )
                 await owner._records.store(merged, known)
@@ -253,7 +282,3 @@ class _Writer:
                     raise
                 log.info("profile not stored; tried again", variant=str(target.key), reason=error.message)
                 await owner._clock.sleep(0.0 if isinstance(error, Conflict) else STORE_RETRY_S)
-
-
-def _threads(count: int) -> str:
-    return "1 thread" if count == 1 else f"{count} threads"

@@ -8,19 +8,20 @@ from typing import Protocol
 
 from tessera.domain.ids import Digest, NodeId, TrustDomain, VariantKey, VersionKey
 from tessera.domain.records import LatencyRow, LoadCost, NodeRecord, ProfileRecord, VariantRecord
-from tessera.profiler.core.grid import RowGroup
+from tessera.profiler.core.grid import Cell
 
 
 @dataclass(frozen=True, slots=True)
 class MeasureOrder:
-    """One group of rows of one variant. `artifact` is None for a variant without blobs (identity)."""
+    """One row of one variant. `artifact` is None for a variant without blobs (identity)."""
 
     node_id: NodeId
     variant: VariantKey
     artifact: Digest | None
-    group: RowGroup
-    seconds_per_row: float
+    cell: Cell
+    seconds: float
     min_repeats: int
+    spread: float
 
 
 Measured = LoadCost | LatencyRow | str
@@ -31,7 +32,8 @@ class Agents(Protocol):
     """The node agents, by address."""
 
     def measure(self, address: str, order: MeasureOrder, budget_s: float) -> AsyncGenerator[Measured, None]:
-        """Ends when every row was measured; closing it early ends the measuring. Raises: TesseraError, the agent's own reason."""
+        """Load costs and a row, with words in between, the last of which stand for the moment in which the row began. Closing it early
+        ends the measuring. Raises: TesseraError, the agent's own reason."""
         ...
 
     async def close(self) -> None: ...

@@ -726,36 +726,45 @@ Global___Baked: _TypeAlias = Baked  # noqa: Y015
 
 @_typing.final
 class MeasureRequest(_message.Message):
+    """One row of a profile. Measured when the node answers no requests; what requests disturb is measured again."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VARIANT_FIELD_NUMBER: _builtins.int
     ARTIFACT_DIGEST_FIELD_NUMBER: _builtins.int
-    BATCHES_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
     THREADS_FIELD_NUMBER: _builtins.int
-    SECONDS_PER_ROW_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
     MIN_REPEATS_FIELD_NUMBER: _builtins.int
+    CONCURRENCY_FIELD_NUMBER: _builtins.int
+    SPREAD_FIELD_NUMBER: _builtins.int
     artifact_digest: _builtins.str
-    seconds_per_row: _builtins.float
+    batch: _builtins.int
+    threads: _builtins.int
+    seconds: _builtins.float
+    """the row's time limit; 0 = 1"""
     min_repeats: _builtins.int
+    concurrency: _builtins.int
+    """so many instances run at the same time; 0 = 1"""
+    spread: _builtins.float
+    """the row ends sooner when its spread is no larger; 0 = never"""
     @_builtins.property
     def variant(self) -> _common_pb2.VariantKey: ...
-    @_builtins.property
-    def batches(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
-    @_builtins.property
-    def threads(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
         self,
         *,
         variant: _common_pb2.VariantKey | None = ...,
         artifact_digest: _builtins.str = ...,
-        batches: _abc.Iterable[_builtins.int] | None = ...,
-        threads: _abc.Iterable[_builtins.int] | None = ...,
-        seconds_per_row: _builtins.float = ...,
+        batch: _builtins.int = ...,
+        threads: _builtins.int = ...,
+        seconds: _builtins.float = ...,
         min_repeats: _builtins.int = ...,
+        concurrency: _builtins.int = ...,
+        spread: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["variant", b"variant"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "batches", b"batches", "min_repeats", b"min_repeats", "seconds_per_row", b"seconds_per_row", "threads", b"threads", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "batch", b"batch", "concurrency", b"concurrency", "min_repeats", b"min_repeats", "seconds", b"seconds", "spread", b"spread", "threads", b"threads", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -827,6 +836,8 @@ class LatencyRow(_message.Message):
     P99_MS_FIELD_NUMBER: _builtins.int
     MEAN_MS_FIELD_NUMBER: _builtins.int
     PEAK_PRIVATE_BYTES_FIELD_NUMBER: _builtins.int
+    CONCURRENCY_FIELD_NUMBER: _builtins.int
+    SPREAD_FIELD_NUMBER: _builtins.int
     batch: _builtins.int
     threads: _builtins.int
     repeats: _builtins.int
@@ -834,6 +845,10 @@ class LatencyRow(_message.Message):
     p99_ms: _builtins.float
     mean_ms: _builtins.float
     peak_private_bytes: _builtins.int
+    """of all that ran together"""
+    concurrency: _builtins.int
+    spread: _builtins.float
+    """standard error of the mean over the mean"""
     def __init__(
         self,
         *,
@@ -844,10 +859,12 @@ class LatencyRow(_message.Message):
         p99_ms: _builtins.float = ...,
         mean_ms: _builtins.float = ...,
         peak_private_bytes: _builtins.int = ...,
+        concurrency: _builtins.int = ...,
+        spread: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "mean_ms", b"mean_ms", "p50_ms", b"p50_ms", "p99_ms", b"p99_ms", "peak_private_bytes", b"peak_private_bytes", "repeats", b"repeats", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "concurrency", b"concurrency", "mean_ms", b"mean_ms", "p50_ms", b"p50_ms", "p99_ms", b"p99_ms", "peak_private_bytes", b"peak_private_bytes", "repeats", b"repeats", "spread", b"spread", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,9 +137,15 @@ class ControlledRuntime(ABC):
     async def trim(self, digests: Collection[Digest] | None = None) -> None:
         await self._call("trim", digests=None if digests is None else sorted(digests))
 
-    async def measure(self, instance_id: InstanceId, batch: int, seconds: float, min_repeats: int) -> LatencyRow:
+    async def measure(self, instance_ids: Sequence[InstanceId], batch: int, seconds: float, min_repeats: int, spread: float) -> LatencyRow:
         answer = await self._call(
-            "measure", 60.0 + 10 * seconds, instance_id=instance_id, batch=batch, seconds=seconds, min_repeats=min_repeats
+            "measure",
+            60.0 + 10 * seconds,
+            instances=list(instance_ids),
+            batch=batch,
+            seconds=seconds,
+            min_repeats=min_repeats,
+            spread=spread,
         )
         return LatencyRow(
             batch,
@@ -149,6 +155,8 @@ class ControlledRuntime(ABC):
             float(answer["p99_ms"]),
             float(answer["mean_ms"]),
             int(answer["peak_private_bytes"]),
+            len(instance_ids),
+            float(answer["spread"]),
         )
 
     async def activity(self, window_s: float, memory_age_s: float) -> RuntimeActivity:

@@ -15,6 +15,7 @@ from tessera.node_agent.loops.inspector import Inspector
 from tessera.node_agent.loops.jobs import Jobs
 from tessera.node_agent.loops.keeper import Keeper
 from tessera.node_agent.loops.larder import Larder
+from tessera.node_agent.loops.measuring import Measurer
 from tessera.node_agent.loops.starter import Starter
 from tessera.node_agent.ports import Meter, Runtimes
 from tessera.program import Stop
@@ -35,6 +36,7 @@ class Domain:
         evictor: Evictor,
         starter: Starter,
         jobs: Jobs,
+        measurer: Measurer,
         inspector: Inspector,
         keeper: Keeper,
         appraiser: Appraiser,
@@ -51,6 +53,7 @@ class Domain:
         self.evictor = evictor
         self.starter = starter
         self.jobs = jobs
+        self.measurer = measurer
         self.inspector = inspector
         self._keeper = keeper
         self._appraiser = appraiser

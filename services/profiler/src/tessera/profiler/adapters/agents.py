@@ -20,10 +20,12 @@ class GrpcAgents:
         request = node_pb2.MeasureRequest(
             variant=encode_variant_key(order.variant),
             artifact_digest=order.artifact or "",
-            batches=order.group.batches,
-            threads=[order.group.threads],
-            seconds_per_row=order.seconds_per_row,
+            batch=order.cell.batch,
+            threads=order.cell.threads,
+            concurrency=order.cell.concurrency,
+            seconds=order.seconds,
             min_repeats=order.min_repeats,
+            spread=order.spread,
         )
         call = self._stub(address).Measure(request, timeout=budget_s)
         try:

@@ -1,49 +1,69 @@
-"""Which rows a profile has, and which of them are missing."""
+"""Which rows a profile may have."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from typing import NamedTuple
 
-from tessera.domain.records import LatencyRow, ProfileRecord
+from tessera.domain.records import LatencyRow
 
-BATCHES = (1, 2, 4, 8)
-THREADS = (1, 2)
-
-Cell = tuple[int, int]
-"""(batch, threads)."""
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
 
-@dataclass(frozen=True, slots=True)
-class RowGroup:
-    """What one `Measure` call measures: batches in ascending order at one thread count. The unit of resuming is still the row."""
+class Cell(NamedTuple):
+    """Where a row stands in the grid: `concurrency` instances at a time, each with `threads`."""
+
+    batch: int
+    threads: int
+    concurrency: int = 1
+
+    def __str__(self) -> str:
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        beside = "" if self.concurrency == 1 else f", {self.concurrency} at a time"
+        return f"batch {self.batch}, {threads}{beside}"
+
+
+class Sweep(NamedTuple):
+    """The cells of one thread count and concurrency, which are measured smallest batch first."""
 
     threads: int
-    batches: tuple[int, ...]
+    concurrency: int
+
+
+def cell_of(row: LatencyRow) -> Cell:
+    return Cell(row.batch, row.threads, row.concurrency)
+
+
+def sweep_of(cell: Cell) -> Sweep:
+    return Sweep(cell.threads, cell.concurrency)
 
 
 def full_grid(max_batch: int, cpu_count: int) -> tuple[Cell, ...]:
-    """Batches up to the variant's largest and thread counts up to the node's cores; batch 1 on one thread is always there."""
-    threads = [count for count in THREADS if count <= max(1, cpu_count)]
+    """Batches up to the variant's largest, thread counts up to the node's cores, and so many instances at a time that no two threads
+    share a core; batch 1 of one instance on one thread is always there."""
     batches = [batch for batch in BATCHES if batch <= max(1, max_batch)]
-    return tuple((batch, count) for count in threads for batch in batches)
+    return tuple(
+        Cell(batch, threads, concurrency)
+        for threads in _counts(cpu_count)
+        for concurrency in _counts(cpu_count // threads)
+        for batch in batches
+    )
 
 
 def quick_grid(runtime_threads: int) -> tuple[Cell, ...]:
-    """Batch 1 with the thread count that the node's runtimes have."""
-    return ((1, max(1, runtime_threads)),)
+    """Batch 1 of one instance with the thread count that the node's runtimes have."""
+    return (Cell(1, max(1, runtime_threads)),)
 
 
-def missing(grid: tuple[Cell, ...], record: ProfileRecord | None, again: bool) -> tuple[RowGroup, ...]:
-    """The cells without a row (all of them where `again`), by thread count, fewest threads first."""
-    have = set() if again or record is None else {_cell(row) for row in record.rows}
-    cells = [cell for cell in grid if cell not in have]
-    counts = sorted({threads for _, threads in cells})
-    return tuple(RowGroup(count, tuple(sorted(batch for batch, threads in cells if threads == count))) for count in counts)
+def sweeps(grid: Iterable[Cell]) -> dict[Sweep, tuple[Cell, ...]]:
+    """The grid's cells by sweep, smallest batch first."""
+    found: dict[Sweep, list[Cell]] = {}
+    for cell in sorted(grid):
+        found.setdefault(sweep_of(cell), []).append(cell)
+    return {sweep: tuple(found[sweep]) for sweep in sorted(found)}
 
 
-def _cell(row: LatencyRow) -> Cell:
-    return (row.batch, row.threads)
-
-
-def covers(record: ProfileRecord, grid: tuple[Cell, ...]) -> bool:
-    return set(grid) <= {_cell(row) for row in record.rows}
+def _counts(most: int) -> list[int]:
+    """Powers of two up to `most`, and `most` itself."""
+    powers = [1 << exponent for exponent in range(max(1, most).bit_length())]
+    return sorted({*powers, max(1, most)})

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from tessera.domain.ids import ProfileClass, VariantKey
 from tessera.domain.instance import Stage, StartPath
 from tessera.domain.records import LatencyRow, LoadCost, ProfileRecord
-from tessera.profiler.core.grid import Cell, covers
+from tessera.profiler.core.grid import cell_of
 
 
 def merge(
@@ -17,32 +17,35 @@ def merge(
     rows: Iterable[LatencyRow],
     loads: Iterable[LoadCost],
     now_unix_s: float,
-    full: tuple[Cell, ...],
     *,
+    complete: bool,
     replace_loads: bool,
 ) -> ProfileRecord:
-    """The record with what this run has measured so far. It stays `quick` until it covers the `full` grid.
+    """The record with what this run has measured so far. It stays `quick` until a run over the full grid is `complete`.
 
     Per start path the cheaper load counts (the first in a process pays for what later ones find warm); with `replace_loads` those of
     this run alone.
     """
-    by_cell = {(row.batch, row.threads): row for row in (record.rows if record is not None else ())}
-    by_cell.update({(row.batch, row.threads): row for row in rows})
+    by_cell = {cell_of(row): row for row in (record.rows if record is not None else ())}
+    by_cell.update({cell_of(row): row for row in rows})
     run_loads = cheapest(loads)
     kept = record.load if record is not None else ()
     merged_loads = cheapest([*kept, *run_loads.values()])
     if replace_loads:
         merged_loads |= run_loads
-    merged = ProfileRecord(
+    return ProfileRecord(
         variant=variant,
         profile_class=profile_class,
         load=tuple(merged_loads[path] for path in sorted(merged_loads)),
-        rows=tuple(by_cell[cell] for cell in sorted(by_cell, key=lambda cell: (cell[1], cell[0]))),
+        rows=tuple(by_cell[cell] for cell in sorted(by_cell, key=lambda cell: (cell.threads, cell.concurrency, cell.batch))),
         measured_unix_s=now_unix_s,
+        quick=not complete and (record is None or record.quick),
     )
-    if covers(merged, full):
-        return merged
-    return ProfileRecord(merged.variant, merged.profile_class, merged.load, merged.rows, merged.measured_unix_s, quick=True)
+
+
+def steadier(known: LatencyRow | None, row: LatencyRow) -> LatencyRow:
+    """Of two rows of one cell that a run measured, the one with the smaller spread."""
+    return known if known is not None and known.spread < row.spread else row
 
 
 def cheapest(loads: Iterable[LoadCost]) -> dict[StartPath, LoadCost]:

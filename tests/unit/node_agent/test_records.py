@@ -22,7 +22,17 @@ from tessera.testing.coord import FakeCoordinator, FakeEtcd
 
 DOMAIN, OTHER = TrustDomain("default"), TrustDomain("other")
 ME = NodeIdentity(
-    NodeId("n1"), "host", "127.0.0.1:1", "127.0.0.1:3", "127.0.0.1:2", BuildClass("b"), ProfileClass("p"), ("ort",), 2, "/run/x"
+    NodeId("n1"),
+    "host",
+    "127.0.0.1:1",
+    "127.0.0.1:3",
+    "127.0.0.1:2",
+    BuildClass("b"),
+    ProfileClass("p"),
+    ("ort",),
+    2,
+    "/run/x",
+    usd_per_hour=0.25,
 )
 
 
@@ -74,7 +84,8 @@ async def test_node_and_service_stand_under_the_lease_and_vanish_with_it(world: 
     node = world.etcd.get(keys.node(DOMAIN, NodeId("n1")))
     assert node is not None
     assert node.lease_id != 0
-    assert records.decode(NodeRecord, node.value).store_budget_bytes == 1 << 20
+    record = records.decode(NodeRecord, node.value)
+    assert (record.store_budget_bytes, record.usd_per_hour) == (1 << 20, 0.25)
     service = world.etcd.get(keys.service("node-agent", "n1"))
     assert service is not None
     assert records.decode(ServiceRecord, service.value).address == "127.0.0.1:1"

@@ -350,7 +350,7 @@ async def test_names_are_resolved() -> None:
         alias = AliasRecord(ModelName("best"), DEFAULT_TRUST_DOMAIN, ModelName("digits"), VersionNumber(1))
         await found.put(keys.alias(DEFAULT_TRUST_DOMAIN, ModelName("best")), alias)
         await found.run("best", quick=True)
-        assert [item.variant for item in await found.profiler.profiles(DEFAULT_TRUST_DOMAIN, "digits", 0)] == [KEY]
+        assert [item.record.variant for item in await found.profiler.profiles(DEFAULT_TRUST_DOMAIN, "digits", 0)] == [KEY]
         with pytest.raises(ModelNotFound):
             await found.run("unknown")
         with pytest.raises(VersionNotFound, match="model 'digits' has no version 2"):

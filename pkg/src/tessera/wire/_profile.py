@@ -7,6 +7,7 @@ import math
 from tessera.api.node.v1 import node_pb2
 from tessera.api.profiler.v1 import profiler_pb2
 from tessera.domain.errors import InvalidInput
+from tessera.domain.fit import fit_rows, rows_of, saturation_items_per_s
 from tessera.domain.records import LatencyRow, LoadCost, ProfileRecord
 from tessera.wire._common import (
     decode_stage_times,
@@ -71,6 +72,8 @@ def _share(field: str, value: float) -> float:
 
 
 def encode_profile(profile: ProfileRecord) -> profiler_pb2.Profile:
+    """A record and the lines through its rows."""
+    places = sorted({(row.threads, row.concurrency) for row in profile.rows})
     return profiler_pb2.Profile(
         variant=encode_variant_key(profile.variant),
         profile_class=profile.profile_class,
@@ -78,4 +81,15 @@ def encode_profile(profile: ProfileRecord) -> profiler_pb2.Profile:
         rows=[encode_latency_row(row) for row in profile.rows],
         measured_unix_s=profile.measured_unix_s,
         quick=profile.quick,
+        fits=[_encode_fit(profile, threads, concurrency) for threads, concurrency in places],
+    )
+
+
+def _encode_fit(profile: ProfileRecord, threads: int, concurrency: int) -> profiler_pb2.Fit:
+    fit = fit_rows(rows_of(profile, threads, concurrency))
+    return profiler_pb2.Fit(
+        threads=threads,
+        concurrency=concurrency,
+        line=profiler_pb2.Fit.Line(slope_ms=fit.slope_ms, intercept_ms=fit.intercept_ms, error=fit.error) if fit is not None else None,
+        saturation_items_per_s=saturation_items_per_s(profile, threads, concurrency) or 0.0,
     )

@@ -144,6 +144,11 @@ class NodeAgentConfig(ServiceConfig):
     pressure_pause_s: float = Field(5.0, ge=0.0)
     """How long the next such step waits: half of the kernel's average, so that the first has shown what it did."""
 
+    usd_per_hour: float | None = Field(None, ge=0.0)
+    """What an hour of this node costs; None: what the price catalogue says of its profile class. 0: nobody says."""
+    price_catalogue: Path | None = None
+    """A YAML file; None: the one that comes with the node agent (public list prices of cloud machines)."""
+
     metrics_address: str = ""
     """Prometheus metrics over HTTP; empty: none."""
 

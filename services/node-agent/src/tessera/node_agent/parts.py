@@ -21,6 +21,7 @@ from tessera.node_agent.adapters.machine import ProcMachine
 from tessera.node_agent.adapters.meter import PrometheusMeter
 from tessera.node_agent.adapters.peers import peers
 from tessera.node_agent.adapters.pressure import KernelMemory
+from tessera.node_agent.adapters.prices import load_prices
 from tessera.node_agent.adapters.processes import max_map_count, own_pids
 from tessera.node_agent.adapters.runtimes import make_runtimes
 from tessera.node_agent.adapters.scheduler import SchedulerLeader
@@ -63,7 +64,12 @@ TRIM_S = 5.0
 
 
 def identity_of(config: NodeAgentConfig, run: Path, relay_address: str, peer_address: str) -> NodeIdentity:
+    """Raises: InvalidInput: the price catalogue cannot be used."""
     built = build_class()
+    profiled, cores = profile_class(build=built), len(os.sched_getaffinity(0))
+    usd_per_hour = config.usd_per_hour
+    if usd_per_hour is None:
+        usd_per_hour = load_prices(config.price_catalogue).usd_per_hour(profiled, cores)
     return NodeIdentity(
         NodeId(config.node_id),
         host_id(),
@@ -71,12 +77,13 @@ def identity_of(config: NodeAgentConfig, run: Path, relay_address: str, peer_add
         config.advertised(config.start_address),
         config.advertised(relay_address),
         built,
-        profile_class(build=built),
+        profiled,
         tuple(config.flavours),
-        len(os.sched_getaffinity(0)),
+        cores,
         str(run),
         config.advertised(peer_address),
         config.runtimes,
+        usd_per_hour,
     )
 
 

@@ -20,6 +20,7 @@ from tessera.profiler.core.grid import Cell, cell_of
 from tessera.profiler.core.merging import merge, steadier
 from tessera.profiler.core.planning import Limits, Taken, next_cell, row_seconds, settled
 from tessera.profiler.core.targets import Target, targets
+from tessera.profiler.core.valuing import Valued, valued
 from tessera.profiler.ports import Agents, MeasureOrder, Records
 from tessera.program import Tasks
 from tessera.telemetry import get_logger, span
@@ -92,10 +93,11 @@ class Profiler:
             async for progress in events:
                 yield progress
 
-    async def profiles(self, trust_domain: TrustDomain, model: str, version: int) -> list[ProfileRecord]:
+    async def profiles(self, trust_domain: TrustDomain, model: str, version: int) -> list[Valued]:
         """Stored profiles of a version, by variant and class."""
-        found = await self._records.profiles(await self._records.resolve(trust_domain, model, version))
-        return sorted(found, key=lambda record: (record.variant, record.profile_class))
+        key = await self._records.resolve(trust_domain, model, version)
+        found = await self._records.profiles(key)
+        return valued(found, await self._records.variants(key), await self._records.nodes(trust_domain), await self._records.model(key))
 
 
 class _Run:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tessera.domain.ids import Digest, NodeId, TrustDomain, VariantKey, VersionKey
-from tessera.domain.records import LatencyRow, LoadCost, NodeRecord, ProfileRecord, VariantRecord
+from tessera.domain.records import LatencyRow, LoadCost, ModelRecord, NodeRecord, ProfileRecord, VariantRecord
 from tessera.profiler.core.grid import Cell
 
 
@@ -45,6 +45,8 @@ class Records(Protocol):
     async def resolve(self, trust_domain: TrustDomain, name: str, version: int) -> VersionKey:
         """A model or an alias; version 0 is the alias's own, or the newest. Raises: ModelNotFound, VersionNotFound."""
         ...
+
+    async def model(self, version: VersionKey) -> ModelRecord | None: ...
 
     async def variants(self, version: VersionKey) -> list[VariantRecord]: ...
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from tessera.api.profiler.v1 import profiler_pb2, profiler_pb2_grpc
 from tessera.domain.ids import TrustDomain, checked_name
+from tessera.profiler.core.valuing import Valued
 from tessera.profiler.loops import Profiler, RunRequest
 from tessera.wire import encode_profile
 
@@ -35,4 +36,16 @@ class ProfilerServer(profiler_pb2_grpc.ProfilerServicer):
     async def GetProfiles(self, request: profiler_pb2.GetProfilesRequest, context: Any) -> profiler_pb2.GetProfilesResponse:
         domain = TrustDomain(checked_name("trust_domain", request.trust_domain))
         found = await self._profiler.profiles(domain, request.model, request.version)
-        return profiler_pb2.GetProfilesResponse(profiles=[encode_profile(record) for record in found])
+        return profiler_pb2.GetProfilesResponse(profiles=[_profile_message(each) for each in found])
+
+
+def _profile_message(found: Valued) -> profiler_pb2.Profile:
+    message = encode_profile(found.record)
+    message.usd_per_hour = found.usd_per_hour
+    message.withheld = found.withheld
+    if found.usd_per_1000 is not None:
+        message.usd_per_1000 = found.usd_per_1000
+    if found.accuracy is not None:
+        message.accuracy = found.accuracy.value
+        message.accuracy_source = found.accuracy.source.value
+    return message

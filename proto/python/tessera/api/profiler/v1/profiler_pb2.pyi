@@ -100,15 +100,35 @@ class Profile(_message.Message):
     ROWS_FIELD_NUMBER: _builtins.int
     MEASURED_UNIX_S_FIELD_NUMBER: _builtins.int
     QUICK_FIELD_NUMBER: _builtins.int
+    FITS_FIELD_NUMBER: _builtins.int
+    USD_PER_HOUR_FIELD_NUMBER: _builtins.int
+    USD_PER_1000_FIELD_NUMBER: _builtins.int
+    ACCURACY_FIELD_NUMBER: _builtins.int
+    ACCURACY_SOURCE_FIELD_NUMBER: _builtins.int
+    WITHHELD_FIELD_NUMBER: _builtins.int
     profile_class: _builtins.str
     measured_unix_s: _builtins.float
     quick: _builtins.bool
+    usd_per_hour: _builtins.float
+    """of a node of this class; 0: nobody said, or there is none now"""
+    usd_per_1000: _builtins.float
+    """requests of one item each; absent where the price is not known"""
+    accuracy: _builtins.float
+    """0 to 1; absent where the variant is no longer there"""
+    accuracy_source: _builtins.str
+    """"evaluation", "stated" or "agreement" """
+    withheld: _builtins.str
+    """why the variant is served by name alone; empty: it is offered"""
     @_builtins.property
     def variant(self) -> _common_pb2.VariantKey: ...
     @_builtins.property
     def load(self) -> _containers.RepeatedCompositeFieldContainer[_node_pb2.LoadCost]: ...
     @_builtins.property
     def rows(self) -> _containers.RepeatedCompositeFieldContainer[_node_pb2.LatencyRow]: ...
+    @_builtins.property
+    def fits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Fit]:
+        """What follows is derived; all but `fits` only in answers to GetProfiles."""
+
     def __init__(
         self,
         *,
@@ -118,14 +138,86 @@ class Profile(_message.Message):
         rows: _abc.Iterable[_node_pb2.LatencyRow] | None = ...,
         measured_unix_s: _builtins.float = ...,
         quick: _builtins.bool = ...,
+        fits: _abc.Iterable[Global___Fit] | None = ...,
+        usd_per_hour: _builtins.float = ...,
+        usd_per_1000: _builtins.float | None = ...,
+        accuracy: _builtins.float | None = ...,
+        accuracy_source: _builtins.str = ...,
+        withheld: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["variant", b"variant"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy", "_usd_per_1000", b"_usd_per_1000", "accuracy", b"accuracy", "usd_per_1000", b"usd_per_1000", "variant", b"variant"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "measured_unix_s", b"measured_unix_s", "profile_class", b"profile_class", "quick", b"quick", "rows", b"rows", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy", "_usd_per_1000", b"_usd_per_1000", "accuracy", b"accuracy", "accuracy_source", b"accuracy_source", "fits", b"fits", "load", b"load", "measured_unix_s", b"measured_unix_s", "profile_class", b"profile_class", "quick", b"quick", "rows", b"rows", "usd_per_1000", b"usd_per_1000", "usd_per_hour", b"usd_per_hour", "variant", b"variant", "withheld", b"withheld"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__accuracy: _TypeAlias = _typing.Literal["accuracy"]  # noqa: Y015
+    _WhichOneofArgType__accuracy: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy"]  # noqa: Y015
+    _WhichOneofReturnType__usd_per_1000: _TypeAlias = _typing.Literal["usd_per_1000"]  # noqa: Y015
+    _WhichOneofArgType__usd_per_1000: _TypeAlias = _typing.Literal["_usd_per_1000", b"_usd_per_1000"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__accuracy) -> _WhichOneofReturnType__accuracy | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__usd_per_1000) -> _WhichOneofReturnType__usd_per_1000 | None: ...
 
 Global___Profile: _TypeAlias = Profile  # noqa: Y015
+
+@_typing.final
+class Fit(_message.Message):
+    """The rows of one thread count and concurrency."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Line(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        SLOPE_MS_FIELD_NUMBER: _builtins.int
+        INTERCEPT_MS_FIELD_NUMBER: _builtins.int
+        ERROR_FIELD_NUMBER: _builtins.int
+        slope_ms: _builtins.float
+        intercept_ms: _builtins.float
+        error: _builtins.float
+        """root of the mean square of (line - measured) / measured"""
+        def __init__(
+            self,
+            *,
+            slope_ms: _builtins.float = ...,
+            intercept_ms: _builtins.float = ...,
+            error: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "intercept_ms", b"intercept_ms", "slope_ms", b"slope_ms"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    THREADS_FIELD_NUMBER: _builtins.int
+    CONCURRENCY_FIELD_NUMBER: _builtins.int
+    LINE_FIELD_NUMBER: _builtins.int
+    SATURATION_ITEMS_PER_S_FIELD_NUMBER: _builtins.int
+    threads: _builtins.int
+    concurrency: _builtins.int
+    saturation_items_per_s: _builtins.float
+    @_builtins.property
+    def line(self) -> Global___Fit.Line:
+        """absent where fewer than two batches were measured"""
+
+    def __init__(
+        self,
+        *,
+        threads: _builtins.int = ...,
+        concurrency: _builtins.int = ...,
+        line: Global___Fit.Line | None = ...,
+        saturation_items_per_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_line", b"_line", "line", b"line"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_line", b"_line", "concurrency", b"concurrency", "line", b"line", "saturation_items_per_s", b"saturation_items_per_s", "threads", b"threads"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__line: _TypeAlias = _typing.Literal["line"]  # noqa: Y015
+    _WhichOneofArgType__line: _TypeAlias = _typing.Literal["_line", b"_line"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__line) -> _WhichOneofReturnType__line | None: ...
+
+Global___Fit: _TypeAlias = Fit  # noqa: Y015
 
 @_typing.final
 class GetProfilesRequest(_message.Message):

@@ -72,6 +72,7 @@ class EtcdRecords:
                 store_budget_bytes[domain],
                 domain,
                 runtime_threads,
+                me.usd_per_hour,
             )
             self._want(keys.node(domain, me.node_id), node)
         service = ServiceRecord(SERVICE_KIND, me.node_id, me.address, {"relay_address": me.relay_address, "host_id": me.host_id})

@@ -29,6 +29,8 @@ class NodeIdentity:
     peer_address: str = ""
     new_runtimes: str = "process"
     """What a runtime is that this node makes: process or container."""
+    usd_per_hour: float = 0.0
+    """0: nobody said."""
 
     def unix_path(self, runtime_id: RuntimeId) -> str:
         """The data socket of a runtime of this node."""

@@ -32,6 +32,9 @@ class EtcdRecords:
             raise VersionNotFound(model, number)
         return key
 
+    async def model(self, version: VersionKey) -> ModelRecord | None:
+        return await self._get(ModelRecord, keys.model(version.trust_domain, version.model))
+
     async def variants(self, version: VersionKey) -> list[VariantRecord]:
         return await self._list(VariantRecord, keys.variants_of(version))
 

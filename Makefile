@@ -32,7 +32,7 @@ $(STAMP): Makefile constraints.txt requirements-dev.txt $(addsuffix /pyproject.t
 	@$(SAY) "setup 3/4: libraries pinned in constraints.txt"
 	@$(BIN)/pip install -q -c constraints.txt -r requirements-dev.txt 2> >(grep -v -E '^WARNING' >&2)
 	@$(SAY) "setup 4/4: Tessera's own distributions (editable)"
-	@$(BIN)/pip install -q --no-build-isolation -c constraints.txt $(patsubst services/profiler,'services/profiler[parquet]',$(patsubst services/registry,'services/registry[import]',$(addprefix -e ,$(DISTRIBUTIONS)))) 2> >(grep -v -E '^WARNING' >&2)
+	@$(BIN)/pip install -q --no-build-isolation -c constraints.txt $(patsubst cli,'cli[report]',$(patsubst services/profiler,'services/profiler[parquet]',$(patsubst services/registry,'services/registry[import]',$(addprefix -e ,$(DISTRIBUTIONS))))) 2> >(grep -v -E '^WARNING' >&2)
 	@touch $@
 
 proto: setup ## generate proto/python from proto/

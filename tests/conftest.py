@@ -48,7 +48,21 @@ def _missing_docker() -> str | None:
     return None if done.returncode == 0 else "no container engine answers"
 
 
-NEEDS: dict[str, Callable[[], str | None]] = {"root": _missing_root, "etcd": _missing_etcd, "docker": _missing_docker}
+def _missing_chromium() -> str | None:
+    return None if chromium() is not None else "no Chromium"
+
+
+def chromium() -> str | None:
+    """A browser that can be told to open a file and say what it shows."""
+    return next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+
+
+NEEDS: dict[str, Callable[[], str | None]] = {
+    "root": _missing_root,
+    "etcd": _missing_etcd,
+    "docker": _missing_docker,
+    "chromium": _missing_chromium,
+}
 _left_out: Counter[str] = Counter()
 
 
@@ -133,6 +147,14 @@ def install_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
         return target
 
     return install
+
+
+@pytest.fixture(scope="session")
+def chromium_path() -> str:
+    """For tests that are marked `chromium`."""
+    found = chromium()
+    assert found is not None
+    return found
 
 
 @pytest.fixture(scope="session")

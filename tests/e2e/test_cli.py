@@ -46,11 +46,22 @@ KEYS = {
         "tensor_count", "artifact", "graph", "agreement", "lossy", "withheld", "notes", "progress",
     },
     "registration": {"model", "version", "unchanged", "tensor_bytes", "tensor_bytes_already_stored", "variants"},
-    "profile": {"variant", "profile_class", "quick", "measured_unix_s", "load", "latency"},
-    "row": {"batch", "threads", "repeats", "p50_ms", "p99_ms", "mean_ms", "peak_private_bytes"},
     "batch": {
         "id", "trust_domain", "model", "input_url", "input_format", "output_url", "output_format", "batch_size", "objectives", "max_errors",
         "state", "cancelling", "reason", "rows", "rows_done", "rows_failed", "parts", "submitted_unix_s", "started_unix_s", "ended_unix_s",
+    },
+    "profile": {
+        "variant", "profile_class", "quick", "measured_unix_s", "accuracy", "accuracy_source", "withheld", "usd_per_hour", "usd_per_1000",
+        "load", "fits", "latency",
+    },
+    "row": {
+        "batch", "threads", "concurrency", "repeats", "p50_ms", "p99_ms", "mean_ms", "spread", "items_per_s", "usd_per_1000",
+        "peak_private_bytes",
+    },
+    "fit": {"threads", "concurrency", "slope_ms", "intercept_ms", "error", "saturation_items_per_s"},
+    "compared": {
+        "variant", "profile_class", "batch", "threads", "concurrency", "score", "perf_throughput", "perf_latency_avg", "perf_latency_p50",
+        "perf_latency_p99", "cpu_used_ram", "accuracy", "usd_per_1000", "load_time", "reason",
     },
     "infer": {"model", "version", "variant", "node", "start_path", "request_id", "outputs"},
     "explain": {
@@ -230,10 +241,48 @@ def test_profiles_are_measured_once_and_shown(platform: Platform) -> None:
     assert all(
         set(cost) == {"start_path", "ms", "peak_private_bytes"} and set(cost["ms"]) - {"total"} <= STAGES for cost in profile["load"]
     )
+    assert all(set(fit) == KEYS["fit"] for fit in profile["fits"])
+    assert [(fit["concurrency"], fit["slope_ms"]) for fit in profile["fits"]] == [(1, None)], "one batch makes no line"
+    assert profile["accuracy"] == 1.0
+    assert profile["usd_per_hour"] > 0, "by the catalogue that comes with the node agent"
+    assert profile["usd_per_1000"] == profile["latency"][0]["usd_per_1000"] > 0
     again = platform.tessera("profile", "run", "net", "--quick", "--variant", "ort-fp32")
     assert again.returncode == 0
     shown = platform.json("profile", "show", "net")
     assert [each["measured_unix_s"] for each in shown if each["variant"] == profile["variant"]] == [profile["measured_unix_s"]]
+
+
+def test_profiles_are_compared_and_exported(platform: Platform, tmp_path: Path) -> None:
+    done = platform.tessera("profile", "run", "net", "--variant", "ort-fp32")
+    assert done.returncode == 0, done.stderr
+    (shown,) = [each for each in platform.json("profile", "show", "net") if each["variant"] == "net@1/ort-fp32"]
+    assert shown["quick"] is False
+    assert {row["concurrency"] for row in shown["latency"]} >= ({1, 2} if (os.cpu_count() or 1) > 1 else {1})
+    assert any(fit["slope_ms"] is not None and fit["error"] >= 0 for fit in shown["fits"])
+    compared = platform.json("profile", "compare", "net", "--objective", "perf_throughput", "--constraint", "perf_latency_p99:max=10000")
+    assert all(set(each) == KEYS["compared"] for each in compared)
+    best = next(each for each in compared if each["variant"] == "net@1/ort-fp32")
+    assert best["perf_throughput"] == max(row["items_per_s"] for row in shown["latency"])
+    nothing = platform.tessera("profile", "compare", "net", "--constraint", "perf_latency_p99:max=0.000001")
+    assert nothing.returncode == 1
+    assert "no configuration meets the constraints" in nothing.stderr
+    assert "is above max" in nothing.stdout
+    wrong = platform.tessera("profile", "compare", "net", "--objective", "speed")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "there are perf_throughput" in wrong.stderr
+    assert json.loads(platform.tessera("profile", "export", "net").stdout) == platform.json("profile", "show", "net")
+    rows = tmp_path / "rows.csv"
+    assert platform.tessera("profile", "export", "net", "--format", "csv", "--to", str(rows)).returncode == 0
+    lines = [line.split(",") for line in rows.read_text().splitlines()]
+    assert KEYS["row"] < set(lines[0])
+    assert [line[0] for line in lines[1:]].count("net@1/ort-fp32") == len(shown["latency"])
+    page = tmp_path / "report.html"
+    assert platform.tessera("profile", "show", "net", "--html", str(page)).returncode == 0
+    assert "net@1/ort-fp32" in page.read_text()
+    for options in (("--html", str(tmp_path / "no" / "report.html")),):
+        refused = platform.tessera("profile", "show", "net", *options)
+        assert refused.returncode == 2
+        assert "No such file" in refused.stderr
 
 
 def test_a_request_is_explained_and_drawn(platform: Platform, asked: dict[str, Any]) -> None:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tessera.domain.cost import usd_per_1000_at
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from tessera.sdk import types
 
 Plain = dict[str, Any]
+
+ROW_KEYS = (
+    "batch", "threads", "concurrency", "repeats", "p50_ms", "p99_ms", "mean_ms", "spread", "items_per_s", "usd_per_1000",
+    "peak_private_bytes",
+)  # fmt: skip
+"""Of a measured row of a profile."""
 
 
 def key_text(key: types.VariantKey) -> str:
@@ -190,21 +198,46 @@ def profile(found: types.Profile) -> Plain:
         "profile_class": found.profile_class,
         "quick": found.quick,
         "measured_unix_s": found.measured_unix_s,
+        "accuracy": round(found.accuracy, 6) if found.HasField("accuracy") else None,
+        "accuracy_source": found.accuracy_source,
+        "withheld": found.withheld,
+        "usd_per_hour": found.usd_per_hour or None,
+        "usd_per_1000": found.usd_per_1000 if found.HasField("usd_per_1000") else None,
         "load": [
             {"start_path": cost.start_path, "ms": stages(cost.stages), "peak_private_bytes": cost.peak_private_bytes} for cost in found.load
         ],
-        "latency": [
-            {
-                "batch": row.batch,
-                "threads": row.threads,
-                "repeats": row.repeats,
-                "p50_ms": round(row.p50_ms, 4),
-                "p99_ms": round(row.p99_ms, 4),
-                "mean_ms": round(row.mean_ms, 4),
-                "peak_private_bytes": row.peak_private_bytes,
-            }
-            for row in found.rows
-        ],
+        "fits": [_fit(each) for each in found.fits],
+        "latency": [_row(row, found) for row in found.rows],
+    }
+
+
+def _fit(found: types.Fit) -> Plain:
+    line = found.line if found.HasField("line") else None
+    return {
+        "threads": found.threads,
+        "concurrency": found.concurrency,
+        "slope_ms": round(line.slope_ms, 4) if line is not None else None,
+        "intercept_ms": round(line.intercept_ms, 4) if line is not None else None,
+        "error": round(line.error, 4) if line is not None else None,
+        "saturation_items_per_s": round(found.saturation_items_per_s, 2),
+    }
+
+
+def _row(row: types.LatencyRow, of: types.Profile) -> Plain:
+    items_per_s = 1000 * row.batch * row.concurrency / row.mean_ms if row.mean_ms > 0 else 0.0
+    priced = usd_per_1000_at(items_per_s, row.threads * row.concurrency, of.usd_per_hour, of.cpu_count)
+    return {
+        "batch": row.batch,
+        "threads": row.threads,
+        "concurrency": row.concurrency,
+        "repeats": row.repeats,
+        "p50_ms": round(row.p50_ms, 4),
+        "p99_ms": round(row.p99_ms, 4),
+        "mean_ms": round(row.mean_ms, 4),
+        "spread": round(row.spread, 5),
+        "items_per_s": round(items_per_s, 2),
+        "usd_per_1000": priced if of.usd_per_hour else None,
+        "peak_private_bytes": row.peak_private_bytes,
     }
 
 

@@ -42,6 +42,7 @@ class ProfilerServer(profiler_pb2_grpc.ProfilerServicer):
 def _profile_message(found: Valued) -> profiler_pb2.Profile:
     message = encode_profile(found.record)
     message.usd_per_hour = found.usd_per_hour
+    message.cpu_count = found.cpu_count
     message.withheld = found.withheld
     if found.usd_per_1000 is not None:
         message.usd_per_1000 = found.usd_per_1000

@@ -26,7 +26,7 @@ from tessera.api.common.v1 import common_pb2 as tessera_dot_api_dot_common_dot_v
 from tessera.api.node.v1 import node_pb2 as tessera_dot_api_dot_node_dot_v1_dot_node__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&tessera/api/profiler/v1/profiler.proto\x12\x17tessera.api.profiler.v1\x1a\"tessera/api/common/v1/common.proto\x1a\x1etessera/api/node/v1/node.proto\"\x8f\x01\n\x11RunProfileRequest\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\x0f\n\x07variant\x18\x04 \x01(\t\x12\x15\n\rprofile_class\x18\x05 \x01(\t\x12\r\n\x05quick\x18\x06 \x01(\x08\x12\r\n\x05\x61gain\x18\x07 \x01(\x08\"d\n\x0cProfileEvent\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x10\n\x08\x66raction\x18\x02 \x01(\x01\x12\x31\n\x07profile\x18\x03 \x01(\x0b\x32 .tessera.api.profiler.v1.Profile\"\x95\x03\n\x07Profile\x12\x32\n\x07variant\x18\x01 \x01(\x0b\x32!.tessera.api.common.v1.VariantKey\x12\x15\n\rprofile_class\x18\x02 \x01(\t\x12+\n\x04load\x18\x03 \x03(\x0b\x32\x1d.tessera.api.node.v1.LoadCost\x12-\n\x04rows\x18\x04 \x03(\x0b\x32\x1f.tessera.api.node.v1.LatencyRow\x12\x17\n\x0fmeasured_unix_s\x18\x05 \x01(\x01\x12\r\n\x05quick\x18\x06 \x01(\x08\x12*\n\x04\x66its\x18\x07 \x03(\x0b\x32\x1c.tessera.api.profiler.v1.Fit\x12\x14\n\x0cusd_per_hour\x18\x08 \x01(\x01\x12\x19\n\x0cusd_per_1000\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x15\n\x08\x61\x63\x63uracy\x18\n \x01(\x01H\x01\x88\x01\x01\x12\x17\n\x0f\x61\x63\x63uracy_source\x18\x0b \x01(\t\x12\x10\n\x08withheld\x18\x0c \x01(\tB\x0f\n\r_usd_per_1000B\x0b\n\t_accuracy\"\xc9\x01\n\x03\x46it\x12\x0f\n\x07threads\x18\x01 \x01(\r\x12\x13\n\x0b\x63oncurrency\x18\x02 \x01(\r\x12\x34\n\x04line\x18\x03 \x01(\x0b\x32!.tessera.api.profiler.v1.Fit.LineH\x00\x88\x01\x01\x12\x1e\n\x16saturation_items_per_s\x18\x04 \x01(\x01\x1a=\n\x04Line\x12\x10\n\x08slope_ms\x18\x01 \x01(\x01\x12\x14\n\x0cintercept_ms\x18\x02 \x01(\x01\x12\r\n\x05\x65rror\x18\x03 \x01(\x01\x42\x07\n\x05_line\"J\n\x12GetProfilesRequest\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\"I\n\x13GetProfilesResponse\x12\x32\n\x08profiles\x18\x01 \x03(\x0b\x32 .tessera.api.profiler.v1.Profile2\xd7\x01\n\x08Profiler\x12\x61\n\nRunProfile\x12*.tessera.api.profiler.v1.RunProfileRequest\x1a%.tessera.api.profiler.v1.ProfileEvent0\x01\x12h\n\x0bGetProfiles\x12+.tessera.api.profiler.v1.GetProfilesRequest\x1a,.tessera.api.profiler.v1.GetProfilesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&tessera/api/profiler/v1/profiler.proto\x12\x17tessera.api.profiler.v1\x1a\"tessera/api/common/v1/common.proto\x1a\x1etessera/api/node/v1/node.proto\"\x8f\x01\n\x11RunProfileRequest\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\x0f\n\x07variant\x18\x04 \x01(\t\x12\x15\n\rprofile_class\x18\x05 \x01(\t\x12\r\n\x05quick\x18\x06 \x01(\x08\x12\r\n\x05\x61gain\x18\x07 \x01(\x08\"d\n\x0cProfileEvent\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x10\n\x08\x66raction\x18\x02 \x01(\x01\x12\x31\n\x07profile\x18\x03 \x01(\x0b\x32 .tessera.api.profiler.v1.Profile\"\xa8\x03\n\x07Profile\x12\x32\n\x07variant\x18\x01 \x01(\x0b\x32!.tessera.api.common.v1.VariantKey\x12\x15\n\rprofile_class\x18\x02 \x01(\t\x12+\n\x04load\x18\x03 \x03(\x0b\x32\x1d.tessera.api.node.v1.LoadCost\x12-\n\x04rows\x18\x04 \x03(\x0b\x32\x1f.tessera.api.node.v1.LatencyRow\x12\x17\n\x0fmeasured_unix_s\x18\x05 \x01(\x01\x12\r\n\x05quick\x18\x06 \x01(\x08\x12*\n\x04\x66its\x18\x07 \x03(\x0b\x32\x1c.tessera.api.profiler.v1.Fit\x12\x14\n\x0cusd_per_hour\x18\x08 \x01(\x01\x12\x19\n\x0cusd_per_1000\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x15\n\x08\x61\x63\x63uracy\x18\n \x01(\x01H\x01\x88\x01\x01\x12\x17\n\x0f\x61\x63\x63uracy_source\x18\x0b \x01(\t\x12\x11\n\tcpu_count\x18\r \x01(\r\x12\x10\n\x08withheld\x18\x0c \x01(\tB\x0f\n\r_usd_per_1000B\x0b\n\t_accuracy\"\xc9\x01\n\x03\x46it\x12\x0f\n\x07threads\x18\x01 \x01(\r\x12\x13\n\x0b\x63oncurrency\x18\x02 \x01(\r\x12\x34\n\x04line\x18\x03 \x01(\x0b\x32!.tessera.api.profiler.v1.Fit.LineH\x00\x88\x01\x01\x12\x1e\n\x16saturation_items_per_s\x18\x04 \x01(\x01\x1a=\n\x04Line\x12\x10\n\x08slope_ms\x18\x01 \x01(\x01\x12\x14\n\x0cintercept_ms\x18\x02 \x01(\x01\x12\r\n\x05\x65rror\x18\x03 \x01(\x01\x42\x07\n\x05_line\"J\n\x12GetProfilesRequest\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\"I\n\x13GetProfilesResponse\x12\x32\n\x08profiles\x18\x01 \x03(\x0b\x32 .tessera.api.profiler.v1.Profile2\xd7\x01\n\x08Profiler\x12\x61\n\nRunProfile\x12*.tessera.api.profiler.v1.RunProfileRequest\x1a%.tessera.api.profiler.v1.ProfileEvent0\x01\x12h\n\x0bGetProfiles\x12+.tessera.api.profiler.v1.GetProfilesRequest\x1a,.tessera.api.profiler.v1.GetProfilesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,15 +38,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROFILEEVENT']._serialized_start=281
   _globals['_PROFILEEVENT']._serialized_end=381
   _globals['_PROFILE']._serialized_start=384
-  _globals['_PROFILE']._serialized_end=789
-  _globals['_FIT']._serialized_start=792
-  _globals['_FIT']._serialized_end=993
-  _globals['_FIT_LINE']._serialized_start=923
-  _globals['_FIT_LINE']._serialized_end=984
-  _globals['_GETPROFILESREQUEST']._serialized_start=995
-  _globals['_GETPROFILESREQUEST']._serialized_end=1069
-  _globals['_GETPROFILESRESPONSE']._serialized_start=1071
-  _globals['_GETPROFILESRESPONSE']._serialized_end=1144
-  _globals['_PROFILER']._serialized_start=1147
-  _globals['_PROFILER']._serialized_end=1362
+  _globals['_PROFILE']._serialized_end=808
+  _globals['_FIT']._serialized_start=811
+  _globals['_FIT']._serialized_end=1012
+  _globals['_FIT_LINE']._serialized_start=942
+  _globals['_FIT_LINE']._serialized_end=1003
+  _globals['_GETPROFILESREQUEST']._serialized_start=1014
+  _globals['_GETPROFILESREQUEST']._serialized_end=1088
+  _globals['_GETPROFILESRESPONSE']._serialized_start=1090
+  _globals['_GETPROFILESRESPONSE']._serialized_end=1163
+  _globals['_PROFILER']._serialized_start=1166
+  _globals['_PROFILER']._serialized_end=1381
 # @@protoc_insertion_point(module_scope)

@@ -105,6 +105,7 @@ class Profile(_message.Message):
     USD_PER_1000_FIELD_NUMBER: _builtins.int
     ACCURACY_FIELD_NUMBER: _builtins.int
     ACCURACY_SOURCE_FIELD_NUMBER: _builtins.int
+    CPU_COUNT_FIELD_NUMBER: _builtins.int
     WITHHELD_FIELD_NUMBER: _builtins.int
     profile_class: _builtins.str
     measured_unix_s: _builtins.float
@@ -117,6 +118,8 @@ class Profile(_message.Message):
     """0 to 1; absent where the variant is no longer there"""
     accuracy_source: _builtins.str
     """"evaluation", "stated" or "agreement" """
+    cpu_count: _builtins.int
+    """of the node whose price it is; 0: there is none"""
     withheld: _builtins.str
     """why the variant is served by name alone; empty: it is offered"""
     @_builtins.property
@@ -143,11 +146,12 @@ class Profile(_message.Message):
         usd_per_1000: _builtins.float | None = ...,
         accuracy: _builtins.float | None = ...,
         accuracy_source: _builtins.str = ...,
+        cpu_count: _builtins.int = ...,
         withheld: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy", "_usd_per_1000", b"_usd_per_1000", "accuracy", b"accuracy", "usd_per_1000", b"usd_per_1000", "variant", b"variant"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy", "_usd_per_1000", b"_usd_per_1000", "accuracy", b"accuracy", "accuracy_source", b"accuracy_source", "fits", b"fits", "load", b"load", "measured_unix_s", b"measured_unix_s", "profile_class", b"profile_class", "quick", b"quick", "rows", b"rows", "usd_per_1000", b"usd_per_1000", "usd_per_hour", b"usd_per_hour", "variant", b"variant", "withheld", b"withheld"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy", "_usd_per_1000", b"_usd_per_1000", "accuracy", b"accuracy", "accuracy_source", b"accuracy_source", "cpu_count", b"cpu_count", "fits", b"fits", "load", b"load", "measured_unix_s", b"measured_unix_s", "profile_class", b"profile_class", "quick", b"quick", "rows", b"rows", "usd_per_1000", b"usd_per_1000", "usd_per_hour", b"usd_per_hour", "variant", b"variant", "withheld", b"withheld"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__accuracy: _TypeAlias = _typing.Literal["accuracy"]  # noqa: Y015
     _WhichOneofArgType__accuracy: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy"]  # noqa: Y015

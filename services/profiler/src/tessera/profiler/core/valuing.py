@@ -16,6 +16,7 @@ class Valued:
 
     record: ProfileRecord
     usd_per_hour: float = 0.0
+    cpu_count: int = 0
     usd_per_1000: float | None = None
     accuracy: Accuracy | None = None
     withheld: str = ""
@@ -36,6 +37,7 @@ def valued(
             Valued(
                 record,
                 dearest.usd_per_hour if dearest is not None else 0.0,
+                dearest.cpu_count if dearest is not None else 0,
                 usd_per_1000(record, dearest.usd_per_hour, dearest.cpu_count) if dearest is not None else None,
                 accuracy_of(variant.agreement, model.accuracy if model is not None else None) if variant is not None else None,
                 variant.withheld if variant is not None else "",

@@ -118,7 +118,7 @@ class FakeRuntime:
     async def measure(self, instance_ids: Sequence[InstanceId], batch: int, seconds: float, min_repeats: int, spread: float) -> LatencyRow:
         self._require()
         assert set(instance_ids) <= self.loaded.keys()
-        self._world.measuring.append(self._hello.runtime_id)
+        self._world.measuring[self._hello.runtime_id] = seconds
         await self._world.measure_gate.wait()
         return LatencyRow(batch, self._hello.threads, min_repeats, 1.0, 2.0, 1.1, 10, len(instance_ids), spread)
 
@@ -162,7 +162,8 @@ class FakeRuntimes:
         """For each load whether it was to be told early."""
         self.measure_gate = asyncio.Event()
         self.measure_gate.set()
-        self.measuring: list[RuntimeId] = []
+        self.measuring: dict[RuntimeId, float] = {}
+        """The time limit of each runtime's last row."""
         self.fork_gate = asyncio.Event()
         self.fork_gate.set()
         self.fork_error: TesseraError | None = None

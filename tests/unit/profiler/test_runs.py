@@ -13,7 +13,16 @@ import pytest
 from tessera.coord import keys
 from tessera.coord.interface import Delete, ModRevisionIs, Put
 from tessera.coord.records import decode, encode
-from tessera.domain.errors import FailedPrecondition, Internal, InvalidInput, ModelNotFound, NotFound, Unavailable, VersionNotFound
+from tessera.domain.errors import (
+    FailedPrecondition,
+    Internal,
+    InvalidInput,
+    ModelNotFound,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+    VersionNotFound,
+)
 from tessera.domain.ids import DEFAULT_TRUST_DOMAIN, ModelName, NodeId, ProfileClass, VersionNumber
 from tessera.domain.records import AliasRecord, ProfileRecord
 from tessera.profiler.adapters.records import EtcdRecords
@@ -201,6 +210,39 @@ async def test_what_is_measured_already_is_measured_again_only_when_asked() -> N
         stored = await found.stored()
         assert stored is not None
         assert stored.latency_ms(8, 2) == 7.0
+
+
+async def test_a_row_without_memory_ends_its_sweep_and_nothing_else() -> None:
+    async with bench() as found:
+        found.agents.break_after["n1:1"] = (2, ResourceExhausted("no memory for the run"))
+        events = await found.run()
+        stored = await found.stored()
+        assert stored is not None
+        assert cells(stored) == [cell for cell in GRID if cell.batch < 4]
+        assert not stored.quick
+        assert [cell.batch for cell in found.agents.cells].count(4) == len(SWEEPS), "each sweep found out once"
+        assert any("no memory for the run" in event.message for event in events)
+        found.agents.break_after["n1:1"] = (0, ResourceExhausted("no memory at all"))
+        with pytest.raises(ResourceExhausted, match="no memory at all"):
+            await found.run(again=True)
+
+
+async def test_the_profile_of_another_class_is_no_help() -> None:
+    """What was measured on one class is neither taken for another's nor changed by measuring there."""
+    async with bench() as found:
+        other = ProfileClass("other")
+        theirs = ProfileRecord(KEY, other, (a_load_cost(),), tuple(a_latency_row(batch, 1, 999.0) for batch in BATCHES), 1.0)
+        await found.put(keys.profile(KEY, other), theirs)
+        await found.run()
+        assert sorted(found.agents.cells) == sorted(GRID)
+        stored = await found.stored()
+        assert stored is not None
+        assert stored.latency_ms(1, 1) == 2.0
+        assert await found.stored("other") == theirs
+        shown = await found.profiler.profiles(DEFAULT_TRUST_DOMAIN, "digits", 0)
+        assert [item.record.profile_class for item in shown] == sorted([PROFILE_CLASS, other])
+        with pytest.raises(FailedPrecondition, match="no node of profile class 'other' is registered"):
+            await found.run(profile_class=other)
 
 
 async def test_a_run_that_ended_before_it_said_so_is_told_complete() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tessera import wire
 from tessera.api.common.v1 import common_pb2
 from tessera.domain.errors import InvalidInput
+from tessera.domain.fit import fit_of, saturation_items_per_s
 from tessera.domain.ids import RuntimeId, Term, TrustDomain, VariantKey, VariantName, VersionNumber
 from tessera.domain.instance import Stage, StageTime, StartPath
 from tessera.domain.records import LatencyRow, LoadCost
@@ -29,7 +30,7 @@ stages = st.lists(st.builds(StageTime, st.sampled_from(Stage), times), max_size=
 
 
 load_costs = st.builds(LoadCost, st.sampled_from(StartPath), stages, sizes)
-rows = st.builds(LatencyRow, small, small, small, times, times, times, sizes)
+rows = st.builds(LatencyRow, small, small, small, times, times, times, sizes, small, times)
 endpoints = st.builds(wire.Endpoint, names, names, names, names.map(RuntimeId))
 
 
@@ -60,6 +61,11 @@ def test_what_is_only_sent_says_everything() -> None:
     assert (wire.decode_variant_key(sent.variant), sent.profile_class) == (profile.variant, profile.profile_class)
     assert (tuple(map(wire.decode_load_cost, sent.load)), tuple(map(wire.decode_latency_row, sent.rows))) == (profile.load, profile.rows)
     assert (sent.measured_unix_s, sent.quick) == (profile.measured_unix_s, profile.quick)
+    (fit,), line = sent.fits, fit_of(profile, 1)
+    assert line is not None
+    assert (fit.threads, fit.concurrency, fit.line.slope_ms, fit.line.intercept_ms) == (1, 1, line.slope_ms, line.intercept_ms)
+    assert fit.saturation_items_per_s == saturation_items_per_s(profile, 1)
+    assert not wire.encode_profile(builders.a_profile(rows=(builders.a_latency_row(),))).fits[0].HasField("line")
     variant = builders.a_variant()
     info = wire.encode_variant_info(variant)
     assert wire.decode_variant_key(info.key) == variant.key
@@ -118,6 +124,8 @@ ENDPOINT = wire.encode_endpoint(wire.Endpoint("host-0", "/run/tessera/runtime-0/
         (wire.decode_latency_row, changed(ROW, threads=0), "row.threads 0"),
         (wire.decode_latency_row, changed(ROW, repeats=0), "row.repeats 0"),
         (wire.decode_latency_row, changed(ROW, p99_ms=float("nan")), "row.p99_ms"),
+        (wire.decode_latency_row, changed(ROW, spread=float("nan")), "row.spread nan"),
+        (wire.decode_latency_row, changed(ROW, spread=-0.5), "row.spread -0.5"),
     ],
 )
 def test_what_is_malformed_is_named(decode: Callable[[Any], Any], message: Any, field: str) -> None:

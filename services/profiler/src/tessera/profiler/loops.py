@@ -13,10 +13,10 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 from tessera.clock import Clock
-from tessera.domain.errors import Conflict, Internal, TesseraError, Unavailable, error_of
+from tessera.domain.errors import Conflict, Internal, ResourceExhausted, TesseraError, Unavailable, error_of
 from tessera.domain.ids import NodeId, ProfileClass, TrustDomain
 from tessera.domain.records import LatencyRow, LoadCost, NodeRecord, ProfileRecord
-from tessera.profiler.core.grid import Cell, cell_of
+from tessera.profiler.core.grid import Cell, below, cell_of
 from tessera.profiler.core.merging import merge, steadier
 from tessera.profiler.core.planning import Limits, Taken, next_cell, row_seconds, settled
 from tessera.profiler.core.targets import Target, targets
@@ -119,7 +119,8 @@ class _Run:
         for target in self._targets:
             record = await self._owner._records.profile(target.key, target.profile_class)
             writer = _Writer(self._owner, target, self._request.again, record)
-            if record is not None and self._next(target, writer, ()) is None and (self._request.quick or not record.quick):
+            nothing = next_cell(target.grid(self._request.quick), writer.rows, (), self._limits) is None
+            if record is not None and nothing and (self._request.quick or not record.quick):
                 known.append((target, record))
                 continue
             self._total += len(target.grid(self._request.quick))
@@ -159,23 +160,30 @@ class _Run:
             self._events.put_nowait(None)
 
     async def _target(self, target: Target, writer: _Writer) -> None:
-        """Measures until there is nothing left, or the budget is spent. Raises: TesseraError."""
+        """Measures until there is nothing left, or the budget is spent. A row for which there is no memory ends its sweep.
+
+        Raises:
+            TesseraError: a row could not be measured; ResourceExhausted when none could.
+        """
         taken: list[Taken] = []
-        nodes = list(target.nodes)
+        grid, nodes = target.grid(self._request.quick), list(target.nodes)
         with span("tessera.profiler.measure", variant=str(target.key), profile_class=target.profile_class):
-            while (cell := self._next(target, writer, taken)) is not None:
-                taken.append(Taken(cell, await self._cell(target, cell, row_seconds(taken, self._limits), nodes, writer)))
+            while (cell := next_cell(grid, writer.rows, taken, self._limits)) is not None:
+                try:
+                    taken.append(Taken(cell, await self._cell(target, cell, row_seconds(taken, self._limits), nodes, writer)))
+                except ResourceExhausted as error:
+                    grid = below(grid, cell)
+                    if not grid:
+                        raise
+                    self._tell(f"{target.key}: {cell}: {error.message}")
                 self._note(target, writer)
             if not self._request.quick:
                 await writer.complete()
         self._note(target, None)
-        assert writer.record is not None  # a run's first cell is measured whatever it takes
+        assert writer.record is not None  # a run's first cell is measured whatever it takes, and a grid without cells raised
         seconds = sum(each.seconds for each in taken)
         log.info("profiled", variant=str(target.key), profile_class=target.profile_class, rows=len(writer.record.rows), seconds=seconds)
         self._tell(f"{target.key} on {target.profile_class}: done, {len(taken)} rows in {seconds:.0f} s", writer.record)
-
-    def _next(self, target: Target, writer: _Writer, taken: Sequence[Taken]) -> Cell | None:
-        return next_cell(target.grid(self._request.quick), writer.rows, taken, self._limits)
 
     async def _cell(self, target: Target, cell: Cell, seconds: float, nodes: list[NodeRecord], writer: _Writer) -> float:
         """Measures for `seconds` at most, on the first of `nodes` that answers; one that does not is asked last from then on. Returns how

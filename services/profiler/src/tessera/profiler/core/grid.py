@@ -63,6 +63,11 @@ def sweeps(grid: Iterable[Cell]) -> dict[Sweep, tuple[Cell, ...]]:
     return {sweep: tuple(found[sweep]) for sweep in sorted(found)}
 
 
+def below(grid: Iterable[Cell], cell: Cell) -> tuple[Cell, ...]:
+    """The grid without this cell and the larger batches of its sweep."""
+    return tuple(each for each in grid if sweep_of(each) != sweep_of(cell) or each.batch < cell.batch)
+
+
 def _counts(most: int) -> list[int]:
     """Powers of two up to `most`, and `most` itself."""
     powers = [1 << exponent for exponent in range(max(1, most).bit_length())]

@@ -164,8 +164,8 @@ class AsyncClient:
         on_event: OnEvent | None = None,
         on_upload: Progress | None = None,
     ) -> registry_pb2.RegistrationResult:
-        """Registers a local folder, a `.pt2` or `.onnx` file or a builder reference; returns when it is durable (`wait`: and its base variants
-        are made).
+        """Registers a local folder, a `.pt2` or `.onnx` file or a builder reference; returns when it is durable (`wait`: and its base
+        variants are made).
 
         Only files that the registry does not have are sent. The same content again is recognised before anything is sent, and answered
         at once.

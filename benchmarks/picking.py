@@ -87,7 +87,7 @@ def simulate(policy: InstancePolicy, load: float, gateways: int, requests: int, 
         servers[at].waiting.append((now_ms, gateway))
         if not servers[at].executing:
             begin(at)
-    seconds = max(1, int(now_ms // 1000))
+    seconds = int(now_ms // 1000) + 1
     return latencies, sum(len(server.batches) for server in servers) / seconds
 
 

@@ -21,10 +21,10 @@ def test_it_is_short() -> None:
     assert sum(len(path.read_text().splitlines()) for path in EXAMPLE.rglob("*") if path.suffix in (".py", ".toml")) < 60
 
 
-def test_installing_the_package_is_all(install: Callable[[str], Path]) -> None:
+def test_installing_the_package_is_all(install_example: Callable[[str], Path]) -> None:
     with pytest.raises(InvalidInput, match="variant policy 'leanest'"):
         registry.make("leanest")
-    install("policy-leanest")
+    install_example("policy-leanest")
     catalogue = Catalogue(DEFAULT_TRUST_DOMAIN, registry.make("leanest"))
     fat = a_variant("digits", "ort-fp32", tensor_bytes=9000)
     lean = a_variant("digits", "aten-fp32", tensor_bytes=9000, tensor_bytes_shared=8000)

@@ -51,7 +51,7 @@ class Route:
 
     def missed(self, choice: Choice) -> str:
         """By how much the choice misses the objectives, in words; "" where it meets them, or none were given."""
-        return words(misses(self.objectives, choice.candidate, choice.expected_ms)) if self.objectives.any else ""
+        return words(misses(self.objectives, choice.candidate, choice.expected_ms))
 
     def to_start(self, choice: Choice) -> list[VariantKey]:
         """What the scheduler may start instead of the choice, the choice first: others that meet what the choice meets."""

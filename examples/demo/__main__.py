@@ -49,7 +49,7 @@ def main() -> None:
             with Client(state=state) as client:
                 _ask(client, digits, accuracies, ("--state", str(state)))
         finally:
-            heading("7. Take everything down")
+            heading("8. Take everything down")
             _tessera("down", "--state", str(state))
     line(f"the demo took {time.monotonic() - begun:.0f} s")
 
@@ -69,6 +69,9 @@ def _ask(client: Client, digits: Path, accuracies: dict[str, float], where: tupl
     _tessera("explain", requests.first_request_of("digits-medium"), *where, token=token)
     _tessera("trace", "show", requests.first_request_of("digits-medium"), *where, token=token)
     _tessera("ps", *where, token=token)
+    heading("7. Say what you need, not which model")
+    for request_id in requests.by_need(client, accuracies):
+        _tessera("explain", request_id, *where, token=token)
 
 
 if __name__ == "__main__":

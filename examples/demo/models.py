@@ -14,7 +14,7 @@ from examples.demo.say import line, mebibytes, table
 from tessera.sdk import Client
 
 SIBLINGS = ("digits-parity", "digits-has-a-loop", "digits-greater-than-four", "digits-rotated")
-PROFILED = ("minilm", "digits-medium", "resnet18", "mobilenetv2_w1")
+PROFILED = ("minilm", "digits-small", "digits-medium", "digits-large", "resnet18", "mobilenetv2_w1")
 
 
 @dataclass(frozen=True)

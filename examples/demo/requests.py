@@ -11,7 +11,7 @@ import numpy as np
 from examples.demo.models import SIBLINGS, demo_models, minilm_folder
 from examples.demo.say import line, table
 from examples.digits.data import TASKS, load, rotated
-from tessera.sdk import Client, InferResult
+from tessera.sdk import Client, InferResult, Objectives
 
 SENTENCES = (
     "A man is playing a guitar on the street.",
@@ -113,6 +113,32 @@ def digits(client: Client, trained: dict[str, float]) -> None:
             raise SystemExit(f"digits-medium answers {served:.1%} right, at least {WANTED_ACCURACY:.0%} are wanted")
     line(f"\naccuracy on {len(held_out.labels)} held-out digits:")
     table(("model", "served", "eager, when trained"), rows)
+
+
+def by_need(client: Client, trained: dict[str, float]) -> list[str]:
+    """The same held-out digits to `task:digits` under three objectives; returns a request of each. The last asks for more than there is."""
+    _, held_out = load()
+    best = max(trained[f"digits-{size}"] for size in ("small", "medium", "large"))
+    asked = (Objectives(latency_ms=500.0), Objectives(min_accuracy=best, strict=True), Objectives(min_accuracy=1.0, latency_ms=500.0))
+    rows, requests = [], []
+    for objectives in asked:
+        answer = client.infer("task:digits", {_input(client, "task:digits"): held_out.images[:BATCH]}, objectives=objectives)
+        (logits,) = answer.outputs.values()
+        right = int((logits.argmax(axis=1) == held_out.labels[:BATCH]).sum())
+        said = ", ".join(f"{name}={value:g}" for name, value in _numbers(objectives).items())
+        rows.append((said, answer.answered_by, answer.variant, f"{right} of {BATCH}", answer.objective_missed or "-"))
+        requests.append(answer.request_id)
+        if objectives.strict and trained[answer.answered_by.partition("@")[0]] < best:
+            raise SystemExit(f"{said}: {answer.answered_by} answered, which is right less often")
+    line("\none task, three objectives:")
+    table(("asked for", "answered by", "variant", "right", "missed"), rows)
+    return requests
+
+
+def _numbers(objectives: Objectives) -> dict[str, float]:
+    """The numbers among them that were given."""
+    given = {"latency_ms": objectives.latency_ms, "min_accuracy": objectives.min_accuracy, "max_cost": objectives.max_cost}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def triton(client: Client) -> None:

@@ -16,17 +16,17 @@ WIDTH = 64
 
 
 class Net(torch.nn.Module):
-    """Images of IMAGE to CLASSES numbers; the trunk is the same for every `head_seed`."""
+    """Images of IMAGE to CLASSES numbers; the trunk is the same for every `head_seed` of a width."""
 
-    def __init__(self, head_seed: int) -> None:
+    def __init__(self, head_seed: int, width: int = WIDTH) -> None:
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.trunk = torch.nn.Sequential(
-                torch.nn.Conv2d(1, WIDTH, 3), torch.nn.BatchNorm2d(WIDTH), torch.nn.ReLU(), torch.nn.Conv2d(WIDTH, WIDTH, 3)
+                torch.nn.Conv2d(1, width, 3), torch.nn.BatchNorm2d(width), torch.nn.ReLU(), torch.nn.Conv2d(width, width, 3)
             )
             torch.manual_seed(head_seed)
-            self.head = torch.nn.Linear(WIDTH, CLASSES)
+            self.head = torch.nn.Linear(width, CLASSES)
         self.eval().requires_grad_(False)
 
     def forward(self, image: torch.Tensor) -> Any:

@@ -53,6 +53,7 @@ from tessera.gateway.app import Doors, run
 from tessera.gateway.config import GatewayConfig
 from tessera.program import Stop
 from tessera.rpc import FramedServer, RpcServer
+from tessera.testing.builders import a_latency_row, a_profile
 from tessera.testing.coord import FakeCoordinator, FakeEtcd
 from tessera.wire import encode_variant_key
 
@@ -189,12 +190,12 @@ class World:
         assert found is not None
         await FakeCoordinator(self.etcd).transact([ModRevisionIs(key, found.mod_revision)], [Delete(key)])
 
-    async def add_model(self, name: str, *variants: str, version: int = 1) -> None:
+    async def add_model(self, name: str, *variants: str, version: int = 1, task: str = "", accuracy: float | None = None) -> None:
         spec = (TensorSpec("INPUT0", "FP32", (-1, 4)),)
         signature = Signature(spec, (TensorSpec("OUTPUT0", "FP32", (-1, 4)),))
         model, number = ModelName(name), VersionNumber(version)
         key = variant_key(name, version=version).version_key
-        await self.put(keys.model(DOMAIN, model), ModelRecord(model, DOMAIN, "", "", None, number, 0.0))
+        await self.put(keys.model(DOMAIN, model), ModelRecord(model, DOMAIN, task, "", accuracy, number, 0.0))
         await self.put(keys.version(key), VersionRecord(model, DOMAIN, number, signature, "directory", Digest("0" * 64), 0.0))
         for variant in variants or ("ort-fp32",):
             backend = variant.partition("-")[0]
@@ -202,6 +203,10 @@ class World:
                 variant_key(name, variant, version), backend, backend, "fp32", VariantState.READY, 8, BUILD if backend == "ort" else None
             )
             await self.put(keys.variant(record.key), record)
+
+    async def add_profile(self, model: str, latency_ms: float, variant: str = "ort-fp32") -> None:
+        key, cls = variant_key(model, variant), ProfileClass("test-2")
+        await self.put(keys.profile(key, cls), a_profile(key, profile_class=cls, rows=(a_latency_row(p50_ms=latency_ms),)))
 
     async def add_node(self, node_id: str = "node-0", agent_address: str = "127.0.0.1:1") -> None:
         record = NodeRecord(

@@ -242,7 +242,7 @@ async def test_explain_names_the_losers_and_the_start(admin: grpc.aio.Channel, s
     assert explained.start_path == "warm"
     assert not explained.HasField("start")
     assert explained.variants[0].active_instances == 1
-    assert explained.variant_policy == "plain"
+    assert explained.variant_policy == "tessera"
 
 
 async def test_explain_of_failures_and_of_strangers(admin: grpc.aio.Channel, call: Call) -> None:

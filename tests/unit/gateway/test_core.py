@@ -14,9 +14,9 @@ from tessera.frames.openinference import encode_response
 from tessera.gateway.adapters.identifiers import Identifiers
 from tessera.gateway.app import read_token
 from tessera.gateway.core.admission import FailedStart, StartForecast, after_failure, refusal
-from tessera.gateway.core.catalogue import slot_of
 from tessera.gateway.core.decisions import Decision, DecisionLog
 from tessera.gateway.core.requests import queue_budget_s, reply_prefix
+from tessera.gateway.core.slots import slot_of
 from tessera.gateway.core.spans import spans_of_decision
 from tessera.gateway.server import descriptions
 from tessera.testing.builders import an_instance

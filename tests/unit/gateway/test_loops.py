@@ -16,9 +16,9 @@ from tessera.domain.instance import Stage, StageTime
 from tessera.frames import FrameResponse, RequestHeader
 from tessera.frames.openinference import encode_parameters
 from tessera.gateway.adapters.identifiers import Identifiers
-from tessera.gateway.core.catalogue import Catalogue, slot_of
+from tessera.gateway.core.catalogue import Catalogue
 from tessera.gateway.core.decisions import DecisionLog
-from tessera.gateway.core.slots import InstanceSlot
+from tessera.gateway.core.slots import InstanceSlot, slot_of
 from tessera.gateway.loops.inference import Inference
 from tessera.gateway.loops.starts import REACH_S, StartQueues
 from tessera.gateway.loops.watchdog import Watchdog
@@ -299,7 +299,7 @@ def test_a_bug_is_an_internal_error_and_leaves_no_count_behind() -> None:
         with pytest.raises(Internal, match="the gateway failed: TypeError"):
             await parts.inference.infer(REQUEST)
         assert parts.inference.in_flight == 0
-        assert parts.catalogue.slots()[0].in_flight == 0
+        assert parts.catalogue.fleet.slots()[0].in_flight == 0
 
     virtually(test)
 

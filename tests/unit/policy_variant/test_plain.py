@@ -1,200 +1,148 @@
+"""What every policy does with requests that ask for nothing, and `plain` itself."""
+
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from policy_world import FAILED, LOSSY, a_candidate, choose, chosen, rank
 
 from tessera.domain.errors import InvalidInput
-from tessera.domain.ids import BuildClass, ModelName, ProfileClass, TrustDomain, VariantKey, VariantName, VersionKey, VersionNumber
-from tessera.domain.instance import Stage, StageTime, StartPath
-from tessera.domain.records import LatencyRow, LoadCost, ProfileRecord, VariantRecord, VariantState
+from tessera.domain.objectives import NO_OBJECTIVES, Objectives
+from tessera.domain.records import VariantState
 from tessera.policy.variant import registry
-from tessera.policy.variant.base import NodeClass, VariantPlan, VariantSnapshot
+from tessera.policy.variant.base import Candidate
+from tessera.policy.variant.permitted import is_permitted, refusal
 from tessera.policy.variant.plain import PlainVariantPolicy
+from tessera.policy.variant.ranking import slate
 
-VERSION = VersionKey(TrustDomain("default"), ModelName("m"), VersionNumber(1))
-AVX = BuildClass("x86_64-avx2-ort1")
-NODE = NodeClass(AVX, ProfileClass("avx2-cpu-2"), ("ort", "aten"), 1)
-
-
-def variant(name: str, backend: str = "ort", **changes: object) -> VariantRecord:
-    key = VariantKey(VERSION.trust_domain, VERSION.model, VERSION.version, VariantName(name))
-    build = AVX if backend == "ort" else None
-    base = VariantRecord(key, backend, backend, "fp32", VariantState.READY, 8, build)
-    return replace(base, **changes)  # type: ignore[arg-type]
+PLAIN = PlainVariantPolicy()
+EVERY = pytest.mark.parametrize("name", sorted(registry.POLICIES))
+NOT_STATIC = pytest.mark.parametrize("name", sorted(set(registry.POLICIES) - {"static"}))
+NOT_RELEASED = pytest.mark.parametrize("name", sorted(set(registry.POLICIES) - {"infaas-released"}))
 
 
-def profile(
-    record: VariantRecord, latency_ms: float, load_ms: float | None = 5.0, threads: int = 1, cls: NodeClass = NODE
-) -> ProfileRecord:
-    load = () if load_ms is None else (LoadCost(StartPath.BIND, (StageTime(Stage.LOAD, load_ms),)),)
-    rows = (LatencyRow(1, threads, 20, latency_ms, latency_ms, latency_ms),)
-    return ProfileRecord(record.key, cls.profile_class, load, rows, 0.0)
+@NOT_RELEASED
+def test_without_profiles_the_default_order_decides(name: str) -> None:
+    policy = registry.make(name)
+    assert chosen(policy, a_candidate("aten-fp32", None), a_candidate("ort-fp32", None)) == "ort-fp32"
+    assert not rank(policy, [a_candidate("aten-fp32", None)]).by_number
 
 
-def choose(*variants: VariantRecord, **known: object) -> VariantPlan:
-    snapshot = VariantSnapshot(VERSION, variants, {NODE: 1}, {}, {})
-    policy = PlainVariantPolicy()
-    plan = policy.choose(replace(snapshot, **known))  # type: ignore[arg-type]
-    return replace(plan, options=policy.explain(plan))
-
-
-def profiles(*records: ProfileRecord) -> dict[VariantName, dict[ProfileClass, ProfileRecord]]:
-    return {record.variant.variant: {record.profile_class: record} for record in records}
-
-
-ORT, ATEN = variant("ort-fp32"), variant("aten-fp32", "aten")
-
-
-def names(plan: VariantPlan) -> list[str]:
-    return [option.variant.variant for option in plan.options]
-
-
-def test_without_profiles_the_default_order_decides() -> None:
-    plan = choose(ATEN, ORT)
-    assert names(plan) == ["ort-fp32", "aten-fp32"]
-    assert plan.chosen is not None
-    assert "default order" in plan.chosen.reason
-    assert plan.chosen.expected_ms is None
-
-
-def test_the_profile_beats_the_default_order() -> None:
-    plan = choose(ORT, ATEN, profiles=profiles(profile(ORT, 20.0), profile(ATEN, 3.0)))
-    assert names(plan) == ["aten-fp32", "ort-fp32"]
-    assert plan.options[0].expected_ms == 8.0
-    assert plan.options[1].reason == "17 ms slower than aten-fp32"
+@EVERY
+def test_the_profile_beats_the_default_order(name: str) -> None:
+    choice = choose(registry.make(name), [a_candidate("ort-fp32", 20.0), a_candidate("aten-fp32", 3.0)])
+    assert choice is not None
+    assert (choice.candidate.key.variant, choice.instance, choice.expected_ms) == ("aten-fp32", None, 8.0)
 
 
 def test_load_counts_for_an_inactive_variant() -> None:
-    known = profiles(profile(ORT, 10.0, load_ms=1.0), profile(ATEN, 3.0, load_ms=100.0))
-    assert names(choose(ATEN, ORT, profiles=known))[0] == "ort-fp32"
+    assert chosen(PLAIN, a_candidate("ort-fp32", 10.0, 1.0), a_candidate("aten-fp32", 3.0, 100.0)) == "ort-fp32"
 
 
-def test_an_active_variant_comes_before_a_faster_inactive_one() -> None:
-    known = profiles(profile(ORT, 1.0), profile(ATEN, 50.0))
-    plan = choose(ORT, ATEN, profiles=known, active={ATEN.key.variant: {NODE: 2}})
-    assert names(plan) == ["aten-fp32", "ort-fp32"]
-    assert plan.options[0].active_instances == 2
-    assert plan.options[0].expected_ms == 50.0
-    assert "aten-fp32 is active" in plan.options[1].reason
+@NOT_STATIC
+def test_an_active_variant_comes_before_a_faster_inactive_one(name: str) -> None:
+    choice = choose(registry.make(name), [a_candidate("ort-fp32", 1.0), a_candidate("aten-fp32", 50.0, busy=[0, 0])])
+    assert choice is not None
+    assert (choice.candidate.key.variant, choice.expected_ms) == ("aten-fp32", 50.0)
+    assert choice.instance is choice.candidate.activity.instances[0]
 
 
-def test_among_active_ones_latency_decides_not_load() -> None:
-    known = profiles(profile(ORT, 10.0, load_ms=1.0), profile(ATEN, 3.0, load_ms=100.0))
-    assert names(choose(ORT, ATEN, profiles=known, active={ATEN.key.variant: {NODE: 1}, ORT.key.variant: {NODE: 1}}))[0] == "aten-fp32"
+def test_static_stays_with_the_fastest_whoever_is_active() -> None:
+    assert chosen(registry.make("static"), a_candidate("ort-fp32", 1.0), a_candidate("aten-fp32", 50.0, busy=[0])) == "ort-fp32"
 
 
-def test_a_variant_that_was_not_measured_is_neither_preferred_nor_punished() -> None:
-    assert names(choose(ATEN, ORT, profiles=profiles(profile(ATEN, 1.0))))[0] == "ort-fp32"
-    assert names(choose(ATEN, ORT, profiles=profiles(profile(ORT, 1000.0))))[0] == "ort-fp32"
+@NOT_RELEASED
+def test_among_active_ones_latency_decides_not_load(name: str) -> None:
+    slow, fast = a_candidate("ort-fp32", 10.0, 1.0, busy=[0]), a_candidate("aten-fp32", 3.0, 100.0, busy=[0])
+    assert chosen(registry.make(name), slow, fast) == "aten-fp32"
 
 
-def test_threads_of_the_node_choose_the_row() -> None:
-    record = profile(ORT, 40.0)
-    record = replace(record, rows=(*record.rows, LatencyRow(1, 2, 20, 20.0, 20.0, 20.0), LatencyRow(8, 2, 20, 1.0, 1.0, 1.0)))
-    two = replace(NODE, threads=2)
-    assert choose(ORT, profiles=profiles(record), classes={two: 1}).options[0].latency_ms == 20.0
-    assert choose(ORT, profiles=profiles(record)).options[0].latency_ms == 40.0
-    four = replace(NODE, threads=4)
-    assert choose(ORT, profiles=profiles(record), classes={four: 1}).options[0].latency_ms == 20.0
+@NOT_RELEASED
+def test_a_variant_that_was_not_measured_is_neither_preferred_nor_punished(name: str) -> None:
+    policy = registry.make(name)
+    assert chosen(policy, a_candidate("aten-fp32", 1.0), a_candidate("ort-fp32", None)) == "ort-fp32"
+    assert chosen(policy, a_candidate("aten-fp32", None), a_candidate("ort-fp32", 1000.0)) == "ort-fp32"
+    active = a_candidate("aten-fp32", 1.0, busy=[0]), a_candidate("ort-fp32", None, busy=[0])
+    assert chosen(policy, *active) == "ort-fp32"
 
 
-def test_a_profile_of_another_class_is_not_trusted() -> None:
-    other = replace(NODE, profile_class=ProfileClass("other"))
-    assert choose(ORT, profiles=profiles(profile(ORT, 1.0, cls=other))).options[0].expected_ms is None
+@NOT_RELEASED
+def test_of_several_models_those_that_were_measured_come_first(name: str) -> None:
+    """One new model of a task must not undo the order of the others."""
+    measured, new = a_candidate("aten-fp32", 9.0), a_candidate("ort-fp32", None, model="new")
+    assert chosen(registry.make(name), measured, new) == "aten-fp32"
 
 
-@pytest.mark.parametrize(
-    ("record", "reason"),
-    [
-        (variant("a", state=VariantState.BUILDING), "building"),
-        (variant("a", state=VariantState.FAILED, reason="op foo is unknown"), "failed: op foo is unknown"),
-        (variant("a", precision="int8"), "int8 may differ"),
-        (variant("a", build_class=BuildClass("other")), "0 of 1 nodes: 1 are not of build class other"),
-        (variant("a", "openvino", flavour="openvino"), "0 of 1 nodes: 1 run no openvino runtimes"),
-    ],
-)
-def test_refusals_say_why(record: VariantRecord, reason: str) -> None:
-    plan = choose(record)
-    assert plan.chosen is None
-    assert reason in plan.refusal()
+@EVERY
+def test_where_it_is_active_it_may_answer_though_no_node_can_start_it(name: str) -> None:
+    policy = registry.make(name)
+    assert chosen(policy, a_candidate("ort-fp32", busy=[0], nowhere="no node is there")) == "ort-fp32"
+    assert chosen(policy, a_candidate("ort-fp32", nowhere="no node is there")) == ""
+    assert chosen(policy) == ""
 
 
-def test_no_nodes_and_no_variants() -> None:
-    assert "no node is there" in choose(ORT, classes={}).refusal()
-    assert choose().refusal() == "it has no variants yet"
+@NOT_STATIC
+def test_those_with_trouble_come_after_the_other_active_ones(name: str) -> None:
+    policy = registry.make(name)
+    troubled, slow = a_candidate("ort-fp32", 2.0, busy=[0], troubled=True), a_candidate("aten-fp32", 30.0, busy=[0])
+    assert chosen(policy, troubled, slow) == "aten-fp32"
+    assert chosen(policy, troubled) == "ort-fp32", "better than nothing"
 
 
-def test_active_instances_outlive_the_record_of_their_node() -> None:
-    plan = choose(ORT, classes={}, active={ORT.key.variant: {NODE: 1}})
-    assert plan.chosen is not None
+REFUSED = [
+    (a_candidate("ort-fp32", state=VariantState.BUILDING), "building"),
+    (a_candidate("ort-fp32", state=FAILED, reason="op foo is unknown"), "failed: op foo is unknown"),
+    (a_candidate("ort-int8", precision="int8", agreement=LOSSY), "int8 may differ"),
+    (a_candidate("ort-int8", precision="int8"), "int8 may differ"),
+    (a_candidate("ort-fp32", withheld="loses 3 points"), "withheld: loses 3 points"),
+]
 
 
-def test_a_named_variant_is_the_only_one_and_may_be_lossy() -> None:
-    lossy = variant("ort-int8", precision="int8")
-    plan = choose(ORT, lossy, named=VariantName("ort-int8"))
-    assert plan.chosen is not None
-    assert plan.chosen.variant == lossy.key
-    assert [option.variant.variant for option in plan.usable] == ["ort-int8"]
+@pytest.mark.parametrize(("candidate", "reason"), REFUSED)
+def test_refusals_say_why(candidate: object, reason: str) -> None:
+    assert reason in refusal(candidate, NO_OBJECTIVES, named=False)  # type: ignore[arg-type]
+    assert not is_permitted(candidate, lossy_too=False, named=False)  # type: ignore[arg-type]
 
 
-def test_what_it_remembers_is_made_anew_when_its_objects_change() -> None:
-    """One policy over a story gives the same plans as a new policy at each step."""
-    lasting = PlainVariantPolicy()
-    measured = profiles(profile(ORT, 20.0), profile(ATEN, 3.0))
-    two = replace(NODE, threads=2)
-    story = [
-        VariantSnapshot(VERSION, (ORT, ATEN), {NODE: 1}, {}, {}),
-        VariantSnapshot(VERSION, (ORT, ATEN), {NODE: 1}, {}, measured),
-        VariantSnapshot(VERSION, (ORT, ATEN), {NODE: 1}, {ORT.key.variant: {NODE: 1}}, measured),
-        VariantSnapshot(VERSION, (replace(ORT, state=VariantState.FAILED), ATEN), {NODE: 1}, {ORT.key.variant: {NODE: 1}}, measured),
-        VariantSnapshot(VERSION, (ORT, ATEN), {two: 1}, {}, measured),
-        VariantSnapshot(VERSION, (ORT, ATEN), {}, {}, measured),
-        VariantSnapshot(VERSION, (ORT, ATEN), {NODE: 1}, {}, profiles(profile(ORT, 1.0), profile(ATEN, 3.0))),
-        VariantSnapshot(VERSION, (variant("x", precision="int8"),), {NODE: 1}, {}, {}),
-        VariantSnapshot(VERSION, (variant("x", precision="int8"),), {NODE: 1}, {}, {}, VariantName("x")),
-        VariantSnapshot(VERSION, (variant("x", precision="int8"),), {NODE: 1}, {}, {}),
-    ]
-    for snapshot in story * 2:
-        assert lasting.choose(snapshot) == PlainVariantPolicy().choose(snapshot)
+def test_what_opens_the_door_for_a_lossy_variant() -> None:
+    lossy = a_candidate("ort-int8", precision="int8", agreement=LOSSY, accuracy=0.9)
+    consenting = a_candidate("ort-int8", precision="int8", agreement=LOSSY, consent=True)
+    withheld = a_candidate("ort-int8", precision="int8", agreement=LOSSY, withheld="loses 3 points")
+    failed = a_candidate("ort-int8", precision="int8", agreement=LOSSY, state=FAILED)
+
+    def may(lossy_too: bool, named: bool) -> list[bool]:
+        return [is_permitted(one, lossy_too=lossy_too, named=named) for one in (lossy, consenting, withheld, failed)]
+
+    assert may(False, False) == [False, True, False, False]
+    assert may(True, False) == [True, True, False, False]
+    assert may(False, True) == [True, True, True, False]
+    assert refusal(lossy, Objectives(latency_ms=100.0), named=False), "a latency alone says nothing about accuracy"
+    assert not refusal(lossy, Objectives(min_accuracy=0.5), named=False)
 
 
 def test_registry_names_what_exists() -> None:
-    assert registry.make("plain").name == "plain"
-    with pytest.raises(InvalidInput, match="plain"):
+    assert [registry.make(name).name for name in sorted(registry.POLICIES)] == sorted(registry.POLICIES)
+    with pytest.raises(InvalidInput, match="infaas, infaas-released, plain, static, tessera"):
         registry.make("fancy")
 
 
-_numbers = st.one_of(st.none(), st.floats(0.1, 1000))
+numbers = st.sampled_from([None, 1.0, 2.0, 3.0])
 
 
 @given(
-    st.lists(
-        st.tuples(
-            st.sampled_from(["ort", "aten"]),
-            st.sampled_from(["fp32", "int8"]),
-            st.sampled_from(list(VariantState)),
-            _numbers,
-            st.integers(0, 3),
-        ),
-        max_size=8,
-    )
+    st.lists(st.tuples(st.integers(0, 5), st.none() | st.tuples(numbers, st.sampled_from(["fp32", "int8"]))), max_size=30), st.booleans()
 )
-def test_properties_of_every_plan(rows: list[tuple[str, str, VariantState, float | None, int]]) -> None:
-    """Every variant is in the plan once with a reason, refused ones last, and the choice is never a lossy or an unready one."""
-    records = [variant(f"v{i}", backend, precision=precision, state=state) for i, (backend, precision, state, _, _) in enumerate(rows)]
-    known = profiles(*(profile(record, row[3]) for record, row in zip(records, rows, strict=True) if row[3] is not None))
-    active = {record.key.variant: {NODE: row[4]} for record, row in zip(records, rows, strict=True) if row[4]}
-    plan = choose(*records, profiles=known, active=active)
-    assert sorted(names(plan)) == sorted(record.key.variant for record in records)
-    assert all(option.reason for option in plan.options)
-    assert [option.usable for option in plan.options] == sorted((option.usable for option in plan.options), reverse=True)
-    by_key = {record.key: record for record in records}
-    assert all(by_key[o.variant].state is VariantState.READY and by_key[o.variant].precision == "fp32" for o in plan.usable)
-    if plan.chosen is not None and any(option.active_instances for option in plan.usable):
-        assert plan.chosen.active_instances
-    if plan.usable and all(option.expected_ms is not None and not option.active_instances for option in plan.usable):
-        assert plan.chosen is not None
-        assert plan.chosen.expected_ms == min(option.expected_ms for option in plan.usable if option.expected_ms is not None)
+def test_an_order_that_is_changed_one_by_one_is_the_one_that_is_made_anew(story: list[Any], lossy_too: bool) -> None:
+    held: dict[int, Candidate] = {}
+    order = slate([], lossy_too=lossy_too, named=False)
+    for at, figures in story:
+        before, kept = held.pop(at, None), (order, list(order.items))
+        after = None if figures is None else a_candidate(f"ort-{at}", figures[0], precision=figures[1])
+        if after is not None:
+            held[at] = after
+        order = order.changed(before, after)
+        assert order.items == slate(held.values(), lossy_too=lossy_too, named=False).items
+        assert kept[0].items == kept[1], "who holds the old one sees no change"

@@ -272,12 +272,24 @@ def explanation(answer: types.ExplainResponse) -> Plain:
         "request_id": answer.request_id,
         "model": answer.model,
         "outcome": answer.outcome,
+        "objectives": answer.objectives,
+        "objective_missed": answer.objective_missed,
+        "snapshot": answer.snapshot,
         "variant_policy": answer.variant_policy,
+        "instance_policy": answer.instance_policy,
         "variants": [
             {
                 "variant": key_text(option.variant),
                 "expected_ms": round(option.expected_ms, 3),
+                "latency_ms": _known(option.latency_ms),
+                "load_ms": _known(option.load_ms),
+                "accuracy": round(option.accuracy, 4),
+                "by": option.accuracy_source,
+                "usd_per_1000": _known(option.usd_per_1000),
+                "work_ms": _known(option.work_ms),
+                "load": option.load_state,
                 "active_instances": option.active_instances,
+                "instances": [_instance_option(each) for each in option.instances],
                 "chosen": option.chosen,
                 "reason": option.reason,
             }
@@ -303,6 +315,23 @@ def explanation(answer: types.ExplainResponse) -> Plain:
         "predicted_ms": round(answer.predicted_ms, 3),
         "actual_ms": round(answer.actual_ms, 3),
     }
+
+
+def _instance_option(option: types.InstanceOption) -> Plain:
+    return {
+        "node": option.node_id,
+        "instance": option.instance_id,
+        "in_flight": option.in_flight,
+        "expected_ms": _known(option.expected_ms),
+        "load": option.load_state,
+        "seen": "then" if option.then else "now",
+        "chosen": option.chosen,
+    }
+
+
+def _known(value: float) -> float | None:
+    """What nobody measured travels as -1."""
+    return None if value < 0 else round(value, 4)
 
 
 def span(found: types.Span) -> Plain:

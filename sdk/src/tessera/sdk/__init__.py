@@ -30,6 +30,7 @@ from tessera.domain.errors import (
     Unavailable,
     Unsupported,
 )
+from tessera.domain.objectives import Objectives
 from tessera.sdk._client import Client
 from tessera.sdk._infer import InferResult
 from tessera.sdk._requests import BatchOptions
@@ -55,6 +56,7 @@ __all__ = [
     "Internal",
     "InvalidInput",
     "NotFound",
+    "Objectives",
     "PermissionDenied",
     "ResourceExhausted",
     "Target",

@@ -19,9 +19,10 @@ from tessera.api.profiler.v1 import profiler_pb2, profiler_pb2_grpc
 from tessera.api.registry.v1 import registry_pb2, registry_pb2_grpc
 from tessera.api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from tessera.domain.errors import TesseraError
+from tessera.domain.objectives import Objectives
 from tessera.rpc import connect_sync
 from tessera.sdk._infer import MODEL_INFER, InferResult, Parameter, infer_request, infer_result, note, request_context
-from tessera.sdk._requests import LONG_S, NODE_METADATA, BatchOptions, batch_request, profile_request, result_of
+from tessera.sdk._requests import LONG_S, NODE_METADATA, BatchOptions, batch_request, explain_request, profile_request, result_of
 from tessera.sdk._source import Demands, Progress, chunks, local_files, register_request, sets_of, source_of
 from tessera.sdk._target import find_target
 
@@ -78,20 +79,24 @@ class Client:
         version: int | str | None = None,
         outputs: Sequence[str] | None = None,
         parameters: Mapping[str, Parameter] | None = None,
+        objectives: Objectives | None = None,
         id: str = "",
         timeout_s: float | None = None,
         request_id: str | None = None,
     ) -> InferResult:
         """Runs a model: arrays by input name in, arrays by output name out.
 
-        `model` is NAME, NAME@VERSION or NAME@VERSION/VARIANT. `timeout_s` is the whole budget, queueing and starting included.
-        `id` is echoed in the answer; `request_id` (32 hex digits, a W3C trace id) is what explain and trace know the request by, made
-        up where it is not given; an error carries it as a note.
+        `model` is NAME, NAME@VERSION, NAME@VERSION/VARIANT, an alias or `task:NAME`; `objectives` is what the answer shall meet.
+        `timeout_s` is the whole budget, queueing and starting included. `id` is echoed in the answer; `request_id` (32 hex digits, a W3C
+        trace id) is what explain and trace know the request by, made up where it is not given; an error carries it as a note.
 
         Raises:
             InvalidInput, ModelNotFound, ResourceExhausted, Unavailable, DeadlineExceeded, Internal: see `tessera.domain.errors`.
+            FailedPrecondition: strict objectives that nothing meets.
         """
-        request = infer_request(model, inputs, version=version, outputs=outputs, parameters=parameters, request_id=id)
+        request = infer_request(
+            model, inputs, version=version, outputs=outputs, parameters=parameters, objectives=objectives, request_id=id
+        )
         known_as, metadata = request_context(request_id)
         try:
             answer: bytes = self._infer(request, timeout=timeout_s, metadata=metadata)
@@ -299,6 +304,10 @@ class Client:
     def explain(self, request_id: str) -> gateway_pb2.ExplainResponse:
         """Why this variant, node and start path, with the losers and their numbers."""
         return self._gateway.Explain(gateway_pb2.ExplainRequest(request_id=request_id))
+
+    def explain_model(self, model: str, objectives: Objectives | None = None) -> gateway_pb2.ExplainResponse:
+        """Where a request for the model, alias, variant or `task:NAME` would go now, with the losers and their numbers."""
+        return self._gateway.Explain(explain_request(model, objectives))
 
     def trace(self, request_id: str) -> gateway_pb2.GetTraceResponse:
         return self._gateway.GetTrace(gateway_pb2.GetTraceRequest(request_id=request_id))

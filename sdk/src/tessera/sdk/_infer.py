@@ -7,7 +7,7 @@ import re
 import struct
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from tessera.api.open_inference import inference_pb2 as oip
 from tessera.domain.errors import Internal, InvalidInput, TesseraError
+from tessera.domain.objectives import Objectives
 
 MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
 
@@ -33,7 +34,11 @@ _FROM_WIRE = {name: kind.newbyteorder("<") for kind, name in _TO_WIRE.items()}
 
 @dataclass(frozen=True)
 class InferResult:
-    """An answer. `outputs` by name; BF16 comes as float32. `start_path` is how the instance that answered came to be."""
+    """An answer. `outputs` by name; BF16 comes as float32. `start_path` is how the instance that answered came to be.
+
+    `answered_by` is MODEL@VERSION, where `model` is what was asked for: an alias or a task. `objective_missed` says which objectives the
+    answer was expected to miss, and by how much ("latency_ms by 3.1"); "" where it met them.
+    """
 
     outputs: dict[str, Array]
     model: str
@@ -42,6 +47,8 @@ class InferResult:
     node: str
     start_path: str
     request_id: str
+    answered_by: str = ""
+    objective_missed: str = ""
     id: str = ""
     parameters: dict[str, Parameter] = field(default_factory=dict)
 
@@ -72,12 +79,14 @@ def infer_request(
     version: int | str | None = None,
     outputs: Sequence[str] | None = None,
     parameters: Mapping[str, Parameter] | None = None,
+    objectives: Objectives | None = None,
     request_id: str = "",
 ) -> bytes:
     """The encoded ModelInferRequest (raw contents).
 
     Raises:
-        InvalidInput: an array's dtype has no Open Inference name, or a parameter's type is none of bool, int, float, str.
+        InvalidInput: an array's dtype has no Open Inference name, a parameter's type is none of bool, int, float, str, or an objective is
+            said twice.
     """
     request = oip.ModelInferRequest(model_name=model, model_version="" if version is None else str(version), id=request_id)
     for name, given in inputs.items():
@@ -87,9 +96,20 @@ def infer_request(
         request.raw_input_contents.append(raw)
     for name in outputs or ():
         request.outputs.add(name=name)
+    asked_for = _said(objectives)
     for name, value in (parameters or {}).items():
+        if name in asked_for:
+            raise InvalidInput(f"parameter {name}", value, "is among the objectives, too")
+        _set_parameter(request.parameters[name], name, value)
+    for name, value in asked_for.items():
         _set_parameter(request.parameters[name], name, value)
     return request.SerializeToString()
+
+
+def _said(objectives: Objectives | None) -> dict[str, Parameter]:
+    """What was asked for, as request parameters."""
+    given = {} if objectives is None else {each.name: getattr(objectives, each.name) for each in fields(objectives)}
+    return {name: value for name, value in given.items() if value not in (None, "", False)}
 
 
 def _set_parameter(target: oip.InferParameter, name: str, value: Parameter) -> None:
@@ -160,7 +180,8 @@ def infer_result(data: bytes) -> InferResult:
         kind = parameter.WhichOneof("parameter_choice")
         if kind is not None:
             found[name] = getattr(parameter, kind)
-    known = {name: str(found.pop(name, "")) for name in ("variant", "node", "start_path", "request_id")}
+    known = {name: str(found.pop(name, "")) for name in ("variant", "node", "start_path", "request_id", "objective_missed")}
+    answered_by = str(found.pop("model", "")) or f"{answer.model_name}@{answer.model_version}"
     raw = answer.raw_output_contents
     if raw and len(raw) != len(answer.outputs):
         raise Internal(f"the answer has {len(answer.outputs)} outputs and {len(raw)} raw contents")
@@ -168,7 +189,7 @@ def infer_result(data: bytes) -> InferResult:
         outputs = {output.name: _decode(output, content) for output, content in zip(answer.outputs, raw, strict=True)}
     else:
         outputs = {output.name: _decode_typed(output) for output in answer.outputs}
-    return InferResult(outputs, answer.model_name, answer.model_version, id=answer.id, parameters=found, **known)
+    return InferResult(outputs, answer.model_name, answer.model_version, id=answer.id, answered_by=answered_by, parameters=found, **known)
 
 
 _REQUEST_ID = re.compile(r"(?!0{32})[0-9a-f]{32}")

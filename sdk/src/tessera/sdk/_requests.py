@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TypedDict, Unpack
 
 from tessera.api.batch.v1 import batch_pb2
+from tessera.api.gateway.v1 import gateway_pb2
 from tessera.api.profiler.v1 import profiler_pb2
 from tessera.api.registry.v1 import registry_pb2
 from tessera.domain.errors import Internal, InvalidInput
+from tessera.domain.objectives import Objectives
 
 NODE_METADATA = "tessera-node"
 """Which node's agent an admin call is for (proto/tessera/api/gateway/v1)."""
@@ -70,6 +72,20 @@ def batch_request(
         output_url=output_url,
         objectives=objectives,
         **said,  # type: ignore[arg-type] # by name
+    )
+
+
+def explain_request(model: str, objectives: Objectives | None) -> gateway_pb2.ExplainRequest:
+    asked = objectives or Objectives()
+    return gateway_pb2.ExplainRequest(
+        model=model,
+        objectives=gateway_pb2.Objectives(
+            latency_ms=asked.latency_ms,
+            min_accuracy=asked.min_accuracy,
+            max_cost=asked.max_cost,
+            dataset=asked.dataset,
+            strict=asked.strict,
+        ),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from tessera.cli.connection import EndpointOption, StateOption, connect
+from tessera.cli.objectives import AccuracyOption, CostOption, DatasetOption, LatencyOption, StrictOption, objectives
 from tessera.cli.output import Format, OutputOption, exit_codes, show
 from tessera.domain.errors import InvalidInput
 
@@ -38,12 +39,17 @@ def _inputs(pairs: list[str]) -> dict[str, Any]:
 
 
 def infer(
-    model: Annotated[str, typer.Argument(help="NAME, NAME@VERSION, NAME@VERSION/VARIANT or an alias")],
+    model: Annotated[str, typer.Argument(help="NAME, NAME@VERSION, NAME@VERSION/VARIANT, an alias or task:NAME")],
     inputs: Annotated[
         list[str] | None, typer.Option("--input", "-i", help="NAME=FILE.npy, or NAME=JSON (numbers become INT64 or FP32)")
     ] = None,
     save: Annotated[Path | None, typer.Option("--save", help="write each output to FOLDER/NAME.npy")] = None,
     timeout: Annotated[float | None, typer.Option("--timeout", help="seconds, starting and queueing included")] = None,
+    latency_ms: LatencyOption = None,
+    min_accuracy: AccuracyOption = None,
+    max_cost: CostOption = None,
+    dataset: DatasetOption = "",
+    strict: StrictOption = False,
     endpoint: EndpointOption = None,
     state: StateOption = None,
     output: OutputOption = Format.TABLE,
@@ -52,7 +58,8 @@ def infer(
     import numpy as np
 
     with exit_codes(), connect(endpoint, state) as client:
-        answer = client.infer(model, _inputs(inputs or []), timeout_s=timeout)
+        asked = objectives(latency_ms, min_accuracy, max_cost, dataset, strict)
+        answer = client.infer(model, _inputs(inputs or []), objectives=asked, timeout_s=timeout)
         if save is not None:
             save.mkdir(parents=True, exist_ok=True)
             for name, array in answer.outputs.items():
@@ -64,6 +71,8 @@ def infer(
             "node": answer.node,
             "start_path": answer.start_path,
             "request_id": answer.request_id,
+            "answered_by": answer.answered_by,
+            "objective_missed": answer.objective_missed,
             "outputs": {
                 name: {"shape": list(array.shape), "datatype": str(array.dtype), "data": _data(array)}
                 for name, array in answer.outputs.items()
@@ -79,7 +88,8 @@ def infer(
             for name, array in answer.outputs.items()
         ]
         if output is Format.TABLE:
-            print(f"{answer.variant} on {answer.node}, {answer.start_path}; request {answer.request_id}")
+            missed = f"; misses {answer.objective_missed}" if answer.objective_missed else ""
+            print(f"{answer.answered_by}/{answer.variant} on {answer.node}, {answer.start_path}{missed}; request {answer.request_id}")
         show(data, output, rows=rows, name=lambda item: item["request_id"])
 
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 import typer
 
 from tessera.cli import views
 from tessera.cli.connection import EndpointOption, StateOption, connect
+from tessera.cli.objectives import AccuracyOption, CostOption, DatasetOption, LatencyOption, objectives
 from tessera.cli.output import EXIT_FAILED, Format, OutputOption, exit_codes, mebibytes, show
 from tessera.cli.waterfall import draw
+from tessera.domain.errors import InvalidInput
+
+VARIANT_COLUMNS = ("", "variant", "expected_ms", "latency_ms", "load_ms", "accuracy", "by", "usd_per_1000", "work_ms", "load", "reason")
+INSTANCE_COLUMNS = ("", "variant", "node", "instance", "in_flight", "expected_ms", "load", "seen")
+START_COLUMNS = ("", "variant", "node", "start_path", "expected_ms", "bytes_to_fetch", "reason")
+
+_REQUEST_ID = re.compile(r"[0-9a-f]{32}")
 
 node = typer.Typer(no_args_is_help=True, help="The nodes.")
 trace = typer.Typer(no_args_is_help=True, help="Where the time of a request went.")
@@ -93,14 +102,25 @@ def _sum(node: dict[str, Any], key: str) -> int:
 
 
 def explain(
-    request_id: Annotated[str, typer.Argument(help="as the reply's request_id parameter gives it")],
+    what: Annotated[str, typer.Argument(metavar="REQUEST-OR-MODEL", help="a reply's request_id, or a name as `infer` takes it")],
+    latency_ms: LatencyOption = None,
+    min_accuracy: AccuracyOption = None,
+    max_cost: CostOption = None,
+    dataset: DatasetOption = "",
     endpoint: EndpointOption = None,
     state: StateOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
-    """Why a request got this variant, node and start path, and why the others lost."""
+    """Why a request got this variant, node and start path, or where one for a model would go now, and why the others lose."""
     with exit_codes(), connect(endpoint, state) as client:
-        data = views.explanation(client.explain(request_id))
+        asked = objectives(latency_ms, min_accuracy, max_cost, dataset, strict=False)
+        if _REQUEST_ID.fullmatch(what):
+            if asked.any:
+                raise InvalidInput("objectives", None, f"request {what} had its own; they go with a MODEL")
+            answer = client.explain(what)
+        else:
+            answer = client.explain_model(what, asked)
+        data = views.explanation(answer)
         if output is not Format.TABLE:
             show(data, output, name=lambda item: item["request_id"])
             return
@@ -108,21 +128,30 @@ def explain(
 
 
 def _tell(data: dict[str, Any]) -> None:
-    print(f"request {data['request_id']} for {data['model']}: {data['outcome']}")
+    asked = f" with {data['objectives']}" if data["objectives"] else ""
+    if data["request_id"]:
+        _tell_outcome(data, asked)
+    else:
+        would = f"{data['instance']} on {data['node']}" if data["instance"] else data["outcome"] or "an instance that has to be started"
+        print(f"a request for {data['model']}{asked} would go to {would}, predicted {data['predicted_ms']:.1f} ms")
+    if data["objective_missed"]:
+        print(f"  nothing meets the objectives: the closest misses {data['objective_missed']}")
+    print(f"variants (policy {data['variant_policy']}, instances by {data['instance_policy']}):")
+    show(None, Format.TABLE, rows=[_marked(option) for option in data["variants"]], columns=VARIANT_COLUMNS)
+    instances = [{"variant": option["variant"], **each} for option in data["variants"] for each in option["instances"]]
+    if instances:
+        print("instances:")
+        show(None, Format.TABLE, rows=[_marked(each) for each in instances], columns=INSTANCE_COLUMNS)
+    if data["start_options"]:
+        print(f"starts (policy {data['start_policy']}):")
+        show(None, Format.TABLE, rows=[_marked(option) for option in data["start_options"]], columns=START_COLUMNS)
+
+
+def _tell_outcome(data: dict[str, Any], asked: str) -> None:
+    print(f"request {data['request_id']} for {data['model']}{asked}: {data['outcome']}")
     print(f"  answered by instance {data['instance'] or '-'} on {data['node'] or '-'}, start path {data['start_path'] or '-'}")
     predicted = f", predicted {data['predicted_ms']:.1f} ms" if data["predicted_ms"] else ""
     print(f"  took {data['actual_ms']:.1f} ms{predicted}: " + ", ".join(f"{key} {value:.1f}" for key, value in data["stages_ms"].items()))
-    print(f"variants (policy {data['variant_policy']}):")
-    show(
-        None,
-        Format.TABLE,
-        rows=[_marked(option) for option in data["variants"]],
-        columns=("", "variant", "expected_ms", "active_instances", "reason"),
-    )
-    if data["start_options"]:
-        print(f"starts (policy {data['start_policy']}):")
-        columns = ("", "variant", "node", "start_path", "expected_ms", "bytes_to_fetch", "reason")
-        show(None, Format.TABLE, rows=[_marked(option) for option in data["start_options"]], columns=columns)
 
 
 def _marked(option: dict[str, Any]) -> dict[str, Any]:

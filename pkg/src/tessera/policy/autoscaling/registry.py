@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tessera.domain.errors import InvalidInput
+from tessera.plugins import with_plugins
 from tessera.policy.autoscaling.base import AutoscalingPolicy
 from tessera.policy.autoscaling.cheapest import CheapestAutoscaling
 from tessera.policy.autoscaling.ilp import IlpAutoscaling
 from tessera.policy.autoscaling.infaas import InfaasAutoscaling
 from tessera.policy.autoscaling.none import NoAutoscaling
-from tessera.policy.plugins import with_plugins
 
 GROUP = "tessera.policies.autoscaling"
 POLICIES: dict[str, Callable[[], AutoscalingPolicy]] = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tessera.domain.errors import InvalidInput
+from tessera.plugins import with_plugins
 from tessera.policy.load.base import LoadPolicy
 from tessera.policy.load.published import PublishedLoad, ReleasedLoad
-from tessera.policy.plugins import with_plugins
 
 GROUP = "tessera.policies.load"
 POLICIES: dict[str, Callable[[], LoadPolicy]] = {"published": PublishedLoad, "released": ReleasedLoad}

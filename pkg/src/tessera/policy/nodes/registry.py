@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tessera.domain.errors import InvalidInput
+from tessera.plugins import with_plugins
 from tessera.policy.nodes.base import NodePolicy
 from tessera.policy.nodes.published import FixedNodes, PublishedNodes
-from tessera.policy.plugins import with_plugins
 
 GROUP = "tessera.policies.nodes"
 POLICIES: dict[str, Callable[[], NodePolicy]] = {"none": FixedNodes, "published": PublishedNodes}

@@ -1,96 +1,144 @@
 """What a variant policy sees and what it answers.
 
-Safety (a variant must be ready, valid on a node, not stopped meanwhile) is checked again by whoever carries the plan out; a policy
-only ranks. Nodes come grouped by class, so that a plan costs the same with a hundred nodes as with one.
+Two steps, so that a decision costs little. `key` says where a candidate stands by what holds whoever serves now (records and profiles):
+rankings are kept sorted by it, and one changed record moves one candidate (`ranking`). `choose` looks at the instances and their queues
+and is asked for every request.
+
+Safety stands outside: only candidates that may answer at all are ranked (`permitted`), what `strict` forbids is checked once more, and an
+instance is started by the scheduler's rules.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
-from tessera.domain.ids import BuildClass, ProfileClass, VariantKey, VariantName, VersionKey
-from tessera.domain.records import ProfileRecord, VariantRecord
+from tessera.domain.accuracy import Accuracy, AccuracySource
+from tessera.domain.ids import BuildClass, ProfileClass, VariantKey
+from tessera.domain.records import VariantRecord
+from tessera.policy.instance.base import Instance, InstancePolicy
+
+DEFAULT_ORDER = ("identity", "ort", "aten")
+"""The order in which backends are tried where nothing was measured. An assumption: a profile of both overrules it."""
+
+
+_ALIKE = Accuracy(1.0, AccuracySource.AGREEMENT)
 
 
 @dataclass(frozen=True, slots=True)
 class NodeClass:
-    """Nodes that are alike for a variant policy. `threads` is what their runtimes run with."""
+    """Nodes that are alike for a variant policy. `threads` is what their runtimes run with, the price is of one of them."""
 
     build_class: BuildClass
     profile_class: ProfileClass
     flavours: tuple[str, ...]
     threads: int
+    cpu_count: int = 1
+    usd_per_hour: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class VariantSnapshot:
-    """All that is known about one model version at one moment.
+class Activity:
+    """Where a variant is ready now. The one thing here that changes in place, and only between decisions.
 
-    `active` counts ready instances per variant and class of their node (variants without any are left out). `named` is set when the
-    user wrote MODEL@VERSION/VARIANT. Records and the mappings of `classes` and of each variant's profiles are never changed in place:
-    a policy may remember what it made of one as long as it is the same object.
+    `instances` may be sent to; none of them is interfered with, unless all are. `troubled`: none is merely active.
     """
 
-    version: VersionKey
-    variants: tuple[VariantRecord, ...]
-    classes: Mapping[NodeClass, int]
-    active: Mapping[VariantName, Mapping[NodeClass, int]]
-    profiles: Mapping[VariantName, Mapping[ProfileClass, ProfileRecord]]
-    named: VariantName | None = None
+    __slots__ = ("instances", "troubled")
+
+    def __init__(self, instances: Sequence[Instance] = (), troubled: bool = False) -> None:
+        self.instances = tuple(instances)
+        self.troubled = troubled
 
 
-@dataclass(frozen=True, slots=True)
-class VariantOption:
-    """One variant as the policy judged it. `expected_ms` is the time to an answer at batch 1, or None where nobody measured it.
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """A variant with what is known about it, the best of the classes of nodes that are there.
 
-    `reason` says why a variant is refused; why a usable one won or lost is said by `VariantPolicy.explain`.
+    Milliseconds at batch 1; None where nobody measured. `start_ms` is load and latency together. `work_ms` is the core-milliseconds that an
+    item takes at the batch where it takes least: what a request costs, whatever a node's price. `nowhere` says why no node can run it
+    ("": one can); what is active may answer even so. `refusal` says why it may not answer at all.
     """
 
-    variant: VariantKey
-    usable: bool
-    active_instances: int
-    reason: str = ""
+    key: VariantKey
+    record: VariantRecord
+    activity: Activity = field(default_factory=Activity)
+    accuracy: Accuracy = _ALIKE
+    dataset: str = ""
+    plain: bool = True
+    refusal: str = ""
+    nowhere: str = ""
     latency_ms: float | None = None
     load_ms: float | None = None
+    start_ms: float | None = None
+    work_ms: float | None = None
+    usd_per_1000: float | None = None
+    order: tuple[int, VariantKey] = field(init=False)
+    """The default order, and what breaks ties: it ends in the id."""
 
-    @property
-    def expected_ms(self) -> float | None:
-        """Latency for an active variant, load plus latency for an inactive one, in ms."""
-        if self.latency_ms is None or self.active_instances:
-            return self.latency_ms
-        return None if self.load_ms is None else self.load_ms + self.latency_ms
+    def __post_init__(self) -> None:
+        backend = self.record.backend
+        place = DEFAULT_ORDER.index(backend) if backend in DEFAULT_ORDER else len(DEFAULT_ORDER)
+        object.__setattr__(self, "order", (place, self.key))
 
 
 @dataclass(frozen=True, slots=True)
-class VariantPlan:
-    """Options in the order in which they should be tried, usable ones first; the first usable one is the choice."""
+class Criteria:
+    """What objectives ask for that holds whoever serves now. `timed`: a latency is asked for as well; how much it is, `choose` is told."""
 
-    policy: str
-    options: tuple[VariantOption, ...]
+    min_accuracy: float | None = None
+    max_cost: float | None = None
+    dataset: str = ""
+    timed: bool = False
 
-    @property
-    def chosen(self) -> VariantOption | None:
-        return self.options[0] if self.options and self.options[0].usable else None
 
-    @property
-    def usable(self) -> tuple[VariantOption, ...]:
-        return tuple(option for option in self.options if option.usable)
+NO_CRITERIA = Criteria()
 
-    def refusal(self) -> str:
-        """Why no variant is usable: each one with its reason."""
-        if not self.options:
-            return "it has no variants yet"
-        return "; ".join(f"{option.variant.variant}: {option.reason}" for option in self.options)
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranking:
+    """`slate`: those that may answer, with the least latency first, unmeasured ones last. `meeting`: those of them that meet the criteria,
+    by the policy's key where `by_number`; else, where somebody of `one_model` was not measured, in the default order. Never changed in
+    place."""
+
+    criteria: Criteria
+    slate: Sequence[Candidate]
+    meeting: Sequence[Candidate]
+    by_number: bool = True
+    one_model: bool = True
+
+
+class Looked(NamedTuple):
+    """An active candidate as `choose` saw it: the instance, its requests in flight then, the answer expected from it."""
+
+    candidate: Candidate
+    instance: Instance
+    in_flight: int
+    expected_ms: float | None
+
+
+class Choice(NamedTuple):
+    """`instance` None: one has to be started. `looked`: the active candidates that were looked at, where it was more than the choice."""
+
+    candidate: Candidate
+    instance: Instance | None
+    expected_ms: float | None
+    looked: Sequence[Looked] = ()
 
 
 class VariantPolicy(Protocol):
     @property
     def name(self) -> str: ...
 
-    def choose(self, snapshot: VariantSnapshot) -> VariantPlan: ...
-
-    def explain(self, plan: VariantPlan) -> tuple[VariantOption, ...]:
-        """The options of a plan of this policy, each with its reason: asked when people ask, not for every request."""
+    def key(self, candidate: Candidate, criteria: Criteria) -> float:
+        """Where a candidate that meets the criteria stands: the least number comes first, among equals the default order decides. inf: it
+        was not measured."""
         ...
+
+    def choose(self, ranking: Ranking, latency_ms: float | None, instances: InstancePolicy) -> Choice | None:
+        """The candidate and, where it is active, the instance that `instances` picks. `latency_ms`: asked for. None: nothing can answer."""
+        ...
+
+
+Classes = Mapping[NodeClass, int]
+"""How many nodes of each class are there."""

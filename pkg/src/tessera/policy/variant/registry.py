@@ -7,10 +7,20 @@ from collections.abc import Callable
 from tessera.domain.errors import InvalidInput
 from tessera.plugins import with_plugins
 from tessera.policy.variant.base import VariantPolicy
+from tessera.policy.variant.completion import CompletionVariantPolicy
+from tessera.policy.variant.infaas import InfaasVariantPolicy
+from tessera.policy.variant.infaas_released import InfaasReleasedVariantPolicy
 from tessera.policy.variant.plain import PlainVariantPolicy
+from tessera.policy.variant.static import StaticVariantPolicy
 
 GROUP = "tessera.policies.variant"
-POLICIES: dict[str, Callable[[], VariantPolicy]] = {"plain": PlainVariantPolicy}
+POLICIES: dict[str, Callable[[], VariantPolicy]] = {
+    "infaas": InfaasVariantPolicy,
+    "infaas-released": InfaasReleasedVariantPolicy,
+    "plain": PlainVariantPolicy,
+    "static": StaticVariantPolicy,
+    "tessera": CompletionVariantPolicy,
+}
 
 
 def make(name: str) -> VariantPolicy:

@@ -9,6 +9,7 @@ import stat
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import grpc.aio
@@ -37,6 +38,7 @@ from tessera.gateway.core.decisions import DecisionLog
 from tessera.gateway.loops.inference import Inference
 from tessera.gateway.loops.starts import StartQueues
 from tessera.gateway.server import admin, open_inference, proxy
+from tessera.policy.instance import registry as instance_policies
 from tessera.policy.variant import registry as policies
 from tessera.program import Stop, Tasks, host_id
 from tessera.rpc import FramedCalls, RpcServer
@@ -86,7 +88,8 @@ async def run(
     token = read_token(config.token_file, config.token_file_shared)
     metrics = CollectorRegistry()
     meter = PrometheusMeter(metrics)
-    catalogue = Catalogue(TrustDomain(config.trust_domain), policies.make(config.variant_policy))
+    instances = instance_policies.make(config.instance_policy, Random().randrange)
+    catalogue = Catalogue(TrustDomain(config.trust_domain), policies.make(config.variant_policy), instances)
     decisions = DecisionLog(config.explain_ring_size)
     channels = Channels(config.max_message_bytes)
     leader = Leader(coordinator, channels)
@@ -94,7 +97,7 @@ async def run(
     async with Tasks(stop) as tasks:
 
         def link_changed(runtime_id: RuntimeId, connected: bool) -> None:
-            catalogue.mark_runtime(runtime_id, suspect=not connected)
+            catalogue.fleet.mark_runtime(runtime_id, suspect=not connected)
 
         links = FrameLinks(
             config.host_id or host_id(), tasks, clock, max_message_bytes=config.max_message_bytes,
@@ -189,7 +192,7 @@ async def _serving_once_synced(watched: WatchedState, server: RpcServer) -> None
 async def _sweep(catalogue: Catalogue, clock: Clock) -> None:
     while True:
         await clock.sleep(SWEEP_S)
-        catalogue.sweep()
+        catalogue.fleet.sweep()
 
 
 def _generic(handler: grpc.GenericRpcHandler) -> Callable[[grpc.aio.Server], None]:

@@ -29,7 +29,8 @@ class GatewayConfig(ServiceConfig):
     host_id: str = Field(default="", description="runtimes of this host are reached by their Unix socket; empty: this machine's id")
     gateway_id: str = ""
     reuse_port: bool = Field(default=False, description="let several gateway processes share one port")
-    variant_policy: str = "plain"
+    variant_policy: str = Field(default="tessera", description="docs/policies.md: which variant answers")
+    instance_policy: str = Field(default="two-choices", description="docs/policies.md: which of its instances")
     default_budget_s: float = Field(default=60.0, gt=0, le=3600, description="time for a request whose client sets no deadline")
     start_budget_s: float = Field(default=60.0, gt=0, le=3600, description="how long a start is asked for before its requests are told")
     start_queue_limit: int = Field(default=256, ge=1, le=1_000_000, description="requests that may wait for one variant to start")

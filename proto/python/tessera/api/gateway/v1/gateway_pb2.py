@@ -27,7 +27,7 @@ from tessera.api.node.v1 import node_pb2 as tessera_dot_api_dot_node_dot_v1_dot_
 from tessera.api.scheduler.v1 import scheduler_pb2 as tessera_dot_api_dot_scheduler_dot_v1_dot_scheduler__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$tessera/api/gateway/v1/gateway.proto\x12\x16tessera.api.gateway.v1\x1a\"tessera/api/common/v1/common.proto\x1a\x1etessera/api/node/v1/node.proto\x1a(tessera/api/scheduler/v1/scheduler.proto\"Y\n\rServiceStatus\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05ready\x18\x04 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\"\x14\n\x12GetPlatformRequest\"\x8e\x01\n\x13GetPlatformResponse\x12\x37\n\x08services\x18\x01 \x03(\x0b\x32%.tessera.api.gateway.v1.ServiceStatus\x12.\n\x05nodes\x18\x02 \x03(\x0b\x32\x1f.tessera.api.node.v1.NodeStatus\x12\x0e\n\x06models\x18\x03 \x01(\r\"$\n\x0e\x45xplainRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x92\x01\n\rVariantOption\x12\x32\n\x07variant\x18\x01 \x01(\x0b\x32!.tessera.api.common.v1.VariantKey\x12\x13\n\x0b\x65xpected_ms\x18\x02 \x01(\x01\x12\x18\n\x10\x61\x63tive_instances\x18\x03 \x01(\r\x12\x0e\n\x06\x63hosen\x18\x04 \x01(\x08\x12\x0e\n\x06reason\x18\x05 \x01(\t\"\xea\x02\n\x0f\x45xplainResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x37\n\x08variants\x18\x03 \x03(\x0b\x32%.tessera.api.gateway.v1.VariantOption\x12\x16\n\x0evariant_policy\x18\x04 \x01(\t\x12\x0f\n\x07node_id\x18\x05 \x01(\t\x12\x13\n\x0binstance_id\x18\x06 \x01(\t\x12\x12\n\nstart_path\x18\x07 \x01(\t\x12=\n\x05start\x18\x08 \x01(\x0b\x32..tessera.api.scheduler.v1.ExplainStartResponse\x12\x30\n\x06stages\x18\t \x03(\x0b\x32 .tessera.api.common.v1.StageTime\x12\x14\n\x0cpredicted_ms\x18\n \x01(\x01\x12\x11\n\tactual_ms\x18\x0b \x01(\x01\x12\x0f\n\x07outcome\x18\x0c \x01(\t\"%\n\x0fGetTraceRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\">\n\x10GetTraceResponse\x12*\n\x05spans\x18\x01 \x03(\x0b\x32\x1b.tessera.api.common.v1.Span2\xac\x02\n\x07Gateway\x12\x66\n\x0bGetPlatform\x12*.tessera.api.gateway.v1.GetPlatformRequest\x1a+.tessera.api.gateway.v1.GetPlatformResponse\x12Z\n\x07\x45xplain\x12&.tessera.api.gateway.v1.ExplainRequest\x1a\'.tessera.api.gateway.v1.ExplainResponse\x12]\n\x08GetTrace\x12\'.tessera.api.gateway.v1.GetTraceRequest\x1a(.tessera.api.gateway.v1.GetTraceResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$tessera/api/gateway/v1/gateway.proto\x12\x16tessera.api.gateway.v1\x1a\"tessera/api/common/v1/common.proto\x1a\x1etessera/api/node/v1/node.proto\x1a(tessera/api/scheduler/v1/scheduler.proto\"Y\n\rServiceStatus\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05ready\x18\x04 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\"\x14\n\x12GetPlatformRequest\"\x8e\x01\n\x13GetPlatformResponse\x12\x37\n\x08services\x18\x01 \x03(\x0b\x32%.tessera.api.gateway.v1.ServiceStatus\x12.\n\x05nodes\x18\x02 \x03(\x0b\x32\x1f.tessera.api.node.v1.NodeStatus\x12\x0e\n\x06models\x18\x03 \x01(\r\"\xa5\x01\n\nObjectives\x12\x17\n\nlatency_ms\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0cmin_accuracy\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x15\n\x08max_cost\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x0f\n\x07\x64\x61taset\x18\x04 \x01(\t\x12\x0e\n\x06strict\x18\x05 \x01(\x08\x42\r\n\x0b_latency_msB\x0f\n\r_min_accuracyB\x0b\n\t_max_cost\"k\n\x0e\x45xplainRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x36\n\nobjectives\x18\x03 \x01(\x0b\x32\".tessera.api.gateway.v1.Objectives\"\x90\x01\n\x0eInstanceOption\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x11\n\tin_flight\x18\x03 \x01(\r\x12\x13\n\x0b\x65xpected_ms\x18\x04 \x01(\x01\x12\x12\n\nload_state\x18\x05 \x01(\t\x12\x0e\n\x06\x63hosen\x18\x06 \x01(\x08\x12\x0c\n\x04then\x18\x07 \x01(\x08\"\xd8\x02\n\rVariantOption\x12\x32\n\x07variant\x18\x01 \x01(\x0b\x32!.tessera.api.common.v1.VariantKey\x12\x13\n\x0b\x65xpected_ms\x18\x02 \x01(\x01\x12\x18\n\x10\x61\x63tive_instances\x18\x03 \x01(\r\x12\x0e\n\x06\x63hosen\x18\x04 \x01(\x08\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x12\n\nlatency_ms\x18\x06 \x01(\x01\x12\x0f\n\x07load_ms\x18\x07 \x01(\x01\x12\x10\n\x08\x61\x63\x63uracy\x18\x08 \x01(\x01\x12\x17\n\x0f\x61\x63\x63uracy_source\x18\t \x01(\t\x12\x14\n\x0cusd_per_1000\x18\n \x01(\x01\x12\x0f\n\x07work_ms\x18\x0b \x01(\x01\x12\x12\n\nload_state\x18\x0c \x01(\t\x12\x39\n\tinstances\x18\r \x03(\x0b\x32&.tessera.api.gateway.v1.InstanceOption\"\xc3\x03\n\x0f\x45xplainResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x37\n\x08variants\x18\x03 \x03(\x0b\x32%.tessera.api.gateway.v1.VariantOption\x12\x16\n\x0evariant_policy\x18\x04 \x01(\t\x12\x0f\n\x07node_id\x18\x05 \x01(\t\x12\x13\n\x0binstance_id\x18\x06 \x01(\t\x12\x12\n\nstart_path\x18\x07 \x01(\t\x12=\n\x05start\x18\x08 \x01(\x0b\x32..tessera.api.scheduler.v1.ExplainStartResponse\x12\x30\n\x06stages\x18\t \x03(\x0b\x32 .tessera.api.common.v1.StageTime\x12\x14\n\x0cpredicted_ms\x18\n \x01(\x01\x12\x11\n\tactual_ms\x18\x0b \x01(\x01\x12\x0f\n\x07outcome\x18\x0c \x01(\t\x12\x17\n\x0finstance_policy\x18\r \x01(\t\x12\x12\n\nobjectives\x18\x0e \x01(\t\x12\x18\n\x10objective_missed\x18\x0f \x01(\t\x12\x10\n\x08snapshot\x18\x10 \x01(\x04\"%\n\x0fGetTraceRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\">\n\x10GetTraceResponse\x12*\n\x05spans\x18\x01 \x03(\x0b\x32\x1b.tessera.api.common.v1.Span2\xac\x02\n\x07Gateway\x12\x66\n\x0bGetPlatform\x12*.tessera.api.gateway.v1.GetPlatformRequest\x1a+.tessera.api.gateway.v1.GetPlatformResponse\x12Z\n\x07\x45xplain\x12&.tessera.api.gateway.v1.ExplainRequest\x1a\'.tessera.api.gateway.v1.ExplainResponse\x12]\n\x08GetTrace\x12\'.tessera.api.gateway.v1.GetTraceRequest\x1a(.tessera.api.gateway.v1.GetTraceResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,16 +40,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETPLATFORMREQUEST']._serialized_end=285
   _globals['_GETPLATFORMRESPONSE']._serialized_start=288
   _globals['_GETPLATFORMRESPONSE']._serialized_end=430
-  _globals['_EXPLAINREQUEST']._serialized_start=432
-  _globals['_EXPLAINREQUEST']._serialized_end=468
-  _globals['_VARIANTOPTION']._serialized_start=471
-  _globals['_VARIANTOPTION']._serialized_end=617
-  _globals['_EXPLAINRESPONSE']._serialized_start=620
-  _globals['_EXPLAINRESPONSE']._serialized_end=982
-  _globals['_GETTRACEREQUEST']._serialized_start=984
-  _globals['_GETTRACEREQUEST']._serialized_end=1021
-  _globals['_GETTRACERESPONSE']._serialized_start=1023
-  _globals['_GETTRACERESPONSE']._serialized_end=1085
-  _globals['_GATEWAY']._serialized_start=1088
-  _globals['_GATEWAY']._serialized_end=1388
+  _globals['_OBJECTIVES']._serialized_start=433
+  _globals['_OBJECTIVES']._serialized_end=598
+  _globals['_EXPLAINREQUEST']._serialized_start=600
+  _globals['_EXPLAINREQUEST']._serialized_end=707
+  _globals['_INSTANCEOPTION']._serialized_start=710
+  _globals['_INSTANCEOPTION']._serialized_end=854
+  _globals['_VARIANTOPTION']._serialized_start=857
+  _globals['_VARIANTOPTION']._serialized_end=1201
+  _globals['_EXPLAINRESPONSE']._serialized_start=1204
+  _globals['_EXPLAINRESPONSE']._serialized_end=1655
+  _globals['_GETTRACEREQUEST']._serialized_start=1657
+  _globals['_GETTRACEREQUEST']._serialized_end=1694
+  _globals['_GETTRACERESPONSE']._serialized_start=1696
+  _globals['_GETTRACERESPONSE']._serialized_end=1758
+  _globals['_GATEWAY']._serialized_start=1761
+  _globals['_GATEWAY']._serialized_end=2061
 # @@protoc_insertion_point(module_scope)

@@ -101,26 +101,129 @@ class GetPlatformResponse(_message.Message):
 Global___GetPlatformResponse: _TypeAlias = GetPlatformResponse  # noqa: Y015
 
 @_typing.final
+class Objectives(_message.Message):
+    """What a request may ask for instead of naming a variant; the same names are request parameters of ModelInfer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LATENCY_MS_FIELD_NUMBER: _builtins.int
+    MIN_ACCURACY_FIELD_NUMBER: _builtins.int
+    MAX_COST_FIELD_NUMBER: _builtins.int
+    DATASET_FIELD_NUMBER: _builtins.int
+    STRICT_FIELD_NUMBER: _builtins.int
+    latency_ms: _builtins.float
+    """from the gateway's receipt to its reply"""
+    min_accuracy: _builtins.float
+    """0 to 1"""
+    max_cost: _builtins.float
+    """USD per 1,000 requests"""
+    dataset: _builtins.str
+    """what the accuracy must have been measured on"""
+    strict: _builtins.bool
+    """refuse what cannot be met instead of serving the closest"""
+    def __init__(
+        self,
+        *,
+        latency_ms: _builtins.float | None = ...,
+        min_accuracy: _builtins.float | None = ...,
+        max_cost: _builtins.float | None = ...,
+        dataset: _builtins.str = ...,
+        strict: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_latency_ms", b"_latency_ms", "_max_cost", b"_max_cost", "_min_accuracy", b"_min_accuracy", "latency_ms", b"latency_ms", "max_cost", b"max_cost", "min_accuracy", b"min_accuracy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_latency_ms", b"_latency_ms", "_max_cost", b"_max_cost", "_min_accuracy", b"_min_accuracy", "dataset", b"dataset", "latency_ms", b"latency_ms", "max_cost", b"max_cost", "min_accuracy", b"min_accuracy", "strict", b"strict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__latency_ms: _TypeAlias = _typing.Literal["latency_ms"]  # noqa: Y015
+    _WhichOneofArgType__latency_ms: _TypeAlias = _typing.Literal["_latency_ms", b"_latency_ms"]  # noqa: Y015
+    _WhichOneofReturnType__max_cost: _TypeAlias = _typing.Literal["max_cost"]  # noqa: Y015
+    _WhichOneofArgType__max_cost: _TypeAlias = _typing.Literal["_max_cost", b"_max_cost"]  # noqa: Y015
+    _WhichOneofReturnType__min_accuracy: _TypeAlias = _typing.Literal["min_accuracy"]  # noqa: Y015
+    _WhichOneofArgType__min_accuracy: _TypeAlias = _typing.Literal["_min_accuracy", b"_min_accuracy"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__latency_ms) -> _WhichOneofReturnType__latency_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_cost) -> _WhichOneofReturnType__max_cost | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_accuracy) -> _WhichOneofReturnType__min_accuracy | None: ...
+
+Global___Objectives: _TypeAlias = Objectives  # noqa: Y015
+
+@_typing.final
 class ExplainRequest(_message.Message):
+    """Either a request that was answered, or a name and objectives: where such a request would go now."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    OBJECTIVES_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    model: _builtins.str
+    """as in ModelInfer's model_name"""
+    @_builtins.property
+    def objectives(self) -> Global___Objectives: ...
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        objectives: Global___Objectives | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["objectives", b"objectives"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "objectives", b"objectives", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExplainRequest: _TypeAlias = ExplainRequest  # noqa: Y015
 
 @_typing.final
+class InstanceOption(_message.Message):
+    """An instance of a variant that was looked at. `then`: as the decision saw it, else as it is now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    EXPECTED_MS_FIELD_NUMBER: _builtins.int
+    LOAD_STATE_FIELD_NUMBER: _builtins.int
+    CHOSEN_FIELD_NUMBER: _builtins.int
+    THEN_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    instance_id: _builtins.str
+    in_flight: _builtins.int
+    """requests of this gateway"""
+    expected_ms: _builtins.float
+    """of a request that is sent to it; -1: not measured"""
+    load_state: _builtins.str
+    """"active", "overloaded", "interfered" """
+    chosen: _builtins.bool
+    then: _builtins.bool
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        instance_id: _builtins.str = ...,
+        in_flight: _builtins.int = ...,
+        expected_ms: _builtins.float = ...,
+        load_state: _builtins.str = ...,
+        chosen: _builtins.bool = ...,
+        then: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "expected_ms", b"expected_ms", "in_flight", b"in_flight", "instance_id", b"instance_id", "load_state", b"load_state", "node_id", b"node_id", "then", b"then"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InstanceOption: _TypeAlias = InstanceOption  # noqa: Y015
+
+@_typing.final
 class VariantOption(_message.Message):
+    """Figures at batch 1, the best of the classes of nodes that are there; -1: not measured."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VARIANT_FIELD_NUMBER: _builtins.int
@@ -128,12 +231,31 @@ class VariantOption(_message.Message):
     ACTIVE_INSTANCES_FIELD_NUMBER: _builtins.int
     CHOSEN_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    LATENCY_MS_FIELD_NUMBER: _builtins.int
+    LOAD_MS_FIELD_NUMBER: _builtins.int
+    ACCURACY_FIELD_NUMBER: _builtins.int
+    ACCURACY_SOURCE_FIELD_NUMBER: _builtins.int
+    USD_PER_1000_FIELD_NUMBER: _builtins.int
+    WORK_MS_FIELD_NUMBER: _builtins.int
+    LOAD_STATE_FIELD_NUMBER: _builtins.int
+    INSTANCES_FIELD_NUMBER: _builtins.int
     expected_ms: _builtins.float
     active_instances: _builtins.int
     chosen: _builtins.bool
     reason: _builtins.str
+    latency_ms: _builtins.float
+    load_ms: _builtins.float
+    accuracy: _builtins.float
+    accuracy_source: _builtins.str
+    """"evaluation", "stated", "agreement" """
+    usd_per_1000: _builtins.float
+    work_ms: _builtins.float
+    """core-milliseconds per item, where they are least"""
+    load_state: _builtins.str
     @_builtins.property
     def variant(self) -> _common_pb2.VariantKey: ...
+    @_builtins.property
+    def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___InstanceOption]: ...
     def __init__(
         self,
         *,
@@ -142,10 +264,18 @@ class VariantOption(_message.Message):
         active_instances: _builtins.int = ...,
         chosen: _builtins.bool = ...,
         reason: _builtins.str = ...,
+        latency_ms: _builtins.float = ...,
+        load_ms: _builtins.float = ...,
+        accuracy: _builtins.float = ...,
+        accuracy_source: _builtins.str = ...,
+        usd_per_1000: _builtins.float = ...,
+        work_ms: _builtins.float = ...,
+        load_state: _builtins.str = ...,
+        instances: _abc.Iterable[Global___InstanceOption] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["variant", b"variant"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_instances", b"active_instances", "chosen", b"chosen", "expected_ms", b"expected_ms", "reason", b"reason", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy", b"accuracy", "accuracy_source", b"accuracy_source", "active_instances", b"active_instances", "chosen", b"chosen", "expected_ms", b"expected_ms", "instances", b"instances", "latency_ms", b"latency_ms", "load_ms", b"load_ms", "load_state", b"load_state", "reason", b"reason", "usd_per_1000", b"usd_per_1000", "variant", b"variant", "work_ms", b"work_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -167,6 +297,10 @@ class ExplainResponse(_message.Message):
     PREDICTED_MS_FIELD_NUMBER: _builtins.int
     ACTUAL_MS_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
+    INSTANCE_POLICY_FIELD_NUMBER: _builtins.int
+    OBJECTIVES_FIELD_NUMBER: _builtins.int
+    OBJECTIVE_MISSED_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     model: _builtins.str
     variant_policy: _builtins.str
@@ -177,6 +311,13 @@ class ExplainResponse(_message.Message):
     actual_ms: _builtins.float
     outcome: _builtins.str
     """"ok", or the error's kind and words"""
+    instance_policy: _builtins.str
+    objectives: _builtins.str
+    """what was asked for, in words"""
+    objective_missed: _builtins.str
+    """by how much the choice was expected to miss it"""
+    snapshot: _builtins.int
+    """number of changes that the gateway had seen"""
     @_builtins.property
     def variants(self) -> _containers.RepeatedCompositeFieldContainer[Global___VariantOption]: ...
     @_builtins.property
@@ -200,10 +341,14 @@ class ExplainResponse(_message.Message):
         predicted_ms: _builtins.float = ...,
         actual_ms: _builtins.float = ...,
         outcome: _builtins.str = ...,
+        instance_policy: _builtins.str = ...,
+        objectives: _builtins.str = ...,
+        objective_missed: _builtins.str = ...,
+        snapshot: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actual_ms", b"actual_ms", "instance_id", b"instance_id", "model", b"model", "node_id", b"node_id", "outcome", b"outcome", "predicted_ms", b"predicted_ms", "request_id", b"request_id", "stages", b"stages", "start", b"start", "start_path", b"start_path", "variant_policy", b"variant_policy", "variants", b"variants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actual_ms", b"actual_ms", "instance_id", b"instance_id", "instance_policy", b"instance_policy", "model", b"model", "node_id", b"node_id", "objective_missed", b"objective_missed", "objectives", b"objectives", "outcome", b"outcome", "predicted_ms", b"predicted_ms", "request_id", b"request_id", "snapshot", b"snapshot", "stages", b"stages", "start", b"start", "start_path", b"start_path", "variant_policy", b"variant_policy", "variants", b"variants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -73,6 +73,6 @@ class WatchedState:
             return
         self._catalogue.put(key, new)
         if isinstance(new, InstanceRecord) and new.state is InstanceState.READY:
-            slot = self._catalogue.slot(new.instance_id)
+            slot = self._catalogue.fleet.slot(new.instance_id)
             if slot is not None:
                 self._on_ready(slot)

@@ -1,230 +1,200 @@
 """All that a request needs to know, in plain dicts, kept up to date from etcd's records and from the scheduler's answers.
 
-Level-triggered: `put` and `remove` say what a key holds now, in any order and as often as it likes. Routes (name -> version, plan,
-slots) are memoised and dropped when something they were made of changes, so that a warm request costs one dict lookup.
+Level-triggered: `put` and `remove` say what a key holds now, in any order and as often as it likes. Each record changes the candidates
+that are made of it, in the groups that hold them (`groups`); instances change no candidate (`fleet`). Routes (name and objectives ->
+ranking) are memoised, so that a warm request costs one dict lookup and one look at the instances.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from dataclasses import dataclass, field
+from collections import Counter
 from typing import Any
 
-from tessera.domain.errors import VariantNotFound
+from tessera.domain.errors import NotFound, VariantNotFound
 from tessera.domain.ids import (
-    BuildClass,
-    Generation,
-    InstanceId,
     ModelName,
     NodeId,
     ProfileClass,
     RuntimeId,
     TrustDomain,
     VariantKey,
-    VariantName,
     VersionKey,
     VersionNumber,
 )
-from tessera.domain.instance import TERMINAL, InstanceState
+from tessera.domain.objectives import NO_OBJECTIVES, Objectives
 from tessera.domain.records import (
     AliasRecord,
     InstanceRecord,
     LoadRecord,
-    LoadState,
     ModelRecord,
     NodeRecord,
     ProfileRecord,
     VariantRecord,
     VersionRecord,
 )
-from tessera.gateway.core.references import Resolved, resolve
+from tessera.domain.signature import Signature
+from tessera.domain.tasks import common_signature
+from tessera.gateway.core.candidates import Row, node_class
+from tessera.gateway.core.fleet import Fleet
+from tessera.gateway.core.groups import Group
+from tessera.gateway.core.references import resolve, task_of
+from tessera.gateway.core.routes import Name, Route, criteria_of, slot_of_choice
 from tessera.gateway.core.slots import InstanceSlot
-from tessera.policy.variant.base import NodeClass, VariantPlan, VariantPolicy, VariantSnapshot
+from tessera.policy.instance.base import InstancePolicy
+from tessera.policy.instance.least_in_flight import LeastInFlight
+from tessera.policy.variant.base import Candidate, Choice, NodeClass, VariantPolicy
 
 Record = ModelRecord | VersionRecord | VariantRecord | AliasRecord | ProfileRecord | NodeRecord | InstanceRecord | LoadRecord
 
-MAX_ROUTES = 65536
-MAX_ORPHANS_PER_NODE = 1024
-MAX_STALE = 65536
-
-_NOTHING: dict[Any, Any] = {}
-_UNKNOWN_CLASS = NodeClass(BuildClass("unknown"), ProfileClass("unknown"), (), 1)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Route:
-    """Where requests for one name go now. `slots` are the usable instances of the plan's choice, `variant` is its name ("": none)."""
-
-    resolved: Resolved
-    plan: VariantPlan
-    slots: tuple[InstanceSlot, ...]
-    variant: str
-    _labels: dict[str, tuple[str, str, str, str]] = field(default_factory=dict)
-
-    def labels(self, node_id: str) -> tuple[str, str, str, str]:
-        """Model, version, variant and node, for metrics."""
-        found = self._labels.get(node_id)
-        if found is None:
-            version = self.resolved.version
-            found = self._labels[node_id] = (version.model, str(version.version), self.variant, node_id)
-        return found
-
-    def pick(self) -> InstanceSlot | None:
-        """The instance with the least requests in flight; None when none is usable."""
-        slots = self.slots
-        if len(slots) == 1:
-            return slots[0]
-        best = None
-        for slot in slots:
-            if best is None or slot.in_flight < best.in_flight:
-                best = slot
-        return best
+MAX_ROUTES = 16384
 
 
 class Catalogue:
     """The gateway's memory of one trust domain."""
 
-    def __init__(self, trust_domain: TrustDomain, policy: VariantPolicy) -> None:
+    def __init__(self, trust_domain: TrustDomain, policy: VariantPolicy, instances: InstancePolicy | None = None) -> None:
         self.trust_domain = trust_domain
         self.policy = policy
+        self.instances = instances or LeastInFlight()
         self.models: dict[ModelName, ModelRecord] = {}
         self.aliases: dict[ModelName, AliasRecord] = {}
         self.versions: dict[ModelName, dict[VersionNumber, VersionRecord]] = {}
-        self.variants: dict[VersionKey, dict[VariantName, VariantRecord]] = {}
-        self.profiles: dict[VersionKey, dict[VariantName, dict[ProfileClass, ProfileRecord]]] = {}
         self.nodes: dict[NodeId, NodeRecord] = {}
-        self.loads: dict[InstanceId, LoadRecord] = {}
+        self.classes: dict[NodeClass, int] = {}
+        self.fleet = Fleet(self.nodes.keys(), self._measure)
+        self.snapshot = 0
+        """Counts the changes: says of a decision what was known."""
         self._records: dict[str, Record] = {}
-        self._classes: dict[NodeClass, int] = {}
-        self._slots: dict[InstanceId, InstanceSlot] = {}
-        self._orphans: dict[NodeId, dict[InstanceId, InstanceSlot]] = {}
-        self._seen_orphans: set[InstanceSlot] = set()
-        self._stale: OrderedDict[Generation, None] = OrderedDict()
-        self._by_version: dict[VersionKey, dict[VariantName, dict[InstanceId, InstanceSlot]]] = {}
         self._class_by_node: dict[NodeId, NodeClass] = {}
-        self._routes: dict[tuple[str, str], Route] = {}
-        self._routes_of: dict[VersionKey, set[tuple[str, str]]] = {}
+        self._rows: dict[ModelName, dict[VariantKey, Row]] = {}
+        self._profiles: dict[VariantKey, dict[ProfileClass, ProfileRecord]] = {}
+        self._versions: dict[VersionKey, Group] = {}
+        self._tasks: dict[str, Group] = {}
+        self._newest: dict[str, dict[ModelName, VersionKey]] = {}
+        """Of each task: the versions that answer for it."""
+        self._names: dict[tuple[str, str], Name] = {}
+        self._routes: dict[tuple[object, ...], Route] = {}
 
-    # --- what changes it ---------------------------------------------------------------------------------------------------
+    # --- what changes it
 
     def put(self, key: str, record: Record) -> None:
         """The etcd key holds this record now."""
         before = self._records.get(key)
         if before == record:
             if isinstance(record, InstanceRecord):
-                self._put_instance(record)  # reported again: no longer suspect
+                self.fleet.put(record)  # reported again: no longer suspect
             return
+        self.snapshot += 1
         self._records[key] = record
         match record:
+            case InstanceRecord():
+                self.fleet.put(record)
+            case LoadRecord():
+                self.fleet.put_load(record)
             case ModelRecord():
                 self.models[record.name] = record
-                self._forget_routes()
+                self._model_changed(record.name)
             case AliasRecord():
                 self.aliases[record.alias] = record
-                self._forget_routes()
+                self._forget_names()
             case VersionRecord():
                 self.versions.setdefault(record.model, {})[record.version] = record
-                self._forget_routes()
+                self._forget_names()
             case VariantRecord():
-                self.variants.setdefault(record.key.version_key, {})[record.key.variant] = record
-                self._forget_routes(record.key.version_key)
+                self._put_variant(record)
             case ProfileRecord():
-                # A new dict, never the old one changed: the policy remembers what it made of it.
-                of_version = self.profiles.setdefault(record.variant.version_key, {})
-                name = record.variant.variant
-                of_version[name] = {**of_version.get(name, {}), record.profile_class: record}
-                self._forget_routes(record.variant.version_key)
+                self._profiles_of(record.variant)[record.profile_class] = record
+                self._profile_changed(record.variant)
             case NodeRecord():
                 self._put_node(record)
-            case InstanceRecord():
-                self._put_instance(record)
-            case LoadRecord():
-                self.loads[record.instance_id] = record
-                self._note_load(record.instance_id)
 
     def remove(self, key: str) -> None:
         """The etcd key is gone."""
         record = self._records.pop(key, None)
+        self.snapshot += record is not None
         match record:
+            case InstanceRecord():
+                self.fleet.remove(record)
+            case LoadRecord():
+                self.fleet.remove_load(record)
             case ModelRecord():
                 self.models.pop(record.name, None)
-                self._forget_routes()
+                self._model_changed(record.name)
             case AliasRecord():
                 self.aliases.pop(record.alias, None)
-                self._forget_routes()
+                self._forget_names()
             case VersionRecord():
                 _drop(self.versions, record.model, record.version)
-                self._forget_routes()
+                self._forget_names()
             case VariantRecord():
-                _drop(self.variants, record.key.version_key, record.key.variant)
-                self._forget_routes(record.key.version_key)
+                self._remove_variant(record.key)
             case ProfileRecord():
-                of_version = self.profiles[record.variant.version_key]
-                left = {cls: one for cls, one in of_version[record.variant.variant].items() if cls != record.profile_class}
-                of_version[record.variant.variant] = left
-                if not left:
-                    _drop(self.profiles, record.variant.version_key, record.variant.variant)
-                self._forget_routes(record.variant.version_key)
+                self._profiles_of(record.variant).pop(record.profile_class, None)
+                self._profile_changed(record.variant)
             case NodeRecord():
                 self._remove_node(record)
-            case InstanceRecord():
-                self._remove_instance(record)
-            case LoadRecord():
-                self.loads.pop(record.instance_id, None)
-                self._note_load(record.instance_id)
 
-    def adopt(self, slot: InstanceSlot) -> InstanceSlot:
-        """An instance that the scheduler has just named as ready; etcd will say so later. Returns the slot that stands for it."""
-        known = self._slots.get(slot.instance_id)
-        if known is not None and known.generation == slot.generation:
-            known.suspect = False
-            self._adopt_orphan(known)
-            slot = known
-        else:
-            if known is not None:
-                self._discard(known)
-            self._insert(slot)
-        self._forget_routes(slot.variant.version_key)
-        return slot
+    # --- what a request asks
 
-    def mark_stale(self, slot: InstanceSlot) -> None:
-        """It answered that its generation is gone, which is for ever: a record that still says ready is old news."""
-        self._stale[slot.generation] = None
-        if len(self._stale) > MAX_STALE:
-            self._stale.popitem(last=False)
-        self._discard(slot)
-
-    def is_stale(self, generation: Generation) -> bool:
-        return generation in self._stale
-
-    def mark_runtime(self, runtime_id: RuntimeId, *, suspect: bool) -> None:
-        """Its connection broke, or works again. Orphans have nobody who would report them again: a broken connection ends them."""
-        for slot in [slot for slot in self._slots.values() if slot.runtime_id == runtime_id]:
-            if suspect and slot.orphan:
-                self._discard(slot)
-            elif slot.suspect != suspect:
-                slot.suspect = suspect
-                self._forget_routes(slot.variant.version_key)
-
-    def sweep(self) -> None:
-        """Forgets orphans whose node is still there since the last sweep: they were stopped in order, no lease ran out."""
-        lasting = [slot for node_id in self.nodes for slot in self._orphans.get(node_id, {}).values()]
-        for slot in lasting:
-            if slot in self._seen_orphans:
-                self._discard(slot)
-        self._seen_orphans = {slot for slot in lasting if slot.orphan}
-
-    # --- what a request asks ------------------------------------------------------------------------------------------------
-
-    def route(self, model_name: str, model_version: str) -> Route:
-        """Where a request goes.
+    def route(self, model_name: str, model_version: str, objectives: Objectives = NO_OBJECTIVES) -> Route:
+        """Where a request may go.
 
         Raises:
-            InvalidInput, ModelNotFound, VersionNotFound, VariantNotFound: from the name.
+            InvalidInput, ModelNotFound, VersionNotFound, VariantNotFound, NotFound: from the name.
         """
-        route = self._routes.get((model_name, model_version))
-        if route is not None:
+        # Hashing the objectives of a request that has none would be half of what its decision costs.
+        key = (model_name, model_version) if objectives is NO_OBJECTIVES else (model_name, model_version, objectives)
+        route = self._routes.get(key)
+        if route is not None and route.stamp == route.name.group.stamp:
             return route
+        if len(self._routes) >= MAX_ROUTES:
+            self._routes.clear()
+        route = self._routes[key] = self._read(model_name, model_version, objectives)
+        return route
+
+    def choose(self, route: Route) -> Choice | None:
+        """The policy's choice as things are now; None: nothing can answer."""
+        return self.policy.choose(route.ranking, route.objectives.latency_ms, self.instances)
+
+    def pick(self, route: Route) -> InstanceSlot | None:
+        """The instance of the choice, where it has one."""
+        choice = self.choose(route)
+        return slot_of_choice(choice) if choice is not None else None
+
+    def signature(self, route: Route) -> Signature:
+        """What the models that may answer have in common. Raises: NotFound when none is there any more."""
+        keys = (route.name.version,) if route.name.version is not None else self._newest.get(route.name.task, {}).values()
+        found = [self.versions[key.model][key.version].signature for key in keys if key.version in self.versions.get(key.model, ())]
+        if not found:
+            raise NotFound(f"{route.name.shown} has no version")
+        return common_signature(found)
+
+    def refusal(self, route: Route) -> str:
+        """Why no variant can answer: each one with its reason."""
+        return route.refusal(self.classes)
+
+    def runtimes(self) -> set[RuntimeId]:
+        """Runtimes that hold a slot, suspect or not: those that are worth a connection."""
+        return {slot.runtime_id for slot in self.fleet.slots()}
+
+    # --- inside
+
+    def _read(self, model_name: str, model_version: str, objectives: Objectives) -> Route:
+        name = self._names.get((model_name, model_version))
+        if name is None:
+            if len(self._names) >= MAX_ROUTES:
+                self._names.clear()
+            name = self._names[model_name, model_version] = self._resolve(model_name, model_version)
+        group = name.group
+        if group.outdated:
+            group.fill([self._judged(self._rows[one.key.model][one.key]) for one in group.candidates])
+        ranking = group.ranking(self.policy, criteria_of(objectives), name.named)
+        return Route(name, objectives, ranking, self.snapshot)
+
+    def _resolve(self, model_name: str, model_version: str) -> Name:
+        task = task_of(model_name, model_version, self._tasks)
+        if task is not None:
+            return Name(model_name, model_version, self._tasks[task], task=task)
         resolved = resolve(
             model_name,
             model_version,
@@ -233,180 +203,129 @@ class Catalogue:
             aliases=self.aliases,
             versions=self.versions,
         )
-        return self._remember((model_name, model_version), self.plan(resolved))
+        version, named = resolved.version, resolved.variant
+        group = self._group(version)
+        if named is not None and VariantKey(version.trust_domain, version.model, version.version, named) not in group:
+            raise VariantNotFound(f"{version}/{named}", ", ".join(sorted(one.key.variant for one in group.candidates)))
+        return Name(model_name, model_version, group, version=version, named=named)
 
-    def plan(self, resolved: Resolved) -> Route:
-        """The policy's plan for a version and the usable instances of its choice, made anew.
+    def _forget_names(self) -> None:
+        self._names.clear()
+        self._routes.clear()
 
-        Raises: VariantNotFound.
-        """
-        records = self.variants.get(resolved.version, {})
-        if resolved.variant is not None and resolved.variant not in records:
-            raise VariantNotFound(f"{resolved.version}/{resolved.variant}", ", ".join(sorted(records)))
-        slots = {name: self._usable(held) for name, held in self._by_version.get(resolved.version, _NOTHING).items()}
-        active = {name: self._classes_of(usable) for name, usable in slots.items() if usable}
-        plan = self.policy.choose(
-            VariantSnapshot(
-                version=resolved.version,
-                variants=tuple(records.values()),
-                classes=self._classes,
-                active=active,
-                profiles=self.profiles.get(resolved.version, _NOTHING),
-                named=resolved.variant,
-            )
-        )
-        chosen = plan.chosen
-        if chosen is None:
-            return Route(resolved, plan, (), "")
-        return Route(resolved, plan, slots.get(chosen.variant.variant, ()), chosen.variant.variant)
+    def _group(self, version: VersionKey) -> Group:
+        group = self._versions.get(version)
+        if group is None:
+            group = self._versions[version] = Group(one_model=True)
+        return group
 
-    def suspects(self, variant: VariantKey) -> tuple[InstanceSlot, ...]:
-        """Instances that would be usable if only their connections worked."""
-        held = self._by_version.get(variant.version_key, _NOTHING).get(variant.variant, _NOTHING)
-        return tuple(slot for slot in held.values() if slot.suspect)
+    def _judged(self, row: Row) -> Candidate:
+        return row.judge(self.models.get(row.record.key.model), self.classes)
 
-    def slot(self, instance_id: InstanceId) -> InstanceSlot | None:
-        return self._slots.get(instance_id)
+    def _place(self, row: Row) -> None:
+        """The candidate as it is now, into the groups that it belongs to."""
+        key = row.record.key
+        candidate = self._judged(row)
+        version = key.version_key
+        self._group(version).put(candidate)
+        model = self.models.get(key.model)
+        if model is not None and model.task and model.latest == key.version:
+            self._tasks[model.task].put(candidate)
 
-    def slots(self) -> tuple[InstanceSlot, ...]:
-        return tuple(self._slots.values())
+    def _model_changed(self, name: ModelName) -> None:
+        """Its candidates anew: who answers for the task, accuracy and consent are the model's."""
+        model = self.models.get(name)
+        newest = VersionKey(self.trust_domain, name, model.latest) if model is not None else None
+        for task in [task for task, members in self._newest.items() if name in members]:
+            self._leave(task, name)
+        if model is not None and newest is not None and model.task:
+            self._newest.setdefault(model.task, {})[name] = newest
+            self._tasks.setdefault(model.task, Group(one_model=False))
+        for row in self._rows.get(name, {}).values():
+            self._place(row)
+        self._forget_names()
 
-    def runtimes(self) -> set[RuntimeId]:
-        """Runtimes that hold a slot, suspect or not: those that are worth a connection."""
-        return {slot.runtime_id for slot in self._slots.values()}
+    def _leave(self, task: str, name: ModelName) -> None:
+        members = self._newest[task]
+        del members[name]
+        for key in self._rows.get(name, ()):
+            self._tasks[task].remove(key)
+        if not members:
+            del self._newest[task], self._tasks[task]
 
-    # --- inside -------------------------------------------------------------------------------------------------------------
+    def _put_variant(self, record: VariantRecord) -> None:
+        key = record.key
+        rows = self._rows.setdefault(key.model, {})
+        row = rows.get(key)
+        if row is None:
+            row = rows[key] = Row(record, self.fleet.activity(key), self._profiles_of(key))
+        row.record = record
+        self._place(row)
+        self._measure_all(key)
 
-    def _put_instance(self, record: InstanceRecord) -> None:
-        known = self._slots.get(record.instance_id)
-        if known is not None and known.generation != record.generation:
-            self._discard(known)
-            known = None
-        if record.state is InstanceState.READY:
-            if record.generation in self._stale:
-                return
-            if known is None:
-                self._insert(slot_of(record))
-            else:
-                known.suspect = False
-                self._adopt_orphan(known)
-                self._forget_routes(record.variant.version_key)
-        elif known is not None and (record.state is InstanceState.DRAINING or record.state in TERMINAL):
-            # Earlier states are old news: the scheduler said ready before etcd did, and states only go forward.
-            self._discard(known)
+    def _remove_variant(self, key: VariantKey) -> None:
+        _drop(self._rows, key.model, key)
+        group = self._group(key.version_key)
+        group.remove(key)
+        model = self.models.get(key.model)
+        if model is not None and model.task:
+            self._tasks[model.task].remove(key)
+        if not len(group):
+            del self._versions[key.version_key]
+        # Names keep the group and the variant that they stand for.
+        self._forget_names()
 
-    def _remove_instance(self, record: InstanceRecord) -> None:
-        slot = self._slots.get(record.instance_id)
-        if slot is None or slot.generation != record.generation:
-            return
-        slot.orphan = True
-        orphans = self._orphans.setdefault(slot.node_id, {})
-        orphans[slot.instance_id] = slot
-        if len(orphans) > MAX_ORPHANS_PER_NODE:
-            self._discard(next(iter(orphans.values())))
-        self._forget_routes(slot.variant.version_key)
+    def _profiles_of(self, key: VariantKey) -> dict[ProfileClass, ProfileRecord]:
+        return self._profiles.setdefault(key, {})
+
+    def _profile_changed(self, key: VariantKey) -> None:
+        row = self._rows.get(key.model, {}).get(key)
+        if row is not None:
+            row.profiles_changed()
+            self._place(row)
+            self._measure_all(key)
 
     def _put_node(self, record: NodeRecord) -> None:
-        returned = record.node_id not in self.nodes
-        self.nodes[record.node_id] = record
-        self._class_by_node[record.node_id] = node_class(record)
+        node_id = record.node_id
+        returned = node_id not in self.nodes
+        before, now = self._class_by_node.get(node_id), node_class(record)
+        self.nodes[node_id] = record
+        self._class_by_node[node_id] = now
         if returned:
-            for slot in list(self._orphans.get(record.node_id, {}).values()):
-                self._discard(slot)
+            self.fleet.node_returned(node_id)
         self._count_classes()
+        if before != now:
+            for slot in self.fleet.slots():
+                if slot.node_id == node_id:
+                    self._measure(slot)
 
     def _remove_node(self, record: NodeRecord) -> None:
         self.nodes.pop(record.node_id, None)
-        if not any(slot.node_id == record.node_id for slot in self._slots.values()):
+        if not self.fleet.holds(record.node_id):
             self._class_by_node.pop(record.node_id, None)
+        self.fleet.node_gone(record.node_id)
         self._count_classes()
 
     def _count_classes(self) -> None:
-        classes: dict[NodeClass, int] = {}
-        for node_id in self.nodes:
-            cls = self._class_by_node[node_id]
-            classes[cls] = classes.get(cls, 0) + 1
-        self._classes = classes
-        self._forget_routes()
+        """Candidates are made of the classes, not of how many nodes there are of each."""
+        counts = Counter(self._class_by_node[node_id] for node_id in self.nodes)
+        changed = counts.keys() != self.classes.keys()
+        self.classes = dict(counts)
+        if changed:
+            for group in (*self._versions.values(), *self._tasks.values()):
+                group.outdate()
 
-    def _usable(self, held: dict[InstanceId, InstanceSlot]) -> tuple[InstanceSlot, ...]:
-        nodes = self.nodes
-        usable = tuple([slot for slot in held.values() if not slot.suspect and not (slot.orphan and slot.node_id in nodes)])
-        if not self.loads or len(usable) < 2:
-            return usable
-        return tuple([slot for slot in usable if not slot.slowed]) or usable
+    def _measure_all(self, key: VariantKey) -> None:
+        for slot in self.fleet.slots_of(key):
+            self._measure(slot)
 
-    def _note_load(self, instance_id: InstanceId) -> None:
-        """An interfered instance gets requests only while there is no other: its load goes elsewhere before anything else is done."""
-        slot, record = self._slots.get(instance_id), self.loads.get(instance_id)
-        slowed = record is not None and record.state is LoadState.INTERFERED
-        if slot is not None and slot.slowed is not slowed:
-            slot.slowed = slowed
-            self._forget_routes(slot.variant.version_key)
-
-    def _classes_of(self, slots: tuple[InstanceSlot, ...]) -> dict[NodeClass, int]:
-        """How many of them each class of nodes holds; the class of a node outlives its record as long as it has instances."""
-        if len(slots) == 1:
-            return {self._class_by_node.get(slots[0].node_id, _UNKNOWN_CLASS): 1}
-        counts: dict[NodeClass, int] = {}
-        for slot in slots:
-            cls = self._class_by_node.get(slot.node_id, _UNKNOWN_CLASS)
-            counts[cls] = counts.get(cls, 0) + 1
-        return counts
-
-    def _insert(self, slot: InstanceSlot) -> None:
-        self._slots[slot.instance_id] = slot
-        self._note_load(slot.instance_id)
-        of_version = self._by_version.setdefault(slot.variant.version_key, {})
-        of_version.setdefault(slot.variant.variant, {})[slot.instance_id] = slot
-        self._forget_routes(slot.variant.version_key)
-
-    def _adopt_orphan(self, slot: InstanceSlot) -> None:
-        slot.orphan = False
-        _drop(self._orphans, slot.node_id, slot.instance_id)
-
-    def _discard(self, slot: InstanceSlot) -> None:
-        self._adopt_orphan(slot)
-        if self._slots.get(slot.instance_id) is slot:
-            del self._slots[slot.instance_id]
-        of_version = self._by_version.get(slot.variant.version_key, {})
-        _drop(of_version, slot.variant.variant, slot.instance_id)
-        if not of_version:
-            self._by_version.pop(slot.variant.version_key, None)
-        self._forget_routes(slot.variant.version_key)
-
-    def _remember(self, key: tuple[str, str], route: Route) -> Route:
-        if len(self._routes) >= MAX_ROUTES:
-            self._forget_routes()
-        self._routes[key] = route
-        self._routes_of.setdefault(route.resolved.version, set()).add(key)
-        return route
-
-    def _forget_routes(self, version: VersionKey | None = None) -> None:
-        if version is None:
-            self._routes.clear()
-            self._routes_of.clear()
-            return
-        for key in self._routes_of.pop(version, ()):
-            self._routes.pop(key, None)
-
-
-def node_class(node: NodeRecord) -> NodeClass:
-    return NodeClass(node.build_class, node.profile_class, node.flavours, node.runtime_threads)
-
-
-def slot_of(record: InstanceRecord) -> InstanceSlot:
-    return InstanceSlot(
-        instance_id=record.instance_id,
-        variant=record.variant,
-        generation=record.generation,
-        node_id=record.node_id,
-        runtime_id=record.runtime_id,
-        host_id=record.host_id,
-        unix_path=record.unix_path,
-        relay_address=record.relay_address,
-        start_path=record.start_path,
-    )
+    def _measure(self, slot: InstanceSlot) -> None:
+        """What is known of an instance: the class of a node outlives its record as long as it has instances."""
+        row = self._rows.get(slot.variant.model, {}).get(slot.variant)
+        cls = self._class_by_node.get(slot.node_id)
+        slot.latency = row.latency(cls) if row is not None and cls is not None else None
+        if row is not None and slot.max_batch == 1:
+            slot.max_batch = row.record.max_batch  # the scheduler's word says nothing about batches
 
 
 def _drop(table: dict[Any, dict[Any, Any]], outer: object, inner: object) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections import deque
 
-from tessera.domain.ids import VersionKey
 from tessera.domain.instance import Stage, StageTime
-from tessera.gateway.core.catalogue import Route
+from tessera.gateway.core.routes import Route
 from tessera.gateway.core.slots import InstanceSlot
-from tessera.policy.variant.base import VariantPlan
+from tessera.policy.variant.base import Choice
+
+_UNKNOWN = ("", "", "", "")
 
 
 class Decision:
-    """One request: what was known when it was decided (the plan of its `route`, with the losers), and what came of it. Times in ms.
+    """One request: what was known when it was decided (the ranking of its `route`, and what the `choice` looked at), and what came of it.
+    Times in ms. Why the others lost is made of these when somebody asks (`accounts`).
 
+    `missed` says by how much the choice was expected to miss the objectives ("": not at all).
     `slot` is where it is or was answered, `left` the instance that turned out to be gone. `start_request_id` is the request that the
     scheduler knows the start by: requests that wait for one start share it. `queued_ms` and `sent_ms` are offsets from its arrival:
     when it began to wait for a start (-1: it did not), when it was sent. `queue_us`, `opening_us` and `run_us` are what the runtime says.
@@ -24,6 +27,8 @@ class Decision:
 
     model: str = ""
     route: Route | None = None
+    choice: Choice | None = None
+    missed: str = ""
     slot: InstanceSlot | None = None
     left: InstanceSlot | None = None
     start_path: str = ""
@@ -56,21 +61,24 @@ class Decision:
         return self.own_span.hex()
 
     @property
-    def version(self) -> VersionKey | None:
-        return self.route.resolved.version if self.route is not None else None
-
-    @property
-    def plan(self) -> VariantPlan | None:
-        return self.route.plan if self.route is not None else None
-
-    @property
     def variant(self) -> str:
-        return self.route.variant if self.route is not None else ""
+        """The one that answered, else the one that was chosen."""
+        return self.labels[2]
 
     @property
     def predicted_ms(self) -> float:
-        chosen = self.route.plan.chosen if self.route is not None else None
-        return chosen.expected_ms or 0.0 if chosen is not None else 0.0
+        return self.choice.expected_ms or 0.0 if self.choice is not None else 0.0
+
+    @property
+    def labels(self) -> tuple[str, str, str, str]:
+        """Model, version, variant and node as far as they are known, for metrics."""
+        if self.slot is not None:
+            return self.slot.labels
+        if self.choice is not None:
+            key = self.choice.candidate.key
+            return (key.model, str(key.version), key.variant, self.node_id)
+        version = self.route.name.version if self.route is not None else None
+        return (version.model, str(version.version), "", "") if version is not None else _UNKNOWN
 
     @property
     def instance_id(self) -> str:

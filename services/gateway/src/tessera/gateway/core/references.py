@@ -1,19 +1,40 @@
-"""From what a client writes (`model_name`, `model_version`) to one version, and one variant where it was named."""
+"""From what a client writes (`model_name`, `model_version`) to a task, or one version and one variant where it was named."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from tessera.domain.errors import InvalidInput, ModelNotFound, VersionNotFound
-from tessera.domain.ids import ModelName, TrustDomain, VariantName, VersionKey, VersionNumber, parse_reference, parse_version
+from tessera.domain.errors import InvalidInput, ModelNotFound, NotFound, VersionNotFound
+from tessera.domain.ids import ModelName, TrustDomain, VariantName, VersionKey, VersionNumber, checked_name, parse_reference, parse_version
 from tessera.domain.records import AliasRecord, ModelRecord
+from tessera.domain.tasks import TASK_PREFIX
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
     version: VersionKey
     variant: VariantName | None = None
+
+
+def task_of(model_name: str, model_version: str, tasks: Collection[str]) -> str | None:
+    """The task of `task:NAME`; None for every other name.
+
+    Raises:
+        InvalidInput: a version beside it. NotFound: no model has the task, or it cannot be one's name.
+    """
+    if not model_name.startswith(TASK_PREFIX):
+        return None
+    task = model_name[len(TASK_PREFIX) :]
+    if model_version:
+        raise InvalidInput("model_version", model_version, f"{model_name[:160]!r} stands for several models and takes none")
+    try:
+        checked_name("task", task)
+    except InvalidInput as error:
+        raise NotFound(error.message) from None
+    if task not in tasks:
+        raise NotFound(f"no model is registered for task {task!r}{'; there are ' + ', '.join(sorted(tasks)) if tasks else ''}")
+    return task
 
 
 def resolve(

@@ -17,16 +17,19 @@ from tessera.domain.errors import (
     Unavailable,
 )
 from tessera.domain.instance import Stage, StageTime, StartPath
+from tessera.domain.objectives import NO_OBJECTIVES, Objectives
 from tessera.frames import FrameClient, RequestHeader, Status
 from tessera.frames.openinference import parse_head
-from tessera.gateway.core.catalogue import Catalogue, Route
+from tessera.gateway.core.catalogue import Catalogue
 from tessera.gateway.core.decisions import Decision, DecisionLog
-from tessera.gateway.core.requests import queue_budget_s, reply_prefix
+from tessera.gateway.core.requests import AskedFor, missed_parameter, queue_budget_s, reply_prefix
+from tessera.gateway.core.routes import Route, slot_of_choice
 from tessera.gateway.core.slots import InstanceSlot
 from tessera.gateway.core.spans import spans_of_decision
 from tessera.gateway.loops.starts import Started, StartQueues
 from tessera.gateway.loops.watchdog import Watchdog
 from tessera.gateway.ports import Meter, RuntimeLinks
+from tessera.policy.variant.base import Choice
 from tessera.telemetry import TraceContext, get_logger, is_sampled, parse_traceparent, record_span
 
 MAX_SENDS = 2
@@ -37,7 +40,6 @@ REVIVE_S = 0.2
 
 _OK = int(Status.OK)
 _WARM = StartPath.WARM.value
-_UNKNOWN = ("", "", "", "")
 
 _log = get_logger("tessera.gateway")
 
@@ -86,6 +88,7 @@ class Inference:
         self._wall_s = clock.wall_s
         self._meter = meter
         self._identifiers = identifiers
+        self._asked_for = AskedFor()
         self._watchdog = Watchdog(default_budget_s)
         self._held_bytes_limit = held_bytes_limit
         self._held_bytes = 0
@@ -151,20 +154,25 @@ class Inference:
         head = parse_head(body)
         name, version = head.model_name, head.model_version
         decision.model = f"{name}@{version}" if version else name
-        queue_s = queue_budget_s(head.parameters) if head.parameters else None
+        queue_s, objectives = None, NO_OBJECTIVES
+        if head.parameters:
+            queue_s, objectives = queue_budget_s(head.parameters), self._asked_for.objectives(head.parameters)
         # The whole time that is left, but where the client bounded its waiting: the runtime drops what is late in its queue.
         wait_until_s = began_s + (budget_s if queue_s is None else min(budget_s, queue_s))
         start_path = _WARM
         while True:
-            route = decision.route = self._route(name, version)
-            slot = route.pick()
+            route = decision.route = self._route(name, version, objectives)
+            choice = decision.choice = self._catalogue.choose(route)
+            if objectives is not NO_OBJECTIVES and choice is not None:
+                self._check_missed(route, choice, decision)
+            slot = slot_of_choice(choice) if choice is not None else None
             now_s = self._now_s()
             if not decision.attempts:
                 self._meter.decided(now_s - began_s)
             if slot is None:
-                slot = await self._revived(route)
+                slot = await self._revived(choice)
                 if slot is None:
-                    started = await self._start(route, wait_until_s, decision, began_s)
+                    started = await self._start(route, choice, wait_until_s, decision, began_s)
                     slot, start_path = started.slot, started.start_path
                 now_s = self._now_s()
             decision.attempts += 1
@@ -174,7 +182,9 @@ class Inference:
             header = RequestHeader(
                 slot.generation, budget_us if budget_us > 0 else 1, decision.trace_id, decision.own_span, decision.sampled
             )
-            suffix = reply_prefix(slot, start_path) + hexlify(decision.trace_id)
+            suffix = reply_prefix(slot, start_path, bool(route.name.task)) + hexlify(decision.trace_id)
+            if decision.missed:
+                suffix += missed_parameter(decision.missed)
             slot.in_flight += 1
             try:
                 link = self._links.connected(slot) or await self._connect(slot)
@@ -184,7 +194,7 @@ class Inference:
             except (Unavailable, _Lost) as error:
                 lost = error if isinstance(error, _Lost) else _broken(slot, error)
                 if not lost.sent:
-                    self._catalogue.mark_runtime(slot.runtime_id, suspect=True)
+                    self._catalogue.fleet.mark_runtime(slot.runtime_id, suspect=True)
                 if lost.sent or decision.attempts >= MAX_SENDS:
                     raise lost.error from None
                 decision.left, decision.slot = slot, None
@@ -196,18 +206,27 @@ class Inference:
                 return answer if isinstance(answer, bytes) else bytes(answer)
             if status != Status.WRONG_GENERATION:
                 raise response.error() or Internal(f"the runtime answered with status {status}")
-            self._catalogue.mark_stale(slot)
+            self._catalogue.fleet.mark_stale(slot)
             if decision.attempts >= MAX_SENDS:
                 raise Unavailable(f"two instances of {slot.variant} were gone when the request reached them")
             decision.left, decision.slot = slot, None
 
-    def _route(self, name: str, version: str) -> Route:
+    def _route(self, name: str, version: str, objectives: Objectives) -> Route:
         try:
-            return self._catalogue.route(name, version)
+            return self._catalogue.route(name, version, objectives)
         except NotFound:
             if not self._synced():
                 raise Unavailable("the gateway has not read the models yet: the coordination service does not answer") from None
             raise
+
+    def _check_missed(self, route: Route, choice: Choice, decision: Decision) -> None:
+        """Notes what the choice is expected to miss. Raises: FailedPrecondition: it misses something, and the request is strict."""
+        decision.missed = route.missed(choice)
+        if decision.missed and route.objectives.strict:
+            raise FailedPrecondition(
+                f"nothing that answers for {route.name.shown} meets the objectives now; the closest is {choice.candidate.key}, "
+                f"which misses {decision.missed}"
+            )
 
     async def _connect(self, slot: InstanceSlot) -> FrameClient:
         """Raises: _Lost."""
@@ -216,10 +235,11 @@ class Inference:
         except (Unavailable, FailedPrecondition) as error:
             raise _Lost(Unavailable(f"instance {slot.instance_id} cannot be reached: {error.message}"), sent=False) from None
 
-    async def _revived(self, route: Route) -> InstanceSlot | None:
+    async def _revived(self, choice: Choice | None) -> InstanceSlot | None:
         """An instance whose connection broke but can be made again: a relay that restarts must not start every model anew."""
-        chosen = route.plan.chosen
-        for slot in self._catalogue.suspects(chosen.variant) if chosen is not None else ():
+        for slot in self._catalogue.fleet.slots_of(choice.candidate.key) if choice is not None else ():
+            if not slot.suspect:
+                continue
             try:
                 async with asyncio.timeout(REVIVE_S):
                     await self._links.connect(slot)
@@ -228,10 +248,9 @@ class Inference:
                 continue
         return None
 
-    async def _start(self, route: Route, wait_until_s: float, decision: Decision, began_s: float) -> Started:
-        chosen = route.plan.chosen
-        if chosen is None:
-            why = f"{route.resolved.version} has no variant that can serve: {route.plan.refusal()}"
+    async def _start(self, route: Route, choice: Choice | None, wait_until_s: float, decision: Decision, began_s: float) -> Started:
+        if choice is None:
+            why = f"{route.name.shown} has no variant that can serve: {self._catalogue.refusal(route)}"
             raise Unavailable(why) if not self._catalogue.nodes else FailedPrecondition(why)
         queued_s = self._now_s()
         decision.queued_ms = (queued_s - began_s) * 1000
@@ -239,10 +258,10 @@ class Inference:
         context = TraceContext(decision.request_id, decision.span_id, decision.sampled)
         try:
             async with asyncio.timeout(max(0.0, budget_s)):
-                started = await self._starts.wait(route, budget_s, context)
+                started = await self._starts.wait(route, choice, budget_s, context)
         except TimeoutError:
             left = f"within the {budget_s * 1000:.0f} ms that were left"
-            raise DeadlineExceeded(f"no instance of {chosen.variant} became ready {left}") from None
+            raise DeadlineExceeded(f"no instance of {choice.candidate.key} became ready {left}") from None
         finally:
             decision.waited_ms = (self._now_s() - queued_s) * 1000
         decision.start_request_id = started.request_id
@@ -261,9 +280,8 @@ class Inference:
         elapsed_s = self._now_s() - began_s
         decision.actual_ms = elapsed_s * 1000
         self._decisions.add(decision)
-        route, outcome = decision.route, decision.outcome
-        labels = route.labels(decision.node_id) if route is not None else _UNKNOWN
-        self._meter.answered(labels, outcome if outcome == "ok" else outcome.partition(":")[0], elapsed_s)
+        outcome = decision.outcome
+        self._meter.answered(decision.labels, outcome if outcome == "ok" else outcome.partition(":")[0], elapsed_s)
         if self._export_spans:
             for span in spans_of_decision(decision):
                 record_span(

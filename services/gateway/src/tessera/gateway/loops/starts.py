@@ -10,9 +10,11 @@ from tessera.domain.errors import Conflict, FailedPrecondition, Internal, StaleT
 from tessera.domain.ids import VariantKey
 from tessera.domain.instance import StageTime, StartPath
 from tessera.gateway.core.admission import FailedStart, StartForecast, after_failure, refusal
-from tessera.gateway.core.catalogue import Catalogue, Route
+from tessera.gateway.core.catalogue import Catalogue
+from tessera.gateway.core.routes import Route
 from tessera.gateway.core.slots import InstanceSlot
 from tessera.gateway.ports import Meter, RuntimeLinks, StartRequests
+from tessera.policy.variant.base import Candidate, Choice
 from tessera.program import Tasks
 from tessera.telemetry import TraceContext, get_logger, span
 
@@ -79,25 +81,21 @@ class StartQueues:
         self._starts: dict[VariantKey, _Start] = {}
         self._failed: dict[VariantKey, FailedStart] = {}
 
-    async def wait(self, route: Route, budget_s: float, context: TraceContext) -> Started:
-        """Waits for an instance of the route's choice, starting one where none is on its way. The caller bounds the wait.
+    async def wait(self, route: Route, choice: Choice, budget_s: float, context: TraceContext) -> Started:
+        """Waits for an instance of the choice, starting one where none is on its way. The caller bounds the wait.
 
         Raises:
             ResourceExhausted: the queue is full. DeadlineExceeded: the start would take longer than the budget.
             TesseraError: why the start failed.
         """
-        chosen = route.plan.chosen
-        assert chosen is not None
-        key = chosen.variant
+        key = choice.candidate.key
         now_s = self._clock.monotonic_s()
         start = self._starts.get(key)
         if start is None:
             failed = self._failed.get(key)
             if failed is not None and now_s < failed.until_s:
                 raise failed.error(now_s)
-        forecast = StartForecast(
-            None if chosen.load_ms is None else chosen.load_ms / 1000, None if chosen.latency_ms is None else chosen.latency_ms / 1000
-        )
+        forecast = _forecast(choice.candidate)
         refused = refusal(
             variant=str(key),
             waiting=start.waiting if start is not None else 0,
@@ -108,7 +106,7 @@ class StartQueues:
         )
         if start is None:
             # Also for a request that comes too short: the next one with the same deadline must find an instance.
-            start = self._begin(route, key, context)
+            start = self._begin(route, choice, context)
         if refused is not None:
             raise refused
         start.waiting += 1
@@ -122,16 +120,17 @@ class StartQueues:
             raise error_of(result.kind, result.message)
         return result
 
-    def _begin(self, route: Route, key: VariantKey, context: TraceContext) -> _Start:
+    def _begin(self, route: Route, choice: Choice, context: TraceContext) -> _Start:
+        key = choice.candidate.key
         start = _Start(asyncio.get_running_loop().create_future(), self._clock.monotonic_s())
         self._starts[key] = start
-        self._tasks.start(f"start {key}", self._run(route, key, start, context))
+        self._tasks.start(f"start {key}", self._run(route, key, route.to_start(choice), start, context))
         return start
 
-    async def _run(self, route: Route, key: VariantKey, start: _Start, context: TraceContext) -> None:
+    async def _run(self, route: Route, key: VariantKey, candidates: list[VariantKey], start: _Start, context: TraceContext) -> None:
         result: Started | TesseraError = Internal(f"the start of {key} was broken off")
         try:
-            result = await self._ask(route, start, context)
+            result = await self._ask(route, candidates, start, context)
         except TesseraError as error:
             result = error
         except Exception as error:
@@ -165,11 +164,10 @@ class StartQueues:
         retry = {"failures": failed.failures, "next_try_s": failed.pause_s} if failed is not None else {}
         _log.warning("start failed", kind=result.kind, reason=result.message, **retry, **about)
 
-    async def _ask(self, route: Route, start: _Start, context: TraceContext) -> Started:
+    async def _ask(self, route: Route, candidates: list[VariantKey], start: _Start, context: TraceContext) -> Started:
         """Asks until the scheduler names an instance that is there; nobody leading, or a leader on its way out, is waited out within the
         budget, a leader that does not know yet what died for `REACH_S`.
         """
-        candidates = [option.variant for option in route.plan.usable]
         deadline_s = start.since_s + self._budget_s
         pause_s = FIRST_RETRY_S
         unreachable = False
@@ -177,12 +175,12 @@ class StartQueues:
             while True:
                 try:
                     answer = await self._scheduler.start_instance(candidates, context.trace_id, deadline_s - self._clock.monotonic_s())
-                    if self._catalogue.is_stale(answer.slot.generation):
+                    if self._catalogue.fleet.is_stale(answer.slot.generation):
                         raise Unavailable(f"the scheduler named instance {answer.slot.instance_id}, whose generation is gone")
                     await self._reach(answer.slot)
                     own.set_attribute("start_path", answer.start_path)
                     own.set_attribute("node", str(answer.slot.node_id))
-                    return Started(self._catalogue.adopt(answer.slot), answer.start_path, answer.stages, context.trace_id)
+                    return Started(self._catalogue.fleet.adopt(answer.slot), answer.start_path, answer.stages, context.trace_id)
                 except (Unavailable, StaleTerm, Conflict) as error:
                     now_s = self._clock.monotonic_s()
                     if isinstance(error, _Unreachable):
@@ -209,6 +207,12 @@ class StartQueues:
     def _ready_meanwhile(self, route: Route) -> InstanceSlot | None:
         """An instance that came to be without us: another gateway's, or one that is reported again."""
         try:
-            return self._catalogue.plan(route.resolved).pick()
+            return self._catalogue.pick(self._catalogue.route(route.name.name, route.name.wanted, route.objectives))
         except TesseraError:
             return None
+
+
+def _forecast(candidate: Candidate) -> StartForecast:
+    if candidate.start_ms is None or candidate.load_ms is None:
+        return StartForecast(None, None)
+    return StartForecast(candidate.load_ms / 1000, (candidate.start_ms - candidate.load_ms) / 1000)

@@ -12,15 +12,15 @@ from tessera.api.node.v1 import node_pb2
 from tessera.domain.errors import InvalidInput, NotFound, TesseraError
 from tessera.domain.ids import InstanceId
 from tessera.domain.instance import InstanceState
+from tessera.domain.objectives import Objectives, objectives_of
 from tessera.domain.records import LoadState
 from tessera.gateway.core.catalogue import Catalogue
-from tessera.gateway.core.decisions import Decision, DecisionLog
+from tessera.gateway.core.decisions import DecisionLog
 from tessera.gateway.core.spans import RequestSpan, spans_of_decision
+from tessera.gateway.server import explaining
 from tessera.gateway.server.peers import Platform, StartExplanations
-from tessera.policy.variant.base import VariantPolicy
 from tessera.rpc import encode_span
 from tessera.telemetry import spans_of
-from tessera.wire import encode_stage_times, encode_variant_key
 
 SERVICE = "tessera.api.gateway.v1.Gateway"
 ASK_S = 2.0
@@ -44,18 +44,22 @@ class AdminServer(gateway_pb2_grpc.GatewayServicer):
     def _say_load(self, node: node_pb2.NodeStatus) -> None:
         """The leader judges loads, and says so in etcd where an instance is not merely active."""
         for instance in node.instances:
-            record = self._catalogue.loads.get(InstanceId(instance.instance_id))
+            record = self._catalogue.fleet.loads.get(InstanceId(instance.instance_id))
             if record is not None:
                 instance.load_state, instance.load_reason = record.state.value, record.reason
             elif instance.state == InstanceState.READY:
                 instance.load_state = LoadState.ACTIVE.value
 
     async def Explain(self, request: gateway_pb2.ExplainRequest, context: Any) -> gateway_pb2.ExplainResponse:
+        if request.model:
+            if request.request_id:
+                raise InvalidInput("model", request.model, "a request_id is given: ask for one of the two")
+            return explaining.of_model(self._catalogue, self._catalogue.route(request.model, "", _objectives(request.objectives)))
         request_id = _checked(request.request_id)
         decision = self._decisions.get(request_id)
         if decision is None:
             raise NotFound(f"request {request_id!r} was not answered here, or is too long ago")
-        answer = _explanation(decision, self._catalogue.policy)
+        answer = explaining.of_decision(self._catalogue, decision)
         # The ids of requests that shared a start differ; the scheduler may know it by either.
         for known_as in dict.fromkeys(name for name in (decision.start_request_id, request_id) if decision.start_request_id and name):
             try:
@@ -89,32 +93,9 @@ def _checked(request_id: str) -> str:
     return request_id
 
 
-def _explanation(decision: Decision, policy: VariantPolicy) -> gateway_pb2.ExplainResponse:
-    plan = decision.plan
-    options = policy.explain(plan) if plan is not None else ()
-    chosen = plan.chosen.variant if plan is not None and plan.chosen is not None else None
-    return gateway_pb2.ExplainResponse(
-        request_id=decision.request_id,
-        model=str(decision.version) if decision.version is not None else decision.model,
-        variants=[
-            gateway_pb2.VariantOption(
-                variant=encode_variant_key(option.variant),
-                expected_ms=option.expected_ms or 0.0,
-                active_instances=option.active_instances,
-                chosen=option.variant == chosen,
-                reason=option.reason,
-            )
-            for option in options
-        ],
-        variant_policy=plan.policy if plan is not None else "",
-        node_id=decision.node_id,
-        instance_id=decision.instance_id,
-        start_path=decision.start_path,
-        stages=encode_stage_times(decision.all_stages()),
-        predicted_ms=decision.predicted_ms,
-        actual_ms=decision.actual_ms,
-        outcome=decision.outcome,
-    )
+def _objectives(asked: gateway_pb2.Objectives) -> Objectives:
+    said = {name: getattr(asked, name) for name in ("latency_ms", "min_accuracy", "max_cost") if asked.HasField(name)}
+    return objectives_of({**said, "dataset": asked.dataset, "strict": asked.strict})
 
 
 def _request_span(request_id: str, span: RequestSpan) -> common_pb2.Span:

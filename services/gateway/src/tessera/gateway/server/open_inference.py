@@ -14,8 +14,8 @@ import grpc.aio
 
 from tessera.api.open_inference import inference_pb2 as pb
 from tessera.domain.errors import Internal, InvalidInput, TesseraError, Unavailable, Unsupported
-from tessera.domain.ids import ModelName
-from tessera.gateway.core.catalogue import Catalogue, Route
+from tessera.gateway.core.catalogue import Catalogue
+from tessera.gateway.core.routes import Route
 from tessera.gateway.loops.inference import Inference
 from tessera.gateway.server import descriptions
 from tessera.rpc import abort
@@ -92,16 +92,17 @@ class OpenInferenceHandler(grpc.GenericRpcHandler):
             raise
         except TesseraError:
             return pb.ModelReadyResponse(ready=False)
-        return pb.ModelReadyResponse(ready=route.plan.chosen is not None)
+        return pb.ModelReadyResponse(ready=self._catalogue.choose(route) is not None)
 
     def _model_metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
         route = self._route(request.name, request.version)
-        model = route.resolved.version.model
-        return descriptions.metadata(request.name, sorted(self._catalogue.versions[model]), self._signature(route))
+        versions = sorted(self._catalogue.versions[route.name.version.model]) if route.name.version is not None else []
+        return descriptions.metadata(request.name, versions, self._catalogue.signature(route))
 
     def _model_config(self, request: pb.ModelConfigRequest) -> pb.ModelConfigResponse:
         route = self._route(request.name, request.version)
-        return pb.ModelConfigResponse(config=descriptions.config(request.name, self._signature(route), self._max_batch(route)))
+        config = descriptions.config(request.name, self._catalogue.signature(route), self._max_batch(route))
+        return pb.ModelConfigResponse(config=config)
 
     def _repository_index(self, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:
         """Every version of every model; READY: now or on demand. The names of repositories mean nothing here: there is one."""
@@ -109,7 +110,7 @@ class OpenInferenceHandler(grpc.GenericRpcHandler):
         for model in sorted(self._catalogue.models):
             for number in sorted(self._catalogue.versions.get(model, ())):
                 route = self._catalogue.route(model, str(number))
-                reason = "" if route.plan.chosen is not None else route.plan.refusal()
+                reason = "" if self._catalogue.choose(route) is not None else self._catalogue.refusal(route)
                 if not (request.ready and reason):
                     rows.append(descriptions.index_row(model, number, reason))
         return pb.RepositoryIndexResponse(models=rows)
@@ -119,15 +120,10 @@ class OpenInferenceHandler(grpc.GenericRpcHandler):
             raise Unavailable("the gateway is not ready: it has not read the models yet, or is going away")
         return self._catalogue.route(name, wanted)
 
-    def _signature(self, route: Route) -> Any:
-        key = route.resolved.version
-        return self._catalogue.versions[ModelName(key.model)][key.version].signature
-
     def _max_batch(self, route: Route) -> int:
-        """What every usable variant takes: which one answers is decided per request."""
-        records = self._catalogue.variants.get(route.resolved.version, {})
-        usable = [records[option.variant.variant].max_batch for option in route.plan.usable if option.variant.variant in records]
-        return min(usable, default=max((record.max_batch for record in records.values()), default=1))
+        """What everyone takes who may answer: which one does is decided per request."""
+        usable = [one.record.max_batch for one in route.ranking.meeting if one.activity.instances or not one.nowhere]
+        return min(usable, default=max((one.record.max_batch for one in route.name.group.candidates), default=1))
 
 
 def own_version() -> str:

@@ -1,0 +1,1 @@
+"""Which instance of a variant gets a request. Pure: instances with their queues in, one of them out."""

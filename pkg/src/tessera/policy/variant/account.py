@@ -1,0 +1,84 @@
+"""Why one variant won and each other one lost, with their figures. Made when somebody asks, from what a decision left: the ranking with its
+candidates as they were, and what the choice had looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from tessera.domain.objectives import Objectives
+from tessera.policy.variant.base import Candidate, Choice, Looked, Ranking
+from tessera.policy.variant.misses import misses, words
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """`looked` is what was seen of its instances; None where that was not looked at."""
+
+    candidate: Candidate
+    chosen: bool
+    usable: bool
+    expected_ms: float | None
+    reason: str
+    looked: Looked | None = None
+
+
+def accounts(
+    policy: str, ranking: Ranking, objectives: Objectives, choice: Choice | None, refused: Iterable[tuple[Candidate, str]]
+) -> list[Account]:
+    """The choice first, then those that could have answered in the order of the ranking, then the others, the refused ones last."""
+    seen = {id(looked.candidate): looked for looked in choice.looked} if choice is not None else {}
+    not_meeting = [one for one in ranking.slate if one not in set(ranking.meeting)]
+    refusals = dict(refused)
+    found: list[Account] = []
+    for one in (*ranking.meeting, *not_meeting):
+        looked = seen.get(id(one))
+        if one in refusals and (choice is None or one is not choice.candidate):
+            continue
+        expected_ms = looked.expected_ms if looked is not None else one.start_ms
+        if choice is not None and one is choice.candidate:
+            found.insert(0, Account(one, True, True, choice.expected_ms, _won(policy, ranking, objectives, choice), looked))
+        else:
+            found.append(Account(one, False, True, expected_ms, _lost(ranking, objectives, one, looked, choice), looked))
+    listed = {id(one.candidate) for one in found}
+    found += [Account(one, False, False, None, why) for one, why in refusals.items() if id(one) not in listed]
+    return found
+
+
+def _won(policy: str, ranking: Ranking, objectives: Objectives, choice: Choice) -> str:
+    how = "active" if choice.instance is not None else "inactive"
+    if choice.candidate.activity.troubled and choice.instance is not None:
+        how = "active with trouble, as all that are active"
+    basis = f"policy {policy}" if ranking.by_number else "default order (not every candidate has a profile)"
+    missed = misses(objectives, choice.candidate, choice.expected_ms)
+    return f"{how}, {basis}{f'; the closest, misses {words(missed)}' if missed else ''}"
+
+
+def _lost(ranking: Ranking, objectives: Objectives, one: Candidate, looked: Looked | None, choice: Choice | None) -> str:
+    missed = misses(objectives, one, looked.expected_ms if looked is not None else one.latency_ms)
+    if missed:
+        return f"misses {words(missed)}"
+    if choice is None:
+        return "could answer"
+    best = choice.candidate
+    name = best.key.variant if best.key.version_key == one.key.version_key else str(best.key)
+    if not ranking.by_number:
+        return f"after {name} in the default order"
+    if looked is not None:
+        return f"{looked.in_flight} in flight: {_against(one, looked.expected_ms, choice, name)}"
+    if not one.activity.instances and choice.instance is not None:
+        return f"inactive, and {name} is active{'' if one.start_ms is None else f'; {one.start_ms:.3g} ms with its load'}"
+    if choice.instance is None:
+        return _against(one, one.start_ms, choice, name)
+    return f"not looked at: {_against(one, one.latency_ms, choice, name)} at best"
+
+
+def _against(one: Candidate, expected_ms: float | None, choice: Choice, name: str) -> str:
+    if expected_ms is None or choice.expected_ms is None:
+        return f"after {name} in the order of policy and name"
+    later_ms = expected_ms - choice.expected_ms
+    if later_ms > 0:
+        return f"{later_ms:.3g} ms slower than {name}"
+    if one.work_ms is not None and choice.candidate.work_ms is not None and one.work_ms > choice.candidate.work_ms:
+        return f"{one.work_ms - choice.candidate.work_ms:.3g} core-ms per item more than {name}"
+    return f"as fast as {name}, after it in the order"

@@ -1,0 +1,94 @@
+"""Candidates kept in a policy's order as single ones change.
+
+A sorted list is never changed in place: decisions keep the one that they were made from. A change costs a copy of its pointers and two
+binary searches, which is a hundredth of sorting anew.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
+from math import inf
+
+from tessera.policy.variant.base import Candidate, Criteria, Ranking, VariantPolicy
+from tessera.policy.variant.permitted import is_permitted
+
+ROUNDING = 1e-9
+"""An accuracy that was computed as the quotient that the user asks for counts as met."""
+
+_Key = tuple[float, tuple[object, ...]]
+
+
+class Sorted:
+    """Those that `admits` lets in, by `number` and then by the default order."""
+
+    __slots__ = ("_keys", "admits", "items", "number")
+
+    def __init__(self, number: Callable[[Candidate], float], admits: Callable[[Candidate], bool], candidates: Iterable[Candidate]) -> None:
+        self.number = number
+        self.admits = admits
+        rows = sorted(((number(one), one.order), one) for one in candidates if admits(one))
+        self._keys: list[_Key] = [key for key, _ in rows]
+        self.items: list[Candidate] = [one for _, one in rows]
+
+    @property
+    def measured(self) -> bool:
+        """Everybody has a number."""
+        return not self._keys or self._keys[-1][0] < inf
+
+    def changed(self, before: Candidate | None, after: Candidate | None) -> Sorted:
+        """The same with one candidate replaced (None: it was not there, it goes)."""
+        made = Sorted.__new__(Sorted)
+        made.number, made.admits = self.number, self.admits
+        keys, items = made._keys, made.items = self._keys.copy(), self.items.copy()
+        if before is not None:
+            at = bisect_left(keys, (self.number(before), before.order))
+            if at < len(items) and items[at] is before:
+                del keys[at], items[at]
+        if after is not None and self.admits(after):
+            key = (self.number(after), after.order)
+            at = bisect_left(keys, key)
+            keys.insert(at, key)
+            items.insert(at, after)
+        return made
+
+
+def slate(candidates: Iterable[Candidate], *, lossy_too: bool, named: bool) -> Sorted:
+    """Those that may answer, with the least latency first, unmeasured ones last."""
+    return Sorted(latency, lambda one: is_permitted(one, lossy_too=lossy_too, named=named), candidates)
+
+
+def meeting(policy: VariantPolicy, permitted: Sorted, criteria: Criteria, *, by_number: bool) -> Sorted:
+    """Those of a slate that meet the criteria."""
+
+    def admits(candidate: Candidate) -> bool:
+        return permitted.admits(candidate) and meets(candidate, criteria)
+
+    return Sorted((lambda one: policy.key(one, criteria)) if by_number else (lambda one: 0.0), admits, permitted.items)
+
+
+def rank(policy: VariantPolicy, permitted: Sorted, criteria: Criteria, *, one_model: bool) -> tuple[Ranking, Sorted]:
+    """The ranking of a slate, and its order to go on from."""
+    found = meeting(policy, permitted, criteria, by_number=True)
+    by_number = criteria.timed or not one_model or found.measured
+    if not by_number:
+        found = meeting(policy, permitted, criteria, by_number=False)
+    return Ranking(criteria, permitted.items, found.items, by_number, one_model), found
+
+
+def meets(candidate: Candidate, criteria: Criteria) -> bool:
+    """As far as it holds whoever serves now: latency does not."""
+    if criteria.min_accuracy is not None and candidate.accuracy.value < criteria.min_accuracy - ROUNDING:
+        return False
+    if criteria.max_cost is not None and (candidate.usd_per_1000 is None or candidate.usd_per_1000 > criteria.max_cost):
+        return False
+    return not criteria.dataset or candidate.dataset == criteria.dataset
+
+
+def latency(candidate: Candidate) -> float:
+    return inf if candidate.latency_ms is None else candidate.latency_ms
+
+
+def work(candidate: Candidate) -> float:
+    """What an item takes: USD where nodes have prices, else core-milliseconds."""
+    return candidate.usd_per_1000 or candidate.work_ms or inf

@@ -38,7 +38,7 @@ async def test_a_start_fetches_forks_holds_and_loads(node: Any) -> None:
     assert node.records.published[InstanceId("a")].generation == instance.generation
     words = [line.words.split(":")[0] for line in node.table.story(InstanceId("a"))]
     assert words == [
-        "accepted", "fetching", "17106 bytes fetched, 0 of them from other nodes", f"fork into {instance.runtime_id}", "mapped", "loading",
+        "accepted", "fetching", "17119 bytes fetched, 0 of them from other nodes", f"fork into {instance.runtime_id}", "mapped", "loading",
         "ready",
     ]  # fmt: skip
 

@@ -70,6 +70,12 @@ def test_what_is_just_past_its_threshold_takes_two_reports_and_twice_as_much_tak
     assert states([calm(), calm(50.0, in_flight=250)]) == [ACTIVE, OVERLOADED], "waiting requests were offered too"
 
 
+def test_milliseconds_make_no_short_run_slow() -> None:
+    short = Expected(slope_ms=0.0, intercept_ms=0.1, peak_items_per_s=10_000.0)
+    assert set(states([calm(run_ms=9.0)] * 10, short)) == {ACTIVE}, "ninety times the profiled tenth of a millisecond, and nobody's doing"
+    assert states([calm(run_ms=60.0)] * 2, short) == [INTERFERED, INTERFERED]
+
+
 def test_it_ends_at_another_threshold_than_it_began_at() -> None:
     slow = [calm(run_ms=100.0)] * 3
     assert set(states([*slow, *[calm(run_ms=20.0)] * 50])) == {INTERFERED}, "twice the profiled latency is not calm"

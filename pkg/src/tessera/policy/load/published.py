@@ -34,6 +34,9 @@ LEAVE_PEAK = 0.9
 QUIET_S = 30.0
 """Assumed: an interfered instance that gets no requests any more, because they go elsewhere, has shown nothing; after so long it may try
 again."""
+LEAST_EXCESS_MS = 10.0
+"""Assumed: below this a run is not called slow, however short the profile says it is: the first run of an architecture in a process takes
+8 to 14 ms longer, and a turn of the kernel's scheduler a few."""
 ENTER_VOTES = 2
 MOST_VOTES = 3
 
@@ -61,7 +64,8 @@ class PublishedLoad:
         heard_s = now_s if run_ms > 0 or previous is None else previous.heard_s
         slow = previous.slow if previous else 0
         if run_ms > 0 or before is not LoadState.INTERFERED or now_s - heard_s > QUIET_S:
-            slow = _vote(slow, run_ms / profiled_ms, factors.slow, factors.calm, before is LoadState.INTERFERED)
+            times = run_ms / profiled_ms if run_ms - profiled_ms >= LEAST_EXCESS_MS else 0.0
+            slow = _vote(slow, times, factors.slow, factors.calm, before is LoadState.INTERFERED)
         is_over = over >= ENTER_VOTES or (before is LoadState.OVERLOADED and over > 0)
         is_slow = slow >= ENTER_VOTES or (before is LoadState.INTERFERED and slow > 0)
         words = ""

@@ -178,3 +178,13 @@ async def world(root: Path) -> AsyncIterator[World]:
     finally:
         found.thread.close()
         await found.etcd.close()
+
+
+def logits(world: World, name: str = "out.npz") -> list[float]:
+    with np.load(world.root / name) as found:
+        assert found["logits"].shape[1:] == (10,)
+        return [float(value) for value in found["logits"][:, 0]]
+
+
+def tens(rows: int) -> list[float]:
+    return [10.0 * row for row in range(rows)]

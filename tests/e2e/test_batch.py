@@ -107,7 +107,7 @@ def running(platform: Platform, target: Path, parts: int) -> Any:
 
 
 def test_ctrl_c_ends_the_watching_and_not_the_job(platform: Platform, net: e2e_models.Net) -> None:
-    source, images = save(platform, "in-long.npz", 10_000)
+    source, images = save(platform, "in-long.npz", 5_000)
     target = jobs_folder(platform) / "long.npz"
     watching = submit_watching(platform, "net", source, str(target), "--batch-size", "1")
     job = running(platform, target, 1)
@@ -116,13 +116,13 @@ def test_ctrl_c_ends_the_watching_and_not_the_job(platform: Platform, net: e2e_m
     assert watching.returncode == 130
     assert f"job {job['id']} goes on" in said
     found = platform.json("batch", "show", job["id"], "--watch")
-    assert (found["state"], found["rows_done"]) == ("done", 10_000)
+    assert (found["state"], found["rows_done"]) == ("done", 5_000)
     with np.load(target) as saved:
         assert e2e_models.agrees(saved[output_of(platform, images)], net.eager(images))
 
 
 def test_cancel_ends_a_job_and_resume_goes_on(platform: Platform) -> None:
-    source, _ = save(platform, "in-cancel.npz", 24_000)
+    source, _ = save(platform, "in-cancel.npz", 12_000)
     target = jobs_folder(platform) / "cancel.npz"
     watching = submit_watching(platform, "net", source, str(target), "--batch-size", "1")
     job = running(platform, target, 1)
@@ -134,11 +134,11 @@ def test_cancel_ends_a_job_and_resume_goes_on(platform: Platform) -> None:
     refused = platform.tessera("batch", "submit", "net", source, str(target))
     assert "exists already; say resume or overwrite" in refused.stderr
     again = platform.json("batch", "submit", "net", source, str(target), "--resume", "--watch")
-    assert (again["state"], again["rows_done"], again["rows_failed"]) == ("done", 24_000, 0)
+    assert (again["state"], again["rows_done"], again["rows_failed"]) == ("done", 12_000, 0)
 
 
 def test_a_killed_profiler_goes_on_with_the_job_and_who_watches_hears_the_end(fragile: Platform, net: e2e_models.Net) -> None:
-    source, images = save(fragile, "in-kill.npz", 10_000)
+    source, images = save(fragile, "in-kill.npz", 5_000)
     target = jobs_folder(fragile) / "kill.npz"
     watching = submit_watching(fragile, "net", source, str(target), "--batch-size", "1")
     running(fragile, target, 1)
@@ -147,7 +147,7 @@ def test_a_killed_profiler_goes_on_with_the_job_and_who_watches_hears_the_end(fr
     printed, said = watching.communicate(timeout=120)
     assert watching.returncode == 0, said
     found = json.loads(printed)
-    assert (found["state"], found["rows_done"], found["rows_failed"]) == ("done", 10_000, 0)
+    assert (found["state"], found["rows_done"], found["rows_failed"]) == ("done", 5_000, 0)
     with np.load(target) as saved:
         answers = saved[output_of(fragile, images)]
     assert e2e_models.agrees(answers, net.eager(images))

@@ -23,7 +23,8 @@ STOPPED_S, RUNNING_S = 0.057, 0.003
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory, sources: Path) -> Iterator[Platform]:
-    found = Platform(tmp_path_factory.mktemp("pair") / "state", store="64M", nodes=2)
+    env = {"TESSERA_AUTOSCALING_POLICY": "none"}  # else what waits behind slow runs may be given a second instance first
+    found = Platform(tmp_path_factory.mktemp("pair") / "state", store="64M", nodes=2, env=env)
     found.up()
     try:
         with found.client() as client:
@@ -80,6 +81,6 @@ def test_load_leaves_a_node_that_became_slow(pair: Platform) -> None:
 
 
 def test_what_moves_is_told(pair: Platform) -> None:
-    (log,) = [one.read_text() for one in (pair.state / "logs").glob("scheduler.log")]
+    log = "".join(one.read_text() for one in (pair.state / "logs").glob("scheduler*.log"))  # whichever of the two leads
     assert "instance moves" in log
     assert "times the profiled" in log

@@ -11,7 +11,6 @@ import asyncio
 from collections import defaultdict
 
 from tessera.clock import Clock
-from tessera.coord import keys
 from tessera.coord.interface import Coordinator
 from tessera.domain.errors import TesseraError
 from tessera.domain.ids import NodeId, VersionKey
@@ -21,20 +20,17 @@ from tessera.scheduler.core.assignments import Phase
 from tessera.scheduler.core.capacity import Capacities, Group, Votes, why_not_removed
 from tessera.scheduler.core.cluster import Cluster
 from tessera.scheduler.loops.leading import Leading
+from tessera.scheduler.loops.replacing import HANDOVER_S, START_BUDGET_S, require_etcd
 from tessera.scheduler.loops.starting import Starter
 from tessera.scheduler.ports import Meter, Records
 from tessera.telemetry import get_logger
 
 log = get_logger("tessera.scheduler")
 
-START_BUDGET_S = 30.0
-HANDOVER_S = 0.5
-"""How long gateways get to learn of new instances before old ones drain."""
 AGAIN_AFTER_S = 10.0
 """A group whose plan failed is left alone for so long."""
 SETTLE_S = 2.0
 """A group that has just changed: until reports show what the change did."""
-ETCD_TIMEOUT_S = 2.0
 
 GroupKey = tuple[VersionKey, str]
 
@@ -126,9 +122,9 @@ class Autoscaler:
             added = await self._add(group, plan, most)
             if plan.remove and added == sum(count for _, count in plan.add):
                 await self._remove(group, plan, added)
-        except (TesseraError, TimeoutError) as error:
+        except TesseraError as error:
             pause_s = AGAIN_AFTER_S
-            log.warning("scaling came to nothing", model=str(group.key[0]), added=added, reason=str(error) or "etcd does not answer")
+            log.warning("scaling came to nothing", model=str(group.key[0]), added=added, reason=str(error))
         finally:
             self._busy.discard(group.key)
             self._not_before_s[group.key] = self._clock.monotonic_s() + pause_s
@@ -153,9 +149,7 @@ class Autoscaler:
     async def _remove(self, group: Group, plan: ScalePlan, added: int) -> None:
         if added:
             await self._clock.sleep(HANDOVER_S)
-        async with asyncio.timeout(ETCD_TIMEOUT_S):
-            # A record that cannot be deleted would bring the instance back; gateways learn of new ones through etcd.
-            await self._coordinator.leader(keys.SCHEDULER_ELECTION)
+        await require_etcd(self._coordinator)
         refused = why_not_removed(group, plan.remove, added, self._starter.waited_for)
         if refused is not None:
             log.info("nothing is removed", model=str(group.key[0]), reason=refused)

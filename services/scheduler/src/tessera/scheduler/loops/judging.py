@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 
 from tessera.clock import Clock
 from tessera.coord import keys
@@ -13,6 +12,7 @@ from tessera.domain.errors import Conflict, TesseraError
 from tessera.domain.ids import InstanceId, NodeId, ProfileClass, VariantKey
 from tessera.domain.records import LoadRecord, ProfileRecord
 from tessera.policy.load.base import Expected, LoadPolicy, expected_of
+from tessera.scheduler.core.ahead import Ahead
 from tessera.scheduler.core.cluster import Cluster
 from tessera.scheduler.core.loads import differences, judge
 from tessera.scheduler.loops.leading import Leading
@@ -27,8 +27,6 @@ LONGEST_S = 1.0
 GAP_S = 0.05
 """Reports that come together are judged together."""
 WRITE_TIMEOUT_S = 2.0
-VIEW_LAG_S = 5.0
-"""How long an own write counts although the watch has not shown it yet."""
 
 
 class Judge:
@@ -55,7 +53,9 @@ class Judge:
         self._changed = changed
         self._mover = mover
         self._meter = meter
-        self._ahead: dict[InstanceId, tuple[LoadRecord | None, float]] = {}
+        self._ahead: Ahead[LoadRecord] = Ahead(
+            lambda shown, written: (shown.state if shown else None) is (written.state if written else None)
+        )
         self._lines: dict[tuple[VariantKey, ProfileClass, int], tuple[ProfileRecord, Expected | None]] = {}
 
     async def run(self) -> None:
@@ -69,7 +69,7 @@ class Judge:
     async def once(self, leadership: Leadership) -> None:
         """One look at all that was reported since the last one."""
         observed = list(self._cluster.observed.values())
-        recorded = self._recorded()
+        recorded = self._ahead.over(self._records.loads(), self._clock.monotonic_s())
         self._cluster.loads = judge(self._cluster.loads, observed, recorded, self._policy, self._expected)
         put, gone = differences(self._cluster.loads, observed, self._records.nodes().keys(), recorded, self._clock.wall_s())
         for record in put:
@@ -94,25 +94,12 @@ class Judge:
             known = self._lines[key] = (profile, expected_of(profile, node.runtime_threads))
         return known[1]
 
-    def _recorded(self) -> Mapping[InstanceId, LoadRecord]:
-        """What etcd holds: what the watch shows, corrected by own writes that it has not shown yet."""
-        shown, now_s = dict(self._records.loads()), self._clock.monotonic_s()
-        for name, (record, at_s) in list(self._ahead.items()):
-            there = shown.get(name)
-            if now_s - at_s > VIEW_LAG_S or (there.state if there else None) is (record.state if record else None):
-                del self._ahead[name]
-            elif record is not None:
-                shown[name] = record
-            else:
-                shown.pop(name, None)
-        return shown
-
     async def _write(self, leadership: Leadership, name: InstanceId, record: LoadRecord | None, operation: Write) -> None:
         """Guarded by the leadership. etcd away: the next look tries again."""
         try:
             async with asyncio.timeout(WRITE_TIMEOUT_S):
                 await self._coordinator.transact([leadership.guard], [operation])
-            self._ahead[name] = (record, self._clock.monotonic_s())
+            self._ahead.wrote(name, record, self._clock.monotonic_s())
         except Conflict:
             self._leading.doubt.set()
         except (TesseraError, TimeoutError) as error:

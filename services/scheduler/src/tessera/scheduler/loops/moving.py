@@ -7,7 +7,6 @@ import asyncio
 from collections.abc import Iterator
 
 from tessera.clock import Clock
-from tessera.coord import keys
 from tessera.coord.interface import Coordinator
 from tessera.domain.errors import TesseraError
 from tessera.domain.ids import VariantKey
@@ -17,18 +16,15 @@ from tessera.policy.view import Candidate
 from tessera.program import Tasks
 from tessera.scheduler.core.assignments import vet_drain
 from tessera.scheduler.core.cluster import Cluster
+from tessera.scheduler.loops.replacing import HANDOVER_S, START_BUDGET_S, require_etcd
 from tessera.scheduler.loops.starting import Starter
 from tessera.scheduler.ports import ArtifactBlobs, Meter, Records
 from tessera.telemetry import get_logger
 
 log = get_logger("tessera.scheduler")
 
-START_BUDGET_S = 30.0
-HANDOVER_S = 0.5
-"""How long gateways get to learn of the new instance. Who has not is sent on: a drained instance answers that its generation is gone."""
 AGAIN_AFTER_S = 30.0
 """A variant that was moved, or could not be, is left alone for so long."""
-ETCD_TIMEOUT_S = 2.0
 
 
 class Mover:
@@ -96,10 +92,8 @@ class Mover:
         try:
             there = await self._starter.add(move.variant, (move.target,), START_BUDGET_S)
             await self._clock.sleep(HANDOVER_S)
-            async with asyncio.timeout(ETCD_TIMEOUT_S):
-                # Gateways learn of the new instance through etcd, and the old one's record could not be deleted without it.
-                await self._coordinator.leader(keys.SCHEDULER_ELECTION)
-        except (TesseraError, TimeoutError) as error:
+            await require_etcd(self._coordinator)
+        except TesseraError as error:
             log.warning("instance not moved", instance=move.instance_id, node=move.node_id, to=move.target, reason=str(error))
             return
         assignment = self._cluster.desired.assignments.get(move.instance_id)

@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 
 from tessera.clock import Clock
-from tessera.coord import keys
 from tessera.coord.interface import Coordinator
 from tessera.domain.errors import TesseraError, Unavailable
 from tessera.domain.ids import NodeId
@@ -22,6 +21,7 @@ from tessera.scheduler.core.assignments import Phase, vet_drain
 from tessera.scheduler.core.cluster import Cluster
 from tessera.scheduler.core.observed import LIVE, ObservedInstance
 from tessera.scheduler.loops.leading import Leading
+from tessera.scheduler.loops.replacing import HANDOVER_S, START_BUDGET_S, require_etcd
 from tessera.scheduler.loops.starting import Starter
 from tessera.scheduler.ports import Meter, NodeProvider, Records
 from tessera.telemetry import get_logger
@@ -34,10 +34,7 @@ EMPTY_S = 60.0
 """How long a node may take to get empty before it stays after all."""
 IDLE_S = 30.0
 """An instance idle for longer is not started elsewhere: its next request starts it in milliseconds."""
-START_BUDGET_S = 30.0
-HANDOVER_S = 0.5
 POLL_S = 0.1
-ETCD_TIMEOUT_S = 2.0
 
 
 class NodePool:
@@ -141,13 +138,12 @@ class NodePool:
         log.info("node leaves", node=node_id, reason=reason)
         self._cluster.closed |= {node_id}
         try:
-            async with asyncio.timeout(ETCD_TIMEOUT_S):
-                await self._coordinator.leader(keys.SCHEDULER_ELECTION)
+            await require_etcd(self._coordinator)
             await self._empty(node_id)
             await self._provider.remove(node_id)
             self._meter.pooled("removed")
-        except (TesseraError, TimeoutError) as error:
-            log.warning("node stays", node=node_id, reason=str(error) or "etcd does not answer")
+        except TesseraError as error:
+            log.warning("node stays", node=node_id, reason=str(error))
         finally:
             self._cluster.closed -= {node_id}
 

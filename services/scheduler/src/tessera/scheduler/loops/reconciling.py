@@ -18,6 +18,7 @@ from tessera.domain.errors import Conflict, NotFound, StaleTerm, TesseraError, U
 from tessera.domain.ids import Digest, InstanceId, NodeId, RequestId
 from tessera.domain.records import AssignmentRecord
 from tessera.policy.scaling.base import KeepAlivePolicy, StopProposal
+from tessera.scheduler.core.ahead import Ahead
 from tessera.scheduler.core.assignments import (
     Adopted,
     DeleteRecord,
@@ -34,6 +35,7 @@ from tessera.scheduler.core.assignments import (
 from tessera.scheduler.core.cluster import Cluster
 from tessera.scheduler.core.observed import ObservedInstance
 from tessera.scheduler.loops.leading import Leading
+from tessera.scheduler.loops.replacing import require_etcd
 from tessera.scheduler.loops.starting import Starter
 from tessera.scheduler.ports import Agents, Meter, Records, StartOrder
 from tessera.telemetry import get_logger
@@ -44,8 +46,6 @@ WRITE_TIMEOUT_S = 2.0
 GAP_S = 0.05
 STOP_BUDGET_S = 10.0
 """An agent drains an instance before it answers."""
-VIEW_LAG_S = 5.0
-"""How long an own write counts although the watch has not shown it yet."""
 
 
 class Reconciler:
@@ -77,7 +77,7 @@ class Reconciler:
         self._meter = meter
         self._limits = limits
         self._period_s = period_s
-        self._ahead: dict[InstanceId, tuple[AssignmentRecord | None, float]] = {}
+        self._ahead: Ahead[AssignmentRecord] = Ahead(lambda shown, written: (shown is None) == (written is None))
 
     async def run(self) -> None:
         """A whole pass each period; in between only the records of new starts are written."""
@@ -148,15 +148,7 @@ class Reconciler:
 
     def _recorded(self, now_s: float) -> Mapping[InstanceId, AssignmentRecord]:
         """What etcd holds: what the watch shows, corrected by own writes that it has not shown yet."""
-        shown = dict(self._records.assignments())
-        for instance_id, (record, at_s) in list(self._ahead.items()):
-            if now_s - at_s > VIEW_LAG_S or (instance_id in shown) == (record is not None):
-                del self._ahead[instance_id]
-            elif record is not None:
-                shown[instance_id] = record
-            else:
-                shown.pop(instance_id, None)
-        return shown
+        return self._ahead.over(self._records.assignments(), now_s)
 
     async def _end_idle(self) -> None:
         """Lets the policy propose stops, and vets each one. Nothing ends while etcd is away: its record could not be deleted."""
@@ -180,9 +172,8 @@ class Reconciler:
 
     async def _etcd_answers(self) -> bool:
         try:
-            async with asyncio.timeout(WRITE_TIMEOUT_S):
-                await self._coordinator.leader(keys.SCHEDULER_ELECTION)
-        except (TesseraError, TimeoutError):
+            await require_etcd(self._coordinator)
+        except TesseraError:
             return False
         return True
 
@@ -210,11 +201,11 @@ class Reconciler:
                     record = replace(instruction.record, term=leadership.term)
                     key = keys.assignment(record.variant.trust_domain, record.node_id, record.instance_id)
                     await self._coordinator.transact([leadership.guard, ModRevisionIs(key, 0)], [Put(key, encode(record))])
-                    self._ahead[record.instance_id] = (record, self._clock.monotonic_s())
+                    self._ahead.wrote(record.instance_id, record, self._clock.monotonic_s())
                 else:
                     key = keys.assignment(instruction.variant.trust_domain, instruction.node_id, instruction.instance_id)
                     await self._coordinator.transact([leadership.guard], [Delete(key)])
-                    self._ahead[instruction.instance_id] = (None, self._clock.monotonic_s())
+                    self._ahead.wrote(instruction.instance_id, None, self._clock.monotonic_s())
                     log.info("assignment deleted", instance=instruction.instance_id, node=instruction.node_id, reason=instruction.reason)
         except Conflict as error:
             log.info("write refused", reason=error.message)

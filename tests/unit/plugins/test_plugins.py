@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,3 +73,16 @@ def test_a_variant_policy_of_a_package_is_made_by_its_name(install: Install) -> 
     assert registry.make("mine").name == "mine"
     with pytest.raises(InvalidInput, match="mine, plain"):
         registry.make("yours")
+
+
+@pytest.mark.parametrize(
+    "family", ["autoscaling", "instance", "load", "nodes", "placement", "pool", "reclaim", "scaling", "start", "variant"]
+)
+def test_every_family_takes_policies_of_packages_and_lists_what_there_is(install: Install, family: str) -> None:
+    module = importlib.import_module(f"tessera.policy.{family}.registry")
+    install(f"for_{family}", "def made(*arguments):\n    return ('mine', *arguments)\n", module.GROUP, mine="made")
+    further = [object() for _ in list(inspect.signature(module.make).parameters)[1:]]
+    assert module.make("mine", *further) == ("mine", *further)
+    with pytest.raises(InvalidInput, match=r"one of .*mine") as refused:
+        module.make("yours", *further)
+    assert all(name in refused.value.message for name in module.POLICIES)

@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable
 from typing import cast
 
-from tessera.domain.errors import FailedPrecondition, InvalidInput
+from tessera.domain.errors import FailedPrecondition
 from tessera.evaluation.base import Arrays, Metric
 from tessera.evaluation.metrics import METRICS
-from tessera.plugins import with_plugins
+from tessera.plugins import factory, with_plugins
 
 GROUP = "tessera.metrics"
+_OWN = cast(dict[str, Callable[[], Metric]], METRICS)
 
 
 class _Checked:
@@ -36,18 +37,11 @@ def metric(name: str) -> Metric:
         FailedPrecondition: the package that offers it cannot be imported or offers something else. Also from `score`: what it
             answers is no score.
     """
-    known = _metrics()
-    if name not in known:
-        raise InvalidInput("metric", name, f"one of {', '.join(sorted(known))}")
-    made = known[name]()
+    made = factory("metric", name, GROUP, _OWN)()
     if not callable(getattr(made, "score", None)):
         raise FailedPrecondition(f"metric {name!r} is a {type(made).__name__}, which has no score(outputs, truth)")
     return _Checked(name, made)
 
 
 def metric_names() -> tuple[str, ...]:
-    return tuple(sorted(_metrics()))
-
-
-def _metrics() -> dict[str, Callable[[], Metric]]:
-    return with_plugins(GROUP, cast(dict[str, Callable[[], Metric]], METRICS))
+    return tuple(sorted(with_plugins(GROUP, _OWN)))

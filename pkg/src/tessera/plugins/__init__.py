@@ -1,5 +1,5 @@
 """Policies, metrics and backends from other packages, by entry point."""
 
-from tessera.plugins._plugins import plugins, with_plugins
+from tessera.plugins._plugins import factory, plugins, with_plugins
 
-__all__ = ["plugins", "with_plugins"]
+__all__ = ["factory", "plugins", "with_plugins"]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar, cast
 
-from tessera.domain.errors import FailedPrecondition
+from tessera.domain.errors import FailedPrecondition, InvalidInput
 
 Factory = TypeVar("Factory", bound=Callable[..., object])
 
@@ -40,6 +40,19 @@ def with_plugins(group: str, own: Mapping[str, Factory]) -> dict[str, Factory]:
     if taken:
         raise FailedPrecondition(f"{group}: {taken[0]!r} is offered by a package, but is a name of Tessera's own")
     return {**own, **cast(dict[str, Factory], others)}
+
+
+def factory(what: str, name: str, group: str, own: Mapping[str, Factory]) -> Factory:
+    """The factory of that name, Tessera's own or another package's. `what` is what it makes, for words.
+
+    Raises:
+        InvalidInput: there is none; it lists those that exist.
+        FailedPrecondition: as `with_plugins`.
+    """
+    known = with_plugins(group, own)
+    if name not in known:
+        raise InvalidInput(what, name, f"one of {', '.join(sorted(known))}")
+    return known[name]
 
 
 def _late(group: str, point: EntryPoint) -> Callable[..., object]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tessera.domain.errors import InvalidInput
-from tessera.plugins import with_plugins
+from tessera.plugins import factory
 from tessera.policy.autoscaling.base import AutoscalingPolicy
 from tessera.policy.autoscaling.cheapest import CheapestAutoscaling
 from tessera.policy.autoscaling.ilp import IlpAutoscaling
@@ -23,7 +22,4 @@ POLICIES: dict[str, Callable[[], AutoscalingPolicy]] = {
 
 def make(name: str) -> AutoscalingPolicy:
     """Raises: InvalidInput when no policy has this name; it lists those that exist. FailedPrecondition: one of a package that is broken."""
-    policies = with_plugins(GROUP, POLICIES)
-    if name not in policies:
-        raise InvalidInput("autoscaling policy", name, f"one of {', '.join(sorted(policies))}")
-    return policies[name]()
+    return factory("autoscaling policy", name, GROUP, POLICIES)()

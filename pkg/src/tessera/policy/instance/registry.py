@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tessera.domain.errors import InvalidInput
-from tessera.plugins import with_plugins
+from tessera.plugins import factory
 from tessera.policy.instance.base import Draw, InstancePolicy
 from tessera.policy.instance.bin_packing import BinPacking
 from tessera.policy.instance.least_in_flight import LeastInFlight
@@ -24,7 +23,4 @@ def make(name: str, draw: Draw) -> InstancePolicy:
 
     Raises: InvalidInput when no policy has this name; it lists those that exist. FailedPrecondition: one of a package that is broken.
     """
-    policies = with_plugins(GROUP, POLICIES)
-    if name not in policies:
-        raise InvalidInput("instance policy", name, f"one of {', '.join(sorted(policies))}")
-    return policies[name](draw)
+    return factory("instance policy", name, GROUP, POLICIES)(draw)

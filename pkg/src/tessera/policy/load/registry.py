@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tessera.domain.errors import InvalidInput
-from tessera.plugins import with_plugins
+from tessera.plugins import factory
 from tessera.policy.load.base import LoadPolicy
 from tessera.policy.load.published import PublishedLoad, ReleasedLoad
 
@@ -15,7 +14,4 @@ POLICIES: dict[str, Callable[[], LoadPolicy]] = {"published": PublishedLoad, "re
 
 def make(name: str) -> LoadPolicy:
     """Raises: InvalidInput when no policy has this name; it lists those that exist. FailedPrecondition: one of a package that is broken."""
-    policies = with_plugins(GROUP, POLICIES)
-    if name not in policies:
-        raise InvalidInput("load policy", name, f"one of {', '.join(sorted(policies))}")
-    return policies[name]()
+    return factory("load policy", name, GROUP, POLICIES)()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tessera.domain.errors import InvalidInput
-from tessera.plugins import with_plugins
+from tessera.plugins import factory
 from tessera.policy.nodes.base import NodePolicy
 from tessera.policy.nodes.published import FixedNodes, PublishedNodes
 
@@ -15,7 +14,4 @@ POLICIES: dict[str, Callable[[], NodePolicy]] = {"none": FixedNodes, "published"
 
 def make(name: str) -> NodePolicy:
     """Raises: InvalidInput when no policy has this name; it lists those that exist. FailedPrecondition: one of a package that is broken."""
-    policies = with_plugins(GROUP, POLICIES)
-    if name not in policies:
-        raise InvalidInput("node policy", name, f"one of {', '.join(sorted(policies))}")
-    return policies[name]()
+    return factory("node policy", name, GROUP, POLICIES)()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tessera.domain.errors import InvalidInput
-from tessera.plugins import with_plugins
+from tessera.plugins import factory
 from tessera.policy.variant.base import VariantPolicy
 from tessera.policy.variant.completion import CompletionVariantPolicy
 from tessera.policy.variant.infaas import InfaasVariantPolicy
@@ -25,7 +24,4 @@ POLICIES: dict[str, Callable[[], VariantPolicy]] = {
 
 def make(name: str) -> VariantPolicy:
     """Raises: InvalidInput when no policy has this name; it lists those that exist. FailedPrecondition: one of a package that is broken."""
-    policies = with_plugins(GROUP, POLICIES)
-    if name not in policies:
-        raise InvalidInput("variant policy", name, f"one of {', '.join(sorted(policies))}")
-    return policies[name]()
+    return factory("variant policy", name, GROUP, POLICIES)()

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from tessera.coord import keys
 from tessera.coord.interface import Compare, Coordinator, Delete, ModRevisionIs, Put, Write
+from tessera.coord.reading import read_record, read_records
 from tessera.coord.records import decode, encode
 from tessera.domain.errors import AlreadyExists, Conflict, FailedPrecondition, InvalidInput, ModelNotFound, NotFound, VersionNotFound
 from tessera.domain.ids import Digest, JobId, ModelName, TrustDomain, VariantKey, VersionKey, VersionNumber, parse_reference
@@ -49,11 +50,10 @@ class Catalogue:
     # --- reading
 
     async def _record(self, key: str, record_type: type[T]) -> tuple[T | None, int]:
-        found = await self._coordinator.get(key)
-        return (None, 0) if found is None else (decode(record_type, found.value), found.mod_revision)
+        return await read_record(self._coordinator, record_type, key)
 
     async def _records(self, prefix: str, record_type: type[T]) -> list[T]:
-        return [decode(record_type, item.value) for item in (await self._coordinator.list(prefix)).items]
+        return await read_records(self._coordinator, record_type, prefix)
 
     async def models(self, domain: TrustDomain) -> list[Known]:
         """Every model, in the order of names."""

@@ -11,6 +11,7 @@ import grpc.aio
 import numpy as np
 import pytest
 
+from tessera.api.common.v1 import common_pb2
 from tessera.api.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 from tessera.api.open_inference import inference_pb2 as pb
 from tessera.coord import keys
@@ -161,12 +162,12 @@ async def test_explain_gives_everyone_their_figures(served: World, call: Call, n
     async with connect(served.doors.admin_address, token=TOKEN) as channel:
         stub = gateway_pb2_grpc.GatewayStub(channel)
         told = await stub.Explain(gateway_pb2.ExplainRequest(request_id=answer["request_id"]))
-        would = await stub.Explain(gateway_pb2.ExplainRequest(model="task:digits", objectives=gateway_pb2.Objectives(min_accuracy=0.95)))
+        would = await stub.Explain(gateway_pb2.ExplainRequest(model="task:digits", objectives=common_pb2.Objectives(min_accuracy=0.95)))
         with pytest.raises(InvalidInput, match="latency_ms"):
-            await stub.Explain(gateway_pb2.ExplainRequest(model="task:digits", objectives=gateway_pb2.Objectives(latency_ms=-2)))
+            await stub.Explain(gateway_pb2.ExplainRequest(model="task:digits", objectives=common_pb2.Objectives(latency_ms=-2)))
         with pytest.raises(NotFound):
             await stub.Explain(gateway_pb2.ExplainRequest(model="nothing"))
-        nobody = await stub.Explain(gateway_pb2.ExplainRequest(model="task:digits", objectives=gateway_pb2.Objectives(min_accuracy=1)))
+        nobody = await stub.Explain(gateway_pb2.ExplainRequest(model="task:digits", objectives=common_pb2.Objectives(min_accuracy=1)))
     for one in (told, would):
         assert (one.model, one.objectives, one.objective_missed) == ("task:digits", "min_accuracy=0.95", "")
         assert [option.variant.model for option in one.variants] == ["middle", "large", "small"]

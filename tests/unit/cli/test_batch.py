@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tessera.api.batch.v1 import batch_pb2
+from tessera.api.common.v1 import common_pb2
 from tessera.cli import views
 from tessera.cli.commands.batch import _Line, _row, url
 from tessera.domain.errors import InvalidInput
@@ -45,7 +46,7 @@ def test_a_job_whose_end_was_asked_for_says_so_until_it_has_ended() -> None:
 
 
 def test_times_that_have_not_come_are_nothing() -> None:
-    plain = views.batch(batch_pb2.BatchInfo(objectives=batch_pb2.Objectives(latency_ms=5.0), started_unix_s=3.0))
+    plain = views.batch(batch_pb2.BatchInfo(objectives=common_pb2.Objectives(latency_ms=5.0), started_unix_s=3.0))
     assert (plain["started_unix_s"], plain["ended_unix_s"], plain["objectives"]) == (3.0, None, {"latency_ms": 5.0})
 
 

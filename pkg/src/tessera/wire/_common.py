@@ -1,4 +1,4 @@
-"""The messages of common.v1: keys, signatures, terms, stages, endpoints."""
+"""The messages of common.v1: keys, signatures, terms, stages, endpoints, objectives."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from tessera.domain.ids import (
     checked_name,
 )
 from tessera.domain.instance import Stage, StageTime, StartPath
+from tessera.domain.objectives import Objectives, objectives_of
 from tessera.domain.signature import Signature, TensorSpec
 
 MAX_VERSION = 999_999_999
@@ -128,3 +129,18 @@ def decode_endpoint(message: common_pb2.InstanceEndpoint, field: str = "endpoint
     if not message.relay_address and not (message.host_id and message.unix_path):
         raise InvalidInput(field, None, "must have a relay_address, or a host_id with a unix_path")
     return Endpoint(message.host_id, message.unix_path, message.relay_address, RuntimeId(message.runtime_id))
+
+
+def encode_objectives(asked: Objectives) -> common_pb2.Objectives:
+    return common_pb2.Objectives(
+        latency_ms=asked.latency_ms,
+        min_accuracy=asked.min_accuracy,
+        max_cost=asked.max_cost,
+        dataset=asked.dataset,
+        strict=asked.strict,
+    )
+
+
+def decode_objectives(message: common_pb2.Objectives) -> Objectives:
+    """Raises: InvalidInput: as a request with these parameters would."""
+    return objectives_of({field.name: value for field, value in message.ListFields()})

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TypedDict, Unpack
 
 from tessera.api.batch.v1 import batch_pb2
+from tessera.api.common.v1 import common_pb2
 from tessera.api.gateway.v1 import gateway_pb2
 from tessera.api.profiler.v1 import profiler_pb2
 from tessera.api.registry.v1 import registry_pb2
 from tessera.domain.errors import Internal, InvalidInput
-from tessera.domain.objectives import Objectives
+from tessera.domain.objectives import NAMES, NO_OBJECTIVES, Objectives
+from tessera.wire import encode_objectives
 
 NODE_METADATA = "tessera-node"
 """Which node's agent an admin call is for (proto/tessera/api/gateway/v1)."""
@@ -52,9 +54,6 @@ class BatchOptions(TypedDict, total=False):
     if_exists: str
 
 
-_OBJECTIVES = ("latency_ms", "min_accuracy", "max_cost", "dataset", "strict")
-
-
 def batch_request(
     trust_domain: str, model: str, input_url: str, output_url: str, **options: Unpack[BatchOptions]
 ) -> batch_pb2.SubmitBatchRequest:
@@ -64,7 +63,7 @@ def batch_request(
         value = said.get(name, 0)
         if not isinstance(value, int) or not 0 <= value < 1 << 32:
             raise InvalidInput(name, value, "must be a whole number from 0 on")
-    objectives = batch_pb2.Objectives(**{name: said.pop(name) for name in _OBJECTIVES if name in said})  # type: ignore[arg-type] # by name
+    objectives = common_pb2.Objectives(**{name: said.pop(name) for name in NAMES if name in said})  # type: ignore[arg-type] # by name
     return batch_pb2.SubmitBatchRequest(
         trust_domain=trust_domain,
         model=model,
@@ -76,16 +75,9 @@ def batch_request(
 
 
 def explain_request(model: str, objectives: Objectives | None) -> gateway_pb2.ExplainRequest:
-    asked = objectives or Objectives()
     return gateway_pb2.ExplainRequest(
         model=model,
-        objectives=gateway_pb2.Objectives(
-            latency_ms=asked.latency_ms,
-            min_accuracy=asked.min_accuracy,
-            max_cost=asked.max_cost,
-            dataset=asked.dataset,
-            strict=asked.strict,
-        ),
+        objectives=encode_objectives(objectives or NO_OBJECTIVES),
     )
 
 

@@ -12,6 +12,7 @@ import typer
 
 from tessera.cli import views
 from tessera.cli.connection import DomainOption, EndpointOption, StateOption, connect
+from tessera.cli.objectives import AccuracyOption, CostOption, DatasetOption, LatencyOption, StrictOption
 from tessera.cli.output import EXIT_FAILED, Format, OutputOption, exit_codes, note, show
 from tessera.clock import SystemClock
 from tessera.domain.errors import DeadlineExceeded, InvalidInput, Unavailable
@@ -39,11 +40,11 @@ def submit(
     input_format: Annotated[str, typer.Option("--input-format", help="npz, jsonl or parquet (default: by the suffix)")] = "",
     output_format: Annotated[str, typer.Option("--output-format", help="the same (default: by the suffix, else the input's)")] = "",
     batch_size: Annotated[int, typer.Option("--batch-size", help="rows per request (default: what every variant takes, 8 at most)")] = 0,
-    latency_ms: Annotated[float | None, typer.Option("--latency-ms", help="objective of each request")] = None,
-    min_accuracy: Annotated[float | None, typer.Option("--min-accuracy", help="objective, 0 to 1")] = None,
-    max_cost: Annotated[float | None, typer.Option("--max-cost", help="objective, USD per 1,000 requests")] = None,
-    dataset: Annotated[str, typer.Option("--dataset", help="what the accuracy must have been measured on")] = "",
-    strict: Annotated[bool, typer.Option("--strict", help="fail where no variant meets the objectives")] = False,
+    latency_ms: LatencyOption = None,
+    min_accuracy: AccuracyOption = None,
+    max_cost: CostOption = None,
+    dataset: DatasetOption = "",
+    strict: StrictOption = False,
     max_errors: Annotated[int, typer.Option("--max-errors", help="rows that may fail before the job does")] = 100,
     resume: Annotated[bool, typer.Option("--resume", help="go on where an earlier job to this output stopped")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace what an earlier job wrote")] = False,

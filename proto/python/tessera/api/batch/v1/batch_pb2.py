@@ -22,37 +22,36 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from tessera.api.common.v1 import common_pb2 as tessera_dot_api_dot_common_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n tessera/api/batch/v1/batch.proto\x12\x14tessera.api.batch.v1\"\xa5\x01\n\nObjectives\x12\x17\n\nlatency_ms\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0cmin_accuracy\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x15\n\x08max_cost\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x0f\n\x07\x64\x61taset\x18\x04 \x01(\t\x12\x0e\n\x06strict\x18\x05 \x01(\x08\x42\r\n\x0b_latency_msB\x0f\n\r_min_accuracyB\x0b\n\t_max_cost\"\x92\x02\n\x12SubmitBatchRequest\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x11\n\tinput_url\x18\x03 \x01(\t\x12\x12\n\noutput_url\x18\x04 \x01(\t\x12\x14\n\x0cinput_format\x18\x05 \x01(\t\x12\x15\n\routput_format\x18\x06 \x01(\t\x12\x12\n\nbatch_size\x18\x07 \x01(\r\x12\x34\n\nobjectives\x18\x08 \x01(\x0b\x32 .tessera.api.batch.v1.Objectives\x12\x17\n\nmax_errors\x18\t \x01(\rH\x00\x88\x01\x01\x12\x11\n\tif_exists\x18\n \x01(\tB\r\n\x0b_max_errors\"E\n\x13SubmitBatchResponse\x12.\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1f.tessera.api.batch.v1.BatchInfo\"\xb2\x03\n\tBatchInfo\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x14\n\x0ctrust_domain\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x11\n\tinput_url\x18\x04 \x01(\t\x12\x12\n\noutput_url\x18\x05 \x01(\t\x12\x14\n\x0cinput_format\x18\x06 \x01(\t\x12\x15\n\routput_format\x18\x07 \x01(\t\x12\x12\n\nbatch_size\x18\x08 \x01(\r\x12\x34\n\nobjectives\x18\t \x01(\x0b\x32 .tessera.api.batch.v1.Objectives\x12\x12\n\nmax_errors\x18\n \x01(\r\x12\r\n\x05state\x18\x0b \x01(\t\x12\x0e\n\x06reason\x18\x0c \x01(\t\x12\x0c\n\x04rows\x18\r \x01(\x04\x12\x11\n\trows_done\x18\x0e \x01(\x04\x12\x13\n\x0brows_failed\x18\x0f \x01(\x04\x12\r\n\x05parts\x18\x10 \x01(\r\x12\x18\n\x10submitted_unix_s\x18\x11 \x01(\x01\x12\x16\n\x0estarted_unix_s\x18\x12 \x01(\x01\x12\x14\n\x0c\x65nded_unix_s\x18\x13 \x01(\x01\x12\x12\n\ncancelling\x18\x14 \x01(\x08\"*\n\x12ListBatchesRequest\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\"G\n\x13ListBatchesResponse\x12\x30\n\x07\x62\x61tches\x18\x01 \x03(\x0b\x32\x1f.tessera.api.batch.v1.BatchInfo\"7\n\x0fGetBatchRequest\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\"B\n\x10GetBatchResponse\x12.\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1f.tessera.api.batch.v1.BatchInfo\":\n\x12\x43\x61ncelBatchRequest\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\"E\n\x13\x43\x61ncelBatchResponse\x12.\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1f.tessera.api.batch.v1.BatchInfo\"9\n\x11WatchBatchRequest\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t2\xe8\x03\n\x05\x42\x61tch\x12\x62\n\x0bSubmitBatch\x12(.tessera.api.batch.v1.SubmitBatchRequest\x1a).tessera.api.batch.v1.SubmitBatchResponse\x12\x62\n\x0bListBatches\x12(.tessera.api.batch.v1.ListBatchesRequest\x1a).tessera.api.batch.v1.ListBatchesResponse\x12Y\n\x08GetBatch\x12%.tessera.api.batch.v1.GetBatchRequest\x1a&.tessera.api.batch.v1.GetBatchResponse\x12\x62\n\x0b\x43\x61ncelBatch\x12(.tessera.api.batch.v1.CancelBatchRequest\x1a).tessera.api.batch.v1.CancelBatchResponse\x12X\n\nWatchBatch\x12\'.tessera.api.batch.v1.WatchBatchRequest\x1a\x1f.tessera.api.batch.v1.BatchInfo0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n tessera/api/batch/v1/batch.proto\x12\x14tessera.api.batch.v1\x1a\"tessera/api/common/v1/common.proto\"\x93\x02\n\x12SubmitBatchRequest\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x11\n\tinput_url\x18\x03 \x01(\t\x12\x12\n\noutput_url\x18\x04 \x01(\t\x12\x14\n\x0cinput_format\x18\x05 \x01(\t\x12\x15\n\routput_format\x18\x06 \x01(\t\x12\x12\n\nbatch_size\x18\x07 \x01(\r\x12\x35\n\nobjectives\x18\x08 \x01(\x0b\x32!.tessera.api.common.v1.Objectives\x12\x17\n\nmax_errors\x18\t \x01(\rH\x00\x88\x01\x01\x12\x11\n\tif_exists\x18\n \x01(\tB\r\n\x0b_max_errors\"E\n\x13SubmitBatchResponse\x12.\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1f.tessera.api.batch.v1.BatchInfo\"\xb3\x03\n\tBatchInfo\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x14\n\x0ctrust_domain\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x11\n\tinput_url\x18\x04 \x01(\t\x12\x12\n\noutput_url\x18\x05 \x01(\t\x12\x14\n\x0cinput_format\x18\x06 \x01(\t\x12\x15\n\routput_format\x18\x07 \x01(\t\x12\x12\n\nbatch_size\x18\x08 \x01(\r\x12\x35\n\nobjectives\x18\t \x01(\x0b\x32!.tessera.api.common.v1.Objectives\x12\x12\n\nmax_errors\x18\n \x01(\r\x12\r\n\x05state\x18\x0b \x01(\t\x12\x0e\n\x06reason\x18\x0c \x01(\t\x12\x0c\n\x04rows\x18\r \x01(\x04\x12\x11\n\trows_done\x18\x0e \x01(\x04\x12\x13\n\x0brows_failed\x18\x0f \x01(\x04\x12\r\n\x05parts\x18\x10 \x01(\r\x12\x18\n\x10submitted_unix_s\x18\x11 \x01(\x01\x12\x16\n\x0estarted_unix_s\x18\x12 \x01(\x01\x12\x14\n\x0c\x65nded_unix_s\x18\x13 \x01(\x01\x12\x12\n\ncancelling\x18\x14 \x01(\x08\"*\n\x12ListBatchesRequest\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\"G\n\x13ListBatchesResponse\x12\x30\n\x07\x62\x61tches\x18\x01 \x03(\x0b\x32\x1f.tessera.api.batch.v1.BatchInfo\"7\n\x0fGetBatchRequest\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\"B\n\x10GetBatchResponse\x12.\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1f.tessera.api.batch.v1.BatchInfo\":\n\x12\x43\x61ncelBatchRequest\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\"E\n\x13\x43\x61ncelBatchResponse\x12.\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1f.tessera.api.batch.v1.BatchInfo\"9\n\x11WatchBatchRequest\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t2\xe8\x03\n\x05\x42\x61tch\x12\x62\n\x0bSubmitBatch\x12(.tessera.api.batch.v1.SubmitBatchRequest\x1a).tessera.api.batch.v1.SubmitBatchResponse\x12\x62\n\x0bListBatches\x12(.tessera.api.batch.v1.ListBatchesRequest\x1a).tessera.api.batch.v1.ListBatchesResponse\x12Y\n\x08GetBatch\x12%.tessera.api.batch.v1.GetBatchRequest\x1a&.tessera.api.batch.v1.GetBatchResponse\x12\x62\n\x0b\x43\x61ncelBatch\x12(.tessera.api.batch.v1.CancelBatchRequest\x1a).tessera.api.batch.v1.CancelBatchResponse\x12X\n\nWatchBatch\x12\'.tessera.api.batch.v1.WatchBatchRequest\x1a\x1f.tessera.api.batch.v1.BatchInfo0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tessera.api.batch.v1.batch_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OBJECTIVES']._serialized_start=59
-  _globals['_OBJECTIVES']._serialized_end=224
-  _globals['_SUBMITBATCHREQUEST']._serialized_start=227
-  _globals['_SUBMITBATCHREQUEST']._serialized_end=501
-  _globals['_SUBMITBATCHRESPONSE']._serialized_start=503
-  _globals['_SUBMITBATCHRESPONSE']._serialized_end=572
-  _globals['_BATCHINFO']._serialized_start=575
-  _globals['_BATCHINFO']._serialized_end=1009
-  _globals['_LISTBATCHESREQUEST']._serialized_start=1011
-  _globals['_LISTBATCHESREQUEST']._serialized_end=1053
-  _globals['_LISTBATCHESRESPONSE']._serialized_start=1055
-  _globals['_LISTBATCHESRESPONSE']._serialized_end=1126
-  _globals['_GETBATCHREQUEST']._serialized_start=1128
-  _globals['_GETBATCHREQUEST']._serialized_end=1183
-  _globals['_GETBATCHRESPONSE']._serialized_start=1185
-  _globals['_GETBATCHRESPONSE']._serialized_end=1251
-  _globals['_CANCELBATCHREQUEST']._serialized_start=1253
-  _globals['_CANCELBATCHREQUEST']._serialized_end=1311
-  _globals['_CANCELBATCHRESPONSE']._serialized_start=1313
-  _globals['_CANCELBATCHRESPONSE']._serialized_end=1382
-  _globals['_WATCHBATCHREQUEST']._serialized_start=1384
-  _globals['_WATCHBATCHREQUEST']._serialized_end=1441
-  _globals['_BATCH']._serialized_start=1444
-  _globals['_BATCH']._serialized_end=1932
+  _globals['_SUBMITBATCHREQUEST']._serialized_start=95
+  _globals['_SUBMITBATCHREQUEST']._serialized_end=370
+  _globals['_SUBMITBATCHRESPONSE']._serialized_start=372
+  _globals['_SUBMITBATCHRESPONSE']._serialized_end=441
+  _globals['_BATCHINFO']._serialized_start=444
+  _globals['_BATCHINFO']._serialized_end=879
+  _globals['_LISTBATCHESREQUEST']._serialized_start=881
+  _globals['_LISTBATCHESREQUEST']._serialized_end=923
+  _globals['_LISTBATCHESRESPONSE']._serialized_start=925
+  _globals['_LISTBATCHESRESPONSE']._serialized_end=996
+  _globals['_GETBATCHREQUEST']._serialized_start=998
+  _globals['_GETBATCHREQUEST']._serialized_end=1053
+  _globals['_GETBATCHRESPONSE']._serialized_start=1055
+  _globals['_GETBATCHRESPONSE']._serialized_end=1121
+  _globals['_CANCELBATCHREQUEST']._serialized_start=1123
+  _globals['_CANCELBATCHREQUEST']._serialized_end=1181
+  _globals['_CANCELBATCHRESPONSE']._serialized_start=1183
+  _globals['_CANCELBATCHRESPONSE']._serialized_end=1252
+  _globals['_WATCHBATCHREQUEST']._serialized_start=1254
+  _globals['_WATCHBATCHREQUEST']._serialized_end=1311
+  _globals['_BATCH']._serialized_start=1314
+  _globals['_BATCH']._serialized_end=1802
 # @@protoc_insertion_point(module_scope)

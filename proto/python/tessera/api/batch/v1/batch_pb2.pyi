@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from tessera.api.common.v1 import common_pb2 as _common_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -17,50 +18,6 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
-
-@_typing.final
-class Objectives(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    LATENCY_MS_FIELD_NUMBER: _builtins.int
-    MIN_ACCURACY_FIELD_NUMBER: _builtins.int
-    MAX_COST_FIELD_NUMBER: _builtins.int
-    DATASET_FIELD_NUMBER: _builtins.int
-    STRICT_FIELD_NUMBER: _builtins.int
-    latency_ms: _builtins.float
-    """of each request of a batch"""
-    min_accuracy: _builtins.float
-    max_cost: _builtins.float
-    """USD per 1,000 requests"""
-    dataset: _builtins.str
-    strict: _builtins.bool
-    def __init__(
-        self,
-        *,
-        latency_ms: _builtins.float | None = ...,
-        min_accuracy: _builtins.float | None = ...,
-        max_cost: _builtins.float | None = ...,
-        dataset: _builtins.str = ...,
-        strict: _builtins.bool = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_latency_ms", b"_latency_ms", "_max_cost", b"_max_cost", "_min_accuracy", b"_min_accuracy", "latency_ms", b"latency_ms", "max_cost", b"max_cost", "min_accuracy", b"min_accuracy"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_latency_ms", b"_latency_ms", "_max_cost", b"_max_cost", "_min_accuracy", b"_min_accuracy", "dataset", b"dataset", "latency_ms", b"latency_ms", "max_cost", b"max_cost", "min_accuracy", b"min_accuracy", "strict", b"strict"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__latency_ms: _TypeAlias = _typing.Literal["latency_ms"]  # noqa: Y015
-    _WhichOneofArgType__latency_ms: _TypeAlias = _typing.Literal["_latency_ms", b"_latency_ms"]  # noqa: Y015
-    _WhichOneofReturnType__max_cost: _TypeAlias = _typing.Literal["max_cost"]  # noqa: Y015
-    _WhichOneofArgType__max_cost: _TypeAlias = _typing.Literal["_max_cost", b"_max_cost"]  # noqa: Y015
-    _WhichOneofReturnType__min_accuracy: _TypeAlias = _typing.Literal["min_accuracy"]  # noqa: Y015
-    _WhichOneofArgType__min_accuracy: _TypeAlias = _typing.Literal["_min_accuracy", b"_min_accuracy"]  # noqa: Y015
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__latency_ms) -> _WhichOneofReturnType__latency_ms | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_cost) -> _WhichOneofReturnType__max_cost | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_accuracy) -> _WhichOneofReturnType__min_accuracy | None: ...
-
-Global___Objectives: _TypeAlias = Objectives  # noqa: Y015
 
 @_typing.final
 class SubmitBatchRequest(_message.Message):
@@ -92,7 +49,7 @@ class SubmitBatchRequest(_message.Message):
     if_exists: _builtins.str
     """empty: refuse an output that exists; "resume": go on there; "overwrite": begin anew"""
     @_builtins.property
-    def objectives(self) -> Global___Objectives: ...
+    def objectives(self) -> _common_pb2.Objectives: ...
     def __init__(
         self,
         *,
@@ -103,7 +60,7 @@ class SubmitBatchRequest(_message.Message):
         input_format: _builtins.str = ...,
         output_format: _builtins.str = ...,
         batch_size: _builtins.int = ...,
-        objectives: Global___Objectives | None = ...,
+        objectives: _common_pb2.Objectives | None = ...,
         max_errors: _builtins.int | None = ...,
         if_exists: _builtins.str = ...,
     ) -> None: ...
@@ -188,7 +145,7 @@ class BatchInfo(_message.Message):
     """0: not yet"""
     cancelling: _builtins.bool
     @_builtins.property
-    def objectives(self) -> Global___Objectives: ...
+    def objectives(self) -> _common_pb2.Objectives: ...
     def __init__(
         self,
         *,
@@ -200,7 +157,7 @@ class BatchInfo(_message.Message):
         input_format: _builtins.str = ...,
         output_format: _builtins.str = ...,
         batch_size: _builtins.int = ...,
-        objectives: Global___Objectives | None = ...,
+        objectives: _common_pb2.Objectives | None = ...,
         max_errors: _builtins.int = ...,
         state: _builtins.str = ...,
         reason: _builtins.str = ...,

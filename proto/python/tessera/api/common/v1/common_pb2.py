@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"tessera/api/common/v1/common.proto\x12\x15tessera.api.common.v1\"M\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x10\n\x08\x61ny_rank\x18\x04 \x01(\x08\"\x83\x01\n\tSignature\x12\x31\n\x06inputs\x18\x01 \x03(\x0b\x32!.tessera.api.common.v1.TensorSpec\x12\x32\n\x07outputs\x18\x02 \x03(\x0b\x32!.tessera.api.common.v1.TensorSpec\x12\x0f\n\x07\x62\x61tched\x18\x03 \x01(\x08\"S\n\nVariantKey\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\x0f\n\x07variant\x18\x04 \x01(\t\"&\n\tStageTime\x12\r\n\x05stage\x18\x01 \x01(\t\x12\n\n\x02ms\x18\x02 \x01(\x01\"a\n\x10InstanceEndpoint\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x11\n\tunix_path\x18\x02 \x01(\t\x12\x15\n\rrelay_address\x18\x03 \x01(\t\x12\x12\n\nruntime_id\x18\x04 \x01(\t\",\n\x04Term\x12\x12\n\ncluster_id\x18\x01 \x01(\x04\x12\x10\n\x08revision\x18\x02 \x01(\x03\"\x90\x02\n\x04Span\x12\x10\n\x08trace_id\x18\x01 \x01(\t\x12\x0f\n\x07span_id\x18\x02 \x01(\t\x12\x16\n\x0eparent_span_id\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0f\n\x07service\x18\x05 \x01(\t\x12\x15\n\rstart_unix_ns\x18\x06 \x01(\x04\x12\x13\n\x0b\x65nd_unix_ns\x18\x07 \x01(\x04\x12?\n\nattributes\x18\x08 \x03(\x0b\x32+.tessera.api.common.v1.Span.AttributesEntry\x12\x0e\n\x06status\x18\t \x01(\t\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"*\n\x04\x42lob\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"\x9f\x01\n\tAgreement\x12\x11\n\tmax_error\x18\x01 \x01(\x01\x12\x0e\n\x06\x63osine\x18\x02 \x01(\x01\x12\x0f\n\x07samples\x18\x03 \x01(\r\x12\x0e\n\x06metric\x18\x04 \x01(\t\x12\x12\n\x05score\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x1c\n\x0freference_score\x18\x06 \x01(\x01H\x01\x88\x01\x01\x42\x08\n\x06_scoreB\x12\n\x10_reference_scoreb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"tessera/api/common/v1/common.proto\x12\x15tessera.api.common.v1\"M\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x10\n\x08\x61ny_rank\x18\x04 \x01(\x08\"\x83\x01\n\tSignature\x12\x31\n\x06inputs\x18\x01 \x03(\x0b\x32!.tessera.api.common.v1.TensorSpec\x12\x32\n\x07outputs\x18\x02 \x03(\x0b\x32!.tessera.api.common.v1.TensorSpec\x12\x0f\n\x07\x62\x61tched\x18\x03 \x01(\x08\"S\n\nVariantKey\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\x0f\n\x07variant\x18\x04 \x01(\t\"\xa5\x01\n\nObjectives\x12\x17\n\nlatency_ms\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0cmin_accuracy\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x15\n\x08max_cost\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x0f\n\x07\x64\x61taset\x18\x04 \x01(\t\x12\x0e\n\x06strict\x18\x05 \x01(\x08\x42\r\n\x0b_latency_msB\x0f\n\r_min_accuracyB\x0b\n\t_max_cost\"&\n\tStageTime\x12\r\n\x05stage\x18\x01 \x01(\t\x12\n\n\x02ms\x18\x02 \x01(\x01\"a\n\x10InstanceEndpoint\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x11\n\tunix_path\x18\x02 \x01(\t\x12\x15\n\rrelay_address\x18\x03 \x01(\t\x12\x12\n\nruntime_id\x18\x04 \x01(\t\",\n\x04Term\x12\x12\n\ncluster_id\x18\x01 \x01(\x04\x12\x10\n\x08revision\x18\x02 \x01(\x03\"\x90\x02\n\x04Span\x12\x10\n\x08trace_id\x18\x01 \x01(\t\x12\x0f\n\x07span_id\x18\x02 \x01(\t\x12\x16\n\x0eparent_span_id\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0f\n\x07service\x18\x05 \x01(\t\x12\x15\n\rstart_unix_ns\x18\x06 \x01(\x04\x12\x13\n\x0b\x65nd_unix_ns\x18\x07 \x01(\x04\x12?\n\nattributes\x18\x08 \x03(\x0b\x32+.tessera.api.common.v1.Span.AttributesEntry\x12\x0e\n\x06status\x18\t \x01(\t\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"*\n\x04\x42lob\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"\x9f\x01\n\tAgreement\x12\x11\n\tmax_error\x18\x01 \x01(\x01\x12\x0e\n\x06\x63osine\x18\x02 \x01(\x01\x12\x0f\n\x07samples\x18\x03 \x01(\r\x12\x0e\n\x06metric\x18\x04 \x01(\t\x12\x12\n\x05score\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x1c\n\x0freference_score\x18\x06 \x01(\x01H\x01\x88\x01\x01\x42\x08\n\x06_scoreB\x12\n\x10_reference_scoreb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,18 +39,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SIGNATURE']._serialized_end=272
   _globals['_VARIANTKEY']._serialized_start=274
   _globals['_VARIANTKEY']._serialized_end=357
-  _globals['_STAGETIME']._serialized_start=359
-  _globals['_STAGETIME']._serialized_end=397
-  _globals['_INSTANCEENDPOINT']._serialized_start=399
-  _globals['_INSTANCEENDPOINT']._serialized_end=496
-  _globals['_TERM']._serialized_start=498
-  _globals['_TERM']._serialized_end=542
-  _globals['_SPAN']._serialized_start=545
-  _globals['_SPAN']._serialized_end=817
-  _globals['_SPAN_ATTRIBUTESENTRY']._serialized_start=768
-  _globals['_SPAN_ATTRIBUTESENTRY']._serialized_end=817
-  _globals['_BLOB']._serialized_start=819
-  _globals['_BLOB']._serialized_end=861
-  _globals['_AGREEMENT']._serialized_start=864
-  _globals['_AGREEMENT']._serialized_end=1023
+  _globals['_OBJECTIVES']._serialized_start=360
+  _globals['_OBJECTIVES']._serialized_end=525
+  _globals['_STAGETIME']._serialized_start=527
+  _globals['_STAGETIME']._serialized_end=565
+  _globals['_INSTANCEENDPOINT']._serialized_start=567
+  _globals['_INSTANCEENDPOINT']._serialized_end=664
+  _globals['_TERM']._serialized_start=666
+  _globals['_TERM']._serialized_end=710
+  _globals['_SPAN']._serialized_start=713
+  _globals['_SPAN']._serialized_end=985
+  _globals['_SPAN_ATTRIBUTESENTRY']._serialized_start=936
+  _globals['_SPAN_ATTRIBUTESENTRY']._serialized_end=985
+  _globals['_BLOB']._serialized_start=987
+  _globals['_BLOB']._serialized_end=1029
+  _globals['_AGREEMENT']._serialized_start=1032
+  _globals['_AGREEMENT']._serialized_end=1191
 # @@protoc_insertion_point(module_scope)

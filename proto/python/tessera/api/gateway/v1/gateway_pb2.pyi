@@ -101,55 +101,6 @@ class GetPlatformResponse(_message.Message):
 Global___GetPlatformResponse: _TypeAlias = GetPlatformResponse  # noqa: Y015
 
 @_typing.final
-class Objectives(_message.Message):
-    """What a request may ask for instead of naming a variant; the same names are request parameters of ModelInfer."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    LATENCY_MS_FIELD_NUMBER: _builtins.int
-    MIN_ACCURACY_FIELD_NUMBER: _builtins.int
-    MAX_COST_FIELD_NUMBER: _builtins.int
-    DATASET_FIELD_NUMBER: _builtins.int
-    STRICT_FIELD_NUMBER: _builtins.int
-    latency_ms: _builtins.float
-    """from the gateway's receipt to its reply"""
-    min_accuracy: _builtins.float
-    """0 to 1"""
-    max_cost: _builtins.float
-    """USD per 1,000 requests"""
-    dataset: _builtins.str
-    """what the accuracy must have been measured on"""
-    strict: _builtins.bool
-    """refuse what cannot be met instead of serving the closest"""
-    def __init__(
-        self,
-        *,
-        latency_ms: _builtins.float | None = ...,
-        min_accuracy: _builtins.float | None = ...,
-        max_cost: _builtins.float | None = ...,
-        dataset: _builtins.str = ...,
-        strict: _builtins.bool = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_latency_ms", b"_latency_ms", "_max_cost", b"_max_cost", "_min_accuracy", b"_min_accuracy", "latency_ms", b"latency_ms", "max_cost", b"max_cost", "min_accuracy", b"min_accuracy"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_latency_ms", b"_latency_ms", "_max_cost", b"_max_cost", "_min_accuracy", b"_min_accuracy", "dataset", b"dataset", "latency_ms", b"latency_ms", "max_cost", b"max_cost", "min_accuracy", b"min_accuracy", "strict", b"strict"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__latency_ms: _TypeAlias = _typing.Literal["latency_ms"]  # noqa: Y015
-    _WhichOneofArgType__latency_ms: _TypeAlias = _typing.Literal["_latency_ms", b"_latency_ms"]  # noqa: Y015
-    _WhichOneofReturnType__max_cost: _TypeAlias = _typing.Literal["max_cost"]  # noqa: Y015
-    _WhichOneofArgType__max_cost: _TypeAlias = _typing.Literal["_max_cost", b"_max_cost"]  # noqa: Y015
-    _WhichOneofReturnType__min_accuracy: _TypeAlias = _typing.Literal["min_accuracy"]  # noqa: Y015
-    _WhichOneofArgType__min_accuracy: _TypeAlias = _typing.Literal["_min_accuracy", b"_min_accuracy"]  # noqa: Y015
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__latency_ms) -> _WhichOneofReturnType__latency_ms | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_cost) -> _WhichOneofReturnType__max_cost | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_accuracy) -> _WhichOneofReturnType__min_accuracy | None: ...
-
-Global___Objectives: _TypeAlias = Objectives  # noqa: Y015
-
-@_typing.final
 class ExplainRequest(_message.Message):
     """Either a request that was answered, or a name and objectives: where such a request would go now."""
 
@@ -162,13 +113,13 @@ class ExplainRequest(_message.Message):
     model: _builtins.str
     """as in ModelInfer's model_name"""
     @_builtins.property
-    def objectives(self) -> Global___Objectives: ...
+    def objectives(self) -> _common_pb2.Objectives: ...
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
         model: _builtins.str = ...,
-        objectives: Global___Objectives | None = ...,
+        objectives: _common_pb2.Objectives | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["objectives", b"objectives"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

@@ -12,7 +12,6 @@ from tessera.api.node.v1 import node_pb2
 from tessera.domain.errors import InvalidInput, NotFound, TesseraError
 from tessera.domain.ids import InstanceId
 from tessera.domain.instance import InstanceState
-from tessera.domain.objectives import Objectives, objectives_of
 from tessera.domain.records import LoadState
 from tessera.gateway.core.catalogue import Catalogue
 from tessera.gateway.core.decisions import DecisionLog
@@ -21,6 +20,7 @@ from tessera.gateway.server import explaining
 from tessera.gateway.server.peers import Platform, StartExplanations
 from tessera.rpc import encode_span
 from tessera.telemetry import spans_of
+from tessera.wire import decode_objectives
 
 SERVICE = "tessera.api.gateway.v1.Gateway"
 ASK_S = 2.0
@@ -54,7 +54,7 @@ class AdminServer(gateway_pb2_grpc.GatewayServicer):
         if request.model:
             if request.request_id:
                 raise InvalidInput("model", request.model, "a request_id is given: ask for one of the two")
-            return explaining.of_model(self._catalogue, self._catalogue.route(request.model, "", _objectives(request.objectives)))
+            return explaining.of_model(self._catalogue, self._catalogue.route(request.model, "", decode_objectives(request.objectives)))
         request_id = _checked(request.request_id)
         decision = self._decisions.get(request_id)
         if decision is None:
@@ -91,11 +91,6 @@ def _checked(request_id: str) -> str:
     if not _REQUEST_ID.fullmatch(request_id):
         raise InvalidInput("request_id", request_id[:80], "must be 32 lowercase hex digits")
     return request_id
-
-
-def _objectives(asked: gateway_pb2.Objectives) -> Objectives:
-    said = {name: getattr(asked, name) for name in ("latency_ms", "min_accuracy", "max_cost") if asked.HasField(name)}
-    return objectives_of({**said, "dataset": asked.dataset, "strict": asked.strict})
 
 
 def _request_span(request_id: str, span: RequestSpan) -> common_pb2.Span:

@@ -7,9 +7,9 @@ from typing import Any
 
 from tessera.api.batch.v1 import batch_pb2, batch_pb2_grpc
 from tessera.domain.ids import JobId, TrustDomain
-from tessera.domain.objectives import Objectives, objectives_of
 from tessera.domain.records import BatchRecord
 from tessera.profiler.batch.loops.desk import BatchDesk, Submission
+from tessera.wire import decode_objectives, encode_objectives
 
 
 class BatchServer(batch_pb2_grpc.BatchServicer):
@@ -25,7 +25,7 @@ class BatchServer(batch_pb2_grpc.BatchServicer):
             request.input_format,
             request.output_format,
             request.batch_size,
-            _objectives(request.objectives),
+            decode_objectives(request.objectives),
             request.max_errors if request.HasField("max_errors") else None,
             request.if_exists,
         )
@@ -49,13 +49,7 @@ class BatchServer(batch_pb2_grpc.BatchServicer):
         return self._desk.domain(request.trust_domain), JobId(request.job_id)
 
 
-def _objectives(message: batch_pb2.Objectives) -> Objectives:
-    """Raises: InvalidInput: as a request with these parameters would."""
-    return objectives_of({field.name: value for field, value in message.ListFields()})
-
-
 def _info(job: BatchRecord) -> batch_pb2.BatchInfo:
-    asked = job.objectives
     return batch_pb2.BatchInfo(
         job_id=job.job_id,
         trust_domain=job.trust_domain,
@@ -65,13 +59,7 @@ def _info(job: BatchRecord) -> batch_pb2.BatchInfo:
         input_format=job.input_format,
         output_format=job.output_format,
         batch_size=job.batch_size,
-        objectives=batch_pb2.Objectives(
-            latency_ms=asked.latency_ms,
-            min_accuracy=asked.min_accuracy,
-            max_cost=asked.max_cost,
-            dataset=asked.dataset,
-            strict=asked.strict,
-        ),
+        objectives=encode_objectives(job.objectives),
         max_errors=job.max_errors,
         state=job.state,
         reason=job.reason,

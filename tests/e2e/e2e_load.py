@@ -29,9 +29,10 @@ class Load:
 
     Args:
         timeout_s: the deadline of each request.
+        batch: items of each.
     """
 
-    def __init__(self, platform: Connects, model: str, eager: Net, threads: int = 2, timeout_s: float = 30.0) -> None:
+    def __init__(self, platform: Connects, model: str, eager: Net, threads: int = 2, timeout_s: float = 30.0, batch: int = BATCH) -> None:
         self.answered = 0
         self.wrong: list[str] = []
         self.errors: list[TesseraError] = []
@@ -40,7 +41,7 @@ class Load:
         self._timeout_s = timeout_s
         self._client = platform.connect()
         self._input = self._client.metadata(model).inputs[0].name
-        self._asked = [images(BATCH, seed) for seed in range(ROUNDS)]
+        self._asked = [images(batch, seed) for seed in range(ROUNDS)]
         self._wanted = [eager.eager(given) for given in self._asked]
         self._lock = threading.Lock()
         self._stop = threading.Event()

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import e2e_models
 import pytest
@@ -19,16 +18,20 @@ from tessera.sdk import Client
 
 STOPPED_S, RUNNING_S = 0.057, 0.003
 """Twenty times slower: a runtime that gets three milliseconds of sixty."""
+NET = e2e_models.Net(1, width=256)
+BATCH = 32
+"""A run takes two or three times RUNNING_S: what fits between two stops is as fast as ever."""
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory, sources: Path) -> Iterator[Platform]:
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     env = {"TESSERA_AUTOSCALING_POLICY": "none"}  # else what waits behind slow runs may be given a second instance first
+    source = e2e_models.save(NET, e2e_models.IMAGE, tmp_path_factory.mktemp("source") / "net.pt2")
     found = Platform(tmp_path_factory.mktemp("pair") / "state", store="64M", nodes=2, env=env)
     found.up()
     try:
         with found.client() as client:
-            client.register("net", sources / "net.pt2", wait=True)
+            client.register("net", source, wait=True)
             for _ in client.run_profile("net", quick=True):
                 pass
         yield found
@@ -67,7 +70,7 @@ def serving(client: Client) -> dict[str, tuple[str, int]]:
 
 
 def test_load_leaves_a_node_that_became_slow(pair: Platform) -> None:
-    with pair.client() as client, Load(pair, "net", e2e_models.Net(1)) as load:
+    with pair.client() as client, Load(pair, "net", NET, batch=BATCH) as load:
         load.progress(50)
         (name, (slow, pid)), *others = serving(client).items()
         assert not others

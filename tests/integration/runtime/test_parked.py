@@ -88,7 +88,7 @@ async def test_unloading_and_measuring_parked_ones(zygotes, store, kit):
     for name, model in zip(("one", "two"), models, strict=True):
         await runtime.load(model.artifact, name)
     await until_parked(runtime, "one", "two")
-    assert (await runtime.control.call("measure", instance_id="one", batch=2, seconds=0.0, min_repeats=2))["repeats"] >= 2
+    assert (await runtime.control.call("measure", instances=["one"], batch=2, seconds=0.0, min_repeats=2))["repeats"] >= 2
     released = (await runtime.control.call("unload", instance_id="two", drain_ms=1000))["released"]
     assert store.artifact(models[1].artifact).tensors[0].digest in released
     await until_parked(runtime, "one")

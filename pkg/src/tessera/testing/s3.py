@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest import mock
@@ -24,6 +25,8 @@ def running_s3() -> Iterator[str]:
         with mock.patch.dict(os.environ, CREDENTIALS):
             host, port = server.get_host_and_port()
             endpoint = f"http://{host}:{port}"
+            # The storage is this process's, not the server's: without this a second server begins with the first one's objects.
+            urllib.request.urlopen(urllib.request.Request(f"{endpoint}/moto-api/reset", method="POST")).close()
             files = fsspec.filesystem("s3", endpoint_url=endpoint)
             files.mkdir(BUCKET)
             yield endpoint

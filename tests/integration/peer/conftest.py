@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -51,6 +52,15 @@ class Nodes:
         self.stack.callback(server.stop)
         self.givers.append((store, server))
         return store, Source(NodeId(name), server.address)
+
+    def sent(self, enough: Callable[[list[int]], bool]) -> bool:
+        """Whether what each giver counted as sent is `enough`. It counts a piece once the kernel has it all: the taker may have read it before."""
+        deadline = time.monotonic() + 5
+        while not enough([server.sent_bytes for _, server in self.givers]):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.005)
+        return True
 
     def fetcher(self, repository: BlobRepository | None = None, store: LocalTensorStore | None = None) -> Fetcher:
         return Fetcher(repository or self.repository, store or self.store, peers=self.peers)

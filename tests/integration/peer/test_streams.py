@@ -57,7 +57,7 @@ def test_all_that_is_missing_comes_from_a_peer_and_nothing_from_the_repository(n
     assert nodes.store.digests() == store.digests()
     assert nodes.store.holders() == {"start-1": frozenset(blob.digest for blob in blobs)}
     assert nodes.store.status().pulled_bytes == total
-    assert nodes.givers[0][1].sent_bytes == total
+    assert nodes.sent(lambda counts: counts == [total])
     assert store.holders() == {}
 
 
@@ -82,7 +82,7 @@ def test_what_one_source_lacks_the_next_gives_and_the_rest_the_repository(nodes:
     ]
     fetched = nodes.fetcher().fetch(blobs, "start-1", sources=[a, b])
     assert (fetched.bytes_fetched, fetched.bytes_from_peers) == (18000, 11000)
-    assert [server.sent_bytes for _, server in nodes.givers] == [5000, 6000]
+    assert nodes.sent(lambda counts: counts == [5000, 6000])
 
 
 @pytest.mark.parametrize("flip", [0, 3 * MIB, 9 * MIB - 1])
@@ -134,7 +134,7 @@ def test_where_a_peer_vanishes_the_next_goes_on(nodes: Any) -> None:
     vanishing = nodes.hostile(answer(data, 5 * MIB))
     fetched = nodes.fetcher().fetch([blob], "start-1", sources=[vanishing, honest])
     assert fetched.bytes_from_peers == len(data)
-    assert nodes.givers[0][1].sent_bytes == 4 * MIB, "only what was missing still"
+    assert nodes.sent(lambda counts: counts == [4 * MIB]), "only what was missing still"
     assert nodes.peers.suspects(vanishing)
 
 
@@ -160,7 +160,7 @@ def test_a_peer_that_stalls_or_trickles_is_left(nodes: Any, trickle: int) -> Non
     stalled = nodes.hostile(behave)
     fetched = nodes.fetcher().fetch([blob], "start-1", sources=[stalled, honest])
     assert fetched.bytes_from_peers == len(data)
-    assert MIB - 150 <= nodes.givers[0][1].sent_bytes <= MIB
+    assert nodes.sent(lambda counts: MIB - 150 <= counts[0] <= MIB)
     assert nodes.peers.suspects(stalled)
 
 
@@ -201,7 +201,7 @@ def test_a_full_peer_says_so_and_the_next_source_is_taken(nodes: Any) -> None:
         time.sleep(0.1)
         blob = Blob(digest_of(data), 5000)
         assert nodes.fetcher().fetch([blob], "start-1", sources=[a, b]).bytes_from_peers == 5000
-        assert [server.sent_bytes for _, server in nodes.givers] == [0, 5000]
+        assert nodes.sent(lambda counts: counts == [0, 5000])
         assert not nodes.peers.suspects(a)
         taken.close()
 
@@ -250,7 +250,7 @@ def test_eight_starts_of_one_family_take_each_common_byte_once(nodes: Any) -> No
         counted = sum(pool.map(start, range(8)))
     total = sum(blob.size_bytes for blob in (*common, *own))
     assert counted == total
-    assert nodes.givers[0][1].sent_bytes == total
+    assert nodes.sent(lambda counts: counts == [total])
     assert nodes.store.status().ingested_bytes == total
     assert all(nodes.store.holders()[f"start-{n}"] == {blob.digest for blob in (*common, own[n])} for n in range(8))
 

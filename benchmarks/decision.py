@@ -64,7 +64,7 @@ class World:
 
     def __init__(self, policy: str, instances: str) -> None:
         self.draw = random.Random(11)
-        self.catalogue = Catalogue(DOMAIN, policies.make(policy), instance_policies.make(instances, self.draw.randrange))
+        self.catalogue = Catalogue(DOMAIN, policies.make(policy), instance_policies.make(instances, self.draw.random))
         self.models = [f"model-{number}" for number in range(TASKS * MODELS_PER_TASK)]
         self.keys: list[VariantKey] = []
         self.nodes = [self._node(number) for number in range(NODES)]

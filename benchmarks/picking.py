@@ -96,7 +96,7 @@ def main() -> None:
     report = Report("picking")
     for gateways, load in itertools.product((1, 4), LOADS):
         for name in sorted(registry.POLICIES):
-            took, used = simulate(registry.make(name, random.Random(5).randrange), load, gateways, requests, seed=3)
+            took, used = simulate(registry.make(name, random.Random(5).random), load, gateways, requests, seed=3)
             report.row(
                 gateways=gateways, load=load, policy=name, mean_ms=sum(took) / len(took), p50_ms=percentile(took, 0.5),
                 p99_ms=percentile(took, 0.99), instances_used_per_s=used,

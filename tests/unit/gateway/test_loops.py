@@ -128,14 +128,14 @@ def virtually(test: Callable[[Parts], Awaitable[None]], **settings: Any) -> None
 def test_a_cold_request_and_what_it_leaves_behind() -> None:
     async def test(parts: Parts) -> None:
         await parts.inference.infer(REQUEST)
-        (decision,) = parts.decisions._order
+        (decision,) = parts.decisions._last
         assert decision.outcome == "ok"
         assert decision.start_path == "bind"
         assert decision.start_request_id == decision.request_id
         assert decision.waited_ms == pytest.approx(1000, abs=1)
         assert sum(stage.ms for stage in decision.all_stages()) == pytest.approx(decision.actual_ms, abs=1)
         await parts.inference.infer(REQUEST)
-        assert parts.decisions._order[-1].start_path == "warm"
+        assert parts.decisions._last[-1].start_path == "warm"
         assert len(parts.scheduler.calls) == 1
 
     virtually(test)
@@ -148,10 +148,10 @@ def test_the_start_goes_on_when_all_who_waited_have_left() -> None:
         await asyncio.sleep(1)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
-        assert parts.decisions._order[-1].outcome.startswith("cancelled")
+        assert parts.decisions._last[-1].outcome.startswith("cancelled")
         await asyncio.sleep(10)
         await parts.inference.infer(REQUEST)
-        assert parts.decisions._order[-1].start_path == "warm"
+        assert parts.decisions._last[-1].start_path == "warm"
         assert len(parts.scheduler.calls) == 1
 
     virtually(test)
@@ -179,7 +179,7 @@ def test_an_instance_that_appears_by_itself_ends_the_asking() -> None:
         await asyncio.sleep(2)
         parts.catalogue.put("i", an_instance(variant=a_variant().key))
         await asyncio.wait_for(waiting, 2)
-        assert parts.decisions._order[-1].start_path == "warm"
+        assert parts.decisions._last[-1].start_path == "warm"
 
     virtually(test)
 
@@ -218,7 +218,7 @@ def test_a_scheduler_that_names_a_gone_generation_is_asked_again() -> None:
         first, second = (header.generation for header in parts.links.link.headers)
         assert (first, second > 100) == (7, True)
         assert len(parts.scheduler.calls) > 2
-        assert parts.decisions._order[-1].attempts == 2
+        assert parts.decisions._last[-1].attempts == 2
 
     virtually(test)
 
@@ -286,7 +286,7 @@ def test_a_scheduler_that_does_not_know_yet_what_died_is_asked_again() -> None:
         parts.links.dead = {InstanceId("i101"), InstanceId("i102"), InstanceId("i103")}
         await parts.inference.infer(REQUEST)
         assert len(parts.scheduler.calls) == 4
-        (decision,) = parts.decisions._order
+        (decision,) = parts.decisions._last
         assert (decision.outcome, decision.instance_id, decision.attempts) == ("ok", "i104", 1)
 
     virtually(test)

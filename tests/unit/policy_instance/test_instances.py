@@ -23,9 +23,9 @@ class FakeInstance:
     latency: ProfiledLatency | None = None
 
 
-def drawing(*numbers: int) -> Callable[[int], int]:
+def drawing(*numbers: float) -> Callable[[], float]:
     left = list(numbers)
-    return lambda count: left.pop(0) % count
+    return lambda: left.pop(0)
 
 
 def profiled(one_ms: float = 10.0, batch_of_four_ms: float = 22.0) -> ProfiledLatency:
@@ -82,7 +82,7 @@ def test_two_choices_takes_the_one_that_answers_sooner() -> None:
     idle = FakeInstance(0, latency=profiled(10.0))
     make = registry.make
     assert make("two-choices", drawing(0, 0)).pick([slow, fast, idle]) is fast
-    assert make("two-choices", drawing(2, 0)).pick([slow, fast, idle]) is idle, "the second draw goes round"
+    assert make("two-choices", drawing(0.7, 0.4)).pick([slow, fast, idle]) is idle, "the second draw goes round"
     assert make("two-choices", drawing()).pick([slow]) is slow
     unknown = FakeInstance(5)
     assert make("two-choices", drawing(0, 0)).pick([unknown, FakeInstance(6)]) is unknown
@@ -91,7 +91,7 @@ def test_two_choices_takes_the_one_that_answers_sooner() -> None:
 @given(st.sampled_from(sorted(registry.POLICIES)), st.lists(st.integers(0, 20), min_size=1, max_size=8), st.randoms(use_true_random=False))
 def test_every_policy_picks_one_of_them(name: str, loads: list[int], random: object) -> None:
     fleet = [FakeInstance(load, latency=profiled()) for load in loads]
-    assert registry.make(name, random.randrange).pick(fleet) in fleet  # type: ignore[attr-defined]
+    assert registry.make(name, random.random).pick(fleet) in fleet  # type: ignore[attr-defined]
 
 
 def test_registry_names_what_exists() -> None:

@@ -25,8 +25,8 @@ class Instance(Protocol):
 
 AnInstance = TypeVar("AnInstance", bound=Instance)
 
-Draw = Callable[[int], int]
-"""A number from 0 to n - 1, each as likely as the others."""
+Draw = Callable[[], float]
+"""A number from 0 up to 1 without it, each as likely as the others."""
 
 
 class InstancePolicy(Protocol):

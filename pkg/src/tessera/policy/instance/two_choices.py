@@ -24,8 +24,8 @@ class TwoChoices:
         count = len(instances)
         if count == 1:
             return instances[0]
-        at = self.draw(count)
-        first, second = instances[at], instances[(at + 1 + self.draw(count - 1)) % count]
+        at = int(self.draw() * count)
+        first, second = instances[at], instances[(at + 1 + int(self.draw() * (count - 1))) % count]
         first_ms, second_ms = completion_ms(first), completion_ms(second)
         if first_ms is None or second_ms is None:
             return first if first.in_flight <= second.in_flight else second

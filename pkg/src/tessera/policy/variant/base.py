@@ -82,8 +82,7 @@ class Candidate:
         object.__setattr__(self, "order", (place, self.key))
 
 
-@dataclass(frozen=True, slots=True)
-class Criteria:
+class Criteria(NamedTuple):
     """What objectives ask for that holds whoever serves now. `timed`: a latency is asked for as well; how much it is, `choose` is told."""
 
     min_accuracy: float | None = None
@@ -95,8 +94,7 @@ class Criteria:
 NO_CRITERIA = Criteria()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Ranking:
+class Ranking(NamedTuple):
     """`slate`: those that may answer, with the least latency first, unmeasured ones last. `meeting`: those of them that meet the criteria,
     by the policy's key where `by_number`; else, where somebody of `one_model` was not measured, in the default order. Never changed in
     place."""

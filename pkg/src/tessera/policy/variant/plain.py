@@ -57,15 +57,33 @@ def troubled(candidates: Iterable[Candidate], instances: InstancePolicy) -> Choi
 
 
 def first_start(ranking: Ranking, candidates: Iterable[Candidate]) -> Choice | None:
-    """The candidate to start: one that is inactive and that a node can run, with the least load and latency together."""
-    able = to_start(ranking, candidates)
-    return Choice(able[0], None, able[0].start_ms) if able else None
+    """The candidate to start: the first of `to_start`, without sorting them all."""
+    first = best = None
+    best_ms, measured = inf, True
+    for one in candidates:
+        if one.nowhere or one.activity.instances:
+            continue
+        start_ms = one.start_ms
+        if start_ms is None:
+            measured, start_ms = False, inf
+        if best is None:
+            first = best = one
+            best_ms = start_ms
+        elif start_ms < best_ms:
+            best, best_ms = one, start_ms
+    chosen = best if measured or _by_number(ranking) else first
+    return Choice(chosen, None, chosen.start_ms) if chosen is not None else None
 
 
 def to_start(ranking: Ranking, candidates: Iterable[Candidate]) -> list[Candidate]:
     """Those that can be started, the best first. One that is active is not: the scheduler would name the instance that is there. In the
     order in which they come where somebody of one model was not measured."""
     able = [one for one in candidates if not one.nowhere and not one.activity.instances]
-    if any(one.start_ms is None for one in able) and ranking.one_model and not ranking.criteria.timed:
+    if any(one.start_ms is None for one in able) and not _by_number(ranking):
         return able
     return sorted(able, key=lambda one: inf if one.start_ms is None else one.start_ms)
+
+
+def _by_number(ranking: Ranking) -> bool:
+    """Whether numbers decide even though somebody has none."""
+    return not ranking.one_model or ranking.criteria.timed

@@ -24,12 +24,14 @@ class Sorted:
 
     __slots__ = ("_keys", "admits", "items", "number")
 
-    def __init__(self, number: Callable[[Candidate], float], admits: Callable[[Candidate], bool], candidates: Iterable[Candidate]) -> None:
+    def __init__(self, number: Callable[[Candidate], float], admits: Callable[[Candidate], bool], admitted: Iterable[Candidate]) -> None:
+        """`admitted`: those that `admits` lets in, in any order."""
         self.number = number
         self.admits = admits
-        rows = sorted(((number(one), one.order), one) for one in candidates if admits(one))
-        self._keys: list[_Key] = [key for key, _ in rows]
-        self.items: list[Candidate] = [one for _, one in rows]
+        rows = [(number(one), one.order, one) for one in admitted]
+        rows.sort()
+        self._keys: list[_Key] = [row[:2] for row in rows]
+        self.items: list[Candidate] = [row[2] for row in rows]
 
     @property
     def measured(self) -> bool:
@@ -38,42 +40,58 @@ class Sorted:
 
     def changed(self, before: Candidate | None, after: Candidate | None) -> Sorted:
         """The same with one candidate replaced (None: it was not there, it goes)."""
-        made = Sorted.__new__(Sorted)
-        made.number, made.admits = self.number, self.admits
-        keys, items = made._keys, made.items = self._keys.copy(), self.items.copy()
+        keys, items = self._keys, self.items
+        leaves = -1
         if before is not None:
             at = bisect_left(keys, (self.number(before), before.order))
             if at < len(items) and items[at] is before:
-                del keys[at], items[at]
-        if after is not None and self.admits(after):
-            key = (self.number(after), after.order)
+                leaves = at
+        enters = after if after is not None and self.admits(after) else None
+        if leaves < 0 and enters is None:
+            return self
+        made = Sorted.__new__(Sorted)
+        made.number, made.admits = self.number, self.admits
+        keys, items = made._keys, made.items = keys.copy(), items.copy()
+        if leaves >= 0:
+            del keys[leaves], items[leaves]
+        if enters is not None:
+            key = (self.number(enters), enters.order)
             at = bisect_left(keys, key)
             keys.insert(at, key)
-            items.insert(at, after)
+            items.insert(at, enters)
         return made
 
 
 def slate(candidates: Iterable[Candidate], *, lossy_too: bool, named: bool) -> Sorted:
     """Those that may answer, with the least latency first, unmeasured ones last."""
-    return Sorted(latency, lambda one: is_permitted(one, lossy_too=lossy_too, named=named), candidates)
-
-
-def meeting(policy: VariantPolicy, permitted: Sorted, criteria: Criteria, *, by_number: bool) -> Sorted:
-    """Those of a slate that meet the criteria."""
 
     def admits(candidate: Candidate) -> bool:
-        return permitted.admits(candidate) and meets(candidate, criteria)
+        return is_permitted(candidate, lossy_too=lossy_too, named=named)
 
-    return Sorted((lambda one: policy.key(one, criteria)) if by_number else (lambda one: 0.0), admits, permitted.items)
+    return Sorted(latency, admits, filter(admits, candidates))
 
 
 def rank(policy: VariantPolicy, permitted: Sorted, criteria: Criteria, *, one_model: bool) -> tuple[Ranking, Sorted]:
     """The ranking of a slate, and its order to go on from."""
-    found = meeting(policy, permitted, criteria, by_number=True)
+    met = [one for one in permitted.items if meets(one, criteria)] if is_bound(criteria) else permitted.items
+
+    def admits(candidate: Candidate) -> bool:
+        return permitted.admits(candidate) and meets(candidate, criteria)
+
+    found = Sorted((lambda one: policy.key(one, criteria)), admits, met)
     by_number = criteria.timed or not one_model or found.measured
     if not by_number:
-        found = meeting(policy, permitted, criteria, by_number=False)
+        found = Sorted(_alike, admits, met)
     return Ranking(criteria, permitted.items, found.items, by_number, one_model), found
+
+
+def is_bound(criteria: Criteria) -> bool:
+    """Whether somebody may fail to meet them."""
+    return criteria.min_accuracy is not None or criteria.max_cost is not None or bool(criteria.dataset)
+
+
+def _alike(_candidate: Candidate) -> float:
+    return 0.0
 
 
 def meets(candidate: Candidate, criteria: Criteria) -> bool:

@@ -88,7 +88,7 @@ async def run(
     token = read_token(config.token_file, config.token_file_shared)
     metrics = CollectorRegistry()
     meter = PrometheusMeter(metrics)
-    instances = instance_policies.make(config.instance_policy, Random().randrange)
+    instances = instance_policies.make(config.instance_policy, Random().random)
     catalogue = Catalogue(TrustDomain(config.trust_domain), policies.make(config.variant_policy), instances)
     decisions = DecisionLog(config.explain_ring_size)
     channels = Channels(config.max_message_bytes)

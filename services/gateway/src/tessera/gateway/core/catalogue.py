@@ -1,8 +1,8 @@
 """All that a request needs to know, in plain dicts, kept up to date from etcd's records and from the scheduler's answers.
 
 Level-triggered: `put` and `remove` say what a key holds now, in any order and as often as it likes. Each record changes the candidates
-that are made of it, in the groups that hold them (`groups`); instances change no candidate (`fleet`). Routes (name and objectives ->
-ranking) are memoised, so that a warm request costs one dict lookup and one look at the instances.
+that are made of it, in the groups that hold them (`groups`); instances change no candidate (`fleet`). Names that were read are kept, and
+so are rankings, so that a warm request costs a dict lookup or two and one look at the instances.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from tessera.gateway.core.routes import Name, Route, criteria_of, slot_of_choice
 from tessera.gateway.core.slots import InstanceSlot
 from tessera.policy.instance.base import InstancePolicy
 from tessera.policy.instance.least_in_flight import LeastInFlight
-from tessera.policy.variant.base import Candidate, Choice, NodeClass, VariantPolicy
+from tessera.policy.variant.base import NO_CRITERIA, Candidate, Choice, Criteria, NodeClass, Ranking, VariantPolicy
 
 Record = ModelRecord | VersionRecord | VariantRecord | AliasRecord | ProfileRecord | NodeRecord | InstanceRecord | LoadRecord
 
-MAX_ROUTES = 16384
+MAX_NAMES = 16384
 
 
 class Catalogue:
@@ -73,7 +73,6 @@ class Catalogue:
         self._newest: dict[str, dict[ModelName, VersionKey]] = {}
         """Of each task: the versions that answer for it."""
         self._names: dict[tuple[str, str], Name] = {}
-        self._routes: dict[tuple[object, ...], Route] = {}
 
     # --- what changes it
 
@@ -142,14 +141,12 @@ class Catalogue:
         Raises:
             InvalidInput, ModelNotFound, VersionNotFound, VariantNotFound, NotFound: from the name.
         """
-        # Hashing the objectives of a request that has none would be half of what its decision costs.
-        key = (model_name, model_version) if objectives is NO_OBJECTIVES else (model_name, model_version, objectives)
-        route = self._routes.get(key)
-        if route is not None and route.stamp == route.name.group.stamp:
-            return route
-        if len(self._routes) >= MAX_ROUTES:
-            self._routes.clear()
-        route = self._routes[key] = self._read(model_name, model_version, objectives)
+        name = self._names.get((model_name, model_version)) or self._named(model_name, model_version)
+        if objectives is not NO_OBJECTIVES:
+            return Route(name, objectives, self._ranking(name, criteria_of(objectives)), self.snapshot)
+        route = name.plain
+        if route is None or route.stamp != name.group.stamp:
+            route = name.plain = Route(name, objectives, self._ranking(name, NO_CRITERIA), self.snapshot)
         return route
 
     def choose(self, route: Route) -> Choice | None:
@@ -179,17 +176,17 @@ class Catalogue:
 
     # --- inside
 
-    def _read(self, model_name: str, model_version: str, objectives: Objectives) -> Route:
-        name = self._names.get((model_name, model_version))
-        if name is None:
-            if len(self._names) >= MAX_ROUTES:
-                self._names.clear()
-            name = self._names[model_name, model_version] = self._resolve(model_name, model_version)
+    def _named(self, model_name: str, model_version: str) -> Name:
+        if len(self._names) >= MAX_NAMES:
+            self._names.clear()
+        name = self._names[model_name, model_version] = self._resolve(model_name, model_version)
+        return name
+
+    def _ranking(self, name: Name, criteria: Criteria) -> Ranking:
         group = name.group
         if group.outdated:
             group.fill([self._judged(self._rows[one.key.model][one.key]) for one in group.candidates])
-        ranking = group.ranking(self.policy, criteria_of(objectives), name.named)
-        return Route(name, objectives, ranking, self.snapshot)
+        return group.ranking(self.policy, criteria, name.named)
 
     def _resolve(self, model_name: str, model_version: str) -> Name:
         task = task_of(model_name, model_version, self._tasks)
@@ -211,7 +208,6 @@ class Catalogue:
 
     def _forget_names(self) -> None:
         self._names.clear()
-        self._routes.clear()
 
     def _group(self, version: VersionKey) -> Group:
         group = self._versions.get(version)

@@ -99,30 +99,21 @@ class Decision:
 
 
 class DecisionLog:
-    """The last `limit` decisions by request id."""
+    """The last `limit` decisions. Requests pay for nothing but their place in it; who asks for one looks through all of them."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._order: deque[Decision] = deque()
-        self._by_id: dict[bytes, Decision] = {}
-
-    def add(self, decision: Decision) -> None:
-        if len(self._order) >= self._limit:
-            oldest = self._order.popleft()
-            # The id may stand for a younger request: a client may send several within one trace.
-            if self._by_id.get(oldest.trace_id) is oldest:
-                del self._by_id[oldest.trace_id]
-        self._order.append(decision)
-        self._by_id[decision.trace_id] = decision
+        self._last: deque[Decision] = deque(maxlen=limit)
+        self.add = self._last.append
 
     def get(self, request_id: str) -> Decision | None:
-        """The youngest request of that id (hex)."""
-        return self._by_id.get(bytes.fromhex(request_id))
+        """The youngest request of that id (hex): a client may send several within one trace."""
+        trace_id = bytes.fromhex(request_id)
+        return next((decision for decision in reversed(self._last) if decision.trace_id == trace_id), None)
 
     def of_trace(self, request_id: str) -> list[Decision]:
         """Every request of that trace, the oldest first."""
         trace_id = bytes.fromhex(request_id)
-        return [decision for decision in self._order if decision.trace_id == trace_id]
+        return [decision for decision in self._last if decision.trace_id == trace_id]
 
     def __len__(self) -> int:
-        return len(self._order)
+        return len(self._last)

@@ -18,10 +18,10 @@ from tessera.policy.variant.permitted import refusal
 from tessera.policy.variant.plain import to_start
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Name:
     """A name and the version beside it (`wanted`) read: the group that answers, which is a task's or a version's; `named`: its one variant
-    that was named."""
+    that was named. `plain` is the last route of a request without objectives."""
 
     name: str
     wanted: str
@@ -29,6 +29,7 @@ class Name:
     task: str = ""
     version: VersionKey | None = None
     named: VariantName | None = None
+    plain: Route | None = None
 
     @property
     def shown(self) -> str:

@@ -79,6 +79,9 @@ class Judge:
         for record in gone:
             log.info("load", instance=record.instance_id, node=record.node_id, state="active", was=record.state.value)
             await self._write(leadership, record.instance_id, None, Delete(_key(record)))
+        profiles = self._records.profiles()
+        for key in [key for key in self._lines if key[:2] not in profiles]:
+            del self._lines[key]
         if self._mover is not None:
             self._mover.consider()
 

@@ -54,7 +54,7 @@ class Nodes:
         return store, Source(NodeId(name), server.address)
 
     def sent(self, enough: Callable[[list[int]], bool]) -> bool:
-        """Whether what each giver counted as sent is `enough`. It counts a piece once the kernel has it all: the taker may have read it before."""
+        """Whether what each giver counted as sent is `enough`. A piece counts once the kernel has it: it may have been read before."""
         deadline = time.monotonic() + 5
         while not enough([server.sent_bytes for _, server in self.givers]):
             if time.monotonic() > deadline:

@@ -223,10 +223,13 @@ class Catalogue:
         key = row.record.key
         candidate = self._judged(row)
         version = key.version_key
-        self._group(version).put(candidate)
+        groups = [self._group(version)]
         model = self.models.get(key.model)
         if model is not None and model.task and model.latest == key.version:
-            self._tasks[model.task].put(candidate)
+            groups.append(self._tasks[model.task])
+        for group in groups:
+            group.put(candidate)
+            group.renew(self.policy)
 
     def _model_changed(self, name: ModelName) -> None:
         """Its candidates anew: who answers for the task, accuracy and consent are the model's."""

@@ -16,6 +16,8 @@ from tessera.policy.variant.ranking import Sorted, rank, slate
 
 MAX_RANKINGS = 256
 """Of one group: clients may ask for any accuracy and any cost, and each other one is a ranking of its own."""
+KEEP_CHANGES = 8
+"""An assumption: between these limits the updates' share of the loop and the share of requests that wait for a ranking are both small."""
 MAX_CHANGES = 32
 """So many changes are made to a ranking one by one; more are as dear as making it anew."""
 
@@ -31,6 +33,8 @@ class _Ranked:
     ranking: Ranking
     order: Sorted
     stamp: int
+    unasked: int = 0
+    """Changes since it was last asked for."""
 
 
 class Group:
@@ -82,19 +86,33 @@ class Group:
         """The policy's order of those that may answer and meet the criteria."""
         key = (named, criteria)
         known = self._rankings.get(key)
-        if known is not None and known.stamp == self.stamp:
-            return known.ranking
-        permitted = self._slate(criteria.min_accuracy is not None, named)
-        if known is None or not self._can_patch(known.stamp):
+        if known is None:
             if len(self._rankings) >= MAX_RANKINGS:
                 self._rankings.clear()
-            ranking, order = rank(policy, permitted, criteria, one_model=self._one_model)
-            self._rankings[key] = _Ranked(ranking, order, self.stamp)
-            return ranking
-        known.order = self._patched(known.order, known.stamp)
-        known.ranking = Ranking(criteria, permitted.items, known.order.items, one_model=False)
-        known.stamp = self.stamp
+            permitted = self._slate(criteria.min_accuracy is not None, named)
+            known = self._rankings[key] = _Ranked(*rank(policy, permitted, criteria, one_model=self._one_model), self.stamp)
+        elif known.stamp != self.stamp:
+            self._renew(policy, known, named)
+        known.unasked = 0
         return known.ranking
+
+    def renew(self, policy: VariantPolicy) -> None:
+        """After a change: brings up to date what is asked for, so that the next request finds it so. What was not asked for during the
+        last `KEEP_CHANGES` waits until it is."""
+        for (named, _), known in self._rankings.items():
+            if known.unasked < KEEP_CHANGES:
+                self._renew(policy, known, named)
+                known.unasked += 1
+
+    def _renew(self, policy: VariantPolicy, known: _Ranked, named: VariantName | None) -> None:
+        criteria = known.ranking.criteria
+        permitted = self._slate(criteria.min_accuracy is not None, named)
+        if self._can_patch(known.stamp):
+            known.order = self._patched(known.order, known.stamp)
+            known.ranking = Ranking(criteria, permitted.items, known.order.items, one_model=False)
+        else:
+            known.ranking, known.order = rank(policy, permitted, criteria, one_model=self._one_model)
+        known.stamp = self.stamp
 
     def _slate(self, lossy_too: bool, named: VariantName | None) -> Sorted:
         key = (named, lossy_too)

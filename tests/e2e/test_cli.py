@@ -37,6 +37,7 @@ KEYS = {
         "quarantined",
     },
     "model": {"name", "trust_domain", "task", "dataset", "accuracy", "lossy", "aliases", "versions"},
+    "alias": {"alias", "model", "version", "since_unix_s", "reason", "before"},
     "version": {
         "version", "source_kind", "source_digest", "created_unix_s", "metric", "evaluation", "calibration", "allow_loss", "batched",
         "inputs", "outputs", "variants",
@@ -212,7 +213,9 @@ def test_a_sibling_shares_its_trunk_and_can_be_deleted(platform: Platform, sourc
     assert 0.5 * result["tensor_bytes"] < result["tensor_bytes_already_stored"] < result["tensor_bytes"]
     try:
         assert platform.tessera("model", "alias", "favourite", "sibling@1").returncode == 0
-        assert platform.json("model", "show", "favourite")["aliases"] == ["favourite"]
+        (named,) = platform.json("model", "show", "favourite")["aliases"]
+        assert set(named) == KEYS["alias"]
+        assert (named["alias"], named["model"], named["version"], named["reason"]) == ("favourite", "sibling", 1, "set")
         answer = platform.json("infer", "favourite", "-i", f"image={image}")
         (output,) = answer["outputs"].values()
         assert e2e_models.agrees(np.array(output["data"], np.float32), e2e_models.Net(2).eager(np.load(image)))

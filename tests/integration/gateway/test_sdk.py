@@ -15,7 +15,7 @@ from tessera.api.node.v1 import node_pb2
 from tessera.api.profiler.v1 import profiler_pb2, profiler_pb2_grpc
 from tessera.api.registry.v1 import registry_pb2, registry_pb2_grpc
 from tessera.coord import keys
-from tessera.domain.errors import DeadlineExceeded, InvalidInput, NotFound, Unauthenticated, Unavailable
+from tessera.domain.errors import DeadlineExceeded, FailedPrecondition, InvalidInput, NotFound, Unauthenticated, Unavailable
 from tessera.rpc import RpcServer
 from tessera.sdk import AsyncClient, Client
 
@@ -75,6 +75,19 @@ class Registry(registry_pb2_grpc.RegistryServicer):
     async def SetAlias(self, request: Any, context: Any) -> Any:
         self.aliases[request.alias] = (request.model, request.version)
         return registry_pb2.SetAliasResponse()
+
+    async def PromoteAlias(self, request: Any, context: Any) -> Any:
+        if not request.force:
+            raise FailedPrecondition(f"worse by more than {request.guard.allow_loss} (allow_loss)")
+        previous = self.aliases[request.alias]
+        self.aliases[request.alias] = (request.model, request.version)
+        before = [registry_pb2.AliasStep(model=previous[0], version=previous[1])]
+        alias = registry_pb2.AliasInfo(alias=request.alias, model=request.model, version=request.version, before=before)
+        return registry_pb2.PromoteAliasResponse(alias=alias)
+
+    async def RollBackAlias(self, request: Any, context: Any) -> Any:
+        self.aliases[request.alias] = ("m", 1)
+        return registry_pb2.RollBackAliasResponse(alias=registry_pb2.AliasInfo(alias=request.alias, model="m", version=1))
 
     async def DeleteAlias(self, request: Any, context: Any) -> Any:
         del self.aliases[request.alias]
@@ -215,6 +228,11 @@ async def test_admin_sync(served: World, registry: Registry, folder: Path) -> No
             assert client.model("m").name == "m"
             client.set_alias("prod", "m", 1)
             assert registry.aliases == {"prod": ("m", 1)}
+            with pytest.raises(FailedPrecondition, match=r"worse by more than 0.25 \(allow_loss\)"):
+                client.promote("prod", "m", 2, allow_loss=0.25)
+            assert [step.version for step in client.promote("prod", "m", 2, force=True).alias.before] == [1]
+            assert registry.aliases == {"prod": ("m", 2)}
+            assert client.roll_back("prod").version == 1
             client.delete_alias("prod")
             assert registry.aliases == {}
             assert [event.sequence for event in client.watch_job("j", 1)] == [2, 3]
@@ -247,6 +265,8 @@ async def test_admin_async(served: World, registry: Registry, folder: Path) -> N
         assert [model.name for model in await client.models()] == ["m"]
         assert (await client.model("m")).name == "m"
         await client.set_alias("prod", "m")
+        assert (await client.promote("prod", "m", 2, force=True)).alias.version == 2
+        assert (await client.roll_back("prod")).version == 1
         await client.delete_alias("prod")
         assert [event.sequence async for event in client.watch_job("j")] == [1, 2, 3]
         assert [event.fraction async for event in client.run_profile("m")] == [0.5, 1.0]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import io
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from registry_process import BakingNode, RegistryProcess, joined, source_file
+from scored_nets import Net, evaluation, images, npz, pt2
 
 from tessera.api.registry.v1 import registry_pb2
 from tessera.clock import SystemClock
@@ -22,43 +21,6 @@ from tessera.runtime.classes import build_class
 from tessera.tensorstore.artifact import decode
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch, of itself
-
-
-class Net(torch.nn.Module):
-    """A trunk that siblings share, and a head of their own."""
-
-    def __init__(self, head_seed: int) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.trunk = torch.nn.Sequential(torch.nn.Conv2d(1, 32, 3), torch.nn.ReLU(), torch.nn.Conv2d(32, 32, 3), torch.nn.ReLU())
-        torch.manual_seed(head_seed)
-        self.head = torch.nn.Linear(32, 10)
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.head(self.trunk(image).mean((2, 3)))
-
-
-def pt2(module: torch.nn.Module) -> dict[str, bytes]:
-    program = torch.export.export(module.eval(), (torch.zeros(2, 1, 8, 8),), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False)
-    buffer = io.BytesIO()
-    torch.export.save(program, buffer)
-    return {"net.pt2": buffer.getvalue()}
-
-
-def images(samples: int) -> np.ndarray:
-    return np.random.default_rng(5).standard_normal((samples, 1, 8, 8)).astype(np.float32)
-
-
-def npz(**arrays: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    return buffer.getvalue()
-
-
-def evaluation(module: torch.nn.Module, samples: int = 64) -> bytes:
-    """The model's own answers, so that the model itself scores 1."""
-    with torch.no_grad():
-        return npz(image=images(samples), labels=module.eval()(torch.from_numpy(images(samples))).numpy().argmax(axis=1))
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from tessera.registry.adapters.uploads import UploadFolder
 from tessera.registry.core.manifest import SourceFile
 from tessera.registry.core.source import BuilderCall, Registration
 from tessera.registry.importer.blobs import BlobFolder
+from tessera.registry.loops.aliases import Aliases
 from tessera.registry.loops.catalogue import Catalogue
 from tessera.registry.loops.imports import Imports, Limits
 from tessera.registry.loops.joblog import JobLog, JobProgress
@@ -170,6 +171,7 @@ class Registry:
         await self.tasks.__aenter__()
         self.coordinator = FakeCoordinator(self.server)
         self.catalogue = Catalogue(self.coordinator)
+        self.aliases = Aliases(self.coordinator, self.clock)
         self.log = JobLog(16)
         self.blobs = StoredBlobs(self.repository)
         self.shelf = Shelf(self.catalogue, self.blobs, [DOMAIN])
@@ -231,6 +233,12 @@ class Registry:
     async def register(self, name: str, files: dict[str, bytes], *, wait: bool = False, **fields: str) -> list[JobProgress]:
         async with asyncio.timeout(10):
             return [event async for event in self.imports.register(self.registration(name, files, **fields), wait=wait)]
+
+    async def versions(self, name: str, count: int) -> None:
+        """That many versions of a model, without an export."""
+        self.importer.onnx = False
+        for fill in range(count):
+            await self.register(name, {"w": tensor(fill + 1)})
 
     async def settled(self, check: object) -> None:
         """Waits until the async function answers true."""

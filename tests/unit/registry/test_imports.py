@@ -70,7 +70,7 @@ async def test_nothing_is_asked_for_that_was_registered_before(registry: Registr
 async def test_the_name_of_an_alias_is_refused_before_anything_is_sent(registry: Registry) -> None:
     registration = registry.registration("favourite", {"w": tensor(1)})
     await registry.register("m", FILES)
-    await registry.catalogue.set_alias(DOMAIN, ModelName("favourite"), ModelName("m"), None)
+    await registry.aliases.set(DOMAIN, ModelName("favourite"), ModelName("m"), None)
     registry.uploads.sweep(1e12, [])
     with pytest.raises(AlreadyExists, match="favourite"):
         await registry.imports.missing(registration)
@@ -238,7 +238,7 @@ async def test_name_taken_by_an_alias_while_it_was_imported(registry: Registry) 
     registry.importer.gate = asyncio.Event()
     task = asyncio.create_task(registry.register("m", FILES))
     await registry.settled(lambda: _runs(registry))
-    await registry.catalogue.set_alias(DOMAIN, ModelName("m"), ModelName("base"), None)
+    await registry.aliases.set(DOMAIN, ModelName("m"), ModelName("base"), None)
     registry.importer.gate.set()
     with pytest.raises(Exception, match="'m' is an alias"):
         await task

@@ -76,7 +76,7 @@ def model(info: types.ModelInfo) -> Plain:
         "dataset": info.dataset,
         "accuracy": info.accuracy if info.HasField("accuracy") else None,
         "lossy": info.lossy,
-        "aliases": list(info.aliases),
+        "aliases": [alias(each) for each in info.aliases],
         "versions": [
             {
                 "version": version.version,
@@ -94,6 +94,32 @@ def model(info: types.ModelInfo) -> Plain:
             }
             for version in info.versions
         ],
+    }
+
+
+def alias(found: types.AliasInfo) -> Plain:
+    """`version` None: it follows the newest."""
+    return {
+        "alias": found.alias,
+        "model": found.model,
+        "version": found.version or None,
+        "since_unix_s": found.since_unix_s,
+        "reason": found.reason,
+        "before": [
+            {"model": step.model, "version": step.version, "since_unix_s": step.since_unix_s, "reason": step.reason}
+            for step in found.before
+        ],
+    }
+
+
+def comparison(found: types.Comparison) -> Plain:
+    return {
+        "measure": found.measure,
+        "on": found.on,
+        "current": found.current if found.HasField("current") else None,
+        "candidate": found.candidate if found.HasField("candidate") else None,
+        "words": found.words,
+        "refused": found.refused,
     }
 
 

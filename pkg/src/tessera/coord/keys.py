@@ -79,8 +79,12 @@ def profiles(trust_domain: TrustDomain) -> str:
     return f"{domain(trust_domain)}profiles/"
 
 
+def profiles_of(key: VersionKey) -> str:
+    return f"{profiles(key.trust_domain)}{key.model}/{key.version}/"
+
+
 def profile(key: VariantKey, profile_class: ProfileClass) -> str:
-    return f"{profiles(key.trust_domain)}{key.model}/{key.version}/{key.variant}/{profile_class}"
+    return f"{profiles_of(key.version_key)}{key.variant}/{profile_class}"
 
 
 def jobs(trust_domain: TrustDomain) -> str:

@@ -140,13 +140,29 @@ class VariantRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class AliasStep:
+    """A version that an alias named, since when, and why it came to."""
+
+    model: ModelName
+    version: VersionNumber
+    since_unix_s: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class AliasRecord:
-    """Another name for a model. `version` None follows the newest. Writer: registry."""
+    """Another name for a model. `version` None follows the newest. Writer: registry.
+
+    `since_unix_s`, `reason`: when and why it came to name this. `before`: what it named until then, oldest first, bounded.
+    """
 
     alias: ModelName
     trust_domain: TrustDomain
     model: ModelName
     version: VersionNumber | None
+    since_unix_s: float = 0.0
+    reason: str = ""
+    before: tuple[AliasStep, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,12 +19,12 @@ def check_task_signature(task: str, signature: Signature, others: Mapping[ModelN
             and in what.
     """
     for name in sorted(others):
-        difference = _difference(signature, others[name])
-        if difference:
+        differs = difference(signature, others[name])
+        if differs:
             raise InvalidInput(
                 "task",
                 task,
-                f"{difference} in model {name!r}; models of one task take and give tensors of the same names, datatypes and ranks",
+                f"{differs} in model {name!r}; models of one task take and give tensors of the same names, datatypes and ranks",
             )
 
 
@@ -50,8 +50,8 @@ def _joined(own: tuple[TensorSpec, ...], others: tuple[TensorSpec, ...]) -> tupl
     return tuple(joined)
 
 
-def _difference(own: Signature, other: Signature) -> str:
-    """In what they differ, own first; "" where they fit."""
+def difference(own: Signature, other: Signature) -> str:
+    """In what they differ for who asks either, own first; "" where they fit."""
     if own.batched != other.batched:
         return f"it is {'' if own.batched else 'not '}batched, unlike what is registered"
     for kind, mine, theirs in (("input", own.inputs, other.inputs), ("output", own.outputs, other.outputs)):

@@ -25,6 +25,7 @@ from tessera.domain.ids import (
 )
 from tessera.domain.instance import InstanceState, Stage, StageTime, StartPath
 from tessera.domain.records import (
+    AliasRecord,
     BatchRecord,
     InstanceRecord,
     LatencyRow,
@@ -115,6 +116,18 @@ def a_variant(model: str = "digits", variant: str = "aten-fp32", **fields: Any) 
         "tensor_count": 3,
     }
     return VariantRecord(**{**values, **fields})
+
+
+def an_alias(alias: str = "live", model: str = "digits", version: int | None = 1, **fields: Any) -> AliasRecord:
+    values: dict[str, Any] = {
+        "alias": ModelName(alias),
+        "trust_domain": DEFAULT_TRUST_DOMAIN,
+        "model": ModelName(model),
+        "version": None if version is None else VersionNumber(version),
+        "since_unix_s": CREATED_UNIX_S,
+        "reason": "set",
+    }
+    return AliasRecord(**{**values, **fields})
 
 
 def a_latency_row(batch: int = 1, threads: int = 1, p50_ms: float = 2.0, **fields: Any) -> LatencyRow:

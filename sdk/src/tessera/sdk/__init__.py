@@ -33,7 +33,7 @@ from tessera.domain.errors import (
 from tessera.domain.objectives import Objectives
 from tessera.sdk._client import Client
 from tessera.sdk._infer import InferResult
-from tessera.sdk._requests import BatchOptions
+from tessera.sdk._requests import BatchOptions, PromotionOptions
 from tessera.sdk._source import BuilderModel, DirectoryModel
 from tessera.sdk._target import Target, find_target
 
@@ -58,6 +58,7 @@ __all__ = [
     "NotFound",
     "Objectives",
     "PermissionDenied",
+    "PromotionOptions",
     "ResourceExhausted",
     "Target",
     "TesseraError",

@@ -23,7 +23,17 @@ from tessera.domain.errors import TesseraError
 from tessera.domain.objectives import Objectives
 from tessera.rpc import connect
 from tessera.sdk._infer import MODEL_INFER, InferResult, Parameter, infer_request, infer_result, note, request_context
-from tessera.sdk._requests import LONG_S, NODE_METADATA, BatchOptions, batch_request, explain_request, profile_request, result_of
+from tessera.sdk._requests import (
+    LONG_S,
+    NODE_METADATA,
+    BatchOptions,
+    PromotionOptions,
+    batch_request,
+    explain_request,
+    profile_request,
+    promote_request,
+    result_of,
+)
 from tessera.sdk._source import Demands, Progress, chunks, local_files, register_request, sets_of, source_of
 from tessera.sdk._target import find_target
 
@@ -222,6 +232,25 @@ class AsyncClient:
         """Points an alias at a model (its newest version, whichever that is) or at one version; moves atomically."""
         request = registry_pb2.SetAliasRequest(trust_domain=self.trust_domain, alias=alias, model=model, version=version or 0)
         await self._registry.SetAlias(request)
+
+    async def promote(
+        self, alias: str, model: str, version: int | None = None, **options: Unpack[PromotionOptions]
+    ) -> registry_pb2.PromoteAliasResponse:
+        """Points an alias at a version (None: what is the newest now) that is not worse than the one it names; says what was compared.
+
+        Raises:
+            FailedPrecondition: it is worse, or there is no common measure: names the figures, the limits and the way round.
+        """
+        return await self._registry.PromoteAlias(promote_request(self.trust_domain, alias, model, version, **options))
+
+    async def roll_back(self, alias: str) -> registry_pb2.AliasInfo:
+        """Points an alias at what it named before; done twice it goes back twice.
+
+        Raises:
+            FailedPrecondition: it named nothing before that is there still. Conflict: it was moved in the same moment.
+        """
+        request = registry_pb2.RollBackAliasRequest(trust_domain=self.trust_domain, alias=alias)
+        return (await self._registry.RollBackAlias(request)).alias
 
     async def delete_alias(self, alias: str) -> None:
         await self._registry.DeleteAlias(registry_pb2.DeleteAliasRequest(trust_domain=self.trust_domain, alias=alias))

@@ -74,6 +74,29 @@ def batch_request(
     )
 
 
+class PromotionOptions(TypedDict, total=False):
+    """What a promotion may make worse, and whether that matters.
+
+    `allow_loss`: of the score, 0 to 1 (0). `allow_slower`, `allow_costlier`: shares of the time and cost of a request (0.1 each). `force`:
+    whatever the guard finds.
+    """
+
+    allow_loss: float | None
+    allow_slower: float | None
+    allow_costlier: float | None
+    force: bool
+
+
+def promote_request(
+    trust_domain: str, alias: str, model: str, version: int | None, **options: Unpack[PromotionOptions]
+) -> registry_pb2.PromoteAliasRequest:
+    force = options.pop("force", False)
+    guard = registry_pb2.Guard(**{name: limit for name, limit in options.items() if limit is not None})  # type: ignore[arg-type] # by name
+    return registry_pb2.PromoteAliasRequest(
+        trust_domain=trust_domain, alias=alias, model=model, version=version or 0, guard=guard, force=force
+    )
+
+
 def explain_request(model: str, objectives: Objectives | None) -> gateway_pb2.ExplainRequest:
     return gateway_pb2.ExplainRequest(
         model=model,

@@ -1,4 +1,4 @@
-"""`tessera model register | list | show | delete | alias | variants`."""
+"""`tessera model register | list | show | delete | variants`."""
 
 from __future__ import annotations
 
@@ -163,6 +163,10 @@ def _agreement(variant: types.VariantInfo) -> str:
     return f"cosine {agreement.cosine:.5f}" if variant.lossy else f"within {agreement.max_error:.1g}"
 
 
+def _named(alias: types.AliasInfo) -> str:
+    return f"{alias.alias} (@{alias.version})" if alias.version else f"{alias.alias} (newest)"
+
+
 @model.command("list")
 def list_models(
     task: Annotated[str, typer.Option("--task", help="only models of this task")] = "",
@@ -180,7 +184,7 @@ def list_models(
                 "task": info.task,
                 "version": info.versions[-1].version if info.versions else None,
                 "variants": [f"{each.key.variant} ({each.state})" for each in info.versions[-1].variants] if info.versions else [],
-                "aliases": list(info.aliases),
+                "aliases": [_named(alias) for alias in info.aliases],
             }
             for info in found
         ]
@@ -199,7 +203,10 @@ def show_model(
     with exit_codes(), connect(endpoint, state, trust_domain) as client:
         info = client.model(name)
         if output is Format.TABLE:
-            print(f"{info.name}  task: {info.task or '-'}  dataset: {info.dataset or '-'}  aliases: {', '.join(info.aliases) or '-'}")
+            print(f"{info.name}  task: {info.task or '-'}  dataset: {info.dataset or '-'}")
+            for alias in info.aliases:
+                before = ", ".join(f"{step.model}@{step.version} ({step.reason})" for step in reversed(alias.before))
+                print(f"  alias {_named(alias)}: {alias.reason}{f'; before: {before}' if before else ''}")
             for version in info.versions:
                 for what, specs in (("in ", version.signature.inputs), ("out", version.signature.outputs)):
                     print(f"  @{version.version} {what} " + ", ".join(f"{spec.name} {spec.datatype}{list(spec.shape)}" for spec in specs))
@@ -225,30 +232,6 @@ def delete_model(
         with connect(endpoint, state, trust_domain) as client:
             freed = client.delete_model(reference.name, reference.version)
         note(f"deleted {name}; the repository got {mebibytes(freed)} back")
-
-
-@model.command("alias")
-def alias_model(
-    alias: Annotated[str, typer.Argument(help="the other name")],
-    target: Annotated[str | None, typer.Argument(help="MODEL (its newest version) or MODEL@VERSION")] = None,
-    delete: Annotated[bool, typer.Option("--delete", help="remove the alias")] = False,
-    endpoint: EndpointOption = None,
-    state: StateOption = None,
-    trust_domain: DomainOption = "default",
-) -> None:
-    """Point an alias at a model or a version; it moves atomically."""
-    from tessera.domain.ids import parse_reference
-
-    with exit_codes(), connect(endpoint, state, trust_domain) as client:
-        if delete:
-            client.delete_alias(alias)
-            note(f"removed alias {alias}")
-            return
-        if target is None:
-            raise InvalidInput("target", None, "is missing: MODEL or MODEL@VERSION")
-        reference = parse_reference(target)
-        client.set_alias(alias, reference.name, reference.version)
-        note(f"{alias} now means {target}")
 
 
 @variants_of.command("cancel")

@@ -28,6 +28,7 @@ from tessera.registry.config import RegistryConfig
 from tessera.registry.core.manifest import UploadLimits
 from tessera.registry.core.recipes import checked_recipes
 from tessera.registry.importer.task import Limits as SandboxLimits
+from tessera.registry.loops.aliases import Aliases
 from tessera.registry.loops.builtin import ensure_built_in
 from tessera.registry.loops.catalogue import Catalogue
 from tessera.registry.loops.imports import Imports, Limits
@@ -108,8 +109,8 @@ async def run(config: RegistryConfig, stop: Stop, coordinator: Coordinator, stat
             log=log, work=state / "work", limits=Limits(config.import_attempts, config.imports_at_once), draw=lambda: secrets.token_hex(4),
         )  # fmt: skip
         servicer = RegistryServer(
-            domains=domains, uploads=uploads, limits=limits, allowed_builders=allowed_builders, catalogue=catalogue, imports=imports,
-            variants=variants, shelf=shelf, log=log,
+            domains=domains, uploads=uploads, limits=limits, allowed_builders=allowed_builders, catalogue=catalogue,
+            aliases=Aliases(coordinator, clock), imports=imports, variants=variants, shelf=shelf, log=log,
         )  # fmt: skip
         tidying = Tidying(clock=clock, uploads=uploads, imports=imports, keep_s=config.upload_keep_s)
 

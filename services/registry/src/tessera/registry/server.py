@@ -21,10 +21,12 @@ from tessera.domain.ids import (
     checked_digest,
     checked_name,
 )
-from tessera.domain.records import VariantRecord, VariantState, VersionRecord
+from tessera.domain.records import AliasRecord, VariantRecord, VariantState, VersionRecord
 from tessera.registry.core.manifest import SourceFile, UploadLimits, checked_manifest
+from tessera.registry.core.promotion import Comparison, Guard, checked_guard
 from tessera.registry.core.recipes import ATEN
 from tessera.registry.core.source import BUILT_IN, BuilderCall, Demands, Registration, checked_registration, parse_argument
+from tessera.registry.loops.aliases import Aliases
 from tessera.registry.loops.catalogue import Catalogue, Known
 from tessera.registry.loops.imports import Imports
 from tessera.registry.loops.joblog import JobLog, JobProgress
@@ -47,6 +49,7 @@ class RegistryServer(registry_pb2_grpc.RegistryServicer):
         limits: UploadLimits,
         allowed_builders: tuple[str, ...],
         catalogue: Catalogue,
+        aliases: Aliases,
         imports: Imports,
         variants: VariantMaker,
         shelf: Shelf,
@@ -57,6 +60,7 @@ class RegistryServer(registry_pb2_grpc.RegistryServicer):
         self._limits = limits
         self._allowed_builders = allowed_builders
         self._catalogue = catalogue
+        self._aliases = aliases
         self._imports = imports
         self._variants = variants
         self._shelf = shelf
@@ -196,17 +200,32 @@ class RegistryServer(registry_pb2_grpc.RegistryServicer):
         return registry_pb2.DeleteModelResponse(freed_bytes=await self._shelf.discard(removed))
 
     async def SetAlias(self, request: registry_pb2.SetAliasRequest, context: Any) -> registry_pb2.SetAliasResponse:
-        await self._catalogue.set_alias(
-            self._domain(request.trust_domain),
-            ModelName(checked_name("alias", request.alias)),
-            ModelName(checked_name("model", request.model)),
-            VersionNumber(request.version) if request.version else None,
-        )
+        await self._aliases.set(self._domain(request.trust_domain), *_move(request))
         return registry_pb2.SetAliasResponse()
 
+    async def PromoteAlias(self, request: registry_pb2.PromoteAliasRequest, context: Any) -> registry_pb2.PromoteAliasResponse:
+        limits = {field.name: value for field, value in request.guard.ListFields()}
+        guard = checked_guard(Guard(**limits))
+        found = await self._aliases.promote(self._domain(request.trust_domain), *_move(request), guard, force=request.force)
+        return registry_pb2.PromoteAliasResponse(
+            alias=_alias(found.alias), comparisons=map(_comparison, found.comparisons), unchanged=found.unchanged
+        )
+
+    async def RollBackAlias(self, request: registry_pb2.RollBackAliasRequest, context: Any) -> registry_pb2.RollBackAliasResponse:
+        found = await self._aliases.roll_back(self._domain(request.trust_domain), ModelName(checked_name("alias", request.alias)))
+        return registry_pb2.RollBackAliasResponse(alias=_alias(found))
+
     async def DeleteAlias(self, request: registry_pb2.DeleteAliasRequest, context: Any) -> registry_pb2.DeleteAliasResponse:
-        await self._catalogue.delete_alias(self._domain(request.trust_domain), ModelName(checked_name("alias", request.alias)))
+        await self._aliases.delete(self._domain(request.trust_domain), ModelName(checked_name("alias", request.alias)))
         return registry_pb2.DeleteAliasResponse()
+
+
+def _move(request: registry_pb2.SetAliasRequest | registry_pb2.PromoteAliasRequest) -> tuple[ModelName, ModelName, VersionNumber | None]:
+    return (
+        ModelName(checked_name("alias", request.alias)),
+        ModelName(checked_name("model", request.model)),
+        VersionNumber(request.version) if request.version else None,
+    )
 
 
 def _files(messages: Iterable[registry_pb2.SourceFile]) -> list[SourceFile]:
@@ -238,7 +257,7 @@ def _model(known: Known, progress: Progress) -> registry_pb2.ModelInfo:
         dataset=model.dataset,
         lossy=model.lossy,
         versions=[_version(version, known.variants, progress) for version in known.versions],
-        aliases=sorted(alias.alias for alias in known.aliases),
+        aliases=[_alias(alias) for alias in sorted(known.aliases, key=lambda alias: alias.alias)],
     )
     if model.accuracy is not None:
         info.accuracy = model.accuracy
@@ -258,4 +277,29 @@ def _version(version: VersionRecord, variants: Iterable[VariantRecord], progress
         calibration_digest=version.calibration.digest if version.calibration else "",
         allow_loss=version.allowance,
         variants=[encode_variant_info(variant, progress(variant.key)) for variant in own],
+    )
+
+
+def _alias(alias: AliasRecord) -> registry_pb2.AliasInfo:
+    return registry_pb2.AliasInfo(
+        alias=alias.alias,
+        model=alias.model,
+        version=alias.version or 0,
+        since_unix_s=alias.since_unix_s,
+        reason=alias.reason,
+        before=[
+            registry_pb2.AliasStep(model=step.model, version=step.version, since_unix_s=step.since_unix_s, reason=step.reason)
+            for step in alias.before
+        ],
+    )
+
+
+def _comparison(found: Comparison) -> registry_pb2.Comparison:
+    return registry_pb2.Comparison(
+        measure=found.measure,
+        on=found.on,
+        current=found.current,
+        candidate=found.candidate,
+        words=found.words,
+        refused=found.refused,
     )

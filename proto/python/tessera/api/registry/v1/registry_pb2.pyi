@@ -567,8 +567,8 @@ class ModelInfo(_message.Message):
     DATASET_FIELD_NUMBER: _builtins.int
     ACCURACY_FIELD_NUMBER: _builtins.int
     VERSIONS_FIELD_NUMBER: _builtins.int
-    ALIASES_FIELD_NUMBER: _builtins.int
     LOSSY_FIELD_NUMBER: _builtins.int
+    ALIASES_FIELD_NUMBER: _builtins.int
     trust_domain: _builtins.str
     name: _builtins.str
     task: _builtins.str
@@ -578,7 +578,7 @@ class ModelInfo(_message.Message):
     @_builtins.property
     def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___VersionInfo]: ...
     @_builtins.property
-    def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def aliases(self) -> _containers.RepeatedCompositeFieldContainer[Global___AliasInfo]: ...
     def __init__(
         self,
         *,
@@ -588,8 +588,8 @@ class ModelInfo(_message.Message):
         dataset: _builtins.str = ...,
         accuracy: _builtins.float | None = ...,
         versions: _abc.Iterable[Global___VersionInfo] | None = ...,
-        aliases: _abc.Iterable[_builtins.str] | None = ...,
         lossy: _builtins.bool = ...,
+        aliases: _abc.Iterable[Global___AliasInfo] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy", "accuracy", b"accuracy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -600,6 +600,75 @@ class ModelInfo(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__accuracy) -> _WhichOneofReturnType__accuracy | None: ...
 
 Global___ModelInfo: _TypeAlias = ModelInfo  # noqa: Y015
+
+@_typing.final
+class AliasInfo(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALIAS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    SINCE_UNIX_S_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    alias: _builtins.str
+    model: _builtins.str
+    version: _builtins.int
+    """0 = always the newest"""
+    since_unix_s: _builtins.float
+    reason: _builtins.str
+    """"set", "promoted", "forced: ...", "back from MODEL@VERSION" """
+    @_builtins.property
+    def before(self) -> _containers.RepeatedCompositeFieldContainer[Global___AliasStep]:
+        """oldest first, 16 at most"""
+
+    def __init__(
+        self,
+        *,
+        alias: _builtins.str = ...,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+        since_unix_s: _builtins.float = ...,
+        reason: _builtins.str = ...,
+        before: _abc.Iterable[Global___AliasStep] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "before", b"before", "model", b"model", "reason", b"reason", "since_unix_s", b"since_unix_s", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AliasInfo: _TypeAlias = AliasInfo  # noqa: Y015
+
+@_typing.final
+class AliasStep(_message.Message):
+    """A version that an alias named."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    SINCE_UNIX_S_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    version: _builtins.int
+    since_unix_s: _builtins.float
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+        since_unix_s: _builtins.float = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "reason", b"reason", "since_unix_s", b"since_unix_s", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AliasStep: _TypeAlias = AliasStep  # noqa: Y015
 
 @_typing.final
 class GetModelRequest(_message.Message):
@@ -775,6 +844,203 @@ class SetAliasResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SetAliasResponse: _TypeAlias = SetAliasResponse  # noqa: Y015
+
+@_typing.final
+class Guard(_message.Message):
+    """By how much a version may be worse than the one that the alias names."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALLOW_LOSS_FIELD_NUMBER: _builtins.int
+    ALLOW_SLOWER_FIELD_NUMBER: _builtins.int
+    ALLOW_COSTLIER_FIELD_NUMBER: _builtins.int
+    allow_loss: _builtins.float
+    """of its score, 0..1; 0 when absent"""
+    allow_slower: _builtins.float
+    """share of the time that an answer, or an item under load, takes; 0.1 when absent"""
+    allow_costlier: _builtins.float
+    """share of the cost of a request; 0.1 when absent"""
+    def __init__(
+        self,
+        *,
+        allow_loss: _builtins.float | None = ...,
+        allow_slower: _builtins.float | None = ...,
+        allow_costlier: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_costlier", b"_allow_costlier", "_allow_loss", b"_allow_loss", "_allow_slower", b"_allow_slower", "allow_costlier", b"allow_costlier", "allow_loss", b"allow_loss", "allow_slower", b"allow_slower"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_costlier", b"_allow_costlier", "_allow_loss", b"_allow_loss", "_allow_slower", b"_allow_slower", "allow_costlier", b"allow_costlier", "allow_loss", b"allow_loss", "allow_slower", b"allow_slower"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__allow_costlier: _TypeAlias = _typing.Literal["allow_costlier"]  # noqa: Y015
+    _WhichOneofArgType__allow_costlier: _TypeAlias = _typing.Literal["_allow_costlier", b"_allow_costlier"]  # noqa: Y015
+    _WhichOneofReturnType__allow_loss: _TypeAlias = _typing.Literal["allow_loss"]  # noqa: Y015
+    _WhichOneofArgType__allow_loss: _TypeAlias = _typing.Literal["_allow_loss", b"_allow_loss"]  # noqa: Y015
+    _WhichOneofReturnType__allow_slower: _TypeAlias = _typing.Literal["allow_slower"]  # noqa: Y015
+    _WhichOneofArgType__allow_slower: _TypeAlias = _typing.Literal["_allow_slower", b"_allow_slower"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__allow_costlier) -> _WhichOneofReturnType__allow_costlier | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__allow_loss) -> _WhichOneofReturnType__allow_loss | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__allow_slower) -> _WhichOneofReturnType__allow_slower | None: ...
+
+Global___Guard: _TypeAlias = Guard  # noqa: Y015
+
+@_typing.final
+class PromoteAliasRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRUST_DOMAIN_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    GUARD_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    trust_domain: _builtins.str
+    alias: _builtins.str
+    model: _builtins.str
+    version: _builtins.int
+    """0 = what is the newest now"""
+    force: _builtins.bool
+    """whatever the guard finds"""
+    @_builtins.property
+    def guard(self) -> Global___Guard: ...
+    def __init__(
+        self,
+        *,
+        trust_domain: _builtins.str = ...,
+        alias: _builtins.str = ...,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+        guard: Global___Guard | None = ...,
+        force: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["guard", b"guard"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "force", b"force", "guard", b"guard", "model", b"model", "trust_domain", b"trust_domain", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromoteAliasRequest: _TypeAlias = PromoteAliasRequest  # noqa: Y015
+
+@_typing.final
+class Comparison(_message.Message):
+    """One figure of both versions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEASURE_FIELD_NUMBER: _builtins.int
+    ON_FIELD_NUMBER: _builtins.int
+    CURRENT_FIELD_NUMBER: _builtins.int
+    CANDIDATE_FIELD_NUMBER: _builtins.int
+    WORDS_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    measure: _builtins.str
+    """"signature", "variants", "accuracy", "latency" (ms), "throughput" (items/s), "cost" (USD per 1,000 requests)"""
+    on: _builtins.str
+    """the metric, or the profile class"""
+    current: _builtins.float
+    """of what the alias named"""
+    candidate: _builtins.float
+    words: _builtins.str
+    refused: _builtins.bool
+    """it speaks against the promotion"""
+    def __init__(
+        self,
+        *,
+        measure: _builtins.str = ...,
+        on: _builtins.str = ...,
+        current: _builtins.float | None = ...,
+        candidate: _builtins.float | None = ...,
+        words: _builtins.str = ...,
+        refused: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_candidate", b"_candidate", "_current", b"_current", "candidate", b"candidate", "current", b"current"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_candidate", b"_candidate", "_current", b"_current", "candidate", b"candidate", "current", b"current", "measure", b"measure", "on", b"on", "refused", b"refused", "words", b"words"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__candidate: _TypeAlias = _typing.Literal["candidate"]  # noqa: Y015
+    _WhichOneofArgType__candidate: _TypeAlias = _typing.Literal["_candidate", b"_candidate"]  # noqa: Y015
+    _WhichOneofReturnType__current: _TypeAlias = _typing.Literal["current"]  # noqa: Y015
+    _WhichOneofArgType__current: _TypeAlias = _typing.Literal["_current", b"_current"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__candidate) -> _WhichOneofReturnType__candidate | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__current) -> _WhichOneofReturnType__current | None: ...
+
+Global___Comparison: _TypeAlias = Comparison  # noqa: Y015
+
+@_typing.final
+class PromoteAliasResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALIAS_FIELD_NUMBER: _builtins.int
+    COMPARISONS_FIELD_NUMBER: _builtins.int
+    UNCHANGED_FIELD_NUMBER: _builtins.int
+    unchanged: _builtins.bool
+    """it named that version already"""
+    @_builtins.property
+    def alias(self) -> Global___AliasInfo: ...
+    @_builtins.property
+    def comparisons(self) -> _containers.RepeatedCompositeFieldContainer[Global___Comparison]:
+        """none where the alias is new"""
+
+    def __init__(
+        self,
+        *,
+        alias: Global___AliasInfo | None = ...,
+        comparisons: _abc.Iterable[Global___Comparison] | None = ...,
+        unchanged: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "comparisons", b"comparisons", "unchanged", b"unchanged"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromoteAliasResponse: _TypeAlias = PromoteAliasResponse  # noqa: Y015
+
+@_typing.final
+class RollBackAliasRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRUST_DOMAIN_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
+    trust_domain: _builtins.str
+    alias: _builtins.str
+    def __init__(
+        self,
+        *,
+        trust_domain: _builtins.str = ...,
+        alias: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "trust_domain", b"trust_domain"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollBackAliasRequest: _TypeAlias = RollBackAliasRequest  # noqa: Y015
+
+@_typing.final
+class RollBackAliasResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALIAS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def alias(self) -> Global___AliasInfo: ...
+    def __init__(
+        self,
+        *,
+        alias: Global___AliasInfo | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollBackAliasResponse: _TypeAlias = RollBackAliasResponse  # noqa: Y015
 
 @_typing.final
 class DeleteAliasRequest(_message.Message):

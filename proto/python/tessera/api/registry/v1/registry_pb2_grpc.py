@@ -69,6 +69,16 @@ class RegistryStub:
                 request_serializer=tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.SetAliasRequest.SerializeToString,
                 response_deserializer=tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.SetAliasResponse.FromString,
                 _registered_method=True)
+        self.PromoteAlias = channel.unary_unary(
+                '/tessera.api.registry.v1.Registry/PromoteAlias',
+                request_serializer=tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.PromoteAliasRequest.SerializeToString,
+                response_deserializer=tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.PromoteAliasResponse.FromString,
+                _registered_method=True)
+        self.RollBackAlias = channel.unary_unary(
+                '/tessera.api.registry.v1.Registry/RollBackAlias',
+                request_serializer=tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.RollBackAliasRequest.SerializeToString,
+                response_deserializer=tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.RollBackAliasResponse.FromString,
+                _registered_method=True)
         self.DeleteAlias = channel.unary_unary(
                 '/tessera.api.registry.v1.Registry/DeleteAlias',
                 request_serializer=tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.DeleteAliasRequest.SerializeToString,
@@ -134,6 +144,21 @@ class RegistryServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PromoteAlias(self, request, context):
+        """Points an alias at a version that the guard finds no worse than the one it names; FAILED_PRECONDITION says what is worse, by how much,
+        and what was allowed. Sent twice it moves once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollBackAlias(self, request, context):
+        """Points an alias at what it named before. Sent twice it goes back twice; ABORTED where it was moved in the same moment.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteAlias(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -192,6 +217,16 @@ def add_RegistryServicer_to_server(servicer, server):
                     servicer.SetAlias,
                     request_deserializer=tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.SetAliasRequest.FromString,
                     response_serializer=tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.SetAliasResponse.SerializeToString,
+            ),
+            'PromoteAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.PromoteAlias,
+                    request_deserializer=tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.PromoteAliasRequest.FromString,
+                    response_serializer=tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.PromoteAliasResponse.SerializeToString,
+            ),
+            'RollBackAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollBackAlias,
+                    request_deserializer=tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.RollBackAliasRequest.FromString,
+                    response_serializer=tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.RollBackAliasResponse.SerializeToString,
             ),
             'DeleteAlias': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteAlias,
@@ -398,6 +433,60 @@ class Registry:
             '/tessera.api.registry.v1.Registry/SetAlias',
             tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.SetAliasRequest.SerializeToString,
             tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.SetAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PromoteAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tessera.api.registry.v1.Registry/PromoteAlias',
+            tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.PromoteAliasRequest.SerializeToString,
+            tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.PromoteAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollBackAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tessera.api.registry.v1.Registry/RollBackAlias',
+            tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.RollBackAliasRequest.SerializeToString,
+            tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.RollBackAliasResponse.FromString,
             options,
             channel_credentials,
             insecure,

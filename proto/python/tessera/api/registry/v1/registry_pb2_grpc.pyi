@@ -41,6 +41,12 @@ class RegistryStub:
     ListModels: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListModelsRequest, _registry_pb2.ListModelsResponse]
     DeleteModel: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DeleteModelRequest, _registry_pb2.DeleteModelResponse]
     SetAlias: _grpc.UnaryUnaryMultiCallable[_registry_pb2.SetAliasRequest, _registry_pb2.SetAliasResponse]
+    PromoteAlias: _grpc.UnaryUnaryMultiCallable[_registry_pb2.PromoteAliasRequest, _registry_pb2.PromoteAliasResponse]
+    """Points an alias at a version that the guard finds no worse than the one it names; FAILED_PRECONDITION says what is worse, by how much,
+    and what was allowed. Sent twice it moves once.
+    """
+    RollBackAlias: _grpc.UnaryUnaryMultiCallable[_registry_pb2.RollBackAliasRequest, _registry_pb2.RollBackAliasResponse]
+    """Points an alias at what it named before. Sent twice it goes back twice; ABORTED where it was moved in the same moment."""
     DeleteAlias: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DeleteAliasRequest, _registry_pb2.DeleteAliasResponse]
     WatchJob: _grpc.UnaryStreamMultiCallable[_registry_pb2.WatchJobRequest, _registry_pb2.JobEvent]
     """Follows a job from the event after `after_sequence` on; ends when the job has ended."""
@@ -62,6 +68,12 @@ class RegistryAsyncStub(RegistryStub):
     ListModels: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListModelsRequest, _registry_pb2.ListModelsResponse]  # type: ignore[assignment]
     DeleteModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteModelRequest, _registry_pb2.DeleteModelResponse]  # type: ignore[assignment]
     SetAlias: _aio.UnaryUnaryMultiCallable[_registry_pb2.SetAliasRequest, _registry_pb2.SetAliasResponse]  # type: ignore[assignment]
+    PromoteAlias: _aio.UnaryUnaryMultiCallable[_registry_pb2.PromoteAliasRequest, _registry_pb2.PromoteAliasResponse]  # type: ignore[assignment]
+    """Points an alias at a version that the guard finds no worse than the one it names; FAILED_PRECONDITION says what is worse, by how much,
+    and what was allowed. Sent twice it moves once.
+    """
+    RollBackAlias: _aio.UnaryUnaryMultiCallable[_registry_pb2.RollBackAliasRequest, _registry_pb2.RollBackAliasResponse]  # type: ignore[assignment]
+    """Points an alias at what it named before. Sent twice it goes back twice; ABORTED where it was moved in the same moment."""
     DeleteAlias: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteAliasRequest, _registry_pb2.DeleteAliasResponse]  # type: ignore[assignment]
     WatchJob: _aio.UnaryStreamMultiCallable[_registry_pb2.WatchJobRequest, _registry_pb2.JobEvent]  # type: ignore[assignment]
     """Follows a job from the event after `after_sequence` on; ends when the job has ended."""
@@ -122,6 +134,24 @@ class RegistryServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.SetAliasRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.SetAliasResponse, _abc.Awaitable[_registry_pb2.SetAliasResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def PromoteAlias(
+        self,
+        request: _registry_pb2.PromoteAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.PromoteAliasResponse, _abc.Awaitable[_registry_pb2.PromoteAliasResponse]]:
+        """Points an alias at a version that the guard finds no worse than the one it names; FAILED_PRECONDITION says what is worse, by how much,
+        and what was allowed. Sent twice it moves once.
+        """
+
+    @_abc_1.abstractmethod
+    def RollBackAlias(
+        self,
+        request: _registry_pb2.RollBackAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.RollBackAliasResponse, _abc.Awaitable[_registry_pb2.RollBackAliasResponse]]:
+        """Points an alias at what it named before. Sent twice it goes back twice; ABORTED where it was moved in the same moment."""
 
     @_abc_1.abstractmethod
     def DeleteAlias(

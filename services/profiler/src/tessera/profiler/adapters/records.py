@@ -35,8 +35,7 @@ class EtcdRecords:
         return (await read_record(self._coordinator, ProfileRecord, keys.profile(variant, ProfileClass(profile_class))))[0]
 
     async def profiles(self, version: VersionKey) -> list[ProfileRecord]:
-        records = await read_records(self._coordinator, ProfileRecord, keys.profiles(version.trust_domain))
-        return [record for record in records if record.variant.version_key == version]
+        return await read_records(self._coordinator, ProfileRecord, keys.profiles_of(version))
 
     async def store(self, profile: ProfileRecord, based_on: ProfileRecord | None) -> None:
         key = keys.profile(profile.variant, profile.profile_class)

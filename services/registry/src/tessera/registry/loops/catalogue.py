@@ -1,4 +1,4 @@
-"""Models, versions, variants, aliases and jobs in etcd. Every write is a transaction that compares what it was decided from.
+"""Models, versions, variants and jobs in etcd. Every write is a transaction that compares what it was decided from.
 
 `Unavailable` after a write means that it may have happened, so writers read again before they try again.
 """
@@ -12,14 +12,14 @@ from tessera.coord import keys
 from tessera.coord.interface import Compare, Coordinator, Delete, ModRevisionIs, Put, Write
 from tessera.coord.reading import read_record, read_records
 from tessera.coord.records import decode, encode
-from tessera.domain.errors import AlreadyExists, Conflict, FailedPrecondition, InvalidInput, ModelNotFound, NotFound, VersionNotFound
+from tessera.domain.errors import AlreadyExists, Conflict, FailedPrecondition, ModelNotFound, NotFound, VersionNotFound
 from tessera.domain.ids import Digest, JobId, ModelName, TrustDomain, VariantKey, VersionKey, VersionNumber, parse_reference
 from tessera.domain.records import AliasRecord, JobRecord, ModelRecord, VariantRecord, VersionRecord
 from tessera.domain.tasks import check_task_signature
 from tessera.registry.core.references import check_deletable
 
 T = TypeVar("T")
-_MODEL, _ALIAS = b"model", b"alias"
+_MODEL = b"model"
 _ATTEMPTS = 16
 
 
@@ -286,7 +286,7 @@ class Catalogue:
         remaining = numbers - {version}
         check_deletable(name, {version}, set() if whole else remaining, await self.aliases(domain))
         variants = (await self._coordinator.list(keys.variants_of(key))).items
-        profiles = (await self._coordinator.list(f"{keys.profiles(domain)}{name}/{version}/")).items
+        profiles = (await self._coordinator.list(keys.profiles_of(key))).items
         writes: list[Write] = [Delete(keys.version(key)), Delete(keys.source(domain, record.source_digest))]
         writes += [Delete(item.key) for item in (*variants, *profiles)]
         model_key = keys.model(domain, name)
@@ -300,65 +300,6 @@ class Catalogue:
         compares += [ModRevisionIs(item.key, item.mod_revision) for item in variants]
         await self._coordinator.transact(compares, writes)
         return [record, *(decode(VariantRecord, item.value) for item in variants)]
-
-    # --- aliases
-
-    async def set_alias(self, domain: TrustDomain, alias: ModelName, name: ModelName, version: VersionNumber | None) -> None:
-        """Makes or moves an alias, atomically.
-
-        Raises:
-            AlreadyExists: a model has that name.
-            InvalidInput: an alias of an alias.
-            ModelNotFound, VersionNotFound: what it shall stand for does not exist.
-        """
-        for _ in range(_ATTEMPTS):
-            claim = await self._coordinator.get(keys.name(domain, alias))
-            if claim is not None and claim.value != _ALIAS:
-                raise AlreadyExists(f"{alias!r} is a model: an alias needs a name of its own")
-            model = await self._coordinator.get(keys.model(domain, name))
-            if model is None:
-                if await self._coordinator.get(keys.alias(domain, name)) is not None:
-                    raise InvalidInput("model", name, "is an alias; an alias stands for a model")
-                raise ModelNotFound(name)
-            if version is not None:
-                await self._require_version(VersionKey(domain, name, version))
-            record = AliasRecord(alias, domain, name, version)
-            writes = [
-                Put(keys.name(domain, alias), _ALIAS),
-                Put(keys.alias(domain, alias), encode(record)),
-                Put(keys.model(domain, name), model.value),
-            ]
-            compares = [
-                ModRevisionIs(keys.name(domain, alias), claim.mod_revision if claim else 0),
-                ModRevisionIs(keys.model(domain, name), model.mod_revision),
-            ]
-            try:
-                await self._coordinator.transact(compares, writes)
-            except Conflict:
-                continue
-            return
-        raise Conflict(f"alias {alias!r} is written by others again and again; try again")
-
-    async def _require_version(self, key: VersionKey) -> None:
-        if await self._coordinator.get(keys.version(key)) is None:
-            known = [v.version for v in await self._records(f"{keys.versions(key.trust_domain)}{key.model}/", VersionRecord)]
-            raise VersionNotFound(key.model, key.version, ", ".join(map(str, sorted(known))))
-
-    async def delete_alias(self, domain: TrustDomain, alias: ModelName) -> None:
-        """Raises: NotFound; FailedPrecondition when it is a model."""
-        for _ in range(_ATTEMPTS):
-            claim = await self._coordinator.get(keys.name(domain, alias))
-            if claim is None:
-                raise NotFound(f"alias {alias!r} does not exist")
-            if claim.value != _ALIAS:
-                raise FailedPrecondition(f"{alias!r} is a model, not an alias")
-            try:
-                await self._coordinator.transact(
-                    [ModRevisionIs(claim.key, claim.mod_revision)], [Delete(claim.key), Delete(keys.alias(domain, alias))]
-                )
-            except Conflict:
-                continue
-            return
 
 
 def _version_writes(new: NewVersion, key: VersionKey, model: ModelRecord | None) -> list[Write]:

@@ -29,7 +29,7 @@ SCHEMA = {
     "/tessera/v1/d/default/variants/minilm/3/ort-fp32": (keys.variant(VARIANT), keys.variants_of(VERSION)),
     "/tessera/v1/d/default/aliases/minilm": (keys.alias(D, M), keys.aliases(D)),
     "/tessera/v1/d/default/sources/ab": (keys.source(D, Digest("ab")), keys.domain(D)),
-    "/tessera/v1/d/default/profiles/minilm/3/ort-fp32/pc": (keys.profile(VARIANT, ProfileClass("pc")), keys.profiles(D)),
+    "/tessera/v1/d/default/profiles/minilm/3/ort-fp32/pc": (keys.profile(VARIANT, ProfileClass("pc")), keys.profiles_of(VERSION)),
     "/tessera/v1/d/default/jobs/j": (keys.job(D, JobId("j")), keys.jobs(D)),
     "/tessera/v1/d/default/nodes/n": (keys.node(D, NodeId("n")), keys.nodes(D)),
     "/tessera/v1/d/default/instances/n/i": (keys.instance(D, NodeId("n"), InstanceId("i")), keys.instances(D)),
@@ -49,6 +49,7 @@ def test_each_key_is_below_its_prefix_and_each_prefix_ends_with_a_slash() -> Non
         assert prefix.endswith("/")
         assert prefix.startswith(keys.ROOT)
     assert keys.variants_of(VERSION).startswith(keys.variants(D))
+    assert keys.profiles_of(VERSION).startswith(keys.profiles(D))
     assert keys.assignments_of(D, NodeId("n")).startswith(keys.assignments(D))
 
 

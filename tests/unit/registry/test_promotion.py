@@ -212,6 +212,22 @@ def test_what_passes_loses_no_more_than_allowed(candidate: Measured, current: Me
     assert candidate.score >= current.score - guard.allow_loss - 1e-9
 
 
+@given(versions(2), versions(1), GUARDS)
+def test_no_figure_passes_beyond_its_limit(candidate: Measured, current: Measured, guard: Guard) -> None:
+    for each in compare(candidate, current, NODES, guard):
+        if each.refused or each.current is None or each.candidate is None:
+            continue
+        match each.measure:
+            case "accuracy":
+                assert each.candidate >= each.current - guard.allow_loss - 1e-9
+            case "latency":
+                assert each.candidate <= each.current * (1 + guard.allow_slower + 1e-6)
+            case "throughput":
+                assert each.candidate * (1 + guard.allow_slower + 1e-6) >= each.current
+            case "cost":
+                assert each.candidate <= each.current * (1 + guard.allow_costlier + 1e-6)
+
+
 @given(versions(2), versions(1), GUARDS, st.randoms())
 def test_the_order_of_what_was_measured_does_not_matter(candidate: Measured, current: Measured, guard: Guard, random: Any) -> None:
     def shuffled(of: Measured) -> Measured:

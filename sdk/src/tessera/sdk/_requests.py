@@ -77,8 +77,8 @@ def batch_request(
 class PromotionOptions(TypedDict, total=False):
     """What a promotion may make worse, and whether that matters.
 
-    `allow_loss`: of the score, 0 to 1 (0). `allow_slower`, `allow_costlier`: shares of the time and cost of a request (0.1 each). `force`:
-    whatever the guard finds.
+    `allow_loss`: of the score, 0 to 1 (None: 0). `allow_slower`, `allow_costlier`: shares of the time and cost of a request (None: 0.1).
+    `force`: whatever the guard finds.
     """
 
     allow_loss: float | None

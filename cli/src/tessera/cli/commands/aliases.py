@@ -22,6 +22,10 @@ def _version(target: str) -> tuple[str, int | None]:
     return reference.name, reference.version
 
 
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
 def set_alias(
     alias: Annotated[str, typer.Argument(help="the other name")],
     target: Annotated[str | None, typer.Argument(help="MODEL (its newest version) or MODEL@VERSION")] = None,
@@ -68,11 +72,11 @@ def promote(
         )
         meant = f"{done.alias.model}@{done.alias.version}"
         note(f"{alias} means {meant} already; nothing changed" if done.unchanged else f"{alias} now means {meant}: {done.alias.reason}")
-        rows = [views.comparison(each) for each in done.comparisons]
+        compared = [views.comparison(each) for each in done.comparisons]
         show(
-            {"alias": views.alias(done.alias), "unchanged": done.unchanged, "comparisons": rows},
+            {"alias": views.alias(done.alias), "unchanged": done.unchanged, "comparisons": compared},
             output,
-            rows=rows,
+            rows=[{**each, "current": _figure(each["current"]), "candidate": _figure(each["candidate"])} for each in compared],
             columns=("measure", "on", "current", "candidate", "words"),
             name=lambda _: meant,
         )

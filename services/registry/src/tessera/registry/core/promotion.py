@@ -7,7 +7,7 @@ What counts of a version is what a plain request may get of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 
 from tessera.domain.cost import usd_per_1000
@@ -19,6 +19,12 @@ from tessera.domain.tasks import difference
 _DIGITS = 9
 """Of a loss: 0.8 - 0.79 is 0.01 and no more."""
 _MOST_SHARE = 1000.0
+_WORDS = {
+    "latency": ("ms", "slower", "allow_slower"),
+    "throughput": ("items/s", "slower", "allow_slower"),
+    "cost": ("USD per 1,000", "costlier", "allow_costlier"),
+}
+"""Of a measure: its unit, what its being worse is called, the guard's limit."""
 
 _Row = tuple[int, int, int]
 
@@ -150,11 +156,11 @@ def _profiled(candidate: Measured, current: Measured, nodes: tuple[NodeRecord, .
         return
     common = False
     for profile_class in sorted(after.keys() & before.keys()):
-        rows = _rows(after[profile_class]).keys() & _rows(before[profile_class]).keys()
-        if not rows:
+        keys = frozenset(map(_key, _rows(after[profile_class]))) & frozenset(map(_key, _rows(before[profile_class])))
+        if not keys:
             continue
         common = True
-        ours, theirs = (_only(found[profile_class], rows) for found in (after, before))
+        ours, theirs = (_only(found[profile_class], keys) for found in (after, before))
         yield from _speed(profile_class, _rows(ours), _rows(theirs), guard.allow_slower)
         yield from _cost(profile_class, ours, theirs, nodes, guard.allow_costlier)
     if not common:
@@ -175,50 +181,42 @@ def _key(row: LatencyRow) -> _Row:
     return row.batch, row.threads, row.concurrency
 
 
-def _rows(profiles: Iterable[ProfileRecord]) -> dict[_Row, list[LatencyRow]]:
-    found: dict[_Row, list[LatencyRow]] = {}
-    for profile in profiles:
-        for row in profile.rows:
-            found.setdefault(_key(row), []).append(row)
-    return found
+def _rows(profiles: Iterable[ProfileRecord]) -> list[LatencyRow]:
+    return [row for profile in profiles for row in profile.rows]
 
 
-def _only(profiles: Iterable[ProfileRecord], rows: Iterable[_Row]) -> list[ProfileRecord]:
-    wanted = frozenset(rows)
-    return [replace(profile, rows=tuple(row for row in profile.rows if _key(row) in wanted)) for profile in profiles]
+def _only(profiles: Iterable[ProfileRecord], keys: Set[_Row]) -> list[ProfileRecord]:
+    return [replace(profile, rows=tuple(row for row in profile.rows if _key(row) in keys)) for profile in profiles]
 
 
-def _speed(
-    profile_class: ProfileClass, ours: dict[_Row, list[LatencyRow]], theirs: dict[_Row, list[LatencyRow]], allowed: float
-) -> Iterator[Comparison]:
+def _speed(profile_class: ProfileClass, ours: list[LatencyRow], theirs: list[LatencyRow], allowed: float) -> Iterator[Comparison]:
     """By each version's fastest variant: one request alone, and the most items a second."""
-    alone = [key for key in ours if key[0] == 1 and key[2] == 1]
-    if alone:
-        after, before = (min(row.p50_ms for key in alone for row in rows[key]) for rows in (ours, theirs))
-        yield _share("latency", profile_class, before, after, "ms", after, before, allowed, "slower", "allow_slower")
-    after, before = (max(row.items_per_s for found in rows.values() for row in found) for rows in (ours, theirs))
-    yield _share("throughput", profile_class, before, after, "items/s", before, after, allowed, "slower", "allow_slower")
+    alone = [[row.p50_ms for row in rows if row.batch == row.concurrency == 1] for rows in (ours, theirs)]
+    if all(alone):
+        after, before = map(min, alone)
+        yield _share("latency", profile_class, before, after, allowed)
+    after, before = (max(row.items_per_s for row in rows) for rows in (ours, theirs))
+    yield _share("throughput", profile_class, before, after, allowed)
 
 
 def _cost(
     profile_class: ProfileClass, ours: list[ProfileRecord], theirs: list[ProfileRecord], nodes: tuple[NodeRecord, ...], allowed: float
 ) -> Iterator[Comparison]:
+    """At the dearest node's price, as profiles show it; their ratio does not depend on it."""
     priced = [node for node in nodes if node.profile_class == profile_class and node.usd_per_hour > 0]
     if not priced:
         return
-    # One price for both: which of the class's nodes says it does not matter to their ratio.
     node = max(priced, key=lambda node: (node.usd_per_hour, node.node_id))
     costs = [[usd_per_1000(profile, node.usd_per_hour, node.cpu_count) for profile in found] for found in (ours, theirs)]
     after, before = (min((cost for cost in found if cost is not None), default=0.0) for found in costs)
-    yield _share("cost", profile_class, before, after, "USD per 1,000", after, before, allowed, "costlier", "allow_costlier")
+    yield _share("cost", profile_class, before, after, allowed)
 
 
-def _share(
-    measure: str, on: str, current: float, candidate: float, unit: str, worse: float, than: float, allowed: float, word: str, name: str
-) -> Comparison:
-    """`worse` over `than`, less one, is the share by which the candidate is worse."""
+def _share(measure: str, on: str, before: float, after: float, allowed: float) -> Comparison:
+    unit, word, limit = _WORDS[measure]
+    worse, than = (before, after) if measure == "throughput" else (after, before)
     share = round(worse / than - 1, _DIGITS) if than > 0 else 0.0
-    words = f"{candidate:.4g} {unit} after {current:.4g}"
+    words = f"{after:.4g} {unit} after {before:.4g}"
     if share > 0:
-        words += f" is {share:.1%} {word}, at most {allowed:.1%} ({name})"
-    return Comparison(measure, on, current, candidate, words, refused=share > allowed)
+        words += f" is {share:.1%} {word}, at most {allowed:.1%} ({limit})"
+    return Comparison(measure, on, before, after, words, refused=share > allowed)

@@ -17,7 +17,7 @@ from tessera.coord.binary import EtcdProcess
 from tessera.coord.etcd import EtcdCoordinator
 from tessera.domain.errors import InvalidInput, TesseraError
 from tessera.domain.ids import Digest
-from tessera.runtime.classes import build_class
+from tessera.runtime.classes import build_class, has_bfloat16
 from tessera.tensorstore.artifact import decode
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch, of itself
@@ -128,6 +128,21 @@ async def test_chosen_recipes_are_made_and_others_are_not(registry: RegistryProc
         assert not variants["ort-fp32-prepacked"].lossy
         await registry.register("n", pt2(Net(3)), wait=True, variants=registry_pb2.RecipeChoice())
         assert set(await made(registry, "n")) == {"aten-fp32", "ort-fp32"}
+
+
+async def test_bfloat16_is_made_for_who_asks_or_says_that_the_cpu_has_none(
+    registry: RegistryProcess, coordinator: EtcdCoordinator, tmp_path: Path
+) -> None:
+    async with joined(BakingNode(registry.repository, tmp_path / "node", build_class()), "n1", coordinator):
+        await registry.register("m", pt2(Net(1)), wait=True, variants=registry_pb2.RecipeChoice(recipes=["aten-bf16"]))
+        variant = (await made(registry, "m"))["aten-bf16"]
+    assert (variant.precision, variant.flavour) == ("bf16", "aten")
+    if has_bfloat16(build_class()):
+        assert (variant.state, variant.lossy, variant.withheld) == ("ready", True, "")
+        assert variant.agreement.samples >= 32
+    else:
+        assert variant.state == "failed"
+        assert variant.reason == f"aten-bf16 needs a CPU that multiplies bfloat16: class {build_class()} does not"
 
 
 async def test_stopped_variants_are_kept_with_the_reason(registry: RegistryProcess, coordinator: EtcdCoordinator, tmp_path: Path) -> None:

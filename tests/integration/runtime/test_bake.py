@@ -12,6 +12,7 @@ import pytest
 
 from tessera.domain.accuracy import EXACT_ERROR
 from tessera.domain.errors import DataCorrupted, InvalidInput, Unsupported
+from tessera.domain.ids import BuildClass
 from tessera.runtime.classes import build_class
 from tessera.tensorstore import artifact as artifacts
 
@@ -23,8 +24,28 @@ def export(store, kit, seed: int = 0, depth: int = 2):
     return store.put_artifact(artifact), model
 
 
-def bake(store, source: str, out: Path, max_batch: int = 4, recipe: str = "ort-fp32", options: Sequence[str] = ()) -> tuple[int, dict]:
-    command = [sys.executable, "-m", "tessera.runtime.bake", "--source", str(store.path(source)), "--store", str(store.root)]
+AS_CLASS = """
+import sys
+from tessera.runtime import bake, classes
+classes.build_class = lambda: sys.argv[1]
+sys.exit(bake.main(sys.argv[2:]))
+"""
+BFLOAT16 = BuildClass("x86_64-avx512_bf16-ort1")
+"""Torch multiplies bfloat16 on any CPU, if slowly: this machine plays one that has it."""
+
+
+def bake(
+    store,
+    source: str,
+    out: Path,
+    max_batch: int = 4,
+    recipe: str = "ort-fp32",
+    options: Sequence[str] = (),
+    played: BuildClass | None = None,
+) -> tuple[int, dict]:
+    """`played`: the class that this machine is taken for."""
+    program = ["-m", "tessera.runtime.bake"] if played is None else ["-c", AS_CLASS, played]
+    command = [sys.executable, *program, "--source", str(store.path(source)), "--store", str(store.root)]
     command += ["--out", str(out), "--max-batch", str(max_batch), "--recipe", recipe, *options]
     found = subprocess.run(command, capture_output=True, text=True, timeout=120)
     return found.returncode, json.loads(found.stdout.splitlines()[-1])
@@ -182,3 +203,50 @@ async def test_an_option_that_no_backend_knows_is_refused_at_load(zygotes, store
     artifact = store.artifact(kit.linear(store, "ort").artifact)
     with pytest.raises(Unsupported, match="option 'upside-down'"):
         await runtime.load(store.put_artifact(replace(artifact, options=("upside-down",))))
+
+
+async def test_bfloat16_is_made_of_the_flat_program_measured_and_served(zygotes, store, kit, tmp_path):
+    flat = kit.linear(store, "aten", depth=2)
+    code, answer = bake(store, flat.artifact, tmp_path / "out", recipe="aten-bf16", played=BFLOAT16)
+    assert code == 0, answer
+    for blob in answer["blobs"]:
+        store.put(Path(blob["path"]).read_bytes())
+    made = store.artifact(answer["artifact"])
+    assert (made.backend, made.dialect, made.precision, made.build_class) == ("aten", "aten", "bf16", BFLOAT16)
+    (weight,) = made.large_tensors()
+    assert (weight.dtype, weight.size_bytes) == ("BF16", 2 * kit.width**2)
+    agreement = answer["agreement"]
+    assert 0.999 < agreement["cosine"] < 1.0
+    assert agreement["max_error"] > EXACT_ERROR
+    assert agreement["samples"] >= 32
+    runtime = await zygotes("aten").fork()
+    generation = await runtime.load(store.put_artifact(replace(made, build_class=build_class())))  # else it says whose it is
+    client = await runtime.data()
+    x = np.random.default_rng(1).standard_normal((3, kit.width)).astype(np.float32)
+    wanted = flat.expected(x)
+    got = kit.output(await client.request(kit.header(generation), kit.request(x)))
+    assert got.dtype == np.float32
+    assert 0 < np.abs(got - wanted).max() < 0.02 * np.abs(wanted).max()
+
+
+def test_siblings_share_their_weights_in_bfloat16(store, kit, tmp_path):
+    found = []
+    for number in (1, 2):
+        flat = kit.linear(store, "aten", bias=np.full(kit.width, number, np.float32))
+        answer = bake(store, flat.artifact, tmp_path / str(number), recipe="aten-bf16", played=BFLOAT16)[1]
+        found.append(artifacts.decode((tmp_path / str(number) / answer["artifact"]).read_bytes()))
+    first, second = found
+    assert first.graph == second.graph
+    assert {ref.digest for ref in first.large_tensors()} == {ref.digest for ref in second.large_tensors()}
+    assert first.pack != second.pack
+
+
+def test_bfloat16_is_not_made_where_the_cpu_has_none_nor_of_an_export(store, kit, tmp_path):
+    flat = kit.linear(store, "aten").artifact
+    code, answer = bake(store, flat, tmp_path / "a", recipe="aten-bf16", played=BuildClass("x86_64-avx2-ort1"))
+    assert (code, answer["kind"]) == (1, Unsupported.kind)
+    assert answer["message"] == "aten-bf16 needs a CPU that multiplies bfloat16: class x86_64-avx2-ort1 does not"
+    code, answer = bake(store, export(store, kit)[0], tmp_path / "b", recipe="aten-bf16", played=BFLOAT16)
+    assert (code, answer["kind"]) == (1, InvalidInput.kind)
+    assert "must be an artifact of backend aten for aten-bf16" in answer["message"]
+    assert not list(tmp_path.glob("*/artifact.json"))

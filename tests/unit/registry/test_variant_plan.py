@@ -130,7 +130,7 @@ def test_other_recipes_wait_for_ort_fp32_of_their_class_and_fail_with_it() -> No
     assert plan.fail == ((wanted.key, "ort-fp32 failed: no kernel"),)
     assert plan.create == ()
     plan = plan_variants([CNN], [READY_A, wanted], [node("n", B)], digest_of, LISTED)
-    assert plan.waiting == ((wanted.key, "no node of build class class-a (1 build classes are there)"),)
+    assert plan.waiting == ((wanted.key, "no node of build class class-a with flavour ort (1 build classes are there)"),)
 
 
 def test_each_class_has_recipes_of_its_own() -> None:
@@ -183,3 +183,46 @@ def test_recipes_are_checked_by_name() -> None:
     assert checked_recipes("variants", ["ort-int8", "ort-fp32", "ort-int8"]) == ("ort-int8",)
     with pytest.raises(InvalidInput, match="variants 'int4': must be among aten-fp32, ort-fp32, ort-int8"):
         checked_recipes("variants", ["int4"])
+
+
+BF16 = BuildClass("x86_64-avx512_bf16-ort1")
+FLAT = Digest("f" * 64)
+ATEN_READY = replace(variant("aten-fp32", VariantState.READY), backend="aten", flavour="aten", artifact=FLAT)
+READY_BF16 = replace(READY_A, build_class=BF16)
+
+
+def test_bfloat16_is_made_of_the_flat_program_where_the_cpu_has_it_and_torch_is() -> None:
+    nodes = [node("m", BF16, ("ort",)), node("n", BF16)]
+    (made,) = plan_variants([CNN], [READY_BF16, ATEN_READY], nodes, digest_of, ["aten-bf16"]).create
+    assert (made.key.variant, made.backend, made.flavour, made.precision, made.build_class) == ("aten-bf16", "aten", "aten", "bf16", BF16)
+    other = replace(variant("aten-bf16.12345678", VariantState.READY, A), backend="aten", artifact=Digest("b" * 64))
+    (bake,) = plan_variants([CNN], [READY_BF16, other, ATEN_READY, made], nodes, digest_of, ["aten-bf16"]).bake
+    assert (bake.recipe, bake.source, bake.node.node_id, bake.base) == ("aten-bf16", FLAT, "n", False)
+
+
+@pytest.mark.parametrize(
+    ("version", "records", "nodes"),
+    [
+        (CNN, [READY_BF16, ATEN_READY], [node("n", BF16, ("ort",))]),
+        (CNN, [READY_A, ATEN_READY], [node("n", A), node("o", BF16)]),
+        (VERSION, [READY_BF16, ATEN_READY], [node("n", BF16)]),
+        (replace(CNN, source_kind="onnx"), [READY_BF16], [node("n", BF16)]),
+    ],
+    ids=["no node with torch", "a class without", "no products", "no flat program"],
+)
+def test_where_nothing_is_gained_by_bfloat16_there_is_none(
+    version: VersionRecord, records: list[VariantRecord], nodes: list[NodeRecord]
+) -> None:
+    plan = plan_variants([version], records, nodes, digest_of, ["aten-bf16"])
+    assert [made.recipe for made in plan.create if made.recipe == "aten-bf16"] == []
+
+
+def test_who_names_it_has_it_tried_on_any_class() -> None:
+    version = replace(CNN, recipes=("aten-bf16",))
+    assert [made.recipe for made in plan_variants([version], [READY_A, ATEN_READY], [node("n", A)], digest_of).create] == ["aten-bf16"]
+
+
+def test_what_came_as_onnx_has_no_flat_program_and_says_so() -> None:
+    asked = variant("aten-bf16", VariantState.PENDING, A)
+    plan = plan_variants([replace(CNN, recipes=("aten-bf16",))], [READY_A, asked], [node("n", A)], digest_of)
+    assert plan.fail == ((asked.key, "aten-bf16 is made of the flat program, and there is none of this version"),)

@@ -97,7 +97,8 @@ CPUINFO = "processor : 0\nmodel name\t: Fast CPU @ 3.0 (R)\nflags\t\t: fpu {}\n"
         ("sse avx avx2 avx512f avx512_vnni", "avx512_vnni"),
         ("avx avx2 avx512f", "avx512"),
         ("avx2 avx", "avx2"),
-        ("amx_int8 avx512_vnni", "amx_int8"),
+        ("avx512_vnni avx512_bf16", "avx512_bf16"),
+        ("amx_int8 avx512_bf16 avx512_vnni", "amx_int8"),
         ("sse", "base"),
     ],
 )

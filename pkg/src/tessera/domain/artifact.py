@@ -21,6 +21,9 @@ PREPACKED = "prepacked"
 """Option of backend `ort`: weights are laid out anew for the CPU's kernels when it is opened. Faster where matrix products or int8 prevail;
 opening takes longer, and the laid-out copies are private memory."""
 
+AUTOCAST = "autocast"
+"""Option of backend `aten`: products and convolutions run in bfloat16, whatever type their operands come in."""
+
 
 @dataclass(frozen=True, slots=True)
 class Blob:
@@ -49,7 +52,7 @@ class TensorRef:
 class Artifact:
     """One servable build. `backend` names the runtime's backend ("aten", "ort", "identity") or "onnx" for an export to be baked.
 
-    `build_class` is None where the build runs everywhere (aten); `dialect` is "aten" or "onnx" (the graph's), "" for identity.
+    `build_class` is None where the build runs everywhere (`aten-fp32`); `dialect` is "aten" or "onnx" (the graph's), "" for identity.
     `options`: words that its backend reads when it opens it; the backend refuses one that it does not know.
     """
 

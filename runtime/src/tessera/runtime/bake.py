@@ -1,4 +1,4 @@
-"""Makes a variant of an exported ONNX graph for this machine's build class, by a recipe.
+"""Makes a variant of an exported ONNX graph (or of a flat program) for this machine's build class, by a recipe.
 
     python -m tessera.runtime.bake --source ARTIFACT_FILE --store STORE --out FOLDER --max-batch N [--recipe NAME]
                                    [--evaluation NPZ --metric NAME] [--calibration NPZ]
@@ -30,6 +30,8 @@ from tessera.runtime.users import become
 
 if TYPE_CHECKING:  # what imports numpy and ONNX Runtime waits until `main` has set the environment
     from tessera.evaluation import EvaluationSet
+    from tessera.runtime.backends.interface import BlobSource, Loaded
+    from tessera.runtime.blobs import ArtifactBlobs
     from tessera.runtime.evaluating import Run
     from tessera.runtime.recipes.base import Built, Work
     from tessera.runtime.recipes.calibration import Calibration
@@ -71,11 +73,11 @@ def bake(order: Order, progress: Progress) -> Baked:
     Raises:
         InvalidInput: the artifact is no export (backend `onnx`), `max_batch` is below 1, there is no such recipe or metric, or a set does
             not fit the signature.
+        Unsupported: the recipe needs what is not here, or cannot do the program.
         NotFound, DataCorrupted: a blob is not in the store or is not what it should be.
         Internal: ONNX Runtime failed, or a build that has to agree with the export within 1e-4 does not.
     """
     from tessera.runtime import agreement, classes, recipes
-    from tessera.runtime.baked_graph import runner
     from tessera.runtime.blobs import ArtifactBlobs
     from tessera.runtime.recipes.base import Work
     from tessera.tensorstore import artifact as artifacts
@@ -85,8 +87,10 @@ def bake(order: Order, progress: Progress) -> Baked:
         raise InvalidInput("max_batch", order.max_batch, "must be at least 1")
     recipes.check(order.recipe)
     artifact = artifacts.decode(order.source.read_bytes())
-    if artifact.backend != "onnx":
-        raise InvalidInput("source", artifact.backend, "must be an artifact of backend onnx")
+    wanted_source = recipes.source_of(order.recipe)
+    if artifact.backend != wanted_source:
+        raise InvalidInput("source", artifact.backend, f"must be an artifact of backend {wanted_source} for {order.recipe}")
+    recipes.check_here(order.recipe, classes.build_class())
     progress("mapping", 0.0)
     evaluation = _evaluation(order, artifact)
     blobs = ArtifactBlobs(order.store, artifact, BlobMap(), private=False, verify=True)
@@ -94,8 +98,8 @@ def bake(order: Order, progress: Progress) -> Baked:
     scratch = Path(tempfile.mkdtemp(prefix="bake-", dir=order.out))
     tempfile.tempdir = str(scratch)  # the quantiser's own files
     try:
-        progress("running the export", 0.05)
-        reference = runner(blobs.graph(), blobs.tensors(), scratch)
+        progress("running the source", 0.05)
+        reference = _reference(artifact, blobs, scratch)
         cases = agreement.cases(artifact.signature, min(order.max_batch, 2), reference)
         work = Work(
             artifact=artifact, graph=blobs.graph(), tensors=blobs.tensors(), cases=cases, build_class=classes.build_class(),
@@ -107,7 +111,8 @@ def bake(order: Order, progress: Progress) -> Baked:
         refs, pack = _write_tensors(writer, built.tensors)
         baked = replace(
             artifact,
-            backend="ort",
+            backend=built.backend,
+            dialect=built.dialect,
             precision=built.precision,
             options=built.options,
             graph=writer.put(built.graph),
@@ -126,6 +131,24 @@ def bake(order: Order, progress: Progress) -> Baked:
     (order.out / "artifact.json").write_bytes(data)
     progress("done", 1.0)
     return Baked(digest, work.build_class, tuple(writer.written.values()), found, built.notes)
+
+
+def _reference(artifact: Artifact, blobs: ArtifactBlobs, scratch: Path) -> Run:
+    """What the source itself answers, not optimised."""
+    if artifact.backend == "onnx":
+        from tessera.runtime.baked_graph import runner
+
+        return runner(blobs.graph(), blobs.tensors(), scratch)
+    return _opened(artifact.backend, artifact, blobs, scratch)[1]
+
+
+def _opened(backend: str, artifact: Artifact, blobs: BlobSource, scratch: Path) -> tuple[Loaded, Run]:
+    """An artifact as a runtime opens it, and answers by output name."""
+    from tessera.runtime import backends
+    from tessera.runtime.backends.interface import BackendConfig
+
+    loaded = backends.create(backend, BackendConfig(1, scratch)).load(artifact, Digest(""), blobs)
+    return loaded, lambda inputs: {name: tensor.array for name, tensor in loaded.run(inputs).items()}
 
 
 def _evaluation(order: Order, artifact: Artifact) -> EvaluationSet | None:
@@ -156,14 +179,8 @@ def _compared(order: Order, work: Work, baked: Artifact, built: Built, evaluatio
         Internal: it has to agree within 1e-4 and does not; names the output where that is known.
     """
     from tessera.runtime.agreement import compared, disagreement, generated
-    from tessera.runtime.backends.interface import BackendConfig
-    from tessera.runtime.backends.ort.backend import OrtBackend
 
-    loaded = OrtBackend(BackendConfig(1, work.scratch)).load(baked, Digest(""), _Baking(built))
-
-    def run(inputs: Any) -> Mapping[str, Any]:
-        return {name: tensor.array for name, tensor in loaded.run(inputs).items()}
-
+    loaded, run = _opened(built.backend, baked, _Baking(built), work.scratch)
     signature = work.artifact.signature
     cases = list(work.cases)
     if built.exact:

@@ -12,6 +12,7 @@ from tessera.domain.ids import BuildClass, ProfileClass
 
 _X86_LEVELS = (
     ("amx_int8", "amx_int8"),
+    ("avx512_bf16", "avx512_bf16"),
     ("avx512_vnni", "avx512_vnni"),
     ("avx512f", "avx512"),
     ("avx_vnni", "avx_vnni"),
@@ -20,6 +21,8 @@ _X86_LEVELS = (
 )
 """CPU flag -> name, best first. ONNX Runtime picks kernels and weight layouts by these."""
 _ARM_LEVELS = (("sve2", "sve2"), ("sve", "sve"), ("i8mm", "i8mm"), ("bf16", "bf16"), ("asimddp", "dotprod"), ("asimd", "neon"))
+_BFLOAT16 = ("amx_int8", "avx512_bf16", "i8mm", "bf16")
+"""Every CPU that has AMX for int8 has it for bfloat16; on ARM `i8mm` and `bf16` came with one revision."""
 
 
 def build_class(cpuinfo: str | None = None, machine: str | None = None, ort_version: str | None = None) -> BuildClass:
@@ -40,6 +43,11 @@ def _build_class(cpuinfo: str | None, machine: str | None, ort_version: str | No
     levels = _ARM_LEVELS if machine in ("aarch64", "arm64") else _X86_LEVELS
     isa = next((name for flag, name in levels if flag in flags), "base")
     return BuildClass(f"{machine}-{isa}-ort{ort_version or _ort_version()}")
+
+
+def has_bfloat16(build_class: BuildClass) -> bool:
+    """Whether every CPU of the class multiplies bfloat16 in hardware."""
+    return build_class.split("-")[1] in _BFLOAT16
 
 
 def profile_class(cpuinfo: str | None = None, cores: int | None = None, build: BuildClass | None = None) -> ProfileClass:

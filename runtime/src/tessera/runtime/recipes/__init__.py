@@ -1,4 +1,5 @@
-"""How a variant is built from an export: one module per recipe, imported when it is wanted. Uses `onnx`; serving does not.
+"""How a variant is built from an export or a flat program: one module per recipe, imported when it is wanted. Uses `onnx`; serving does
+not.
 
 A recipe's module has `make(work) -> Built`. Names: docs/nomenclature.md.
 """
@@ -6,8 +7,11 @@ A recipe's module has `make(work) -> Built`. Names: docs/nomenclature.md.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 
-from tessera.domain.errors import InvalidInput
+from tessera.domain.errors import InvalidInput, Unsupported
+from tessera.domain.ids import BuildClass
+from tessera.runtime.classes import has_bfloat16
 from tessera.runtime.recipes.base import Built, Work
 
 _MODULES = {
@@ -15,7 +19,9 @@ _MODULES = {
     "ort-fp32-prepacked": "tessera.runtime.recipes.prepacked",
     "ort-int8": "tessera.runtime.recipes.int8",
     "ort-int8-dynamic": "tessera.runtime.recipes.int8_dynamic",
+    "aten-bf16": "tessera.runtime.recipes.bf16",
 }
+_OF_FLAT_PROGRAMS = ("aten-bf16",)
 
 
 def check(recipe: str) -> None:
@@ -24,11 +30,25 @@ def check(recipe: str) -> None:
         raise InvalidInput("recipe", recipe, f"must be one of {', '.join(_MODULES)}")
 
 
+def source_of(recipe: str) -> str:
+    """The backend of the artifacts that the recipe builds from: `onnx` (the export) or `aten` (the flat program)."""
+    return "aten" if recipe in _OF_FLAT_PROGRAMS else "onnx"
+
+
+def check_here(recipe: str, build_class: BuildClass) -> None:
+    """Raises: Unsupported: the recipe needs what this machine, or a CPU of its class, does not have; says what."""
+    if recipe in _OF_FLAT_PROGRAMS and importlib.util.find_spec("torch") is None:
+        raise Unsupported(f"{recipe} needs torch where the node's agent bakes: it is not installed there")
+    if recipe == "aten-bf16" and not has_bfloat16(build_class):
+        raise Unsupported(f"{recipe} needs a CPU that multiplies bfloat16: class {build_class} does not")
+
+
 def make(recipe: str, work: Work) -> Built:
     """Builds `work` by the recipe.
 
     Raises:
         InvalidInput: there is no such recipe.
+        Unsupported: it cannot do this graph; says why.
         Internal: ONNX Runtime fails; says at what.
     """
     check(recipe)

@@ -20,7 +20,8 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """An export to build from: its artifact, its graph and tensors, and generated inputs with the answers that it gives to them.
+    """A source to build from (the export, or the flat program): its artifact, its graph and tensors, and generated inputs with the answers
+    that it gives to them.
 
     `calibrate` says what ranges of activations are taken from; it is called by recipes that need them. `scratch` is a folder of this
     build alone.
@@ -38,7 +39,8 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A graph without weights and its tensors as (array, datatype) by name. `exact`: it has to agree with the export within 1e-4.
+    """A graph without weights and its tensors as (array, datatype) by name. `exact`: it has to agree with the source within 1e-4.
+    `backend` opens it.
 
     `options` go into the artifact; `notes` say what a user should know about this build.
     """
@@ -49,3 +51,5 @@ class Built:
     exact: bool
     options: tuple[str, ...] = ()
     notes: str = ""
+    backend: str = "ort"
+    dialect: str = "onnx"

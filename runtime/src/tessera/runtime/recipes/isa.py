@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tessera.domain.ids import BuildClass
 
-_EXACT_INT8 = ("amx_int8", "avx512_vnni", "avx_vnni", "sve2", "sve", "i8mm", "dotprod")
+_EXACT_INT8 = ("amx_int8", "avx512_bf16", "avx512_vnni", "avx_vnni", "sve2", "sve", "i8mm", "dotprod")
 
 
 def saturates(build_class: BuildClass) -> bool:

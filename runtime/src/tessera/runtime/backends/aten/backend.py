@@ -2,44 +2,40 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
-from tessera.domain.artifact import Artifact
+from tessera.domain.artifact import AUTOCAST, Artifact
 from tessera.domain.errors import DataCorrupted, Internal, InvalidInput, ResourceExhausted
 from tessera.domain.ids import Digest
 from tessera.runtime.backends.aten.program import Plan, execute, read_plan
+from tessera.runtime.backends.aten.values import expect_read_only, to_tensor, to_torch
 from tessera.runtime.backends.interface import BackendConfig, BlobSource, Tensor, refuse_unknown_options
 
-_DATATYPES: dict[torch.dtype, str] = {
-    torch.bool: "BOOL", torch.uint8: "UINT8", torch.uint16: "UINT16", torch.uint32: "UINT32", torch.uint64: "UINT64",
-    torch.int8: "INT8", torch.int16: "INT16", torch.int32: "INT32", torch.int64: "INT64",
-    torch.float16: "FP16", torch.bfloat16: "BF16", torch.float32: "FP32", torch.float64: "FP64",
-}  # fmt: skip
-_READ_ONLY = "The given (NumPy array|buffer) is not writable"
+_in_bfloat16 = partial(torch.autocast, "cpu", torch.bfloat16, cache_enabled=False)
 
 
 class AtenLoaded:
     inline = False
 
-    def __init__(self, plan: Plan, bound: list[Any]) -> None:
+    def __init__(self, plan: Plan, bound: list[Any], autocast: bool) -> None:
         self._plan: Plan | None = plan
         self._bound = bound
+        self._arithmetic = _in_bfloat16 if autocast else nullcontext
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         plan = self._plan
         if plan is None:
             raise Internal("the program is closed")
         try:
-            with torch.inference_mode():
-                given = {name: _to_torch(tensor.array, tensor.datatype) for name, tensor in inputs.items()}
+            with torch.inference_mode(), self._arithmetic():
+                given = {name: to_torch(tensor.array, tensor.datatype) for name, tensor in inputs.items()}
                 return {
-                    port.name: _to_tensor(port.name, value)
+                    port.name: to_tensor(port.name, value)
                     for port, value in zip(plan.outputs, execute(plan, self._bound, given), strict=True)
                 }
         except (RuntimeError, IndexError, ValueError) as error:
@@ -59,7 +55,7 @@ class AtenBackend:
     flavour = "aten"
 
     def __init__(self, config: BackendConfig) -> None:
-        warnings.filterwarnings("ignore", message=_READ_ONLY)  # what is mapped read-only is meant to be; no operator may write
+        expect_read_only()
         torch.set_num_threads(config.threads)
 
     def warm(self) -> None:
@@ -74,7 +70,7 @@ class AtenBackend:
             torch.nn.functional.scaled_dot_product_attention(image, image, image)
 
     def load(self, artifact: Artifact, digest: Digest, blobs: BlobSource) -> AtenLoaded:
-        refuse_unknown_options(artifact)
+        refuse_unknown_options(artifact, AUTOCAST)
         plan = read_plan(blobs.graph())
         arrays = blobs.tensors()
         _check_signature(artifact, plan)
@@ -88,11 +84,11 @@ class AtenBackend:
                 raise DataCorrupted(
                     f"tensor {tensor.name}: the artifact has {ref.dtype} {list(ref.shape)}, the graph wants {tensor.dtype} {tensor.shape}"
                 )
-            bound[tensor.slot] = _to_torch(arrays[tensor.name], tensor.dtype)
+            bound[tensor.slot] = to_torch(arrays[tensor.name], tensor.dtype)
         if len(plan.tensors) != len(references):
             unread = sorted(set(references) - {tensor.name for tensor in plan.tensors})
             raise DataCorrupted(f"tensor {unread[0] if unread else ''}: the artifact has it and the graph does not name it")
-        return AtenLoaded(plan, bound)
+        return AtenLoaded(plan, bound, AUTOCAST in artifact.options)
 
     def release(self) -> None:
         """PyTorch gives CPU memory back by itself; the heap is trimmed by the caller."""
@@ -112,22 +108,3 @@ def _check_signature(artifact: Artifact, plan: Plan) -> None:
             raise DataCorrupted(
                 f"{kind}s of the graph are {[port.name for port in ports]}, the signature says {[spec.name for spec in specs]}"
             )
-
-
-def _to_torch(array: npt.NDArray[Any], datatype: str) -> torch.Tensor:
-    """A tensor on the array's own memory."""
-    if datatype == "BF16":
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
-
-
-def _to_tensor(name: str, value: Any) -> Tensor:
-    if not isinstance(value, torch.Tensor):
-        raise Internal(f"output {name} is a {type(value).__name__}, not a tensor")
-    value = value.contiguous()
-    if value.dtype == torch.bfloat16:
-        return Tensor("BF16", value.view(torch.int16).numpy().view(np.uint16))
-    datatype = _DATATYPES.get(value.dtype)
-    if datatype is None:
-        raise Internal(f"output {name} has dtype {value.dtype}, which the protocol does not have")
-    return Tensor(datatype, value.numpy())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -35,6 +36,11 @@ class _Program(msgspec.Struct, forbid_unknown_fields=True):
     tensors: list[StoredTensor]
     nodes: list[tuple[str, list[Any], dict[str, Any], int]]
     outputs: list[Port]
+
+
+def canonical(program: dict[str, Any]) -> bytes:
+    """The bytes of a program's JSON: equal programs are equal bytes."""
+    return json.dumps(program, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 class Step(NamedTuple):

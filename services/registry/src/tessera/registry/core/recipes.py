@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from tessera.domain.accuracy import Agreement
 from tessera.domain.errors import InvalidInput
-from tessera.domain.ids import VariantName
+from tessera.domain.ids import BuildClass, VariantName
 from tessera.domain.records import VariantRecord, VersionRecord
+from tessera.runtime.classes import has_bfloat16
 
 ATEN = VariantName("aten-fp32")
 ORT = VariantName("ort-fp32")
@@ -22,22 +23,30 @@ BASE = (ATEN, ORT)
 class Recipe:
     """A recipe beside the base ones. `exact`: what it makes has to agree with the registered model within 1e-4.
 
-    `gains` says from its operators whether a version can gain from it. Whether it does on a node's CPU is for profiles to say: int8 wins
-    where there is VNNI and seldom elsewhere.
+    `gains` says from a version's operators, and from the class of a node (None while none is known), whether it can gain from it. Whether
+    it does is for profiles to say: int8 wins where there is VNNI and seldom elsewhere. `backend` opens what it makes, in runtimes of
+    `flavour`; a build for flavour `aten` is made of the version's flat program, others of its export.
     """
 
     name: str
     precision: str
     exact: bool
-    gains: Callable[[VersionRecord], bool]
+    gains: Callable[[VersionRecord, BuildClass | None], bool]
+    backend: str = "ort"
+    flavour: str = "ort"
 
 
-def _convolutions(version: VersionRecord) -> bool:
+def _convolutions(version: VersionRecord, _: BuildClass | None) -> bool:
     return version.convolutions > 0 and version.convolutions >= version.matrix_products
 
 
-def _matrix_products(version: VersionRecord) -> bool:
+def _matrix_products(version: VersionRecord, _: BuildClass | None) -> bool:
     return version.matrix_products > version.convolutions
+
+
+def _in_bfloat16(version: VersionRecord, build_class: BuildClass | None) -> bool:
+    products = version.convolutions + version.matrix_products
+    return products > 0 and version.source_kind != "onnx" and build_class is not None and has_bfloat16(build_class)
 
 
 RECIPES = {
@@ -46,6 +55,7 @@ RECIPES = {
         Recipe("ort-int8", "int8", exact=False, gains=_convolutions),
         Recipe("ort-int8-dynamic", "int8", exact=False, gains=_matrix_products),
         Recipe("ort-fp32-prepacked", "fp32", exact=True, gains=_matrix_products),
+        Recipe("aten-bf16", "bf16", exact=False, gains=_in_bfloat16, backend="aten", flavour="aten"),
     )
 }
 DEFAULT_RECIPES = tuple(RECIPES)
@@ -63,12 +73,12 @@ def checked_recipes(field: str, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in names if name not in BASE))
 
 
-def wanted(version: VersionRecord, by_default: Sequence[str]) -> tuple[str, ...]:
+def wanted(version: VersionRecord, by_default: Sequence[str], build_class: BuildClass | None = None) -> tuple[str, ...]:
     """Recipes to build for a version beside the base ones, first ones first: what the user asked for, else those of the registry's list
-    that it can gain from."""
+    that it can gain from on nodes of the class."""
     if version.recipes is not None:
         return version.recipes
-    return tuple(name for name in by_default if RECIPES[name].gains(version))
+    return tuple(name for name in by_default if RECIPES[name].gains(version, build_class))
 
 
 def recipe_of(variant: VariantRecord) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from tessera.domain.errors import FailedPrecondition
 from tessera.domain.ids import BuildClass, Digest, VariantKey, VariantName, VersionKey
 from tessera.domain.records import NodeRecord, VariantRecord, VariantState, VersionRecord
-from tessera.registry.core.recipes import ORT, RECIPES, recipe_of, wanted
+from tessera.registry.core.recipes import ATEN, ORT, RECIPES, recipe_of, wanted
 
 _FLAVOUR = "ort"
 _OPEN = (VariantState.PENDING, VariantState.BUILDING)
@@ -39,11 +39,12 @@ def name_for(recipe: str, build_class: BuildClass, hasher: Callable[[bytes], Dig
 
 @dataclass(frozen=True, slots=True)
 class Bake:
-    """Build `variant` of `version` by `recipe` on `node`. `base`: somebody may be waiting for it."""
+    """Build `variant` of `version` by `recipe` from the artifact `source` on `node`. `base`: somebody may be waiting for it."""
 
     variant: VariantRecord
     version: VersionRecord
     recipe: str
+    source: Digest
     node: NodeRecord
 
     @property
@@ -83,20 +84,23 @@ def plan_variants(
     get variants of their own once the short one is ready or has failed. Other recipes follow on a class whose `ort-fp32` is ready; what
     ONNX Runtime cannot make fp32 of is not quantised. `recipes`: the registry's own list, for versions that name none.
     """
-    by_class: dict[BuildClass, NodeRecord] = {}
-    for node in sorted(nodes, key=lambda n: n.node_id):
-        if _FLAVOUR in node.flavours:
-            by_class.setdefault(node.build_class, node)
+    known = sorted(nodes, key=lambda n: n.node_id)
+    by_class = _first_of_class(known, _FLAVOUR)
+    by_flavour = {recipe.flavour: _first_of_class(known, recipe.flavour) for recipe in RECIPES.values()}
     of_version: dict[VersionKey, dict[VariantName, VariantRecord]] = {}
+    flat: dict[VersionKey, Digest] = {}
     for variant in variants:
-        if variant.backend == "ort":
+        if recipe_of(variant) == ATEN and variant.artifact is not None:
+            flat[variant.key.version_key] = variant.artifact
+        elif recipe_of(variant) in (ORT, *RECIPES):
             of_version.setdefault(variant.key.version_key, {})[variant.key.variant] = variant
     draft = _Draft()
     for version in versions:
-        have = of_version.get(VersionKey(version.trust_domain, version.model, version.version), {})
+        key = VersionKey(version.trust_domain, version.model, version.version)
+        have = of_version.get(key, {})
         if version.exports and ORT in have:
             _plan_base(version, have, by_class, hasher, draft)
-            _plan_further(version, have, by_class, hasher, recipes, draft)
+            _plan_further(version, have, by_flavour, flat.get(key), hasher, recipes, draft)
     order = {name: place for place, name in enumerate((ORT, *RECIPES))}
     draft.bake.sort(key=lambda bake: order[bake.recipe])  # stable: versions keep their order
     return VariantPlan(tuple(draft.create), tuple(draft.bake), tuple(draft.waiting), tuple(draft.fail))
@@ -117,7 +121,7 @@ def _plan_base(
         if chosen is None:
             draft.waiting.append((variant.key, _why_waiting(variant, by_class)))
         else:
-            draft.bake.append(Bake(variant, version, ORT, chosen))
+            draft.bake.append(Bake(variant, version, ORT, version.exports[0], chosen))
     short = have[ORT]
     if short.state in _OPEN:
         return
@@ -131,7 +135,8 @@ def _plan_base(
 def _plan_further(
     version: VersionRecord,
     have: Mapping[VariantName, VariantRecord],
-    by_class: Mapping[BuildClass, NodeRecord],
+    by_flavour: Mapping[str, Mapping[BuildClass, NodeRecord]],
+    flat: Digest | None,
     hasher: Callable[[bytes], Digest],
     recipes: Sequence[str],
     draft: _Draft,
@@ -142,38 +147,55 @@ def _plan_further(
         recipe = recipe_of(variant)
         if recipe == ORT or variant.state not in _OPEN:
             continue
+        made = RECIPES[recipe]
+        by_class = by_flavour[made.flavour]
+        source = version.exports[0] if made.flavour == _FLAVOUR else flat
         base = short if "." not in variant.key.variant else others.get(variant.build_class)
         if base is None or base.state is VariantState.FAILED:
             reason = f"{base.key.variant} failed: {base.reason}" if base else f"there is no {ORT} of build class {variant.build_class}"
             draft.fail.append((variant.key, reason))
+        elif source is None:
+            draft.fail.append((variant.key, f"{recipe} is made of the flat program, and there is none of this version"))
         elif base.state is not VariantState.READY or base.build_class is None:
             draft.waiting.append((variant.key, f"{base.key.variant} comes first"))
         elif base.build_class not in by_class:
-            draft.waiting.append((variant.key, f"no node of build class {base.build_class} ({len(by_class)} build classes are there)"))
+            words = f"no node of build class {base.build_class} with flavour {made.flavour} ({len(by_class)} build classes are there)"
+            draft.waiting.append((variant.key, words))
         else:
-            draft.bake.append(Bake(variant, version, recipe, by_class[base.build_class]))
+            draft.bake.append(Bake(variant, version, recipe, source, by_class[base.build_class]))
     for base in (short, *others.values()):
         build_class = base.build_class
-        if base.state is not VariantState.READY or build_class is None or build_class not in by_class:
+        if base.state is not VariantState.READY or build_class is None:
             continue
-        for recipe in wanted(version, recipes):
+        for recipe in wanted(version, recipes, build_class):
+            if build_class not in by_flavour[RECIPES[recipe].flavour]:
+                continue
             name = VariantName(recipe) if base is short else name_for(recipe, build_class, hasher)
             if name not in have:
                 draft.create.append(_wanted(base, recipe, name, build_class))
 
 
 def _wanted(like: VariantRecord, recipe: str, name: VariantName, build_class: BuildClass) -> VariantRecord:
-    key = like.key
+    key, made = like.key, RECIPES.get(recipe)
     return VariantRecord(
         key=VariantKey(key.trust_domain, key.model, key.version, name),
-        backend="ort",
-        flavour=_FLAVOUR,
-        precision=RECIPES[recipe].precision if recipe in RECIPES else like.precision,
+        backend=made.backend if made else like.backend,
+        flavour=made.flavour if made else like.flavour,
+        precision=made.precision if made else like.precision,
         state=VariantState.PENDING,
         max_batch=like.max_batch,
         build_class=build_class,
         recipe=recipe,
     )
+
+
+def _first_of_class(nodes: Sequence[NodeRecord], flavour: str) -> dict[BuildClass, NodeRecord]:
+    """The first of the nodes of each build class that run the flavour."""
+    found: dict[BuildClass, NodeRecord] = {}
+    for node in nodes:
+        if flavour in node.flavours:
+            found.setdefault(node.build_class, node)
+    return found
 
 
 def _node_for(variant: VariantRecord, by_class: Mapping[BuildClass, NodeRecord]) -> NodeRecord | None:

@@ -6,7 +6,6 @@ Input: a `torch.export.ExportedProgram`. Output: canonical JSON and the tensors 
 
 from __future__ import annotations
 
-import json
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from torch.fx import GraphModule, Node
 from tessera.domain.errors import Unsupported
 from tessera.registry.importer.dtypes import datatype_of
 from tessera.registry.importer.mutation import AliasGroups, functional_twin, rewritable
+from tessera.runtime.backends.aten.program import canonical
 
 _PYTHON = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "neg", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "getitem")
 _OPERATORS: dict[Any, str] = {
@@ -52,10 +52,6 @@ class Flat:
     inputs: tuple[torch.Tensor, ...]
     outputs: tuple[torch.Tensor, ...]
     operators: tuple[str, ...]
-
-
-def canonical(program: dict[str, Any]) -> bytes:
-    return json.dumps(program, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 @dataclass(frozen=True, slots=True)

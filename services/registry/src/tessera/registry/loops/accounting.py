@@ -10,11 +10,12 @@ from tessera.domain.records import VariantRecord, VariantState
 
 
 def placeholder(
-    domain: TrustDomain, name: ModelName, variant: VariantName, backend: str, max_batch: int, precision: str = "fp32"
+    domain: TrustDomain, name: ModelName, variant: VariantName, backend: str, max_batch: int, precision: str = "fp32", flavour: str = ""
 ) -> VariantRecord:
-    """A variant that is still to be made, by the recipe of its name; the flavour has the backend's name, the commit gives its version."""
+    """A variant that is still to be made, by the recipe of its name; the flavour has the backend's name where none is given, the commit
+    gives its version."""
     key = VariantKey(domain, name, VersionNumber(0), variant)
-    return VariantRecord(key, backend, backend, precision, VariantState.PENDING, max_batch, recipe=variant)
+    return VariantRecord(key, backend, flavour or backend, precision, VariantState.PENDING, max_batch, recipe=variant)
 
 
 def ready(record: VariantRecord, digest: Digest, artifact: Artifact, stored_before: frozenset[Digest]) -> VariantRecord:

@@ -94,9 +94,7 @@ class Builder:
         shutil.rmtree(folder, ignore_errors=True)
         receiver = BlobReceiver(folder)
         version = bake.version
-        order = BakeOrder(
-            f"bake-{key.variant}", version.exports[0], bake.variant.max_batch, bake.recipe, version.evaluation, version.calibration
-        )
+        order = BakeOrder(f"bake-{key.variant}", bake.source, bake.variant.max_batch, bake.recipe, version.evaluation, version.calibration)
         try:
             done: BakeDone | None = None
             async for event in self._baker.bake(bake.node, order, self._timeout_s):
@@ -127,9 +125,10 @@ class Builder:
             if not await self._blobs.has(done.artifact):
                 raise DataCorrupted(f"the node did not send artifact {done.artifact}")
             artifact = await self._blobs.artifact(done.artifact)
-            if artifact.backend != "ort" or artifact.build_class != done.build_class or artifact.precision != bake.variant.precision:
+            wanted = bake.variant.backend
+            if artifact.backend != wanted or artifact.build_class != done.build_class or artifact.precision != bake.variant.precision:
                 made = f"{artifact.precision} for backend {artifact.backend!r} and build class {artifact.build_class!r}"
-                raise DataCorrupted(f"the node baked {made}, not {bake.variant.precision} for ort and {done.build_class!r}")
+                raise DataCorrupted(f"the node baked {made}, not {bake.variant.precision} for {wanted} and {done.build_class!r}")
             for blob in artifact.blobs():
                 if not await self._blobs.has(blob.digest):
                     raise DataCorrupted(f"the node did not send blob {blob.digest} of artifact {done.artifact}")

@@ -261,10 +261,10 @@ class Imports:
     async def _records(self, registration: Registration, digest: Digest, imported: Imported) -> NewVersion:
         now_s = self._clock.wall_s()
         domain, name = registration.trust_domain, registration.name
-        made = imported.aten or imported.onnx
-        if made is None:
+        main = imported.aten or imported.onnx
+        if main is None:
             raise Internal("the import made nothing that could be served")
-        artifact = await self._blobs.artifact(made)
+        artifact = await self._blobs.artifact(main)
         model = ModelRecord(name, domain, registration.task, registration.dataset, registration.accuracy, _FIRST, now_s)
         demands = registration.demands
         version = VersionRecord(name, domain, _FIRST, artifact.signature, imported.source_kind, digest, now_s)
@@ -291,8 +291,8 @@ class Imports:
             matrix_products=operators.matrix_products,
         )
         further = [
-            placeholder(domain, name, VariantName(recipe), "ort", artifact.max_batch, RECIPES[recipe].precision)
-            for recipe in wanted(version, self._variants.recipes)
+            placeholder(domain, name, VariantName(made.name), made.backend, artifact.max_batch, made.precision, made.flavour)
+            for made in map(RECIPES.__getitem__, wanted(version, self._variants.recipes))
         ]
         return NewVersion(model, version, (*variants, ort, *further), registration.lossy)
 

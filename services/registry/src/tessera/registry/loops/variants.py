@@ -18,7 +18,7 @@ from tessera.coord.view import View
 from tessera.domain.errors import Conflict, Internal, NotFound, TesseraError, VariantNotFound
 from tessera.domain.ids import JobId, ModelName, TrustDomain, VariantKey, VersionKey, VersionNumber
 from tessera.domain.records import NodeRecord, VariantRecord, VariantState
-from tessera.registry.core.recipes import is_base
+from tessera.registry.core.recipes import ATEN, is_base, recipe_of
 from tessera.registry.core.variants import Bake, plan_variants, step
 from tessera.registry.loops.building import Builder
 from tessera.registry.loops.catalogue import Catalogue
@@ -82,7 +82,7 @@ class VariantMaker:
         return self._progress.get(variant, "")
 
     async def try_again(self, version: VersionKey) -> None:
-        """Builds failed `ort` variants again, where there is an export to build from."""
+        """Builds failed variants again, where there is an export to build from."""
         record = next(
             (v for v in await self._catalogue.versions(version.trust_domain) if (v.model, v.version) == (version.model, version.version)),
             None,
@@ -91,7 +91,7 @@ class VariantMaker:
             return
         for variant in await self._catalogue.variants_of(version):
             current, revision = await self._catalogue.variant(variant.key)
-            if current is not None and current.backend == "ort" and current.state is VariantState.FAILED:
+            if current is not None and recipe_of(current) != ATEN and current.state is VariantState.FAILED:
                 self._builder.forget(current.key)
                 try:
                     await self._catalogue.write_variant(step(current, VariantState.BUILDING), revision)

@@ -24,8 +24,6 @@ from tessera.tensorstore import artifact as artifacts
 from tessera.tensorstore.mapping import BlobMap
 from tessera.tensorstore.seal import seal
 
-BACKENDS = ("aten", "ort")
-MODELS = ("resnet18", "bert")
 MAX_BATCH = 4
 
 
@@ -57,27 +55,46 @@ class Open:
         self.blobs.close()
 
 
+class Digests(dict[str, str]):
+    """Artifacts by backend. What is compiled, in a process of its own, is made when it is first wanted."""
+
+    def __init__(self, store: Path, work: Path, ready: dict[str, str]) -> None:
+        super().__init__(ready)
+        self._store, self._work = store, work
+
+    def __missing__(self, backend: str) -> str:
+        assert backend == "aoti"
+        self[backend] = bake(self["aten"], "aoti-fp32", self._store, self._work / backend)
+        return self[backend]
+
+
 def import_and_bake(reference: str, arguments: dict[str, Any], seed: int, store: Path, work: Path) -> dict[str, str]:
     from tessera.registry.importer.run import run
     from tessera.registry.importer.task import Builder, Task
 
-    source, out, baked = work / "source", work / "out", work / "baked"
+    source, out = work / "source", work / "out"
     source.mkdir(parents=True)
     made = run(Task(str(source), str(out), Builder(reference, arguments, seed), (reference,), MAX_BATCH), lambda message, share: None)
     for digest, _ in made.blobs:
         shutil.move(out / "blobs" / digest, store / "blobs" / digest)
     assert made.onnx, made.onnx_reason
-    command = [sys.executable, "-m", "tessera.runtime.bake", "--source", str(store / "blobs" / made.onnx), "--store", str(store)]
-    found = subprocess.run([*command, "--out", str(baked), "--max-batch", str(MAX_BATCH)], capture_output=True, text=True, timeout=300)
+    for path in (store / "blobs").iterdir():
+        seal(path, Digest(path.name))
+    return Digests(store, work, {"aten": made.aten, "onnx": made.onnx, "ort": bake(made.onnx, "ort-fp32", store, work / "ort")})
+
+
+def bake(source: str, recipe: str, store: Path, out: Path) -> str:
+    """The digest of the artifact that the recipe makes of another one; its blobs are in the store."""
+    command = [sys.executable, "-m", "tessera.runtime.bake", "--recipe", recipe, "--source", str(store / "blobs" / source)]
+    more = ["--store", str(store), "--out", str(out), "--max-batch", str(MAX_BATCH)]
+    found = subprocess.run([*command, *more], capture_output=True, text=True, timeout=300)
     assert found.returncode == 0, found.stdout + found.stderr
     lines = [json.loads(line) for line in found.stdout.splitlines()]
     assert all(line["event"] == "bake" for line in lines[:-1])
     for blob in lines[-1]["blobs"]:
         assert artifacts.digest_of(Path(blob["path"]).read_bytes()) == blob["digest"]
-        shutil.move(blob["path"], store / "blobs" / blob["digest"])
-    for path in (store / "blobs").iterdir():
-        seal(path, Digest(path.name))
-    return {"aten": made.aten, "onnx": made.onnx, "ort": lines[-1]["artifact"]}
+        seal(Path(shutil.move(blob["path"], store / "blobs" / blob["digest"])), Digest(blob["digest"]))
+    return str(lines[-1]["artifact"])
 
 
 def make_resnet18(store: Path, work: Path, seed: int = 7) -> Model:

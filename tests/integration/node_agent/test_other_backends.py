@@ -21,7 +21,7 @@ def test_it_is_short() -> None:
 async def test_without_the_package_nobody_serves_its_artifacts(agent: Any, kit: Any) -> None:
     model = kit.make_linear(agent.repository, "reference")
     await agent.start()
-    with pytest.raises(Unsupported, match="no runtime serves backend 'reference'; known are aten, identity, ort"):
+    with pytest.raises(Unsupported, match="no runtime serves backend 'reference'; known are aoti, aten, identity, ort"):
         await agent.start_instance("a", model.artifact)
 
 

@@ -130,19 +130,23 @@ async def test_chosen_recipes_are_made_and_others_are_not(registry: RegistryProc
         assert set(await made(registry, "n")) == {"aten-fp32", "ort-fp32"}
 
 
-async def test_bfloat16_is_made_for_who_asks_or_says_that_the_cpu_has_none(
-    registry: RegistryProcess, coordinator: EtcdCoordinator, tmp_path: Path
+async def test_recipes_of_the_flat_program_are_made_for_who_asks_or_say_what_the_node_lacks(
+    registry: RegistryProcess, coordinator: EtcdCoordinator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
     async with joined(BakingNode(registry.repository, tmp_path / "node", build_class()), "n1", coordinator):
-        await registry.register("m", pt2(Net(1)), wait=True, variants=registry_pb2.RecipeChoice(recipes=["aten-bf16"]))
-        variant = (await made(registry, "m"))["aten-bf16"]
-    assert (variant.precision, variant.flavour) == ("bf16", "aten")
+        await registry.register("m", pt2(Net(1)), wait=True, variants=registry_pb2.RecipeChoice(recipes=["aten-bf16", "aoti-fp32"]))
+        variants = await made(registry, "m")
+    compiled, half = variants["aoti-fp32"], variants["aten-bf16"]
+    assert (compiled.state, compiled.backend, compiled.flavour) == ("failed", "aoti", "aten")
+    assert compiled.reason == "aoti-fp32 needs a C++ compiler on the node: no-such-compiler is not on PATH"
+    assert (half.precision, half.flavour) == ("bf16", "aten")
     if has_bfloat16(build_class()):
-        assert (variant.state, variant.lossy, variant.withheld) == ("ready", True, "")
-        assert variant.agreement.samples >= 32
+        assert (half.state, half.lossy, half.withheld) == ("ready", True, "")
+        assert half.agreement.samples >= 32
     else:
-        assert variant.state == "failed"
-        assert variant.reason == f"aten-bf16 needs a CPU that multiplies bfloat16: class {build_class()} does not"
+        assert half.state == "failed"
+        assert half.reason == f"aten-bf16 needs a CPU that multiplies bfloat16: class {build_class()} does not"
 
 
 async def test_stopped_variants_are_kept_with_the_reason(registry: RegistryProcess, coordinator: EtcdCoordinator, tmp_path: Path) -> None:

@@ -250,3 +250,31 @@ def test_bfloat16_is_not_made_where_the_cpu_has_none_nor_of_an_export(store, kit
     assert (code, answer["kind"]) == (1, InvalidInput.kind)
     assert "must be an artifact of backend aten for aten-bf16" in answer["message"]
     assert not list(tmp_path.glob("*/artifact.json"))
+
+
+async def test_a_compiled_program_is_made_of_the_flat_one_and_served_by_a_forked_runtime(zygotes, store, kit, tmp_path):
+    model = kit.linear(store, "aten")
+    code, answer = bake(store, model.artifact, tmp_path / "out", recipe="aoti-fp32")
+    assert code == 0, answer
+    for blob in answer["blobs"]:
+        store.put(Path(blob["path"]).read_bytes())
+    flat, compiled = store.artifact(model.artifact), store.artifact(answer["artifact"])
+    assert (compiled.backend, compiled.dialect, compiled.precision, compiled.build_class) == ("aoti", "aoti", "fp32", build_class())
+    assert {ref.digest for ref in compiled.tensors} == {ref.digest for ref in flat.tensors}
+    runtime = await zygotes("aten").fork()
+    generations = [await runtime.load(artifact, name) for artifact, name in ((answer["artifact"], "compiled"), (model.artifact, "flat"))]
+    large = compiled.large_tensors()[0].digest
+    assert runtime.maps().count(large) == 1  # one mapping for both
+    client = await runtime.data()
+    for rows in (1, 4):
+        x = np.random.default_rng(rows).standard_normal((rows, kit.width)).astype(np.float32)
+        for generation in generations:
+            got = kit.output(await client.request(kit.header(generation), kit.request(x)))
+            np.testing.assert_allclose(got, model.expected(x), atol=1e-4)
+
+
+def test_where_there_is_no_compiler_the_build_says_so(store, kit, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    code, answer = bake(store, kit.linear(store, "aten").artifact, tmp_path / "out", recipe="aoti-fp32")
+    assert (code, answer["kind"]) == (1, Unsupported.kind)
+    assert "aoti-fp32 needs a C++ compiler on the node: no-such-compiler is not on PATH" in answer["message"]

@@ -13,7 +13,7 @@ from tessera.domain.ids import BuildClass, Digest, ModelName, NodeId, ProfileCla
 from tessera.domain.records import NodeRecord, VariantRecord, VariantState, VersionRecord
 from tessera.domain.signature import Signature
 from tessera.registry.core.operators import count
-from tessera.registry.core.recipes import ORT, checked_recipes, withheld
+from tessera.registry.core.recipes import DEFAULT_RECIPES, ORT, checked_recipes, withheld
 from tessera.registry.core.variants import name_for, plan_variants
 from tessera.tensorstore.artifact import digest_of
 
@@ -226,3 +226,10 @@ def test_what_came_as_onnx_has_no_flat_program_and_says_so() -> None:
     asked = variant("aten-bf16", VariantState.PENDING, A)
     plan = plan_variants([replace(CNN, recipes=("aten-bf16",))], [READY_A, asked], [node("n", A)], digest_of)
     assert plan.fail == ((asked.key, "aten-bf16 is made of the flat program, and there is none of this version"),)
+
+
+def test_compiling_is_for_who_asks_alone() -> None:
+    assert "aoti-fp32" not in DEFAULT_RECIPES
+    assert checked_recipes("recipes", ["aoti-fp32"]) == ("aoti-fp32",)
+    (made,) = plan_variants([CNN], [READY_A, ATEN_READY], [node("n", A)], digest_of, ["aoti-fp32"]).create
+    assert (made.key.variant, made.backend, made.flavour, made.precision) == ("aoti-fp32", "aoti", "aten", "fp32")

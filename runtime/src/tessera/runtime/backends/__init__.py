@@ -14,7 +14,7 @@ from tessera.domain.errors import Unsupported
 from tessera.plugins import plugins
 from tessera.runtime.backends.interface import Backend, BackendConfig
 
-FLAVOURS: dict[str, tuple[str, ...]] = {"ort": ("identity", "ort"), "aten": ("aten",)}
+FLAVOURS: dict[str, tuple[str, ...]] = {"ort": ("identity", "ort"), "aten": ("aten", "aoti")}
 """Flavour -> names of its backends."""
 
 GROUP = "tessera.backends"
@@ -22,6 +22,7 @@ _MODULES = {
     "identity": "tessera.runtime.backends.identity.backend",
     "ort": "tessera.runtime.backends.ort.backend",
     "aten": "tessera.runtime.backends.aten.backend",
+    "aoti": "tessera.runtime.backends.aoti.backend",
 }
 
 

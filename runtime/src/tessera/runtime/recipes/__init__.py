@@ -1,17 +1,18 @@
 """How a variant is built from an export or a flat program: one module per recipe, imported when it is wanted. Uses `onnx`; serving does
 not.
 
-A recipe's module has `make(work) -> Built`. Names: docs/nomenclature.md.
+A recipe's module has `make(work) -> Built`, and `check_here(build_class)` where it needs more than the baker has anyway. Names:
+docs/nomenclature.md.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Callable
 
 from tessera.domain.errors import InvalidInput, Unsupported
 from tessera.domain.ids import BuildClass
-from tessera.runtime.classes import has_bfloat16
 from tessera.runtime.recipes.base import Built, Work
 
 _MODULES = {
@@ -20,8 +21,9 @@ _MODULES = {
     "ort-int8": "tessera.runtime.recipes.int8",
     "ort-int8-dynamic": "tessera.runtime.recipes.int8_dynamic",
     "aten-bf16": "tessera.runtime.recipes.bf16",
+    "aoti-fp32": "tessera.runtime.recipes.aoti",
 }
-_OF_FLAT_PROGRAMS = ("aten-bf16",)
+_OF_FLAT_PROGRAMS = ("aten-bf16", "aoti-fp32")
 
 
 def check(recipe: str) -> None:
@@ -39,8 +41,9 @@ def check_here(recipe: str, build_class: BuildClass) -> None:
     """Raises: Unsupported: the recipe needs what this machine, or a CPU of its class, does not have; says what."""
     if recipe in _OF_FLAT_PROGRAMS and importlib.util.find_spec("torch") is None:
         raise Unsupported(f"{recipe} needs torch where the node's agent bakes: it is not installed there")
-    if recipe == "aten-bf16" and not has_bfloat16(build_class):
-        raise Unsupported(f"{recipe} needs a CPU that multiplies bfloat16: class {build_class} does not")
+    check: Callable[[BuildClass], None] | None = getattr(importlib.import_module(_MODULES[recipe]), "check_here", None)
+    if check is not None:
+        check(build_class)
 
 
 def make(recipe: str, work: Work) -> Built:

@@ -15,8 +15,10 @@ import torch
 
 from tessera.domain.artifact import AUTOCAST
 from tessera.domain.errors import Unsupported
+from tessera.domain.ids import BuildClass
 from tessera.runtime.backends.aten.program import canonical
 from tessera.runtime.backends.aten.values import to_tensor, to_torch
+from tessera.runtime.classes import has_bfloat16
 from tessera.runtime.recipes.base import Built, Work
 
 _PRODUCTS = frozenset(
@@ -26,6 +28,12 @@ _PRODUCTS = frozenset(
     }
 )  # fmt: skip
 """What autocast runs in bfloat16 on CPUs, every operand of it."""
+
+
+def check_here(build_class: BuildClass) -> None:
+    """Raises: Unsupported: CPUs of the class do not multiply bfloat16, and would be slower with it than without."""
+    if not has_bfloat16(build_class):
+        raise Unsupported(f"aten-bf16 needs a CPU that multiplies bfloat16: class {build_class} does not")
 
 
 def make(work: Work) -> Built:

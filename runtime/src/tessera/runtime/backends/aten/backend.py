@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from tessera.domain.artifact import AUTOCAST, Artifact
-from tessera.domain.errors import DataCorrupted, Internal, InvalidInput, ResourceExhausted
+from tessera.domain.errors import DataCorrupted, Internal
 from tessera.domain.ids import Digest
 from tessera.runtime.backends.aten.program import Plan, execute, read_plan
-from tessera.runtime.backends.aten.values import expect_read_only, to_tensor, to_torch
+from tessera.runtime.backends.aten.values import expect_read_only, inference, to_tensor, to_torch
 from tessera.runtime.backends.interface import BackendConfig, BlobSource, Tensor, refuse_unknown_options
 
 _in_bfloat16 = partial(torch.autocast, "cpu", torch.bfloat16, cache_enabled=False)
@@ -31,19 +31,10 @@ class AtenLoaded:
         plan = self._plan
         if plan is None:
             raise Internal("the program is closed")
-        try:
-            with torch.inference_mode(), self._arithmetic():
-                given = {name: to_torch(tensor.array, tensor.datatype) for name, tensor in inputs.items()}
-                return {
-                    port.name: to_tensor(port.name, value)
-                    for port, value in zip(plan.outputs, execute(plan, self._bound, given), strict=True)
-                }
-        except (RuntimeError, IndexError, ValueError) as error:
-            text = " ".join(str(error).split())[:500]
-            if "allocate memory" in text:
-                raise ResourceExhausted(f"PyTorch: {text}") from error
-            # The program ran when it was imported; what differs from then is the input (lengths that must agree, an index too large).
-            raise InvalidInput("inputs", None, f"the model cannot take them: {text}") from error
+        with inference(), self._arithmetic():
+            given = {name: to_torch(tensor.array, tensor.datatype) for name, tensor in inputs.items()}
+            answers = execute(plan, self._bound, given)
+            return {port.name: to_tensor(port.name, value) for port, value in zip(plan.outputs, answers, strict=True)}
 
     def close(self) -> None:
         self._plan = None

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from tessera.domain.errors import Internal
+from tessera.domain.errors import Internal, InvalidInput, ResourceExhausted
 from tessera.runtime.backends.interface import Tensor
 
 _DATATYPES: dict[torch.dtype, str] = {
@@ -22,6 +24,24 @@ _DATATYPES: dict[torch.dtype, str] = {
 def expect_read_only() -> None:
     """What is mapped read-only is meant to be; no operator may write, and torch need not warn."""
     warnings.filterwarnings("ignore", message="The given (NumPy array|buffer) is not writable")
+
+
+@contextmanager
+def inference() -> Iterator[None]:
+    """Around a run of a program. It ran when it was made: what differs from then is the input.
+
+    Raises:
+        InvalidInput: torch refuses the inputs (lengths that must agree, an index too large).
+        ResourceExhausted: there is no memory for them.
+    """
+    try:
+        with torch.inference_mode():
+            yield
+    except (RuntimeError, IndexError, ValueError) as error:
+        text = " ".join(str(error).split())[:500]
+        if "allocate memory" in text:
+            raise ResourceExhausted(f"PyTorch: {text}") from error
+        raise InvalidInput("inputs", None, f"the model cannot take them: {text}") from error
 
 
 def to_torch(array: npt.NDArray[Any], datatype: str) -> torch.Tensor:

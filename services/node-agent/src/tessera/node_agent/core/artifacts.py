@@ -10,7 +10,7 @@ from tessera.domain.errors import FailedPrecondition, Unsupported
 from tessera.domain.ids import BuildClass, Digest
 from tessera.domain.signature import ANY_DATATYPE, Signature, TensorSpec
 
-FLAVOURS = {"aten": "aten", "ort": "ort", "identity": "ort"}
+FLAVOURS = {"aten": "aten", "aoti": "aten", "ort": "ort", "identity": "ort"}
 """Tessera's own backends -> flavour of the runtime that serves them (docs/seams.md)."""
 
 

@@ -25,7 +25,8 @@ class Recipe:
 
     `gains` says from a version's operators, and from the class of a node (None while none is known), whether it can gain from it. Whether
     it does is for profiles to say: int8 wins where there is VNNI and seldom elsewhere. `backend` opens what it makes, in runtimes of
-    `flavour`; a build for flavour `aten` is made of the version's flat program, others of its export.
+    `flavour`; a build for flavour `aten` is made of the version's flat program, others of its export. `by_default`: made without being
+    asked for.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Recipe:
     gains: Callable[[VersionRecord, BuildClass | None], bool]
     backend: str = "ort"
     flavour: str = "ort"
+    by_default: bool = True
 
 
 def _convolutions(version: VersionRecord, _: BuildClass | None) -> bool:
@@ -44,9 +46,13 @@ def _matrix_products(version: VersionRecord, _: BuildClass | None) -> bool:
     return version.matrix_products > version.convolutions
 
 
+def _flat(version: VersionRecord, _: BuildClass | None) -> bool:
+    return version.source_kind != "onnx"
+
+
 def _in_bfloat16(version: VersionRecord, build_class: BuildClass | None) -> bool:
     products = version.convolutions + version.matrix_products
-    return products > 0 and version.source_kind != "onnx" and build_class is not None and has_bfloat16(build_class)
+    return products > 0 and _flat(version, build_class) and build_class is not None and has_bfloat16(build_class)
 
 
 RECIPES = {
@@ -56,9 +62,11 @@ RECIPES = {
         Recipe("ort-int8-dynamic", "int8", exact=False, gains=_matrix_products),
         Recipe("ort-fp32-prepacked", "fp32", exact=True, gains=_matrix_products),
         Recipe("aten-bf16", "bf16", exact=False, gains=_in_bfloat16, backend="aten", flavour="aten"),
+        # A minute of a core for each version, and a C++ compiler: for who asks.
+        Recipe("aoti-fp32", "fp32", exact=True, gains=_flat, backend="aoti", flavour="aten", by_default=False),
     )
 }
-DEFAULT_RECIPES = tuple(RECIPES)
+DEFAULT_RECIPES = tuple(name for name, recipe in RECIPES.items() if recipe.by_default)
 
 
 def checked_recipes(field: str, names: Sequence[str]) -> tuple[str, ...]:

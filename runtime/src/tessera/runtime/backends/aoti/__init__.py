@@ -1,0 +1,1 @@
+"""Programs compiled by AOTInductor, constants outside the library."""

@@ -56,9 +56,15 @@ class Pool:
         self.made.append(self.world.make())
         return self.made[-1]
 
-    async def until_registered(self, *names: str) -> None:
+    async def until(self, provider: NodeProvider, *names: str) -> None:
+        """Until the provider has these nodes, and etcd too."""
         async with asyncio.timeout(60):
-            while await self._registered() != set(names):  # noqa: ASYNC110 - it is another process that changes
+            while not await provider.nodes() == await self._registered() == set(names):  # noqa: ASYNC110 - others change it
+                await asyncio.sleep(0.1)
+
+    async def until_nothing_is_left(self) -> None:
+        async with asyncio.timeout(10):
+            while self.world.left():  # noqa: ASYNC110 - others change it
                 await asyncio.sleep(0.1)
 
     async def _registered(self) -> set[str]:
@@ -73,7 +79,6 @@ def processes(folder: Path) -> Iterator[World]:
     def kill(node_id: NodeId) -> None:
         for process in below(run / "added" / node_id):
             process.kill()
-            process.wait(10)
 
     try:
         with running_etcd(folder / "etcd") as etcd:

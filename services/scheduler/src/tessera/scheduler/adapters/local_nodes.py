@@ -97,17 +97,19 @@ class LocalNodes:
                     await self._clock.sleep(POLL_S)
                 if self._process(node_id) is None:
                     break
-        self._children.pop(node_id, None)
+        child = self._children.pop(node_id, None)
+        if child is not None and self._process(node_id) is None:
+            await child.wait()
         shutil.rmtree(self._folder / node_id, ignore_errors=True)
 
     async def close(self) -> None:
         """Nothing is open."""
 
     def _process(self, node_id: NodeId) -> psutil.Process | None:
-        """Its agent, if it lives: a pid may be somebody else's by now."""
+        """Its agent, if it lives: a pid may be somebody else's by now, and another scheduler may have made the node anew."""
         child = self._children.get(node_id)
         if child is not None and child.returncode is not None:
-            return None
+            del self._children[node_id]
         try:
             facts = json.loads((self._folder / node_id / FACTS).read_text())
             process = psutil.Process(int(facts["pid"]))

@@ -91,7 +91,7 @@ engine: ## start a Docker Engine where none answers (root, Debian); deploy/engin
 images: setup ## build the container images that changed: make images [NAMES="gateway etcd"] [BASE_IMAGE=...] [TAG=dev]
 	@$(BIN)/python -m deploy.images $(NAMES) $(addprefix --tag ,$(TAG))
 
-compose-up: images ## a cluster by Compose, healthy: make compose-up [WITH="gpu observability"] [PORT_BASE=8000]
+compose-up: images ## a cluster by Compose, healthy: make compose-up [WITH="gpu observability pool"] [PORT_BASE=8000]
 	@$(BIN)/python -m deploy.compose up $(COMPOSE)
 
 compose-demo: setup ## what demo does, against the cluster of compose-up

@@ -24,7 +24,7 @@ def main() -> int:
     parser.add_argument("--project", default=os.environ.get("COMPOSE_PROJECT_NAME", "tessera"))
     parser.add_argument("--port-base", type=int, default=8000, help="gRPC on +1, metrics on +2, admin on +3")
     parser.add_argument("--secrets", type=Path, default=FOLDER / "secrets")
-    parser.add_argument("--with", dest="overrides", action="append", default=[], help="an override: gpu, observability")
+    parser.add_argument("--with", dest="overrides", action="append", default=[], help="an override: gpu, observability, pool")
     parser.add_argument("--within", type=float, default=UP_S, help="seconds until everything must be healthy")
     given = parser.parse_args()
     cluster = Cluster(given.project, given.port_base, given.secrets.resolve(), overrides=given.overrides, say=say)

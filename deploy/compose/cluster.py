@@ -74,9 +74,11 @@ class Cluster:
             starting.wait()
 
     def down(self) -> list[str]:
-        """Takes everything away, volumes and runtime containers included; returns what is left all the same, in words."""
+        """Takes everything away, volumes, runtimes' containers and added nodes included; returns what is left all the same, in words."""
         self._run("stop")
+        engine.stop(engine.pooled(self.project))
         engine.remove(engine.runtimes(self.project))
+        engine.remove(engine.pooled(self.project))
         self._run("down", "-v", "--remove-orphans")
         return engine.left_of(self.project)
 
@@ -132,7 +134,7 @@ class Cluster:
         return [*compose_command(), "-p", self.project, *files, *words]
 
     def _environment(self) -> dict[str, str]:
-        given = {"DOCKER_GID": str(engine.socket_group()), "TESSERA_TOKEN_FILE": str(self.token_file)}
+        given = {"COMPOSE_PROJECT_NAME": self.project, "DOCKER_GID": str(engine.socket_group()), "TESSERA_TOKEN_FILE": str(self.token_file)}
         return {**os.environ, **given, **self._settings}
 
     def _run(self, *words: str) -> str:

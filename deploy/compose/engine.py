@@ -1,4 +1,4 @@
-"""What the engine knows about a Compose project: containers, volumes, networks, and the runtimes' containers on its volumes."""
+"""What the engine knows about a Compose project: containers, volumes, networks, added nodes, and runtimes' containers on its volumes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 PROJECT_LABEL = "com.docker.compose.project"
 SERVICE_LABEL = "com.docker.compose.service"
 RUNTIME_LABEL = "tessera.runtime-id"
+POOL_LABEL = "tessera.node-pool"
 
 
 class EngineError(Exception):
@@ -67,7 +68,13 @@ def runtimes(project: str) -> list[str]:
 
 
 def volumes(project: str) -> list[str]:
-    return _lines("volume", "ls", "-q", "--filter", f"label={PROJECT_LABEL}={project}")
+    labels = (f"{PROJECT_LABEL}={project}", _pool_label(project))
+    return [name for label in labels for name in _lines("volume", "ls", "-q", "--filter", f"label={label}")]
+
+
+def pooled(project: str) -> list[str]:
+    """Ids of the containers that the project's schedulers added as nodes (compose.pool.yaml). Ended ones too."""
+    return _lines("ps", "-aq", "--filter", f"label={_pool_label(project)}")
 
 
 def networks(project: str) -> list[str]:
@@ -79,15 +86,25 @@ def remove(ids: Iterable[str]) -> None:
         docker("rm", "-f", "-v", each)
 
 
+def stop(ids: Iterable[str]) -> None:
+    for each in ids:
+        docker("stop", "-t", "30", each)
+
+
 def left_of(project: str) -> list[str]:
     """All that the engine still has of a project, in words; [] when nothing is."""
     found = [f"container {each.service} ({each.status})" for each in containers(project)]
     found += [f"runtime container {each}" for each in runtimes(project)]
+    found += [f"node container {each}" for each in pooled(project)]
     found += [f"volume {name}" for name in volumes(project)]
     found += [f"network {name}" for name in networks(project)]
     mounts = Path("/proc/self/mounts").read_text().splitlines()
     found += [f"mount {line.split()[1]}" for line in mounts if f"/volumes/{project}_" in line]
     return found
+
+
+def _pool_label(project: str) -> str:
+    return f"{POOL_LABEL}={project}-node-a"
 
 
 def _lines(*words: str) -> list[str]:

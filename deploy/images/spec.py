@@ -17,6 +17,7 @@ PREFIX = "tessera-"
 
 LAYERS = {
     "core": "tessera-pkg",
+    "engine": "tessera-pkg[engine]",
     "ort": "tessera-runtime[ort]",
     "bake": "tessera-runtime[bake]",
     "agent": "tessera-node-agent",
@@ -54,7 +55,7 @@ IMAGES = {
         _runtime("ort"),
         _runtime("aten"),
         _service("gateway", "tessera-gateway"),
-        _service("scheduler", "tessera-scheduler"),
+        _service("scheduler", "tessera-scheduler", "engine"),
         _service("profiler", "tessera-profiler[parquet]", "parquet"),
         _service("node-agent", "tessera-node-agent", "ort", "bake", "agent"),
         _service("registry", "tessera-registry[import]", "aten", "ort", "bake", "import"),

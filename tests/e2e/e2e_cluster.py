@@ -7,7 +7,7 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from deploy.compose.cluster import Cluster
 from tessera.sdk import Client
 
 ROOT = Path(__file__).resolve().parents[2]
-TAG = "test"
+TAG = os.environ.get("TESSERA_TEST_TAG", "test")
 SERVICES = ("etcd", "gateway", "node-a", "node-b", "profiler", "registry", "scheduler-a", "scheduler-b")
 NODES = 2
 UP_S = 240.0
@@ -31,18 +31,24 @@ def build_images() -> None:
 
 
 class ComposeCluster:
-    """`folder` takes its secret and the words of Compose."""
+    """`folder` takes its secret and the words of Compose; `overrides` and `settings` as `Cluster` has them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, overrides: Sequence[str] = (), settings: Mapping[str, str] | None = None) -> None:
         self.said: list[str] = []
-        settings = {
+        given = {
             "TESSERA_TAG": TAG,
             "TESSERA_ETCD_IMAGE": f"tessera-etcd:{TAG}",
             "TESSERA_STORE_BYTES": str(256 << 20),
             "TESSERA_STORE_TMPFS": "320m",
+            **(settings or {}),
         }
         self._cluster = Cluster(
-            f"tessera-test-{secrets.token_hex(3)}", free_port_base(), folder / "secrets", settings=settings, say=self.said.append
+            f"tessera-test-{secrets.token_hex(3)}",
+            free_port_base(),
+            folder / "secrets",
+            overrides=overrides,
+            settings=given,
+            say=self.said.append,
         )
         self.project = self._cluster.project
         self.endpoint = self._cluster.endpoint
@@ -64,9 +70,12 @@ class ComposeCluster:
         with self.connect() as client:
             yield client
 
+    def container(self, service: str) -> str:
+        return self._cluster.container(service)
+
     def state(self, service: str) -> Any:
         """What the engine says: pid and start of the container's first process."""
-        return engine.docker("inspect", "-f", "{{.State.Pid}} {{.State.StartedAt}}", self._cluster.container(service))
+        return engine.docker("inspect", "-f", "{{.State.Pid}} {{.State.StartedAt}}", self.container(service))
 
     def kill(self, service: str) -> str:
         """kill -9 of a container's first process, as a crash would have it (`docker kill` would keep it from being restarted); returns

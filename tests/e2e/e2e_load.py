@@ -15,7 +15,7 @@ from tessera.sdk import Client, TesseraError
 BATCH = 2
 ROUNDS = 16
 PAUSE_S = 0.005
-"""Between two requests of a thread: the machine has other things to do while something restarts."""
+"""The machine has other things to do while something restarts."""
 
 
 class Connects(Protocol):
@@ -30,15 +30,26 @@ class Load:
     Args:
         timeout_s: the deadline of each request.
         batch: items of each.
+        pause_s: between two requests of a thread.
     """
 
-    def __init__(self, platform: Connects, model: str, eager: Net, threads: int = 2, timeout_s: float = 30.0, batch: int = BATCH) -> None:
+    def __init__(
+        self,
+        platform: Connects,
+        model: str,
+        eager: Net,
+        threads: int = 2,
+        timeout_s: float = 30.0,
+        batch: int = BATCH,
+        pause_s: float = PAUSE_S,
+    ) -> None:
         self.answered = 0
         self.wrong: list[str] = []
         self.errors: list[TesseraError] = []
         self.threads = threads
         self._model = model
         self._timeout_s = timeout_s
+        self._pause_s = pause_s
         self._client = platform.connect()
         self._input = self._client.metadata(model).inputs[0].name
         self._asked = [images(batch, seed) for seed in range(ROUNDS)]
@@ -49,7 +60,7 @@ class Load:
 
     def _run(self, index: int) -> None:
         at = index
-        while not self._stop.wait(PAUSE_S):
+        while not self._stop.wait(self._pause_s):
             at = (at + 1) % ROUNDS
             try:
                 answer = self._client.infer(self._model, {self._input: self._asked[at]}, timeout_s=self._timeout_s)

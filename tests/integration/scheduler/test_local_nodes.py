@@ -14,7 +14,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from tessera.api.open_inference.inference_pb2 import ModelInferRequest
@@ -31,6 +30,7 @@ from tessera.domain.records import LoadRecord, LoadState, NodeRecord
 from tessera.frames import FrameClient, RequestHeader
 from tessera.rpc import connect
 from tessera.scheduler.adapters.local_nodes import LocalNodes
+from tessera.testing.agents import agent_settings, below
 from tessera.testing.builders import a_latency_row, a_profile, a_variant, a_variant_key
 from tessera.testing.etcd import free_port, running_etcd
 from tessera.wire import encode_variant_key
@@ -58,28 +58,6 @@ def run() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def below(folder: Path) -> list[psutil.Process]:
-    """Everything whose command line names the folder or what is in it."""
-    found = []
-    for process in psutil.process_iter(["cmdline", "status"]):
-        words = process.info["cmdline"] or []
-        if process.info["status"] != psutil.STATUS_ZOMBIE and any(word.startswith(str(folder)) for word in words):
-            found.append(process)
-    return found
-
-
-def template(folder: Path, run: Path, etcd: str) -> Path:
-    """The first node's settings, which the others are copies of."""
-    where = {name: f"127.0.0.1:{free_port()}" for name in ("address", "start_address", "relay_address", "peer_address")}
-    settings = {
-        **where, "node_id": "n1", "etcd_endpoints": [etcd], "lease_ttl_s": 2.0, "repository_url": f"file://{folder / 'repository'}",
-        "state_folder": str(folder / "n1"), "run_folder": str(run / "n1"), "stores": [{"budget_bytes": 16 << 20}], "flavours": ["ort"],
-    }  # fmt: skip
-    path = folder / "agent.yaml"
-    path.write_text(json.dumps(settings))
-    return path
-
-
 async def until(condition: Callable[[], Awaitable[Any]], what: str) -> Any:
     try:
         async with asyncio.timeout(WAIT_S):
@@ -97,7 +75,7 @@ async def world(folder: Path, run: Path, etcd: EtcdProcess) -> AsyncIterator[tup
     config = folder / "scheduler.yaml"
     settings = {
         "address": address, "start_address": f"127.0.0.1:{free_port()}", "etcd_endpoints": [etcd.endpoint], "node_provider": "local",
-        "node_template": str(template(folder, run, etcd.endpoint)), "node_folder": str(run / "added"), "node_period_s": 0.25,
+        "node_template": str(agent_settings(folder, run, etcd.endpoint)), "node_folder": str(run / "added"), "node_period_s": 0.25,
     }  # fmt: skip
     config.write_text(json.dumps(settings))
     processes = []
@@ -208,10 +186,10 @@ async def test_what_cannot_be_a_template_is_refused(tmp_path: Path) -> None:
 
 
 async def test_an_agent_that_ends_at_once_says_why(tmp_path: Path, run: Path) -> None:
-    path = template(tmp_path, run, "127.0.0.1:1")
+    path = agent_settings(tmp_path, run, "127.0.0.1:1")
     path.write_text(json.dumps({**json.loads(path.read_text()), "stores": [{"budget_bytes": -1}]}))
     provider = LocalNodes(path, run / "added", "extra", SystemClock())
     with pytest.raises(Unavailable, match=r"node extra-0 ended at once: .*budget_bytes"):
         await provider.add()
-    assert provider.nodes() == frozenset()
+    assert await provider.nodes() == frozenset()
     assert not (run / "added" / "extra-0").exists()

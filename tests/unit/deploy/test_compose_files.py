@@ -56,7 +56,7 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-@pytest.mark.parametrize("overrides", [(), ("gpu",), ("observability",)])
+@pytest.mark.parametrize("overrides", [(), ("gpu",), ("observability",), ("pool",)])
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_every_setting_is_one_of_its_service_and_taken(name: str, overrides: tuple[str, ...], clean: pytest.MonkeyPatch) -> None:
     environment = services(*overrides)[name]["environment"]
@@ -78,6 +78,14 @@ def test_only_the_gateway_publishes_ports_and_only_nodes_have_the_engine() -> No
     admin = [port for port in found["gateway"]["ports"] if port.endswith(":8003")]
     assert admin == ["127.0.0.1:8003:8003"], "admin is never on a public address"
     assert read("compose.yaml")["networks"]["inside"] == {"internal": True}
+
+
+def test_schedulers_have_the_engine_where_they_are_to_add_nodes_and_name_a_container_that_there_is() -> None:
+    found = read("compose.pool.yaml")["services"]
+    assert [name for name, service in found.items() if "docker.sock" in json.dumps(service)] == ["scheduler-a", "scheduler-b"]
+    for name in ("scheduler-a", "scheduler-b"):
+        assert found[name]["group_add"] == services()["node-a"]["group_add"]
+        assert found[name]["environment"]["TESSERA_NODE_LIKE"] == found["node-a"]["container_name"]
 
 
 def test_every_service_is_checked_started_again_and_confined() -> None:

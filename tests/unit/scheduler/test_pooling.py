@@ -22,7 +22,7 @@ from tessera.testing import run_virtual
 
 
 class FakeProvider:
-    """Nodes of the world. `error` is raised by the next `add`; a `dead` one never reports."""
+    """Nodes of the world. `error` is raised by the next `add`; a `dead` one never reports; while `away` nobody says what there is."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -30,8 +30,11 @@ class FakeProvider:
         self.removed: list[tuple[NodeId, int]] = []
         self.error: TesseraError | None = None
         self.dead = False
+        self.away = False
 
-    def nodes(self) -> frozenset[NodeId]:
+    async def nodes(self) -> frozenset[NodeId]:
+        if self.away:
+            raise Unavailable("the engine is away")
         return frozenset(self.made)
 
     async def add(self) -> NodeId:
@@ -56,6 +59,9 @@ class FakeProvider:
             assert found is not None
             await self.world.own.transact([ModRevisionIs(where, found.mod_revision)], [Delete(where)])
             del self.world.nodes[node_id]
+
+    async def close(self) -> None:
+        pass
 
 
 async def pooled(world: World, most: int = 2, looks: int = 3, **settings: Any) -> tuple[Scheduler, FakeProvider]:
@@ -185,5 +191,48 @@ def test_no_more_than_the_most() -> None:
                     there.facts["runtime_cores"] = 8.0
                 await asyncio.sleep(1.0)
             assert provider.made == {"extra-0"}
+
+    run_virtual(main)
+
+
+def test_a_node_of_which_nothing_is_heard_goes_whoever_added_it() -> None:
+    async def main() -> None:
+        async with World() as world:
+            _, provider = await pooled(world, looks=1000)
+            provider.made |= {NodeId("extra-0"), NodeId("extra-1")}
+            await world.add_node("extra-1", cpu_count=8)
+            await asyncio.sleep(55.0)
+            assert provider.made == {"extra-0", "extra-1"}
+            await until(lambda: provider.made == {"extra-1"}, 20.0)
+            await asyncio.sleep(120.0)
+            assert provider.made == {"extra-1"}
+
+    run_virtual(main)
+
+
+def test_a_lost_node_stays_while_etcd_is_away() -> None:
+    async def main() -> None:
+        async with World() as world:
+            _, provider = await pooled(world, looks=1000)
+            provider.made.add(NodeId("extra-0"))
+            world.etcd.stop()
+            await asyncio.sleep(200.0)
+            assert provider.made == {"extra-0"}
+            world.etcd.start()
+            await until(lambda: not provider.made, 30.0)
+
+    run_virtual(main)
+
+
+def test_a_provider_that_cannot_be_asked_is_asked_again() -> None:
+    async def main() -> None:
+        async with World() as world:
+            _, provider = await pooled(world)
+            provider.away = True
+            used(world, 1.0)
+            await asyncio.sleep(20.0)
+            assert provider.made == set()
+            provider.away = False
+            await until(lambda: "extra-0" in world.nodes)
 
     run_virtual(main)

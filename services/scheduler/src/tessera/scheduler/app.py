@@ -16,6 +16,7 @@ from tessera.coord.interface import Coordinator
 from tessera.coord.presence import announce
 from tessera.domain.ids import TrustDomain
 from tessera.domain.records import ServiceRecord, VariantRecord
+from tessera.engine import EngineCalls
 from tessera.policy.autoscaling import registry as autoscalers
 from tessera.policy.load import registry as load_policies
 from tessera.policy.nodes import registry as node_policies
@@ -27,6 +28,7 @@ from tessera.program import Stop, Tasks
 from tessera.rpc import FramedCalls, FramedServer, RpcServer
 from tessera.scheduler.adapters.agents import RemoteAgents
 from tessera.scheduler.adapters.artifacts import BlobLists
+from tessera.scheduler.adapters.docker_nodes import DockerNodes
 from tessera.scheduler.adapters.local_nodes import LocalNodes
 from tessera.scheduler.adapters.metrics import PrometheusMeter
 from tessera.scheduler.adapters.records import EtcdRecords
@@ -42,7 +44,7 @@ from tessera.scheduler.loops.pooling import NodePool
 from tessera.scheduler.loops.pulse import Pulse
 from tessera.scheduler.loops.reconciling import Reconciler
 from tessera.scheduler.loops.starting import Starter, StartLimits
-from tessera.scheduler.ports import Agents, Meter, RandomBytes
+from tessera.scheduler.ports import Agents, Meter, NodeProvider, RandomBytes
 from tessera.scheduler.server import SchedulerServer
 
 SERVICE = "tessera.api.scheduler.v1.Scheduler"
@@ -93,6 +95,7 @@ async def run(config: SchedulerConfig, stop: Stop, coordinator: Coordinator) -> 
             await asyncio.gather(starts.stop(config.stop_grace_s), server.stop(config.stop_grace_s))
             await tasks.aclose()
             await agents.close()
+            await scheduler.close()
 
 
 async def _freeze(records: EtcdRecords) -> None:
@@ -176,7 +179,8 @@ class Scheduler:
             meter=meter,
             starts_per_tick=config.starts_per_tick,
         )
-        self.pool = self._pool(config, coordinator, clock, tasks, wake, meter)
+        self._provider = _provider(config, clock)
+        self.pool = None if self._provider is None else self._pool(config, self._provider, coordinator, clock, tasks, wake, meter)
         mover = Mover(
             clock=clock,
             tasks=tasks,
@@ -228,12 +232,21 @@ class Scheduler:
             self._tasks.start("node pool", self.pool.run())
         self._tasks.start("presence", announce(self._coordinator, self._clock, self._presence, self._lease_ttl_s))
 
+    async def close(self) -> None:
+        """After its tasks."""
+        if self._provider is not None:
+            await self._provider.close()
+
     def _pool(
-        self, config: SchedulerConfig, coordinator: Coordinator, clock: Clock, tasks: Tasks, wake: asyncio.Event, meter: Meter
-    ) -> NodePool | None:
-        """None where no provider is set."""
-        if config.node_template is None or config.node_folder is None or config.node_provider == "none":
-            return None
+        self,
+        config: SchedulerConfig,
+        provider: NodeProvider,
+        coordinator: Coordinator,
+        clock: Clock,
+        tasks: Tasks,
+        wake: asyncio.Event,
+        meter: Meter,
+    ) -> NodePool:
         return NodePool(
             clock=clock,
             tasks=tasks,
@@ -242,7 +255,7 @@ class Scheduler:
             cluster=self.cluster,
             records=self.records,
             starter=self.starter,
-            provider=LocalNodes(config.node_template, config.node_folder, config.node_prefix, clock),
+            provider=provider,
             policy=node_policies.make(config.node_policy),
             wake=wake,
             meter=meter,
@@ -258,3 +271,11 @@ class Scheduler:
     def _variant_ready(self, variant: VariantRecord) -> None:
         if variant.artifact:
             self._blobs.want(variant.artifact)
+
+
+def _provider(config: SchedulerConfig, clock: Clock) -> NodeProvider | None:
+    if config.node_provider == "docker":
+        return DockerNodes(EngineCalls(config.engine_url), config.node_like, config.node_prefix, clock)
+    if config.node_provider == "local" and config.node_template is not None and config.node_folder is not None:
+        return LocalNodes(config.node_template, config.node_folder, config.node_prefix, clock)
+    return None

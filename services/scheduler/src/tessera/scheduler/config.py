@@ -52,13 +52,17 @@ class SchedulerConfig(ServiceConfig):
     """`fixed`: `instance_keep_alive_s` for all. `histogram`: by how long each variant is usually left alone."""
     load_policy: str = "published"
     """`published`: overloaded at the profiled peak, interfered where runs are slow below it. `released`: the one flag of INFaaS's code."""
-    node_provider: Literal["none", "local"] = "none"
-    """Where nodes come from when those that are there do not suffice. `local`: agents as processes of this machine."""
+    node_provider: Literal["none", "local", "docker"] = "none"
+    """Where nodes come from when there are too few. `local`: agents as processes of this machine, `docker`: as containers."""
     node_policy: str = "published"
     node_template: Path | None = None
     """For `local`: the settings of a node agent, of which new nodes are copies."""
     node_folder: Path | None = None
     """For `local`: where new nodes keep their files; every scheduler of the machine has the same."""
+    node_like: str = Field("", pattern=r"^([a-zA-Z0-9][a-zA-Z0-9_.-]*)?$")
+    """For `docker`: the name of a node agent's container, of which new nodes are copies; every scheduler of the cluster has the same."""
+    engine_url: str = "unix:///var/run/docker.sock"
+    """For `docker`: the engine that has it."""
     node_prefix: str = Field("extra", pattern=r"^[a-z0-9][a-z0-9._-]{0,40}$")
     most_added_nodes: int = Field(1, ge=1)
     node_period_s: float = Field(2.0, gt=0.0)
@@ -80,4 +84,6 @@ class SchedulerConfig(ServiceConfig):
     def _provided(self) -> Self:
         if self.node_provider == "local" and (self.node_template is None or self.node_folder is None):
             raise ValueError("node_provider local needs node_template and node_folder")
+        if self.node_provider == "docker" and not self.node_like:
+            raise ValueError("node_provider docker needs node_like, the name of a node agent's container")
         return self

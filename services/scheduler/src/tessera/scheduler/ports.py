@@ -103,8 +103,11 @@ class Records(Protocol):
 class NodeProvider(Protocol):
     """Where nodes come from when the pool grows. A node's agent registers by itself."""
 
-    def nodes(self) -> frozenset[NodeId]:
-        """Those that it made and that live, whichever scheduler asked for them."""
+    async def nodes(self) -> frozenset[NodeId]:
+        """Those that it made and that live, whichever scheduler asked for them.
+
+        Raises: TesseraError: why nobody knows.
+        """
         ...
 
     async def add(self) -> NodeId:
@@ -113,6 +116,10 @@ class NodeProvider(Protocol):
 
     async def remove(self, node_id: NodeId) -> None:
         """Takes it away with all that is its; returns when it is gone. Raises: TesseraError."""
+        ...
+
+    async def close(self) -> None:
+        """Its nodes stay."""
         ...
 
 

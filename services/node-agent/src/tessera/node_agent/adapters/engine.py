@@ -1,34 +1,25 @@
-"""The container engine, over its API. The client blocks, so every call runs in a thread of its own pool; one client serves one call at a
-time. Knows nothing of runtimes: containers in, containers out."""
+"""The container engine, over its API. Knows nothing of runtimes: containers in, containers out."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from queue import Empty, LifoQueue
-from typing import Any, TypeVar
+from typing import Any
 
-import docker
-import requests
-from docker.errors import APIError, DockerException, NotFound
+from docker.errors import APIError, NotFound
 from docker.types import DeviceRequest, LogConfig, Ulimit
 from docker.types import Mount as DockerMount
 
-from tessera.domain.errors import FailedPrecondition, Internal, TesseraError, Unavailable
+from tessera.domain.errors import FailedPrecondition
+from tessera.engine import EngineCalls, remove_container
 from tessera.node_agent.core.containers import NODE_LABEL, ContainerSpec, ContainerState, EngineSource, FoundContainer, Mount
 from tessera.telemetry import get_logger
 
-CALL_S = 30.0
-THREADS = 4
 SCRATCH_BYTES = 16 << 20
 LOG_BYTES = "1m"
 LOG_FILES = "2"
 LOG_TAIL_LINES = 20
 
 _log = get_logger(__name__)
-_Answer = TypeVar("_Answer")
-_Act = Callable[[Any], _Answer]
 
 
 class Engine:
@@ -37,10 +28,7 @@ class Engine:
     def __init__(self, url: str, make: Callable[[str], Any] | None = None) -> None:
         """`make` gives tests their own client."""
         self.url = url
-        self._make = make or _client
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="engine")
-        self._idle: LifoQueue[Any] = LifoQueue()
-        self._closed = False
+        self._calls = EngineCalls(url, make)
 
     async def check(self, images: Iterable[str]) -> None:
         """Whether the engine answers, has these images, and can keep containers to their limits (where it cannot, the log says so).
@@ -61,7 +49,7 @@ class Engine:
             info: dict[str, Any] = client.info()
             return info
 
-        info = await self._call("check images", act)
+        info = await self._calls.call("check images", act)
         lacking = [name for name in ("MemoryLimit", "SwapLimit", "CpuCfsQuota", "PidsLimit") if info.get(name) is False]
         if lacking:
             _log.warning("this engine cannot keep containers to all of their limits", lacking=lacking)
@@ -76,7 +64,7 @@ class Engine:
                 return None
             return tuple(Mount(item["Type"], item.get("Source", ""), item["Destination"], item.get("Name", "")) for item in found)
 
-        return await self._call("look at the agent's own container", act)
+        return await self._calls.call("look at the agent's own container", act)
 
     async def run(self, spec: ContainerSpec) -> str:
         """Makes and starts a container; returns its id. Nothing is left of one that does not start.
@@ -95,7 +83,7 @@ class Engine:
                 raise
             return container_id
 
-        return await self._call(f"start {spec.name}", act)
+        return await self._calls.call(f"start {spec.name}", act)
 
     async def state(self, container_id: str) -> ContainerState | None:
         """None when there is no such container. Raises: Unavailable."""
@@ -107,7 +95,7 @@ class Engine:
                 return None
             return ContainerState(found["Running"], int(found["ExitCode"]), bool(found["OOMKilled"]), found.get("Error", ""))
 
-        return await self._call("look at a container", act)
+        return await self._calls.call("look at a container", act)
 
     async def log_tail(self, container_id: str) -> str:
         """Its last words. Raises: Unavailable."""
@@ -118,7 +106,7 @@ class Engine:
             except NotFound:
                 return ""
 
-        return await self._call("read a container's log", act)
+        return await self._calls.call("read a container's log", act)
 
     async def containers_of(self, node_id: str) -> tuple[FoundContainer, ...]:
         """All that carry the node's label, ended ones too. Raises: Unavailable."""
@@ -127,7 +115,7 @@ class Engine:
             found = client.containers(all=True, filters={"label": f"{NODE_LABEL}={node_id}"})
             return tuple(FoundContainer(item["Id"], item["State"] in ("running", "paused"), item["Labels"]) for item in found)
 
-        return await self._call("list containers", act)
+        return await self._calls.call("list containers", act)
 
     async def kill(self, container_id: str) -> None:
         """Nothing happens when it has ended. Raises: Unavailable."""
@@ -141,77 +129,15 @@ class Engine:
                 if error.status_code != 409:  # it is not running
                     raise
 
-        await self._call("kill a container", act)
+        await self._calls.call("kill a container", act)
 
     async def remove(self, container_id: str) -> None:
         """Killed when it runs. Nothing happens when it is gone, or going. Raises: Unavailable."""
-
-        def act(client: Any) -> None:
-            try:
-                client.remove_container(container_id, force=True, v=True)
-            except NotFound:
-                return
-            except APIError as error:
-                if error.status_code != 409:  # somebody else is removing it
-                    raise
-
-        await self._call("remove a container", act)
+        await self._calls.call("remove a container", lambda client: remove_container(client, container_id))
 
     async def close(self) -> None:
         """Calls from here on are `Unavailable`."""
-        self._closed = True
-        await asyncio.to_thread(self._threads.shutdown)
-        while True:
-            try:
-                self._idle.get_nowait().close()
-            except Empty:
-                return
-
-    async def _call(self, what: str, act: _Act[_Answer]) -> _Answer:
-        if self._closed:
-            raise Unavailable(f"the node agent lets go of container engine {self.url} ({what})")
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._with_client, what, act)
-
-    def _with_client(self, what: str, act: _Act[_Answer]) -> _Answer:
-        client = None
-        try:
-            try:
-                client = self._idle.get_nowait()
-            except Empty:
-                client = self._make(self.url)
-            answer = act(client)
-        except TesseraError:
-            self._idle.put(client)
-            raise
-        except APIError as error:
-            self._idle.put(client)
-            raise _refusal(self.url, what, error) from error
-        except (requests.exceptions.RequestException, DockerException, OSError) as error:
-            if client is not None:
-                client.close()  # its connections are of no use after an engine's restart
-            raise Unavailable(f"container engine {self.url} does not answer ({what}): {_cause(error)}") from error
-        self._idle.put(client)
-        return answer
-
-
-def _client(url: str) -> Any:
-    return docker.APIClient(base_url=url, version="auto", timeout=CALL_S)
-
-
-def _refusal(url: str, what: str, error: APIError) -> TesseraError:
-    words = f"container engine {url} refuses to {what}: {error.explanation or error}"
-    if error.status_code is not None and error.status_code >= 500:
-        return Unavailable(words)
-    return FailedPrecondition(words) if error.status_code in (400, 403, 404, 409) else Internal(words)
-
-
-def _cause(error: BaseException) -> str:
-    """The innermost reason: the outer ones repeat it in brackets."""
-    inner = error
-    while (below := inner.__cause__ or inner.__context__) is not None:
-        inner = below
-    words = getattr(inner, "strerror", None)
-    return str(words or inner or type(inner).__name__)
+        await self._calls.close()
 
 
 def arguments_of(client: Any, spec: ContainerSpec) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from tessera.clock import Clock
 from tessera.domain.errors import FailedPrecondition, InvalidInput, Unavailable
 from tessera.domain.ids import NodeId
 from tessera.program import ChildProcess
+from tessera.scheduler.core.pool import free_name
 
 END_S = 30.0
 POLL_S = 0.05
@@ -46,7 +47,7 @@ class LocalNodes:
         self._clock = clock
         self._children: dict[NodeId, ChildProcess] = {}
 
-    def nodes(self) -> frozenset[NodeId]:
+    async def nodes(self) -> frozenset[NodeId]:
         """Those whose agents live."""
         names = [NodeId(path.parent.name) for path in self._folder.glob(f"{self._prefix}-*/{FACTS}")]
         return frozenset(name for name in names if self._process(name) is not None)
@@ -56,9 +57,7 @@ class LocalNodes:
 
         Raises: Unavailable: it ended, or does not answer in time; says its last words. FailedPrecondition: the folder cannot be written.
         """
-        there = self.nodes()
-        number = next(number for number in range(len(there) + 1) if self._name(number) not in there)
-        node_id = self._name(number)
+        node_id = free_name(self._prefix, await self.nodes())
         folder = self._folder / node_id
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -98,17 +97,19 @@ class LocalNodes:
                     await self._clock.sleep(POLL_S)
                 if self._process(node_id) is None:
                     break
-        self._children.pop(node_id, None)
+        child = self._children.pop(node_id, None)
+        if child is not None and self._process(node_id) is None:
+            await child.wait()
         shutil.rmtree(self._folder / node_id, ignore_errors=True)
 
-    def _name(self, number: int) -> NodeId:
-        return NodeId(f"{self._prefix}-{number}")
+    async def close(self) -> None:
+        """Nothing is open."""
 
     def _process(self, node_id: NodeId) -> psutil.Process | None:
-        """Its agent, if it lives: a pid may be somebody else's by now."""
+        """Its agent, if it lives: a pid may be somebody else's by now, and another scheduler may have made the node anew."""
         child = self._children.get(node_id)
         if child is not None and child.returncode is not None:
-            return None
+            del self._children[node_id]
         try:
             facts = json.loads((self._folder / node_id / FACTS).read_text())
             process = psutil.Process(int(facts["pid"]))

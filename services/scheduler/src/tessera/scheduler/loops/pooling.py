@@ -1,7 +1,8 @@
 """The pool of nodes: asks the policy every period, has the provider make a node or take one away, one at a time.
 
 A node that leaves is closed first: nothing starts there any more. What it serves is ready elsewhere before it drains there, and only an
-empty node is taken away. Nothing leaves while etcd is away, or when what it serves has nowhere to go.
+empty node is taken away. Nothing leaves while etcd is away, or when what it serves has nowhere to go. A node of the provider's that has
+neither lease nor status stream is lost, and taken away too, so that whoever leads cleans up behind whoever led.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ EMPTY_S = 60.0
 """How long a node may take to get empty before it stays after all."""
 IDLE_S = 30.0
 """An instance idle for longer is not started elsewhere: its next request starts it in milliseconds."""
+LOST_S = 60.0
+"""How long nothing may be heard of a node that the provider has."""
 POLL_S = 0.1
 
 
@@ -70,19 +73,31 @@ class NodePool:
         self._most = most
         self._period_s = period_s
         self._state = PoolState()
+        self._heard_s: dict[NodeId, float] = {}
         self._changing = False
 
     async def run(self) -> None:
         while True:
             if self._leading.leadership is None:
                 self._state = PoolState()
+                self._heard_s.clear()
             elif not self._changing:
-                self.once()
+                try:
+                    await self.once()
+                except TesseraError as error:
+                    log.warning("the pool of nodes cannot be looked at", reason=str(error))
             await self._clock.sleep(self._period_s)
 
-    def once(self) -> None:
-        """One look. What follows from it goes on beside the next looks, which wait for its end."""
-        made = self._provider.nodes()
+    async def once(self) -> None:
+        """One look. What follows from it goes on beside the next looks, which wait for its end.
+
+        Raises: TesseraError: the provider cannot be asked.
+        """
+        made = await self._provider.nodes()
+        lost = self._lost(made)
+        if lost is not None:
+            self._begin(self._take_away(lost, f"nothing was heard of it for {LOST_S:.0f} s"), f"take lost node {lost} away")
+            return
         plan = self._policy.step(self._state, self._uses(made))
         self._state = plan.state
         if plan.add and len(made) >= self._most:
@@ -91,6 +106,22 @@ class NodePool:
             self._begin(self._add(plan.reason), "add a node")
         elif plan.remove:
             self._begin(self._leave(plan.remove[0], plan.reason), f"take node {plan.remove[0]} away")
+
+    def _lost(self, made: frozenset[NodeId]) -> NodeId | None:
+        """One of which nothing was heard for too long."""
+        now_s, records = self._clock.monotonic_s(), self._records.nodes()
+        silent = {name for name in made if name not in records and not ((node := self._cluster.observed.get(name)) and node.live)}
+        self._heard_s = {name: self._heard_s.get(name, now_s) if name in silent else now_s for name in made}
+        return min((name for name in silent if now_s - self._heard_s[name] > LOST_S), default=None)
+
+    async def _take_away(self, node_id: NodeId, reason: str) -> None:
+        log.warning("node is taken away", node=node_id, reason=reason)
+        try:
+            await require_etcd(self._coordinator)
+            await self._provider.remove(node_id)
+            self._meter.pooled("removed")
+        except TesseraError as error:
+            log.warning("node stays", node=node_id, reason=str(error))
 
     def _begin(self, change: Coroutine[None, None, None], name: str) -> None:
         self._changing = True
@@ -121,14 +152,19 @@ class NodePool:
             log.warning("no node is added", reason=str(error))
             return
         log.info("node added", node=node_id, reason=reason)
+        try:
+            await self._reported(node_id)
+            self._meter.pooled("added")
+        except TesseraError as error:
+            await self._take_away(node_id, str(error))
+
+    async def _reported(self, node_id: NodeId) -> None:
+        """Raises: Unavailable: it is gone, or does not report in time."""
         until_s = self._clock.monotonic_s() + COME_S
         while not self._reports(node_id):
-            if node_id not in self._provider.nodes() or self._clock.monotonic_s() > until_s:
-                log.warning("an added node does not report, and is taken away", node=node_id)
-                await self._provider.remove(node_id)
-                return
+            if self._clock.monotonic_s() > until_s or node_id not in await self._provider.nodes():
+                raise Unavailable(f"it has ended, or does not report after {COME_S:.0f} s")
             await self._clock.sleep(POLL_S)
-        self._meter.pooled("added")
 
     def _reports(self, node_id: NodeId) -> bool:
         node = self._cluster.observed.get(node_id)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
 from registry_world import onnx_graph
 
 from tessera.domain.accuracy import Agreement
-from tessera.domain.errors import DataCorrupted, InvalidInput
+from tessera.domain.errors import DataCorrupted, FailedPrecondition, InvalidInput
 from tessera.domain.ids import BuildClass, Digest, ModelName, NodeId, ProfileClass, TrustDomain, VariantKey, VariantName, VersionNumber
+from tessera.domain.recipe import Recipe
 from tessera.domain.records import NodeRecord, VariantRecord, VariantState, VersionRecord
 from tessera.domain.signature import Signature
+from tessera.registry.core import recipes
 from tessera.registry.core.operators import count
 from tessera.registry.core.recipes import DEFAULT_RECIPES, ORT, checked_recipes, withheld
 from tessera.registry.core.variants import name_for, plan_variants
@@ -233,3 +236,54 @@ def test_compiling_is_for_who_asks_alone() -> None:
     assert checked_recipes("recipes", ["aoti-fp32"]) == ("aoti-fp32",)
     (made,) = plan_variants([CNN], [READY_A, ATEN_READY], [node("n", A)], digest_of, ["aoti-fp32"]).create
     assert (made.key.variant, made.backend, made.flavour, made.precision) == ("aoti-fp32", "aoti", "aten", "fp32")
+
+
+@pytest.fixture
+def packages(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Callable[[], object]]]:
+    """What installed packages offer as recipes."""
+    offered: dict[str, Callable[[], object]] = {}
+    monkeypatch.setattr(recipes, "plugins", lambda group: offered)
+    for cache in (recipes.names, recipes.recipe_named):
+        cache.cache_clear()
+    yield offered
+    for cache in (recipes.names, recipes.recipe_named):
+        cache.cache_clear()
+
+
+OTHER = Recipe("other-fp32", "fp32", exact=True, gains=lambda version, build_class: version.convolutions > 0, backend="other")
+
+
+def test_a_recipe_of_another_package_is_planned_like_one_of_ours(packages: dict[str, Callable[[], object]]) -> None:
+    packages |= {"other-fp32": lambda: OTHER, "ort-int8": lambda: OTHER, "ort-fp32": lambda: OTHER}
+    assert checked_recipes("recipes", ["other-fp32", "ort-int8"]) == ("other-fp32", "ort-int8")
+    nodes = [node("n", A)]
+    (made,) = plan_variants([CNN], [READY_A], nodes, digest_of, ["other-fp32"]).create
+    assert (made.key.variant, made.backend, made.flavour, made.precision, made.recipe) == (
+        "other-fp32",
+        "other",
+        "ort",
+        "fp32",
+        "other-fp32",
+    )
+    (bake,) = plan_variants([CNN], [READY_A, made], nodes, digest_of, ["other-fp32"]).bake
+    assert (bake.recipe, bake.source, bake.base) == ("other-fp32", CNN.exports[0], False)
+    assert plan_variants([VERSION], [READY_A], nodes, digest_of, ["other-fp32"]).create == ()
+    assert recipes.recipe_named("ort-int8").backend == "ort"
+    assert "differs from the registered model by 0.5" in recipes.check_exact("other-fp32", Agreement(0.5, 0.9, 1))
+
+
+def test_a_package_that_makes_no_recipe_is_refused_before_anything_is_planned(packages: dict[str, Callable[[], object]]) -> None:
+    packages |= {"other": lambda: OTHER, "nothing": lambda: None}
+    for name in packages:
+        with pytest.raises(FailedPrecondition, match=f"tessera.recipes: {name!r} makes .*, no recipe of that name"):
+            checked_recipes("recipes", [name])
+
+
+def test_what_a_package_offered_that_is_gone_fails_and_is_wanted_no_more(packages: dict[str, Callable[[], object]]) -> None:
+    version = replace(CNN, recipes=("other-fp32",))
+    assert plan_variants([version], [READY_A], [node("n", A)], digest_of).create == ()
+    begun = replace(variant("other-fp32", VariantState.PENDING, A), backend="other")
+    plan = plan_variants([version], [READY_A, begun], [node("n", A)], digest_of)
+    assert plan.fail == ((begun.key, "no installed package offers recipe other-fp32"),)
+    with pytest.raises(InvalidInput, match="recipes 'other-fp32': must be among"):
+        checked_recipes("recipes", ["other-fp32"])

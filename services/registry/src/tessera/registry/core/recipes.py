@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import lru_cache
 
 from tessera.domain.accuracy import Agreement
-from tessera.domain.errors import InvalidInput
+from tessera.domain.errors import FailedPrecondition, InvalidInput
 from tessera.domain.ids import BuildClass, VariantName
+from tessera.domain.recipe import Recipe
 from tessera.domain.records import VariantRecord, VersionRecord
+from tessera.plugins import plugins
 from tessera.runtime.classes import has_bfloat16
 
 ATEN = VariantName("aten-fp32")
@@ -18,24 +20,8 @@ IDENTITY = VariantName("identity-any")
 BASE = (ATEN, ORT)
 """Every version has them; a registration that waits for its variants waits for these."""
 
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """A recipe beside the base ones. `exact`: what it makes has to agree with the registered model within 1e-4.
-
-    `gains` says from a version's operators, and from the class of a node (None while none is known), whether it can gain from it. Whether
-    it does is for profiles to say: int8 wins where there is VNNI and seldom elsewhere. `backend` opens what it makes, in runtimes of
-    `flavour`; a build for flavour `aten` is made of the version's flat program, others of its export. `by_default`: made without being
-    asked for.
-    """
-
-    name: str
-    precision: str
-    exact: bool
-    gains: Callable[[VersionRecord, BuildClass | None], bool]
-    backend: str = "ort"
-    flavour: str = "ort"
-    by_default: bool = True
+GROUP = "tessera.recipes"
+"""Entry points of other packages' recipes."""
 
 
 def _convolutions(version: VersionRecord, _: BuildClass | None) -> bool:
@@ -69,24 +55,47 @@ RECIPES = {
 DEFAULT_RECIPES = tuple(name for name, recipe in RECIPES.items() if recipe.by_default)
 
 
-def checked_recipes(field: str, names: Sequence[str]) -> tuple[str, ...]:
+@lru_cache(maxsize=1)
+def names() -> tuple[str, ...]:
+    """The recipes beside the base ones: Tessera's own, then those of installed packages, which cannot take an own one's name. What is
+    installed is read once."""
+    return (*RECIPES, *(name for name in plugins(GROUP) if name not in RECIPES and name not in BASE))
+
+
+@lru_cache
+def recipe_named(name: str) -> Recipe:
+    """One of `names`.
+
+    Raises:
+        FailedPrecondition: the package that offers it cannot be imported, or makes another recipe.
+    """
+    if name in RECIPES:
+        return RECIPES[name]
+    made = plugins(GROUP)[name]()
+    if not isinstance(made, Recipe) or made.name != name:
+        raise FailedPrecondition(f"{GROUP}: {name!r} makes {made!r}, no recipe of that name")
+    return made
+
+
+def checked_recipes(field: str, asked: Sequence[str]) -> tuple[str, ...]:
     """The names, each once, in their order; the base recipes, which are made anyway, left out.
 
     Raises:
         InvalidInput: one is no recipe.
+        FailedPrecondition: as `recipe_named`.
     """
-    for name in names:
-        if name not in RECIPES and name not in BASE:
-            raise InvalidInput(field, name[:80], f"must be among {', '.join((*BASE, *RECIPES))}")
-    return tuple(dict.fromkeys(name for name in names if name not in BASE))
+    for name in asked:
+        if name not in names() and name not in BASE:
+            raise InvalidInput(field, name[:80], f"must be among {', '.join((*BASE, *names()))}")
+    return tuple(dict.fromkeys(recipe_named(name).name for name in asked if name not in BASE))
 
 
 def wanted(version: VersionRecord, by_default: Sequence[str], build_class: BuildClass | None = None) -> tuple[str, ...]:
     """Recipes to build for a version beside the base ones, first ones first: what the user asked for, else those of the registry's list
-    that it can gain from on nodes of the class."""
+    that it can gain from on nodes of the class. What no installed package offers any more is left out."""
     if version.recipes is not None:
-        return version.recipes
-    return tuple(name for name in by_default if RECIPES[name].gains(version, build_class))
+        return tuple(name for name in version.recipes if name in names())
+    return tuple(name for name in by_default if recipe_named(name).gains(version, build_class))
 
 
 def recipe_of(variant: VariantRecord) -> str:
@@ -95,13 +104,12 @@ def recipe_of(variant: VariantRecord) -> str:
 
 
 def is_base(variant: VariantRecord) -> bool:
-    return recipe_of(variant) not in RECIPES
+    return recipe_of(variant) in (*BASE, IDENTITY)
 
 
 def check_exact(recipe: str, agreement: Agreement) -> str:
     """Why what was built by an exact recipe may not be served; "" where it may."""
-    known = RECIPES.get(recipe)
-    if agreement.exact or (known is not None and not known.exact):
+    if agreement.exact or (recipe not in BASE and not recipe_named(recipe).exact):
         return ""
     return f"differs from the registered model by {agreement.max_error:.3g}; {recipe} has to agree within 1e-4"
 

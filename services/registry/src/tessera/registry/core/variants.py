@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from tessera.domain.errors import FailedPrecondition
 from tessera.domain.ids import BuildClass, Digest, VariantKey, VariantName, VersionKey
 from tessera.domain.records import NodeRecord, VariantRecord, VariantState, VersionRecord
-from tessera.registry.core.recipes import ATEN, ORT, RECIPES, recipe_of, wanted
+from tessera.registry.core.recipes import ATEN, BASE, ORT, names, recipe_named, recipe_of, wanted
 
 _FLAVOUR = "ort"
 _OPEN = (VariantState.PENDING, VariantState.BUILDING)
@@ -49,7 +49,7 @@ class Bake:
 
     @property
     def base(self) -> bool:
-        return self.recipe not in RECIPES
+        return self.recipe in BASE
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +86,14 @@ def plan_variants(
     """
     known = sorted(nodes, key=lambda n: n.node_id)
     by_class = _first_of_class(known, _FLAVOUR)
-    by_flavour = {recipe.flavour: _first_of_class(known, recipe.flavour) for recipe in RECIPES.values()}
+    by_flavour = {flavour: _first_of_class(known, flavour) for node in known for flavour in node.flavours}
     of_version: dict[VersionKey, dict[VariantName, VariantRecord]] = {}
     flat: dict[VersionKey, Digest] = {}
     for variant in variants:
-        if recipe_of(variant) == ATEN and variant.artifact is not None:
-            flat[variant.key.version_key] = variant.artifact
-        elif recipe_of(variant) in (ORT, *RECIPES):
+        if recipe_of(variant) != ATEN:
             of_version.setdefault(variant.key.version_key, {})[variant.key.variant] = variant
+        elif variant.artifact is not None:
+            flat[variant.key.version_key] = variant.artifact
     draft = _Draft()
     for version in versions:
         key = VersionKey(version.trust_domain, version.model, version.version)
@@ -101,7 +101,7 @@ def plan_variants(
         if version.exports and ORT in have:
             _plan_base(version, have, by_class, hasher, draft)
             _plan_further(version, have, by_flavour, flat.get(key), hasher, recipes, draft)
-    order = {name: place for place, name in enumerate((ORT, *RECIPES))}
+    order = {name: place for place, name in enumerate((ORT, *names()))}
     draft.bake.sort(key=lambda bake: order[bake.recipe])  # stable: versions keep their order
     return VariantPlan(tuple(draft.create), tuple(draft.bake), tuple(draft.waiting), tuple(draft.fail))
 
@@ -147,8 +147,11 @@ def _plan_further(
         recipe = recipe_of(variant)
         if recipe == ORT or variant.state not in _OPEN:
             continue
-        made = RECIPES[recipe]
-        by_class = by_flavour[made.flavour]
+        if recipe not in names():
+            draft.fail.append((variant.key, f"no installed package offers recipe {recipe}"))
+            continue
+        made = recipe_named(recipe)
+        by_class = by_flavour.get(made.flavour, {})
         source = version.exports[0] if made.flavour == _FLAVOUR else flat
         base = short if "." not in variant.key.variant else others.get(variant.build_class)
         if base is None or base.state is VariantState.FAILED:
@@ -168,7 +171,7 @@ def _plan_further(
         if base.state is not VariantState.READY or build_class is None:
             continue
         for recipe in wanted(version, recipes, build_class):
-            if build_class not in by_flavour[RECIPES[recipe].flavour]:
+            if build_class not in by_flavour.get(recipe_named(recipe).flavour, {}):
                 continue
             name = VariantName(recipe) if base is short else name_for(recipe, build_class, hasher)
             if name not in have:
@@ -176,7 +179,7 @@ def _plan_further(
 
 
 def _wanted(like: VariantRecord, recipe: str, name: VariantName, build_class: BuildClass) -> VariantRecord:
-    key, made = like.key, RECIPES.get(recipe)
+    key, made = like.key, None if recipe in BASE else recipe_named(recipe)
     return VariantRecord(
         key=VariantKey(key.trust_domain, key.model, key.version, name),
         backend=made.backend if made else like.backend,

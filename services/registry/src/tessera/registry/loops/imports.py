@@ -21,7 +21,7 @@ from tessera.domain.records import Evaluation, JobRecord, ModelRecord, VariantRe
 from tessera.program import Tasks
 from tessera.registry.core.jobs import JobStep, payload_of, registration_of, step
 from tessera.registry.core.operators import Operators, count
-from tessera.registry.core.recipes import ATEN, ORT, RECIPES, wanted
+from tessera.registry.core.recipes import ATEN, ORT, recipe_named, wanted
 from tessera.registry.core.source import Registration, source_digest
 from tessera.registry.loops.accounting import placeholder, ready
 from tessera.registry.loops.catalogue import Catalogue, NewVersion
@@ -292,7 +292,7 @@ class Imports:
         )
         further = [
             placeholder(domain, name, VariantName(made.name), made.backend, artifact.max_batch, made.precision, made.flavour)
-            for made in map(RECIPES.__getitem__, wanted(version, self._variants.recipes))
+            for made in map(recipe_named, wanted(version, self._variants.recipes))
         ]
         return NewVersion(model, version, (*variants, ort, *further), registration.lossy)
 

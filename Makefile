@@ -4,8 +4,10 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3.11
-DISTRIBUTIONS := proto/python pkg runtime sdk cli $(addprefix services/,gateway scheduler node-agent profiler registry)
-SOURCES := pkg runtime sdk cli services tests benchmarks examples deploy proto/generate.py
+# Backends that are distributions of their own: a folder each, found here and nowhere named.
+BACKENDS := $(patsubst %/pyproject.toml,%,$(wildcard backends/*/pyproject.toml))
+DISTRIBUTIONS := proto/python pkg runtime sdk cli $(addprefix services/,gateway scheduler node-agent profiler registry) $(BACKENDS)
+SOURCES := pkg runtime sdk cli services backends tests benchmarks examples deploy proto/generate.py
 STAMP := $(VENV)/.tessera-setup
 PYTEST := $(BIN)/python -m pytest -q
 # One line for all runs of pytest: how many tests were left out, and why (tests/conftest.py).
@@ -49,13 +51,13 @@ lint: setup ## ruff: format and rules (the banned calls too)
 	@$(BIN)/ruff check -q $(SOURCES)
 
 types: setup ## mypy, strict (tests stay outside)
-	@$(BIN)/mypy pkg/src runtime/src sdk/src cli/src $(addsuffix /src,$(addprefix services/,gateway scheduler node-agent profiler registry)) benchmarks examples deploy proto/generate.py | tail -n 40; exit $${PIPESTATUS[0]}
+	@MYPYPATH=$$(echo $(addsuffix /src,$(BACKENDS)) | tr ' ' ':') $(BIN)/mypy $(addsuffix /src,$(BACKENDS)) pkg/src runtime/src sdk/src cli/src $(addsuffix /src,$(addprefix services/,gateway scheduler node-agent profiler registry)) benchmarks examples deploy proto/generate.py | tail -n 40; exit $${PIPESTATUS[0]}
 
 contracts: setup ## import contracts (.importlinter)
 	@$(BIN)/lint-imports --no-logo 2>&1 | tail -n 25; exit $${PIPESTATUS[0]}
 
 unit: setup ## unit tests: values, fakes, virtual time
-	@$(PYTEST) tests/unit tests/golden
+	@$(PYTEST) tests/unit tests/golden $(addsuffix /tests,$(BACKENDS))
 
 golden: setup ## re-write the golden files; review the difference
 	@TESSERA_WRITE_GOLDEN=1 $(PYTEST) tests/golden && git diff --stat tests/golden

@@ -17,6 +17,7 @@ import pytest
 
 from tessera.domain.artifact import Artifact
 from tessera.domain.ids import Digest
+from tessera.registry.core.recipes import names, recipe_named
 from tessera.runtime import backends
 from tessera.runtime.backends.interface import Backend, BackendConfig, Loaded, Tensor
 from tessera.runtime.blobs import ArtifactBlobs
@@ -80,7 +81,14 @@ def import_and_bake(reference: str, arguments: dict[str, Any], seed: int, store:
     assert made.onnx, made.onnx_reason
     for path in (store / "blobs").iterdir():
         seal(path, Digest(path.name))
-    return Digests(store, work, {"aten": made.aten, "onnx": made.onnx, "ort": bake(made.onnx, "ort-fp32", store, work / "ort")})
+    baked = {name: bake(made.onnx, _recipe_of_package(name), store, work / name) for name in backends.others()}
+    ort = bake(made.onnx, "ort-fp32", store, work / "ort")
+    return Digests(store, work, {"aten": made.aten, "onnx": made.onnx, "ort": ort, **baked})
+
+
+def _recipe_of_package(backend: str) -> str:
+    """The recipe by which another package makes what its backend opens and what agrees with the registered model."""
+    return next(name for name in names() if recipe_named(name).backend == backend and recipe_named(name).exact)
 
 
 def bake(source: str, recipe: str, store: Path, out: Path) -> str:

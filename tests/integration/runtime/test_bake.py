@@ -13,7 +13,10 @@ import pytest
 from tessera.domain.accuracy import EXACT_ERROR
 from tessera.domain.errors import DataCorrupted, InvalidInput, Unsupported
 from tessera.domain.ids import BuildClass
+from tessera.plugins import plugins
+from tessera.runtime import backends
 from tessera.runtime.classes import build_class
+from tessera.runtime.recipes import GROUP
 from tessera.tensorstore import artifact as artifacts
 
 
@@ -278,3 +281,22 @@ def test_where_there_is_no_compiler_the_build_says_so(store, kit, tmp_path, monk
     code, answer = bake(store, kit.linear(store, "aten").artifact, tmp_path / "out", recipe="aoti-fp32")
     assert (code, answer["kind"]) == (1, Unsupported.kind)
     assert "aoti-fp32 needs a C++ compiler on the node: no-such-compiler is not on PATH" in answer["message"]
+
+
+@pytest.mark.parametrize("recipe", plugins(GROUP))
+async def test_a_runtime_serves_what_a_recipe_of_another_package_makes(recipe, zygotes, store, kit, tmp_path):
+    source, model = export(store, kit)
+    code, answer = bake(store, source, tmp_path / "out", recipe=recipe)
+    assert code == 0, answer
+    for blob in answer["blobs"]:
+        store.put(Path(blob["path"]).read_bytes())
+    baked = store.artifact(answer["artifact"])
+    assert answer["agreement"]["max_error"] <= EXACT_ERROR
+    zygote = zygotes(backends.others()[baked.backend])
+    x = np.random.default_rng(1).standard_normal((3, kit.width)).astype(np.float32)
+    for _ in range(2):  # both forked of one zygote
+        runtime = await zygote.fork()
+        generation = await runtime.load(answer["artifact"])
+        client = await runtime.data()
+        got = kit.output(await client.request(kit.header(generation), kit.request(x)))
+        assert np.abs(got - model.expected(x)).max() < 1e-4

@@ -18,7 +18,7 @@ PACK_THRESHOLD_BYTES = 4096
 PACK_ALIGNMENT_BYTES = 64
 
 PREPACKED = "prepacked"
-"""Option of backend `ort`: weights are laid out anew for the CPU's kernels when it is opened. Faster where matrix products or int8 prevail;
+"""Option: weights are laid out anew for the CPU's kernels when it is opened. Faster where matrix products or int8 prevail;
 opening takes longer, and the laid-out copies are private memory."""
 
 AUTOCAST = "autocast"

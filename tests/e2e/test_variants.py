@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from e2e_platform import Platform, until
 
+from tessera.plugins import plugins
+from tessera.registry.core.recipes import GROUP
 from tessera.sdk import types
 
 pytestmark = pytest.mark.slow
@@ -61,6 +63,20 @@ def test_int8_is_measured_on_the_users_set_and_served_by_name_alone(
     wanted = net.eager(images[:4])
     difference = float(np.abs(named.outputs[name] - wanted).max())
     assert 0 < difference < 0.2 * float(np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("recipe", plugins(GROUP))
+def test_a_recipe_of_another_package_is_made_for_who_asks(making: Platform, sources: Path, net: e2e_models.Net, recipe: str) -> None:
+    done = making.tessera("model", "register", f"by-{recipe}", str(sources / "net.pt2"), "--variants", recipe, "--wait")
+    assert done.returncode == 0, done.stderr
+    until(lambda: all(info.state == "ready" for info in variants(making, f"by-{recipe}").values()), f"{recipe} is made", MADE_S)
+    assert set(variants(making, f"by-{recipe}")) == {"aten-fp32", "ort-fp32", recipe}
+    images = e2e_models.images(4)
+    with making.client() as client:
+        named = client.infer(f"by-{recipe}@1/{recipe}", {"image": images})
+    (name,) = named.outputs
+    assert named.variant == recipe
+    assert e2e_models.agrees(named.outputs[name], net.eager(images))
 
 
 def test_a_calibration_set_of_one_sample_is_refused_by_name(making: Platform, sources: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ class OpenVinoLoaded:
     """A compiled model. OpenVINO keeps bare pointers into the tensors: it ends first, then the mappings.
 
     Runs are asynchronous and waited for: `infer` with one thread ends without an error where shapes do not fit. A compiled model in which a
-    run has failed answers the next ones with that error or with what it had before, and is made again.
+    run has failed answers the next ones with that error or with what it had before: the next run has it made again.
     """
 
     inline = False
@@ -44,19 +44,17 @@ class OpenVinoLoaded:
         self._request: Any = compile().create_infer_request()
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        request = self._request
-        if request is None or self._compile is None:
+        if self._compile is None:
             raise Internal("the model is closed")
         arrays = {name: tensor.array for name, tensor in inputs.items()}
         self._header.check(arrays)
         try:
+            request = self._request = self._request or self._compile().create_infer_request()
             request.start_async(arrays, share_inputs=True)
             request.wait()
             return {name: Tensor(datatype, request.get_tensor(name).data.copy()) for name, datatype in self._outputs.items()}
         except Exception as error:
-            del request
             self._request = None
-            self._request = self._compile().create_infer_request()
             raise _run_error(error) from error
 
     def close(self) -> None:

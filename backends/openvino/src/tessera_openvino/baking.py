@@ -19,9 +19,12 @@ from tessera_openvino.graph import ELEMENT_TYPES, pack
 
 _WEIGHTS = "weights"
 _DATATYPES = {element: datatype for datatype, element in ELEMENT_TYPES.items()}
-_READS_ROWS = ("Gather",)
-_READS_UNCHECKED = ("GatherElements", "GatherND", "GatherTree", "EmbeddingBagOffsetsSum", "EmbeddingBagPackedSum")
-"""Operations that follow indices without a look at them."""
+_READS_ROWS = "Gather"
+_UNCHECKED = (
+    "GatherElements", "GatherND", "GatherTree", "EmbeddingBagOffsetsSum", "EmbeddingBagPackedSum",
+    "ScatterUpdate", "ScatterNDUpdate", "ScatterElementsUpdate",
+)  # fmt: skip
+"""Operations that read or write where indices, their second input, say."""
 _SAME_VALUES = ("Convert", "Reshape", "Unsqueeze", "Squeeze", "Broadcast", "Transpose", "Tile")
 
 
@@ -93,19 +96,25 @@ def _rows(model: Any) -> dict[str, int]:
     found: dict[str, int] = {}
     for operation in model.get_ordered_ops():
         kind = operation.get_type_name()
-        if kind not in (*_READS_ROWS, *_READS_UNCHECKED):
+        if kind not in (_READS_ROWS, *_UNCHECKED):
             continue
         name = _input_of(operation.input_value(1).get_node())
         if name is None:
             continue
-        data, axis = operation.input_value(0).get_partial_shape(), operation.input_value(2).get_node() if kind in _READS_ROWS else None
-        if axis is None or axis.get_type_name() != "Constant" or not data.rank.is_static:
-            raise Unsupported(f"operation {kind} reads where input {name} says, which OpenVINO does not check")
-        length = data[int(axis.data.item())]
-        if length.is_dynamic:
-            raise Unsupported(f"operation {kind} reads where input {name} says, of a length that varies")
-        found[name] = min(found.get(name, length.get_length()), length.get_length())
+        length = _rows_of(operation) if kind == _READS_ROWS else None
+        if length is None:
+            raise Unsupported(f"operation {kind} goes where input {name} says, which OpenVINO does not check")
+        found[name] = min(found.get(name, length), length)
     return found
+
+
+def _rows_of(gather: Any) -> int | None:
+    """How long what it reads from is along its axis; None where that varies."""
+    data, axis = gather.input_value(0).get_partial_shape(), gather.input_value(2).get_node()
+    if axis.get_type_name() != "Constant" or data.rank.is_dynamic:
+        return None
+    length = data[int(axis.data.item()) % data.rank.get_length()]
+    return None if length.is_dynamic else int(length.get_length())
 
 
 def _input_of(node: Any) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -10,7 +11,7 @@ import numpy as np
 from e2e_models import Net, agrees, images
 from e2e_platform import until
 
-from tessera.sdk import Client, TesseraError
+from tessera.sdk import Client, InferResult, Objectives, TesseraError
 
 BATCH = 2
 ROUNDS = 16
@@ -42,14 +43,18 @@ class Load:
         timeout_s: float = 30.0,
         batch: int = BATCH,
         pause_s: float = PAUSE_S,
+        objectives: Objectives | None = None,
     ) -> None:
         self.answered = 0
+        self.answers: list[tuple[float, InferResult]] = []
+        """Milliseconds that each took, and what came."""
         self.wrong: list[str] = []
         self.errors: list[TesseraError] = []
         self.threads = threads
         self._model = model
         self._timeout_s = timeout_s
         self._pause_s = pause_s
+        self._objectives = objectives
         self._client = platform.connect()
         self._input = self._client.metadata(model).inputs[0].name
         self._asked = [images(batch, seed) for seed in range(ROUNDS)]
@@ -62,8 +67,11 @@ class Load:
         at = index
         while not self._stop.wait(self._pause_s):
             at = (at + 1) % ROUNDS
+            begun_s = time.perf_counter()
             try:
-                answer = self._client.infer(self._model, {self._input: self._asked[at]}, timeout_s=self._timeout_s)
+                answer = self._client.infer(
+                    self._model, {self._input: self._asked[at]}, timeout_s=self._timeout_s, objectives=self._objectives
+                )
             except TesseraError as error:
                 with self._lock:
                     self.errors.append(error)
@@ -71,6 +79,7 @@ class Load:
             (output,) = answer.outputs.values()
             with self._lock:
                 self.answered += 1
+                self.answers.append(((time.perf_counter() - begun_s) * 1e3, answer))
                 if not agrees(output, self._wanted[at]):
                     self.wrong.append(f"{answer.request_id}: {np.abs(output - self._wanted[at]).max()}")
 

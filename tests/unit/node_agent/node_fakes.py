@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
 from tessera.domain.errors import DataCorrupted, NotFound, TesseraError, Unavailable
@@ -16,9 +16,10 @@ from tessera.domain.ids import (
     VariantKey,
 )
 from tessera.domain.instance import Stage, StageTime, StartPath
-from tessera.domain.records import AssignmentRecord, InstanceRecord, LatencyRow
+from tessera.domain.records import AssignmentRecord, InstanceRecord
 from tessera.node_agent.core.fsck import Declaration
 from tessera.node_agent.core.pressure import MemoryReading
+from tessera.node_agent.core.slices import Slice
 from tessera.node_agent.ports import (
     HeldInstance,
     Hello,
@@ -115,12 +116,12 @@ class FakeRuntime:
         self.trims.append(digests)
         self.kept = frozenset() if digests is None else self.kept.difference(digests)
 
-    async def measure(self, instance_ids: Sequence[InstanceId], batch: int, seconds: float, min_repeats: int, spread: float) -> LatencyRow:
+    async def measure(self, instance_ids: Sequence[InstanceId], batch: int, seconds: float, min_repeats: int, spread: float) -> Slice:
         self._require()
         assert set(instance_ids) <= self.loaded.keys()
         self._world.measuring[self._hello.runtime_id] = seconds
         await self._world.measure_gate.wait()
-        return LatencyRow(batch, self._hello.threads, min_repeats, 1.0, 2.0, 1.1, 10, len(instance_ids), spread)
+        return await self._world.runs(seconds, min_repeats, spread)
 
     async def activity(self, window_s: float, memory_age_s: float) -> RuntimeActivity:
         self._require()
@@ -148,6 +149,11 @@ class FakeRuntime:
             asyncio.get_running_loop().call_soon(self._world.ended, self._hello.runtime_id)
 
 
+async def at_once(seconds: float, min_repeats: int, spread: float) -> Slice:
+    """Runs of about a millisecond, in no time."""
+    return Slice(max(min_repeats, round(1000 * seconds)), (1.0, 2.0), 1.1, spread, 10)
+
+
 class FakeRuntimes:
     """Implements `Runtimes`. `gate` closed holds every load up, `opening` closed what was told early; `faults` are queued per variant."""
 
@@ -163,7 +169,8 @@ class FakeRuntimes:
         self.measure_gate = asyncio.Event()
         self.measure_gate.set()
         self.measuring: dict[RuntimeId, float] = {}
-        """The time limit of each runtime's last row."""
+        """The time limit of each runtime's last slice."""
+        self.runs: Callable[[float, int, float], Awaitable[Slice]] = at_once
         self.fork_gate = asyncio.Event()
         self.fork_gate.set()
         self.fork_error: TesseraError | None = None

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from tessera.domain.errors import InvalidInput, Unavailable
+from tessera.domain.errors import InvalidInput, ResourceExhausted, Unavailable
 from tessera.domain.instance import Stage, StartPath
 from tessera.domain.records import LatencyRow, LoadCost
 from tessera.node_agent.core.runtimes import Purpose, purpose_of
-from tessera.node_agent.loops.measuring import QUIET_S, WATCH_S, MeasureOrder
+from tessera.node_agent.core.slices import Slice
+from tessera.node_agent.loops.measuring import DISTURBED_TRIES, QUIET_S, WATCH_S, MeasureOrder
 
 WAITING = "waiting while the node answers requests"
 
@@ -56,7 +57,7 @@ async def test_measuring_gives_both_start_costs_and_the_row(node: Any) -> None:
     assert [time.stage for time in new.stages] == [Stage.FORK, Stage.MAP, Stage.LOAD]
     assert [time.stage for time in bound.stages] == [Stage.MAP, Stage.LOAD]
     assert new.peak_private_bytes == 1000
-    assert (row.batch, row.threads, row.concurrency, row.spread) == (2, 2, 1, 0.02)
+    assert (row.batch, row.threads, row.concurrency, row.spread) == (2, 2, 1, pytest.approx(0.02))
     assert all(runtime.slow for runtime in node.runtimes.all.values())
     await asyncio.sleep(0.01)
     assert node.runtimes.live == []
@@ -132,6 +133,51 @@ async def test_a_request_between_two_looks_is_noticed_at_the_end(node: Any) -> N
         await node.clock.advance(QUIET_S)
         await task
     assert len(node.runtimes.measuring) == 2
+
+
+async def among_requests(node: Any, every_s: float, run_s: float, into: list[Any]) -> None:
+    """Measures a row of a second while an instance answers a request each `every_s`. A slice in which one came took ten times as long."""
+    await node.start("a", node.make_artifact())
+    began_s = node.clock.monotonic_s()
+
+    async def runs(seconds: float, min_repeats: int, spread: float) -> Slice:
+        repeats = max(min_repeats, round(seconds / run_s))
+        from_s = node.clock.monotonic_s() - began_s
+        await node.clock.sleep(repeats * run_s)
+        disturbed = from_s // every_s != (node.clock.monotonic_s() - began_s) // every_s
+        times_ms = [1e3 * run_s * (10 if disturbed else 1) * (0.9 + at / 1000) for at in range(201)]
+        return Slice(repeats, tuple(times_ms), times_ms[100], 0.2 / repeats**0.5, 10)
+
+    node.runtimes.runs = runs
+    events = node.measurer.measure(order(node, seconds=1.0))
+    task = asyncio.get_running_loop().create_task(collect(events, into))
+    while not task.done() and node.clock.monotonic_s() < began_s + 60:
+        node.runtimes.idle_s = (node.clock.monotonic_s() - began_s) % every_s
+        await node.clock.advance(0.01)
+        await asyncio.sleep(0)  # what runs in threads is as quick as that
+    assert task.done(), f"a minute was not enough: {into}"
+    await task
+
+
+async def test_between_requests_a_row_is_measured_in_slices(node: Any) -> None:
+    events: list[Any] = []
+    await among_requests(node, 1.0, 0.005, events)
+    new, bound, row = [event for event in events if not isinstance(event, str)]
+    assert (new.start_path, bound.start_path) == (StartPath.FORK, StartPath.BIND)
+    assert row.mean_ms == pytest.approx(5.0), "nothing of what requests disturbed"
+    assert (row.p50_ms, row.p99_ms) == (pytest.approx(5.0), pytest.approx(5.0 * (0.9 + 0.198)))
+    assert row.repeats >= 20, "a tenth of the limit, and steady"
+    assert row.spread <= 0.02
+    assert min(node.runtimes.measuring.values()) < 1.0
+    assert node.runtimes.live[0].alive, "what serves goes on"
+
+
+async def test_what_takes_longer_than_requests_leave_is_given_up(node: Any) -> None:
+    with pytest.raises(ResourceExhausted, match=f"requests leave no time to run batch 2: they disturbed {DISTURBED_TRIES} tries in a row"):
+        await among_requests(node, 1.0, 1.5, [])
+    await asyncio.sleep(0.01)
+    assert len(node.runtimes.live) == 1
+    assert not measuring(node)
 
 
 async def test_a_start_is_a_request_that_comes(node: Any) -> None:

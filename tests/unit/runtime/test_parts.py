@@ -189,7 +189,7 @@ def test_measuring_repeats_until_both_limits_are_reached():
 
     signature = Signature((TensorSpec("x", "FP32", (-1, 2)),), ())
     found = measure([Model()], signature, 1, RowLimits(0.0, 5), Ticks())
-    assert (found.repeats, round(found.p50_ms), round(found.mean_ms)) == (5, 10, 10)
+    assert (found.repeats, round(found.quantiles_ms[100]), round(found.mean_ms)) == (5, 10, 10)
     assert measure([Model()], signature, 1, RowLimits(1.0, 1), Ticks()).repeats == 50
     with pytest.raises(InvalidInput, match=r"at most 300"):
         measure([Model()], signature, 1, RowLimits(1e9, 1), Ticks())

@@ -23,6 +23,7 @@ DYNAMIC_DIMENSION = 32
 _MAX_SECONDS = 300.0
 _SAMPLE_S = 0.002
 _WARM_RUNS = 2
+_QUANTILES = np.linspace(0.0, 1.0, 201)
 _LEAST_SHARE = 0.1
 """Of the time limit: a row that looks steady sooner may have been lucky, and its p99 would say nothing."""
 
@@ -39,12 +40,12 @@ class RowLimits:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """`spread`: standard error of the mean over the mean. `peak_private_bytes`: private growth of the process at the worst moment of a run,
-    of all instances that ran together."""
+    """`quantiles_ms`: every half percent of the runs' times, from the least to the largest: what rows that are measured in slices can be
+    put together from. `spread`: standard error of the mean over the mean. `peak_private_bytes`: private growth of the process at the worst
+    moment of a run, of all instances that ran together."""
 
     repeats: int
-    p50_ms: float
-    p99_ms: float
+    quantiles_ms: tuple[float, ...]
     mean_ms: float
     spread: float
     peak_private_bytes: int
@@ -70,8 +71,8 @@ def measure(instances: Sequence[Loaded], signature: Signature, batch: int, limit
         peak = _peak_growth(lambda: everywhere(lambda loaded: loaded.run(inputs)))
         row = _Row(limits, clock)
         everywhere(lambda loaded: row.repeat(loaded, inputs))
-    p50, p99 = np.percentile(row.times_ms, [50, 99])
-    return Measurement(len(row.times_ms), float(p50), float(p99), float(np.mean(row.times_ms)), row.spread, peak)
+    quantiles = tuple(np.quantile(row.times_ms, _QUANTILES).tolist())
+    return Measurement(len(row.times_ms), quantiles, float(np.mean(row.times_ms)), row.spread, peak)
 
 
 class _Row:

@@ -186,8 +186,7 @@ class ControlServer:
         found = await self._manager.measure(names, control.whole_field(message, "batch", 1, minimum=1), limits)
         return {
             "repeats": found.repeats,
-            "p50_ms": found.p50_ms,
-            "p99_ms": found.p99_ms,
+            "quantiles_ms": found.quantiles_ms,
             "mean_ms": found.mean_ms,
             "spread": found.spread,
             "peak_private_bytes": found.peak_private_bytes,

@@ -10,10 +10,11 @@ from typing import Protocol
 from tessera.domain.artifact import Artifact, Blob
 from tessera.domain.ids import Digest, Generation, InstanceId, RuntimeId, Term, TrustDomain, VariantKey
 from tessera.domain.instance import StageTime, StartPath
-from tessera.domain.records import AssignmentRecord, InstanceRecord, LatencyRow
+from tessera.domain.records import AssignmentRecord, InstanceRecord
 from tessera.domain.source import Source
 from tessera.node_agent.core.fsck import Declaration
 from tessera.node_agent.core.pressure import MemoryReading
+from tessera.node_agent.core.slices import Slice
 from tessera.program import Stop
 from tessera.repository.fetch import Fetched, Progress
 
@@ -159,8 +160,8 @@ class Runtime(Protocol):
         """Lets go of blobs that it maps for no instance: of all of them, or of the kept artifacts that map one of `digests`."""
         ...
 
-    async def measure(self, instance_ids: Sequence[InstanceId], batch: int, seconds: float, min_repeats: int, spread: float) -> LatencyRow:
-        """Runs these instances of one artifact at the same time, until the row's spread is at most `spread` or `seconds` are over."""
+    async def measure(self, instance_ids: Sequence[InstanceId], batch: int, seconds: float, min_repeats: int, spread: float) -> Slice:
+        """Runs these instances of one artifact at the same time, until their spread is at most `spread` or `seconds` are over."""
         ...
 
     async def activity(self, window_s: float, memory_age_s: float) -> RuntimeActivity:

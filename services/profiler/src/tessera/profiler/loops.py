@@ -160,7 +160,8 @@ class _Run:
             self._events.put_nowait(None)
 
     async def _target(self, target: Target, writer: _Writer) -> None:
-        """Measures until there is nothing left, or the budget is spent. A row for which there is no memory ends its sweep.
+        """Measures until there is nothing left, or the budget is spent. A row for which there is no memory, or no time between requests,
+        ends its sweep.
 
         Raises:
             TesseraError: a row could not be measured; ResourceExhausted when none could.

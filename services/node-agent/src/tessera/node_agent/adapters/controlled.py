@@ -13,10 +13,10 @@ from tessera.clock import Clock
 from tessera.domain.errors import FailedPrecondition, TesseraError, Unavailable
 from tessera.domain.ids import Digest, Generation, InstanceId, RuntimeId, TrustDomain, VariantKey
 from tessera.domain.instance import Stage, StageTime
-from tessera.domain.records import LatencyRow
 from tessera.node_agent.adapters.control import ControlClient
 from tessera.node_agent.adapters.processes import Watched, lower_priority, mapping_count
 from tessera.node_agent.core.fsck import Declaration
+from tessera.node_agent.core.slices import Slice
 from tessera.node_agent.ports import HeldInstance, Hello, InstanceActivity, LoadReport, RuntimeActivity
 from tessera.runtime.control import Message, generation_text
 
@@ -137,7 +137,7 @@ class ControlledRuntime(ABC):
     async def trim(self, digests: Collection[Digest] | None = None) -> None:
         await self._call("trim", digests=None if digests is None else sorted(digests))
 
-    async def measure(self, instance_ids: Sequence[InstanceId], batch: int, seconds: float, min_repeats: int, spread: float) -> LatencyRow:
+    async def measure(self, instance_ids: Sequence[InstanceId], batch: int, seconds: float, min_repeats: int, spread: float) -> Slice:
         answer = await self._call(
             "measure",
             60.0 + 10 * seconds,
@@ -147,16 +147,12 @@ class ControlledRuntime(ABC):
             min_repeats=min_repeats,
             spread=spread,
         )
-        return LatencyRow(
-            batch,
-            self._hello.threads,
+        return Slice(
             int(answer["repeats"]),
-            float(answer["p50_ms"]),
-            float(answer["p99_ms"]),
+            tuple(map(float, answer["quantiles_ms"])),
             float(answer["mean_ms"]),
-            int(answer["peak_private_bytes"]),
-            len(instance_ids),
             float(answer["spread"]),
+            int(answer["peak_private_bytes"]),
         )
 
     async def activity(self, window_s: float, memory_age_s: float) -> RuntimeActivity:

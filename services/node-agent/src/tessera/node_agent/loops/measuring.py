@@ -1,7 +1,7 @@
 """Measuring for the profiler: a row at a time, at low priority, in a runtime that serves nobody, and while the node answers no requests.
 
-What requests disturb counts for nothing: its runtime is ended at once, which gives the cores back sooner than asking it would, and the
-row is measured again, in half the time, when the node has been quiet for a while.
+What requests disturb counts for nothing: its runtime is ended at once, which gives the cores back sooner than asking it would. What ran
+undisturbed counts: the row goes on in slices. Each try that has none is followed by one that begins sooner after a request and is shorter.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 from tessera.clock import Clock
-from tessera.domain.errors import InvalidInput, TesseraError
+from tessera.domain.errors import InvalidInput, ResourceExhausted, TesseraError
 from tessera.domain.ids import Digest, Generation, InstanceId, VariantKey
 from tessera.domain.instance import Stage, StartPath
 from tessera.domain.records import LatencyRow, LoadCost
 from tessera.node_agent.core.artifacts import Load
 from tessera.node_agent.core.runtimes import Purpose
+from tessera.node_agent.core.slices import LEAST_S, Pace, Slice, enough, together
 from tessera.node_agent.loops.fleet import Fleet
 from tessera.node_agent.loops.larder import Larder, holder_of
 from tessera.node_agent.loops.stopwatch import Stopwatch
@@ -26,9 +27,12 @@ from tessera.node_agent.ports import RandomBytes, Runtime
 
 QUIET_S = 1.0
 """The node has answered no request for so long before a row is begun."""
+PATIENCE_S = 3.0
+"""After so long without that, half of it is enough, and so on."""
+DISTURBED_TRIES = 20
+"""In a row without a slice: what is to run takes longer than the requests leave."""
 WATCH_S = 0.2
 """How soon a row is ended when a request comes."""
-LEAST_S = 0.1
 MAX_BATCH = 4096
 MAX_THREADS = 256
 MAX_CONCURRENCY = 256
@@ -49,6 +53,15 @@ class MeasureOrder:
 
 
 Measured = LoadCost | LatencyRow
+
+
+@dataclass(slots=True)
+class _Kept:
+    """What ran undisturbed so far, of all tries."""
+
+    loads: tuple[LoadCost, ...] = ()
+    slices: list[Slice] = field(default_factory=list)
+    complete: bool = False
 
 
 class Measurer:
@@ -81,10 +94,11 @@ class Measurer:
 
     async def measure(self, order: MeasureOrder) -> AsyncGenerator[str | Measured, None]:
         """The cost of a start by fork (or container) and by bind, then the row. Words of progress in between; the last words before a row
-        stand for the moment in which it began.
+        stand for the moment in which its last slices began.
 
         Raises:
             InvalidInput: a number out of range.
+            ResourceExhausted: requests leave no time for it.
             TesseraError: the variant cannot be loaded or run; says why.
         """
         _check(order)
@@ -93,11 +107,11 @@ class Measurer:
         try:
             artifact = self._larder.artifact_of(order.variant, order.artifact)
             load: Load | None = None
-            measured: tuple[Measured, ...] = ()
-            while not measured:
-                if await self._traffic.quiet_s() < QUIET_S:
+            kept, pace, vain = _Kept(), Pace(QUIET_S), 0
+            while not kept.complete:
+                if await self._traffic.quiet_s() < pace.quiet_s:
                     yield "waiting while the node answers requests"
-                    await self._quiet()
+                    pace = await self._quiet(pace)
                 if self._turn.locked():
                     yield "waiting for another job of this node"
                 async with self._turn:
@@ -106,32 +120,40 @@ class Measurer:
                         yield "fetching"
                         load, _ = await self._larder.fetch(artifact, holder)
                     yield f"measuring batch {order.batch} with {order.threads} threads, {order.concurrency} at a time"
-                    measured = await self._undisturbed(order, load, holder)
-                # The next try is shorter, so that it fits between requests that keep coming; the row's spread says what that costs.
-                order = replace(order, seconds=max(LEAST_S, order.seconds / 2))
-            for each in measured:
-                yield each
+                    before = len(kept.slices)
+                    await self._undisturbed(order, pace, load, holder, kept)
+                if len(kept.slices) > before:
+                    vain = 0
+                    continue
+                vain, pace = vain + 1, pace.hurried(order.seconds)
+                if vain == DISTURBED_TRIES:
+                    raise ResourceExhausted(f"requests leave no time to run batch {order.batch}: they disturbed {vain} tries in a row")
+            for cost in kept.loads:
+                yield cost
+            yield _row(order, together(kept.slices))
         finally:
             self._larder.release(holder)
             self._holders.discard(holder)
 
-    async def _quiet(self) -> None:
-        while (quiet_s := await self._traffic.quiet_s()) < QUIET_S:
-            await self._clock.sleep(max(WATCH_S, QUIET_S - quiet_s))
+    async def _quiet(self, pace: Pace) -> Pace:
+        """Waits for the pause that `pace` asks for, and for ever shorter ones where it does not come."""
+        patient_s = self._clock.monotonic_s() + PATIENCE_S
+        while (quiet_s := await self._traffic.quiet_s()) < pace.quiet_s:
+            if self._clock.monotonic_s() >= patient_s:
+                pace, patient_s = pace.sooner(), self._clock.monotonic_s() + PATIENCE_S
+            else:
+                await self._clock.sleep(max(LEAST_S / 2, pace.quiet_s - quiet_s))
+        return pace
 
-    async def _undisturbed(self, order: MeasureOrder, load: Load, holder: InstanceId) -> tuple[Measured, ...]:
-        """Nothing when the node answered requests meanwhile. Raises: TesseraError."""
+    async def _undisturbed(self, order: MeasureOrder, pace: Pace, load: Load, holder: InstanceId, kept: _Kept) -> None:
+        """One try: adds to `kept` until the row is complete or a request comes. Raises: TesseraError."""
         begun_s = self._clock.monotonic_s()
         async with asyncio.TaskGroup() as group:
-            working = group.create_task(self._outcome(order, load, holder))
+            working = group.create_task(self._outcome(order, pace, load, holder, kept, begun_s))
             watching = group.create_task(self._watch(begun_s, working))
             working.add_done_callback(lambda _: watching.cancel())
-        if working.cancelled() or await self._disturbed(begun_s):
-            return ()
-        outcome = working.result()
-        if isinstance(outcome, TesseraError):
-            raise outcome
-        return outcome
+        if not working.cancelled() and (error := working.result()) is not None and not await self._disturbed(begun_s):
+            raise error
 
     async def _watch(self, begun_s: float, working: asyncio.Task[object]) -> None:
         while not await self._disturbed(begun_s):
@@ -141,24 +163,37 @@ class Measurer:
     async def _disturbed(self, begun_s: float) -> bool:
         return await self._traffic.quiet_s() < self._clock.monotonic_s() - begun_s
 
-    async def _outcome(self, order: MeasureOrder, load: Load, holder: InstanceId) -> tuple[Measured, ...] | TesseraError:
+    async def _outcome(
+        self, order: MeasureOrder, pace: Pace, load: Load, holder: InstanceId, kept: _Kept, begun_s: float
+    ) -> TesseraError | None:
         """An error is an outcome, so that it does not arrive wrapped in a group."""
         try:
-            return await self._row(order, load, holder)
+            await self._run(order, pace, load, holder, kept, begun_s)
         except TesseraError as error:
             return error
+        return None
 
-    async def _row(self, order: MeasureOrder, load: Load, holder: InstanceId) -> tuple[Measured, ...]:
+    async def _run(self, order: MeasureOrder, pace: Pace, load: Load, holder: InstanceId, kept: _Kept, begun_s: float) -> None:
+        """What was disturbed is not kept, and ends the try."""
         async with self._dedicated(load, order.threads) as (runtime, watch):
             new = await self._load(runtime, holder, order.variant, load, watch, self._fleet.start_path)
             await runtime.unload(holder, 0)
             watch = Stopwatch(self._clock)
             bound = await self._load(runtime, holder, order.variant, load, watch, StartPath.BIND)
+            if await self._disturbed(begun_s):
+                return
+            kept.loads = kept.loads or (new, bound)
             names = [holder, *(InstanceId(f"{holder}-{number}") for number in range(1, order.concurrency))]
             for name in names[1:]:
                 await self._load(runtime, name, order.variant, load, watch, StartPath.BIND)
-            row = await runtime.measure(names, order.batch, order.seconds, order.min_repeats, order.spread)
-            return new, bound, row
+            seconds, least, spread = (order.seconds, order.min_repeats, order.spread) if pace.slice_s is None else (pace.slice_s, 1, 0.0)
+            while not kept.complete:
+                found = await runtime.measure(names, order.batch, seconds, least, spread)
+                if await self._disturbed(begun_s):
+                    return
+                kept.slices.append(found)
+                limits = order.concurrency, order.seconds, order.min_repeats, order.spread
+                kept.complete = pace.slice_s is None or enough(together(kept.slices), *limits)
 
     @asynccontextmanager
     async def _dedicated(self, load: Load, threads: int) -> AsyncIterator[tuple[Runtime, Stopwatch]]:
@@ -185,15 +220,30 @@ class Measurer:
         return LoadCost(path, watch.stages(), report.private_bytes)
 
 
+def _row(order: MeasureOrder, found: Slice) -> LatencyRow:
+    p50_ms, p99_ms = (found.quantiles_ms[round(share * (len(found.quantiles_ms) - 1))] for share in (0.5, 0.99))
+    return LatencyRow(
+        order.batch,
+        order.threads,
+        found.repeats,
+        p50_ms,
+        p99_ms,
+        found.mean_ms,
+        found.peak_private_bytes,
+        order.concurrency,
+        found.spread,
+    )
+
+
 def _check(order: MeasureOrder) -> None:
-    for field, value, most in (
+    for name, value, most in (
         ("batch", order.batch, MAX_BATCH),
         ("threads", order.threads, MAX_THREADS),
         ("concurrency", order.concurrency, MAX_CONCURRENCY),
         ("min_repeats", order.min_repeats, 100_000),
     ):
         if not 1 <= value <= most:
-            raise InvalidInput(field, value, f"must be from 1 to {most}")
+            raise InvalidInput(name, value, f"must be from 1 to {most}")
     if not 0 < order.seconds <= 300:
         raise InvalidInput("seconds", order.seconds, "must be more than 0 and at most 300")
     if not 0 <= order.spread <= 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import e2e_models
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
+from e2e_load import Load
 from e2e_platform import Platform
 from test_cli import KEYS
 
@@ -16,6 +19,9 @@ from tessera.sdk import Client, FailedPrecondition, InvalidInput, Objectives
 
 NETWORKS = {"small": (4, 0.80), "middle": (64, 0.90), "large": (256, 0.97)}
 """Width and stated accuracy."""
+THREADS = 4
+LOAD_S = 5.0
+EXPLAINED = 50
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +61,31 @@ def test_each_objective_has_its_network(
         assert said["model"] == f"{network}@1"
         assert "objective_missed" not in said
         assert e2e_models.agrees(answer.as_numpy(described.outputs[0].name), networks[network].eager(images))
+
+
+def test_a_load_keeps_its_objective(platform: Platform, client: Client, networks: dict[str, e2e_models.Net]) -> None:
+    """Closed loop. What a request may take: ten times as long as all of them one after another run by the profile, and what a busy machine
+    does in between. The gateway's word on each counts as well as the client's."""
+    run_ms = max(row.p50_ms for profile in client.profiles("large") for row in profile.rows)
+    objectives = Objectives(latency_ms=100.0 + 10 * THREADS * run_ms, min_accuracy=0.95)
+    with Load(platform, "task:sizes", networks["large"], threads=THREADS, batch=1, pause_s=0.0, objectives=objectives) as load:
+        started = len(load.answers)
+        time.sleep(LOAD_S)
+    assert load.errors == []
+    asked = load.answers[started:]
+    assert len(asked) > EXPLAINED
+    assert {answer.answered_by for _, answer in asked} == {"large@1"}
+    assert share(ms <= objectives.latency_ms for ms, _ in asked) >= 0.95
+    assert share(answer.objective_missed == "" for _, answer in asked) >= 0.95, "what the gateway expected"
+    told = [client.explain(answer.request_id) for _, answer in asked[-EXPLAINED:]]
+    assert all(each.outcome == "ok" and f"latency_ms={objectives.latency_ms}" in each.objectives for each in told)
+    assert share(each.actual_ms <= objectives.latency_ms for each in told) >= 0.95, "what the gateway saw"
+    assert share(each.predicted_ms <= objectives.latency_ms for each in told) >= 0.95
+
+
+def share(kept: Iterable[bool]) -> float:
+    found = list(kept)
+    return sum(found) / len(found)
 
 
 def test_what_nothing_meets(client: Client, networks: dict[str, e2e_models.Net]) -> None:

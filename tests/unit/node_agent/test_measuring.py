@@ -135,9 +135,20 @@ async def test_a_request_between_two_looks_is_noticed_at_the_end(node: Any) -> N
     assert len(node.runtimes.measuring) == 2
 
 
-async def among_requests(node: Any, every_s: float, run_s: float, into: list[Any]) -> None:
+class Slow:
+    """A gate that takes its time."""
+
+    def __init__(self, node: Any, seconds: float) -> None:
+        self.node, self.seconds = node, seconds
+
+    async def wait(self) -> None:
+        await self.node.clock.sleep(self.seconds)
+
+
+async def among_requests(node: Any, every_s: float, run_s: float, into: list[Any], load_s: float = 0.0) -> None:
     """Measures a row of a second while an instance answers a request each `every_s`. A slice in which one came took ten times as long."""
     await node.start("a", node.make_artifact())
+    node.runtimes.gate = Slow(node, load_s)
     began_s = node.clock.monotonic_s()
 
     async def runs(seconds: float, min_repeats: int, spread: float) -> Slice:
@@ -170,6 +181,15 @@ async def test_between_requests_a_row_is_measured_in_slices(node: Any) -> None:
     assert row.spread <= 0.02
     assert min(node.runtimes.measuring.values()) < 1.0
     assert node.runtimes.live[0].alive, "what serves goes on"
+
+
+async def test_a_start_that_takes_longer_than_requests_leave_is_not_told_and_delays_the_row_alone(node: Any) -> None:
+    events: list[Any] = []
+    await among_requests(node, 1.0, 0.005, events, load_s=0.7)
+    (row,) = [event for event in events if not isinstance(event, str)]
+    assert isinstance(row, LatencyRow), "both loads were disturbed"
+    assert row.mean_ms == pytest.approx(5.0)
+    assert not node.job_turn.locked()
 
 
 async def test_what_takes_longer_than_requests_leave_is_given_up(node: Any) -> None:

@@ -64,6 +64,20 @@ class _Kept:
     complete: bool = False
 
 
+@dataclass(slots=True)
+class _Try:
+    """In a runtime of its own. `begun_s`: since when nothing may have disturbed it. `starting`: requests do not end it yet. How long the
+    start of a hurried try takes does not matter, and may be longer than they leave."""
+
+    order: MeasureOrder
+    pace: Pace
+    load: Load
+    holder: InstanceId
+    kept: _Kept
+    begun_s: float
+    starting: bool
+
+
 class Measurer:
     """Of one trust domain on one node."""
 
@@ -136,60 +150,68 @@ class Measurer:
             self._holders.discard(holder)
 
     async def _quiet(self, pace: Pace) -> Pace:
-        """Waits for the pause that `pace` asks for, and for ever shorter ones where it does not come."""
-        patient_s = self._clock.monotonic_s() + PATIENCE_S
-        while (quiet_s := await self._traffic.quiet_s()) < pace.quiet_s:
-            if self._clock.monotonic_s() >= patient_s:
-                pace, patient_s = pace.sooner(), self._clock.monotonic_s() + PATIENCE_S
-            else:
-                await self._clock.sleep(max(LEAST_S / 2, pace.quiet_s - quiet_s))
+        """Waits for the pause that `pace` asks for, and for ever shorter ones where it does not come; says for which in the end."""
+        while not await self._pause(pace.quiet_s):
+            pace = pace.sooner()
         return pace
+
+    async def _pause(self, wanted_s: float) -> bool:
+        """Whether the node is quiet for so long before patience ends."""
+        patient_s = self._clock.monotonic_s() + PATIENCE_S
+        while (quiet_s := await self._traffic.quiet_s()) < wanted_s:
+            if self._clock.monotonic_s() >= patient_s:
+                return False
+            await self._clock.sleep(max(LEAST_S / 2, wanted_s - quiet_s))
+        return True
 
     async def _undisturbed(self, order: MeasureOrder, pace: Pace, load: Load, holder: InstanceId, kept: _Kept) -> None:
         """One try: adds to `kept` until the row is complete or a request comes. Raises: TesseraError."""
-        begun_s = self._clock.monotonic_s()
+        this = _Try(order, pace, load, holder, kept, self._clock.monotonic_s(), starting=pace.slice_s is not None)
         async with asyncio.TaskGroup() as group:
-            working = group.create_task(self._outcome(order, pace, load, holder, kept, begun_s))
-            watching = group.create_task(self._watch(begun_s, working))
+            working = group.create_task(self._outcome(this))
+            watching = group.create_task(self._watch(this, working))
             working.add_done_callback(lambda _: watching.cancel())
-        if not working.cancelled() and (error := working.result()) is not None and not await self._disturbed(begun_s):
+        if not working.cancelled() and (error := working.result()) is not None and not await self._disturbed(this):
             raise error
 
-    async def _watch(self, begun_s: float, working: asyncio.Task[object]) -> None:
-        while not await self._disturbed(begun_s):
+    async def _watch(self, this: _Try, working: asyncio.Task[object]) -> None:
+        while this.starting or not await self._disturbed(this):
             await self._clock.sleep(WATCH_S)
         working.cancel()
 
-    async def _disturbed(self, begun_s: float) -> bool:
-        return await self._traffic.quiet_s() < self._clock.monotonic_s() - begun_s
+    async def _disturbed(self, this: _Try) -> bool:
+        return await self._traffic.quiet_s() < self._clock.monotonic_s() - this.begun_s
 
-    async def _outcome(
-        self, order: MeasureOrder, pace: Pace, load: Load, holder: InstanceId, kept: _Kept, begun_s: float
-    ) -> TesseraError | None:
+    async def _outcome(self, this: _Try) -> TesseraError | None:
         """An error is an outcome, so that it does not arrive wrapped in a group."""
         try:
-            await self._run(order, pace, load, holder, kept, begun_s)
+            await self._run(this)
         except TesseraError as error:
             return error
         return None
 
-    async def _run(self, order: MeasureOrder, pace: Pace, load: Load, holder: InstanceId, kept: _Kept, begun_s: float) -> None:
+    async def _run(self, this: _Try) -> None:
         """What was disturbed is not kept, and ends the try."""
-        async with self._dedicated(load, order.threads) as (runtime, watch):
-            new = await self._load(runtime, holder, order.variant, load, watch, self._fleet.start_path)
-            await runtime.unload(holder, 0)
+        order, pace, kept = this.order, this.pace, this.kept
+        async with self._dedicated(this.load, order.threads) as (runtime, watch):
+            new = await self._load(runtime, this.holder, order.variant, this.load, watch, self._fleet.start_path)
+            await runtime.unload(this.holder, 0)
             watch = Stopwatch(self._clock)
-            bound = await self._load(runtime, holder, order.variant, load, watch, StartPath.BIND)
-            if await self._disturbed(begun_s):
-                return
-            kept.loads = kept.loads or (new, bound)
-            names = [holder, *(InstanceId(f"{holder}-{number}") for number in range(1, order.concurrency))]
+            bound = await self._load(runtime, this.holder, order.variant, this.load, watch, StartPath.BIND)
+            if not await self._disturbed(this):
+                kept.loads = kept.loads or (new, bound)
+            names = [this.holder, *(InstanceId(f"{this.holder}-{number}") for number in range(1, order.concurrency))]
             for name in names[1:]:
-                await self._load(runtime, name, order.variant, load, watch, StartPath.BIND)
+                await self._load(runtime, name, order.variant, this.load, watch, StartPath.BIND)
+            if this.starting and await self._disturbed(this):
+                if not await self._pause(pace.quiet_s):
+                    return
+                this.begun_s = self._clock.monotonic_s()
+            this.starting = False
             seconds, least, spread = (order.seconds, order.min_repeats, order.spread) if pace.slice_s is None else (pace.slice_s, 1, 0.0)
             while not kept.complete:
                 found = await runtime.measure(names, order.batch, seconds, least, spread)
-                if await self._disturbed(begun_s):
+                if await self._disturbed(this):
                     return
                 kept.slices.append(found)
                 limits = order.concurrency, order.seconds, order.min_repeats, order.spread

@@ -20,7 +20,7 @@ from torch import nn
 from examples.digits.data import TASKS, Digits, load, rotated
 from examples.digits.networks import Network, Trunk
 
-SIZES = {"digits-small": (16, 1, 6), "digits-medium": (32, 2, 5), "digits-large": (64, 3, 12)}
+SIZES = {"digits-small": (16, 1, 5), "digits-medium": (32, 2, 5), "digits-large": (64, 3, 8)}
 """Name -> (width, residual blocks, epochs), smallest first. Longer training brings the smaller ones close to the largest."""
 
 MIDDLE = "digits-medium"

@@ -21,17 +21,17 @@ SETTLE_S = 0.03
 
 
 @contextmanager
-def platform(*words: str, env: Mapping[str, str] | None = None, store: str = "6G") -> Iterator[Client]:
+def platform(*words: str, env: Mapping[str, str] | None = None, store: str = "6G", state: Path = STATE) -> Iterator[Client]:
     """Up, a client, down. `words` are further options of `tessera up`, `env` settings of its processes (TESSERA_<FIELD>).
 
     Variants beside the base ones are made where `env` says so alone: making them beside a measurement would disturb it.
     """
-    where = ["--state", str(STATE)]
+    where = ["--state", str(state)]
     command = [sys.executable, "-m", "tessera.cli"]
     up = [*command, "up", "--detach", *where, "--port-base", str(PORT_BASE), "--store", store, *words]
     subprocess.run(up, check=True, stderr=subprocess.DEVNULL, env={**os.environ, "TESSERA_RECIPES": "[]", **(env or {})})
     try:
-        with Client(state=STATE) as client:
+        with Client(state=state) as client:
             yield client
     finally:
         subprocess.run([*command, "down", *where], check=False, stderr=subprocess.DEVNULL)

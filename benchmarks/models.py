@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,15 @@ TOKENS = 32
 
 @dataclass(frozen=True)
 class BenchModel:
-    """`source` and `arguments` are what `tessera model register` gets; weights are seeded where they do not come with the source."""
+    """`source` and `arguments` are what `tessera model register` gets; weights are seeded where they do not come with the source. `side`:
+    of an image, in pixels."""
 
     name: str
     family: str
     source: str
     arguments: dict[str, Any] = field(default_factory=dict)
     seed: int | None = SEED
+    side: int = 224
 
 
 def _cnn(name: str) -> BenchModel:
@@ -48,7 +50,14 @@ MODELS = (
 )
 SMALL_HEAD = BenchModel("resnet50-100", "cnn", "pytorchcv.model_provider:get_model", {"name": "resnet50", "num_classes": 100})
 """resnet50 for a hundred classes: a fine-tuned head of 0.8 MB instead of 8.2."""
-BY_NAME = {model.name: model for model in (*MODELS, SMALL_HEAD)}
+SMALL_CNN = _cnn("mobilenetv2_wd2")
+TINY_CNNS = tuple(
+    BenchModel(f"tiny-cnn-{seed}", "cnn", "pytorchcv.model_provider:get_model", {"name": "resnet20_cifar10"}, seed, 32)
+    for seed in range(1, 9)
+)
+TINY_BERTS = tuple(replace(_bert(f"tiny-bert-{seed}", 128, 2, 2), seed=seed) for seed in range(1, 10))
+"""Siblings by the graph alone: every seed has weights of its own."""
+BY_NAME = {model.name: model for model in (*MODELS, SMALL_HEAD, SMALL_CNN, *TINY_CNNS, *TINY_BERTS)}
 
 
 def build_module(model: BenchModel) -> Any:
@@ -82,6 +91,6 @@ def arrays(model: BenchModel, batch: int = 1) -> list[np.ndarray]:
     """The inputs in the order of the model's signature: one image, or ids, mask and types of `TOKENS` tokens."""
     draw = np.random.default_rng(SEED)
     if model.family == "cnn":
-        return [draw.standard_normal((batch, 3, 224, 224), dtype=np.float32)]
+        return [draw.standard_normal((batch, 3, model.side, model.side), dtype=np.float32)]
     ids = draw.integers(5, 1000, (batch, TOKENS), dtype=np.int64)
     return [ids, np.ones_like(ids), np.zeros_like(ids)]

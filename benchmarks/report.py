@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 RESULTS = Path(__file__).parent / "results"
-_OPERATORS = {"<=": operator.le, ">=": operator.ge}
+_OPERATORS = {"<": operator.lt, "<=": operator.le, ">=": operator.ge}
 _LIBRARIES = ("torch", "onnxruntime", "grpcio", "protobuf", "uvloop", "numpy")
 
 

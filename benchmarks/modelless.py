@@ -37,7 +37,7 @@ from tessera.api.node.v1 import node_pb2
 from tessera.sdk import AsyncClient, Client
 
 STATE = Path(".demo/bench-modelless").resolve()
-PREPARING = {"TESSERA_FULL_SECONDS_PER_ROW": "0.3", "TESSERA_VARIANT_BUDGET_S": "6"}
+PREPARING = {"TESSERA_FULL_SECONDS_PER_ROW": "0.3", "TESSERA_VARIANT_BUDGET_S": "6", "TESSERA_IMPORT_NICE": "0"}
 SHAPES = (FLAT, RISE, FLUCTUATING, STEADY)
 LOOK_S = 0.5
 SEED = 23

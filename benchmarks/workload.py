@@ -115,7 +115,7 @@ def _register(client: Client, model: BenchModel) -> None:
     found = client.register(
         model.name,
         model.source,
-        task=TASK if model.name in PHOTOS else model.family if model.family == "minilm" else f"tiny-{model.family}",
+        task=TASK if model.name in PHOTOS else "",
         accuracy=PHOTOS.get(model.name),
         builder_args=model.arguments or None,
         seed=model.seed,

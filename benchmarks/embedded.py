@@ -29,8 +29,8 @@ def platform(*words: str, env: Mapping[str, str] | None = None, store: str = "6G
     where = ["--state", str(state)]
     command = [sys.executable, "-m", "tessera.cli"]
     up = [*command, "up", "--detach", *where, "--port-base", str(PORT_BASE), "--store", store, *words]
-    subprocess.run(up, check=True, stderr=subprocess.DEVNULL, env={**os.environ, "TESSERA_RECIPES": "[]", **(env or {})})
     try:
+        subprocess.run(up, check=True, stderr=subprocess.DEVNULL, env={**os.environ, "TESSERA_RECIPES": "[]", **(env or {})})
         with Client(state=state) as client:
             yield client
     finally:

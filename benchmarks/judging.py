@@ -63,11 +63,13 @@ def tally(answers: Sequence[Answer]) -> Tally:
 
 @dataclass(frozen=True)
 class Held:
-    """An instance at one look: its share (0..1, or more) of a node that costs `usd_per_hour`."""
+    """An instance at one look: its share (0..1, or more) of a node that costs `usd_per_hour`, its load state and what waits in it."""
 
     variant: str
     share: float
     usd_per_hour: float
+    state: str = "active"
+    waiting: int = 0
 
 
 def share_of(threads: int, cores: int, instance_bytes: int, node_bytes: int) -> float:
@@ -78,20 +80,28 @@ def share_of(threads: int, cores: int, instance_bytes: int, node_bytes: int) -> 
 @dataclass
 class Bill:
     """What was reserved, look by look: every instance from its start until it is gone pays its share of its node's price, busy or not.
-    `core_s` is what runtimes really used."""
+    `core_s` is what runtimes really used; `waiting` the most requests that were seen to wait in all instances together."""
 
     usd: float = 0.0
     instance_s: float = 0.0
     core_s: float = 0.0
     most: Counter[str] = field(default_factory=Counter)
     """Instances of each variant at once, at most."""
+    troubled_s: dict[str, float] = field(default_factory=dict)
+    """Instance-seconds by load state, `active` left out."""
+    waiting: int = 0
 
     def add(self, seconds: float, held: Iterable[Held], cores: float) -> None:
         counts: Counter[str] = Counter()
+        waiting = 0
         for each in held:
             self.usd += each.share * each.usd_per_hour * seconds / 3600.0
             self.instance_s += seconds
             counts[each.variant] += 1
+            waiting += each.waiting
+            if each.state != "active":
+                self.troubled_s[each.state] = self.troubled_s.get(each.state, 0.0) + seconds
+        self.waiting = max(self.waiting, waiting)
         self.core_s += cores * seconds
         self.most |= counts
 

@@ -24,7 +24,6 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from benchmarks.arrivals import FLAT, FLUCTUATING, RISE, STEADY, Shape, arrivals
 from benchmarks.eager import eager_items_per_s
@@ -77,17 +76,17 @@ class Length:
     eager_s: float
 
 
-FULL = Length(12.0, 6.0, 4, 2.0)
+FULL = Length(10.0, 5.0, 4, 1.0)
 QUICK = Length(3.0, 2.0, 2, 0.5)
 
 
 @dataclass
 class Found:
-    """Of one side under one shape. `at`: the tally at each multiple of the shape, 1 being the published rate."""
+    """Of one side under one shape: the tally and the bill at each multiple of the shape, 1 being the published rate."""
 
     rate_per_s: float
     at: dict[float, Tally] = field(default_factory=dict)
-    bill: Bill = field(default_factory=Bill)
+    bills: dict[float, Bill] = field(default_factory=dict)
 
     @property
     def highest_per_s(self) -> float:
@@ -96,7 +95,7 @@ class Found:
     @property
     def usd_per_1000_kept(self) -> float:
         one = self.at[1.0]
-        return 1000.0 * self.bill.usd / max(1, one.requests - one.violations)
+        return 1000.0 * self.bills[1.0].usd / max(1, one.requests - one.violations)
 
 
 Results = dict[tuple[str, str], Found]
@@ -119,6 +118,8 @@ def held_of(node: node_pb2.NodeStatus, usd_per_hour: float) -> list[Held]:
             f"{one.variant.model}/{one.variant.variant}",
             share_of(threads.get(one.runtime_id, 1), node.cpu_count, one.shared_bytes + one.private_bytes, node.memory_bytes),
             usd_per_hour,
+            one.load_state or "active",
+            one.queue,
         )
         for one in node.instances
         if one.state not in ("gone", "failed")
@@ -151,41 +152,37 @@ async def measure(side: Side, shape: Shape, workload: Workload, length: Length, 
     forms = workload.fixed if side.fixed else workload.forms
     found = Found(shape.mean * workload.eager_items_per_s)
 
-    async def run(factor: float, duration_s: float, seed: int) -> Tally:
-        rate_per_s = factor * workload.eager_items_per_s
-        return tally(await send(client.target.endpoint, forms, arrivals(shape, rate_per_s, duration_s, workload.weights, seed)))
-
     async with AsyncClient(state=STATE) as client:
-        async with billed(client, usd_per_hour, found.bill):
-            found.at[1.0] = await run(1.0, length.equal_s, SEED)
+
+        async def run(factor: float, duration_s: float, seed: int) -> bool:
+            rate_per_s = factor * workload.eager_items_per_s
+            schedule = arrivals(shape, rate_per_s, duration_s, workload.weights, seed)
+            bill = found.bills[factor] = Bill()
+            async with billed(client, usd_per_hour, bill):
+                found.at[factor] = tally(await send(client.target.endpoint, forms, schedule))
+            return found.at[factor].kept
+
+        await run(1.0, length.equal_s, SEED)
         tried: dict[float, bool] = {}
         for probe in range(length.probes):
             factor = next_factor(tried, FIRST_RATE / shape.mean)
-            found.at[factor] = await run(factor, length.probe_s, SEED + 1 + probe)
-            tried[factor] = found.at[factor].kept
+            tried[factor] = await run(factor, length.probe_s, SEED + 1 + probe)
     return found
 
 
-def _words(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items(), key=lambda each: (-each[1], each[0]))[:6])
+def _words(counts: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {round(count, 1):g}" for name, count in sorted(counts.items(), key=lambda each: (-each[1], each[0]))[:6])
 
 
 def rows(report: Report, shape: Shape, side: str, found: Found) -> None:
     """One per rate, so that one sees who served, what was late and why."""
     for factor, one in sorted(found.at.items()):
-        published: dict[str, Any] = {}
-        if factor == 1.0:
-            bill = found.bill
-            published = {
-                "usd_per_1000_kept": f"{found.usd_per_1000_kept:.3g}",
-                "instance_s": bill.instance_s,
-                "core_s": bill.core_s,
-                "instances": _words(bill.most),
-            }
+        bill = found.bills[factor]
         report.row(
-            shape=shape.name, side=side, rate_per_s=factor * found.rate_per_s, requests=one.requests, violations=one.violations,
-            why=_words(one.reasons), p50_ms=one.p50_ms, p99_ms=one.p99_ms, client_lag_p99_ms=one.lag_p99_ms, starts=one.starts,
-            served_by=_words(one.served_by), **published,
+            shape=shape.name, side=side, rate_per_s=factor * found.rate_per_s, published=factor == 1.0, requests=one.requests,
+            violations=one.violations, why=_words(one.reasons), p50_ms=one.p50_ms, p99_ms=one.p99_ms, client_lag_p99_ms=one.lag_p99_ms,
+            starts=one.starts, served_by=_words(one.served_by), instances=_words(bill.most), waiting=bill.waiting,
+            troubled_s=_words(bill.troubled_s), usd=f"{bill.usd:.3g}", instance_s=bill.instance_s, core_s=bill.core_s,
         )  # fmt: skip
 
 

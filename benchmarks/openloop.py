@@ -18,7 +18,7 @@ from tessera.domain.errors import TesseraError
 from tessera.rpc import connect
 from tessera.sdk._infer import MODEL_INFER
 
-PATIENCE = 10.0
+PATIENCE = 4.0
 """After so many times the latency that it asked for a client gives up."""
 
 

@@ -139,6 +139,13 @@ def test_every_instance_pays_its_share_of_the_node_for_as_long_as_it_is_held() -
     assert (bill.instance_s, bill.core_s, bill.most) == (4 * 1800.0, 2700.0, Counter(a=2, b=1))
 
 
+def test_a_bill_says_what_waited_and_for_how_long_instances_were_in_trouble() -> None:
+    bill = Bill()
+    bill.add(2.0, [Held("a", 0.5, 0.1, "overloaded", 4), Held("b", 0.5, 0.1, waiting=3)], 0.0)
+    bill.add(2.0, [Held("a", 0.5, 0.1, "overloaded", 1)], 0.0)
+    assert (bill.waiting, bill.troubled_s) == (7, {"overloaded": 4.0})
+
+
 def test_a_share_is_by_threads_or_by_memory_whichever_is_more() -> None:
     assert share_of(1, 4, 10, 100) == 0.25
     assert share_of(1, 4, 50, 100) == 0.5
@@ -168,7 +175,7 @@ def test_few_violations_say_nothing() -> None:
 
 def a_found(highest_factor: float, usd: float, at: dict[float, int]) -> Found:
     tallies = {factor: a_tally(1000, violations) for factor, violations in at.items()}
-    return Found(10.0, {1.0: a_tally(1000, 0), highest_factor: a_tally(1000, 10), **tallies}, Bill(usd))
+    return Found(10.0, {1.0: a_tally(1000, 0), highest_factor: a_tally(1000, 10), **tallies}, {1.0: Bill(usd)})
 
 
 def test_goals_are_against_the_best_of_the_three_each_time() -> None:

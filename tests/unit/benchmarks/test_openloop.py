@@ -70,7 +70,7 @@ async def test_requests_do_not_wait_for_answers_to_those_before() -> None:
     assert all(one.latency_ms >= one.lag_ms >= 0.0 for one in found)
 
 
-async def test_a_client_gives_up_after_ten_times_what_it_asked_for() -> None:
+async def test_a_client_gives_up_after_four_times_what_it_asked_for() -> None:
     server = RpcServer("127.0.0.1:0", handlers=[serving], service_names=[])
     await server.start()
     try:
@@ -79,4 +79,4 @@ async def test_a_client_gives_up_after_ten_times_what_it_asked_for() -> None:
     finally:
         await server.stop(0)
     assert [one.error for one in found] == ["deadline_exceeded"]
-    assert found[0].latency_ms >= 50.0
+    assert found[0].latency_ms >= 20.0

@@ -105,9 +105,16 @@ def prepare(client: Client) -> None:
     for model in MODELS:
         _register(client, model)
     for model in MODELS:
-        _wait(client, model.name)
-        for _ in client.run_profile(model.name):
-            pass
+        ready = _made(client, model.name)
+        if ready - {profile.variant.variant for profile in profiles_here(client, model.name)}:
+            for _ in client.run_profile(model.name):
+                pass
+
+
+def profiles_here(client: Client, model: str) -> list[profiler_pb2.Profile]:
+    """Those of this machine's class: a state folder may have seen others."""
+    (node,) = client.nodes()
+    return [profile for profile in client.profiles(model) if profile.profile_class == node.profile_class]
 
 
 def _register(client: Client, model: BenchModel) -> None:
@@ -126,10 +133,13 @@ def _register(client: Client, model: BenchModel) -> None:
         print(f"registered {model.name} in {time.monotonic() - began_s:.0f} s", flush=True)
 
 
-def _wait(client: Client, model: str) -> None:
-    """Until every variant is made, or has failed."""
+def _made(client: Client, model: str) -> set[str]:
+    """The variants that are ready, once each is made or has failed."""
     deadline_s = time.monotonic() + BUILD_S
-    while any(variant.state in ("pending", "building") for version in client.model(model).versions for variant in version.variants):
+    while True:
+        states = {variant.key.variant: variant.state for version in client.model(model).versions for variant in version.variants}
+        if not {"pending", "building"}.intersection(states.values()):
+            return {name for name, state in states.items() if state == "ready"}
         if time.monotonic() > deadline_s:
             raise SystemExit(f"the variants of {model} are not made within {BUILD_S:.0f} s")
         time.sleep(0.2)
@@ -138,7 +148,7 @@ def _wait(client: Client, model: str) -> None:
 def measured(client: Client, model: str) -> list[Measured]:
     """The variants that are offered, at batch 1 with the node's threads."""
     found = []
-    for profile in client.profiles(model):
+    for profile in profiles_here(client, model):
         ones = [row for row in profile.rows if row.batch == 1 and row.concurrency <= 1]
         if ones and not profile.withheld and profile.HasField("accuracy"):
             found.append(_measured(profile, max(ones, key=lambda row: row.threads).p50_ms))

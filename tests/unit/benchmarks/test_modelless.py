@@ -199,6 +199,13 @@ def test_violations_are_not_compared_where_the_best_baseline_has_few() -> None:
     assert compared_at(found) is None
 
 
+def test_a_rate_that_nothing_was_too_high_for_is_no_throughput() -> None:
+    found = {side.name: a_found(4.0, 1.0, {}) for side in SIDES}
+    report = Report("x", machine={})
+    goals(report, FLAT, found)
+    assert list(report.goals) == ["cost_vs_best.flat"]
+
+
 def test_every_side_has_every_shape_once_and_another_one_begins_each_time() -> None:
     for quick in (False, True):
         seen = [(side.name, shape.name) for side, shapes in visits(quick) for shape in shapes]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tessera.api.open_inference.inference_pb2 import InferParameter, ModelInferRequest, ModelInferResponse
 from tessera.domain.errors import InvalidInput
+from tessera.frames import head as heads
 from tessera.frames import openinference as oi
 from tessera.frames import protowire as wire
 
@@ -31,7 +32,7 @@ CONTENTS = st.fixed_dictionaries(
         "bytes_contents": st.lists(st.binary(max_size=9), min_size=1, max_size=5),
     },
 )
-INPUT = st.tuples(NAMES, NAMES, st.lists(INT64, max_size=4), PARAMETERS, st.none() | CONTENTS)
+INPUT = st.tuples(NAMES, NAMES, st.lists(st.integers(-1, 300) | INT64, max_size=4), PARAMETERS, st.none() | CONTENTS)
 
 
 def choice(value) -> InferParameter:
@@ -93,9 +94,11 @@ def test_reads_what_protobuf_wrote(name, version, request_id, parameters, inputs
         message.outputs.add(name=output)
     data = message.SerializeToString()
     same(oi.parse_request(data), message)
-    head = oi.parse_head(data)
+    head = heads.parse_head(data)
     assert (head.model_name, head.model_version, head.id, set(head.parameters)) == (name, version, request_id, set(parameters))
-    assert (oi._plain_head(data) is None) == bool(parameters), "most requests are read the short way"
+    assert (heads._plain_head(data) is None) == bool(parameters), "most requests are read the short way"
+    first = inputs[0][2][0] if inputs and inputs[0][2] else 1
+    assert head.items == (first if 0 < first < heads.MAX_ITEMS else 1)
 
 
 def agrees_on(data: bytes) -> None:
@@ -210,9 +213,9 @@ def test_typed_response_is_what_protobuf_reads(kind, data):
 )
 def test_a_head_of_many_fields_is_refused_and_the_limit_itself_is_not(piece):
     start = b"\x0a\x01m"
-    assert oi.parse_head(start + piece * (oi.MAX_HEAD_FIELDS - 1)).model_name == "m"
-    with pytest.raises(InvalidInput, match=f"ModelInferRequest fields .*at most {oi.MAX_HEAD_FIELDS}"):
-        oi.parse_head(start + piece * oi.MAX_HEAD_FIELDS)
+    assert heads.parse_head(start + piece * (heads.MAX_HEAD_FIELDS - 1)).model_name == "m"
+    with pytest.raises(InvalidInput, match=f"ModelInferRequest fields .*at most {heads.MAX_HEAD_FIELDS}"):
+        heads.parse_head(start + piece * heads.MAX_HEAD_FIELDS)
 
 
 @given(
@@ -225,7 +228,7 @@ def test_a_head_of_many_fields_is_refused_and_the_limit_itself_is_not(piece):
 def test_a_head_read_the_short_way_is_what_the_whole_reader_finds(pieces, cut):
     data = b"".join(tag + wire.varint(len(value)) + value for tag, value in pieces)
     data = data[: len(data) - cut]
-    short = oi._plain_head(data)
+    short = heads._plain_head(data)
     if short is not None:
         request = oi.parse_request(data) if not any(tag in (b"\x2a", b"\x32") for tag, _ in pieces) else None
         if request is not None:
@@ -233,14 +236,37 @@ def test_a_head_read_the_short_way_is_what_the_whole_reader_finds(pieces, cut):
             assert request.parameters == {}
 
 
+@pytest.mark.parametrize(
+    ("field", "items"),
+    [
+        (b"\x1a\x02\x08\x03", 8),
+        (b"\x0a\x01x\x12\x04FP32\x1a\x03\xac\x02\x03", 300),
+        (b"", 1),
+        (b"\x1a\x00", 1),
+        (b"\x1a\x02\x00\x03", 1),
+        (b"\x1a\x0a" + b"\xff" * 9 + b"\x01", 1),
+        (b"\x18\x08\x18\x03", 1),
+        (b"\x1a\x05\xff", 1),
+        (b"\x1a", 1),
+    ],
+    ids=["shape", "behind name and datatype", "no shape", "empty shape", "no item", "negative", "not packed", "cut off", "no length"],
+)
+@pytest.mark.parametrize("parameter", [b"", b"\x22\x00"], ids=["read the short way", "read the long way"])
+def test_a_head_says_how_many_items_the_first_input_has(field, items, parameter):
+    other = b"\x2a\x04\x1a\x02\x07\x01"
+    data = b"\x0a\x01m" + parameter + b"\x2a" + wire.varint(len(field)) + field + other
+    assert (heads._plain_head(data) is None) == bool(parameter)
+    assert heads.parse_head(data).items == items
+
+
 def test_fields_inside_a_skipped_group_count():
     def inside(count: int) -> bytes:
         return b"\x4b" + b"\x53\x54" + b"\x08\x01" * count + b"\x4c"
 
-    oi.parse_head(inside(oi.MAX_HEAD_FIELDS - 2))
+    heads.parse_head(inside(heads.MAX_HEAD_FIELDS - 2))
     with pytest.raises(InvalidInput, match="ModelInferRequest fields"):
-        oi.parse_head(inside(oi.MAX_HEAD_FIELDS - 1))
-    oi.parse_request(inside(oi.MAX_HEAD_FIELDS))
+        heads.parse_head(inside(heads.MAX_HEAD_FIELDS - 1))
+    oi.parse_request(inside(heads.MAX_HEAD_FIELDS))
 
 
 def test_parameters_of_a_head_have_a_length_in_all():
@@ -255,11 +281,11 @@ def test_parameters_of_a_head_have_a_length_in_all():
         entry = made.SerializeToString()[3:]
         return b"\x0a\x01m" + first + entry
 
-    for total in range(oi.MAX_HEAD_PARAMETER_BYTES - 20, oi.MAX_HEAD_PARAMETER_BYTES + 20):
+    for total in range(heads.MAX_HEAD_PARAMETER_BYTES - 20, heads.MAX_HEAD_PARAMETER_BYTES + 20):
         data = message(total)
         real = sum(len(value) for number, _, value in wire.fields(memoryview(data), "m") if number == 4)
-        if real <= oi.MAX_HEAD_PARAMETER_BYTES:
-            assert set(oi.parse_head(data).parameters) == {"a", "b"}
+        if real <= heads.MAX_HEAD_PARAMETER_BYTES:
+            assert set(heads.parse_head(data).parameters) == {"a", "b"}
         else:
-            with pytest.raises(InvalidInput, match=f"parameters bytes {real}: at most {oi.MAX_HEAD_PARAMETER_BYTES}"):
-                oi.parse_head(data)
+            with pytest.raises(InvalidInput, match=f"parameters bytes {real}: at most {heads.MAX_HEAD_PARAMETER_BYTES}"):
+                heads.parse_head(data)

@@ -83,6 +83,7 @@ def test_a_profile_changes_the_figures(catalogue: Catalogue) -> None:
     key = put(catalogue, replace(a_profile(), variant=a_variant_key(), profile_class=node().profile_class))
     (candidate,) = catalogue.route("digits", "").ranking.meeting
     assert (candidate.latency_ms, candidate.load_ms, candidate.start_ms) == (2.0, 4.0, 6.0)
+    assert (candidate.expected_ms(2), candidate.started_ms(2)) == (3.0, 7.0)
     latency = usable(catalogue)[0].latency
     assert latency is not None
     assert (latency.one_ms, latency.at(2)) == (2.0, 3.0)

@@ -26,7 +26,7 @@ from tessera.gateway.ports import StartedInstance
 from tessera.policy.variant.plain import PlainVariantPolicy
 from tessera.program import Stop, Tasks
 from tessera.testing import LoopClock, run_virtual
-from tessera.testing.builders import a_model, a_node, a_variant, a_version, an_instance
+from tessera.testing.builders import a_model, a_node, a_profile, a_variant, a_version, an_instance
 
 REQUEST = b"\x0a\x06digits"
 
@@ -288,6 +288,27 @@ def test_a_scheduler_that_does_not_know_yet_what_died_is_asked_again() -> None:
         assert len(parts.scheduler.calls) == 4
         (decision,) = parts.decisions._last
         assert (decision.outcome, decision.instance_id, decision.attempts) == ("ok", "i104", 1)
+
+    virtually(test)
+
+
+def test_a_request_of_two_items_is_predicted_and_counted_as_two() -> None:
+    async def test(parts: Parts) -> None:
+        parts.catalogue.put("i", an_instance(variant=a_variant().key))
+        parts.catalogue.put("p", replace(a_profile(), variant=a_variant().key, profile_class=a_node().profile_class))
+        (slot,) = parts.catalogue.fleet.slots()
+        seen = []
+
+        def answer(header: RequestHeader) -> FrameResponse:
+            seen.append(slot.in_flight)
+            return FrameResponse(0, 2, 0, 0, 1000, b"")
+
+        parts.links.link.answer = answer
+        await parts.inference.infer(REQUEST + b"\x2a\x04\x1a\x02\x02\x03")
+        await parts.inference.infer(REQUEST + b"\x2a\x04\x1a\x02\x01\x03")
+        assert seen == [2, 1]
+        assert slot.in_flight == 0
+        assert [decision.predicted_ms for decision in parts.decisions._order] == [3.0, 2.0]
 
     virtually(test)
 

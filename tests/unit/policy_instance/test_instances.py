@@ -50,6 +50,24 @@ def test_when_a_request_is_expected_to_be_answered(in_flight: int, expected_ms: 
     assert completion_ms(FakeInstance(in_flight, latency=profiled())) == pytest.approx(expected_ms)
 
 
+@pytest.mark.parametrize(
+    ("in_flight", "items", "expected_ms"),
+    [
+        (0, 4, 22.0),
+        (0, 9, 22.0),  # more than a batch is refused; what is known is a full one
+        (1, 4, 5.0 + 22.0),
+        (6, 2, 11.0 + 22.0),  # two wait: ours fill the batch
+        (7, 2, 11.0 + 18.0 + 14.0),  # three wait: ours do not fit beside them
+    ],
+)
+def test_a_request_of_several_items_takes_what_its_batch_takes(in_flight: int, items: int, expected_ms: float) -> None:
+    assert completion_ms(FakeInstance(in_flight, latency=profiled()), items) == pytest.approx(expected_ms)
+
+
+def test_an_instance_that_takes_one_item_at_a_time_is_not_asked_for_more() -> None:
+    assert completion_ms(FakeInstance(0, max_batch=1, latency=profiled()), 1000) == 10.0
+
+
 def test_nobody_knows_without_a_profile() -> None:
     assert completion_ms(FakeInstance(3)) is None
     assert ProfiledLatency.of(None, 1) is None

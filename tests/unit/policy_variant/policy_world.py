@@ -74,6 +74,7 @@ def a_candidate(
         start_ms=None if latency_ms is None or load_ms is None else latency_ms + load_ms,
         work_ms=latency_ms if work_ms is None else work_ms,
         usd_per_1000=usd,
+        latency=line,
     )
 
 
@@ -91,13 +92,14 @@ def choose(
     objectives: Objectives = NO_OBJECTIVES,
     *,
     instances: InstancePolicy | None = None,
+    items: int = 1,
 ) -> Choice | None:
-    return policy.choose(rank(policy, candidates, objectives), objectives.latency_ms, instances or LeastInFlight())
+    return policy.choose(rank(policy, candidates, objectives), objectives.latency_ms, instances or LeastInFlight(), items)
 
 
-def chosen(policy: VariantPolicy, *candidates: Candidate, **asked: Any) -> str:
+def chosen(policy: VariantPolicy, *candidates: Candidate, items: int = 1, **asked: Any) -> str:
     """The variant's name; "" for none. Keywords are objectives."""
-    choice = choose(policy, candidates, Objectives(**asked))
+    choice = choose(policy, candidates, Objectives(**asked), items=items)
     return "" if choice is None else choice.candidate.key.variant
 
 

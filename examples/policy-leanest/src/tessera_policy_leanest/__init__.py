@@ -14,13 +14,14 @@ class LeanestVariantPolicy:
         record = candidate.record
         return float(record.tensor_bytes - record.tensor_bytes_shared)
 
-    def choose(self, ranking: Ranking, latency_ms: float | None, instances: InstancePolicy) -> Choice | None:
+    def choose(self, ranking: Ranking, latency_ms: float | None, instances: InstancePolicy, items: int) -> Choice | None:
         for candidate in ranking.meeting:
             active = candidate.activity.instances
-            if latency_ms is not None and (candidate.latency_ms is None or candidate.latency_ms > latency_ms):
+            expected_ms = candidate.expected_ms(items)
+            if latency_ms is not None and (expected_ms is None or expected_ms > latency_ms):
                 continue
             if active:
-                return Choice(candidate, instances.pick(active), candidate.latency_ms)
+                return Choice(candidate, instances.pick(active), expected_ms)
             if not candidate.nowhere:
-                return Choice(candidate, None, candidate.start_ms)
-        return closest(ranking, latency_ms, instances)
+                return Choice(candidate, None, candidate.started_ms(items))
+        return closest(ranking, latency_ms, instances, items)

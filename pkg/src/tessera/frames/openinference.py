@@ -23,10 +23,6 @@ _CONTENT_FIELDS = {
     1: "bool_contents", 2: "int_contents", 3: "int64_contents", 4: "uint_contents",
     5: "uint64_contents", 6: "fp32_contents", 7: "fp64_contents", 8: "bytes_contents",
 }  # fmt: skip
-MAX_HEAD_FIELDS = 4096
-MAX_HEAD_PARAMETER_BYTES = 64 << 10
-_TENSOR_TAGS = (0x2A, 0x32, 0x3A)
-"""Of inputs, outputs and raw_input_contents, which a head passes over."""
 _CONTENT_NUMBERS = {name: number for number, name in _CONTENT_FIELDS.items()}
 _FIXED_WIDTH = {6: 4, 7: 8}
 _DOUBLE = struct.Struct("<d")
@@ -50,8 +46,8 @@ class RequestedOutput:
 
 
 @dataclass(slots=True)
-class InferRequestHead:
-    """What a gateway needs to route a request."""
+class Addressed:
+    """What a request says beside its tensors."""
 
     model_name: str = ""
     model_version: str = ""
@@ -60,7 +56,7 @@ class InferRequestHead:
 
 
 @dataclass(slots=True)
-class InferRequest(InferRequestHead):
+class InferRequest(Addressed):
     inputs: list[InferInput] = field(default_factory=list)
     outputs: list[RequestedOutput] = field(default_factory=list)
     raw_input_contents: list[memoryview] = field(default_factory=list)
@@ -95,72 +91,20 @@ def parse_request(data: Buffer) -> InferRequest:
         elif number == 6:
             request.outputs.append(_requested(value))
         else:
-            _head_field(request, number, value)
+            read_address(request, number, value)
     return request
 
 
-def parse_head(data: Buffer) -> InferRequestHead:
-    """Reads name, version, id and parameters of a ModelInferRequest and skips the rest.
-
-    What it costs is bounded, whatever a stranger sends: at most `MAX_HEAD_FIELDS` fields of the message itself (an input, a parameter,
-    a piece of raw contents is one) and `MAX_HEAD_PARAMETER_BYTES` of parameters.
-
-    Raises:
-        InvalidInput: as `parse_request`, as far as it reads; or more than these.
-    """
-    plain = _plain_head(data)
-    if plain is not None:
-        return plain
-    head = InferRequestHead()
-    parameter_bytes = 0
-    for number, kind, value in wire.fields(memoryview(data), "ModelInferRequest", MAX_HEAD_FIELDS):
-        if kind == wire.LENGTH and number <= 4:
-            assert isinstance(value, memoryview)
-            if number == 4:
-                parameter_bytes += len(value)
-                if parameter_bytes > MAX_HEAD_PARAMETER_BYTES:
-                    raise InvalidInput("parameters bytes", parameter_bytes, f"at most {MAX_HEAD_PARAMETER_BYTES}")
-            _head_field(head, number, value)
-    return head
-
-
-def _plain_head(data: Buffer) -> InferRequestHead | None:
-    """The head of a message that is written as nearly all are: no parameters, nothing unknown. None leaves it to the whole reader, which
-    knows what is wrong with it if anything is; that one takes three times as long.
-    """
-    name = version = request_id = ""
-    at, end, left = 0, len(data), MAX_HEAD_FIELDS
-    try:
-        while at < end and left:
-            left -= 1
-            tag, length = data[at], data[at + 1]
-            at += 2
-            if length > 127:
-                length, at = wire.read_varint(data, at - 1, "")
-            stop = at + length
-            if tag == 0x0A:
-                name = str(data[at:stop], "utf-8")
-            elif tag == 0x12:
-                version = str(data[at:stop], "utf-8")
-            elif tag == 0x1A:
-                request_id = str(data[at:stop], "utf-8")
-            elif tag not in _TENSOR_TAGS:
-                return None
-            at = stop
-    except (IndexError, UnicodeDecodeError, InvalidInput):
-        return None
-    return InferRequestHead(name, version, request_id, {}) if at == end else None
-
-
-def _head_field(head: InferRequestHead, number: int, value: memoryview) -> None:
+def read_address(into: Addressed, number: int, value: memoryview) -> None:
+    """Takes one field of a ModelInferRequest, of those that say where it goes. Raises: InvalidInput."""
     if number == 1:
-        head.model_name = wire.text(value, "model_name")
+        into.model_name = wire.text(value, "model_name")
     elif number == 2:
-        head.model_version = wire.text(value, "model_version")
+        into.model_version = wire.text(value, "model_version")
     elif number == 3:
-        head.id = wire.text(value, "id")
+        into.id = wire.text(value, "id")
     elif number == 4:
-        _parameter_entry(value, head.parameters)
+        _parameter_entry(value, into.parameters)
 
 
 def _input(data: memoryview) -> InferInput:

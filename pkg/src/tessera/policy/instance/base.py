@@ -16,7 +16,7 @@ class Latency(Protocol):
 
 
 class Instance(Protocol):
-    """`in_flight`: requests that this gateway has sent there and that are not answered. `latency` None: nobody measured."""
+    """`in_flight`: items of requests that this gateway has sent there and that are not answered. `latency` None: nobody measured."""
 
     in_flight: int
     max_batch: int
@@ -38,20 +38,22 @@ class InstancePolicy(Protocol):
         ...
 
 
-def completion_ms(instance: Instance) -> float | None:
-    """When a request that is sent now is expected to be answered, in ms; None where nobody measured.
+def completion_ms(instance: Instance, items: int = 1) -> float | None:
+    """When a request of so many items that is sent now is expected to be answered, in ms; None where nobody measured.
 
-    Of the requests in flight there as many as fit into a batch are executing, half-way through on average; the rest waits in front of this
-    one, in full batches, and it joins the last one.
+    Of the items in flight there as many as fit into a batch are executing, half-way through on average; the rest waits in front of this
+    request, in full batches, and it joins the last one where it fits.
     """
     latency = instance.latency
     if latency is None:
         return None
-    in_flight = instance.in_flight
+    in_flight, most = instance.in_flight, instance.max_batch
+    own = items if items < most else most
+    own_ms = latency.one_ms if own == 1 else latency.at(own)
     if in_flight <= 0:
-        return latency.one_ms
-    most = instance.max_batch
+        return own_ms
     if in_flight <= most:
-        return latency.at(in_flight) / 2 + latency.one_ms
+        return latency.at(in_flight) / 2 + own_ms
     full, rest = divmod(in_flight - most, most)
-    return latency.at(most) * (0.5 + full) + latency.at(rest + 1)
+    last_ms = latency.at(rest + own) if rest + own <= most else latency.at(rest) + own_ms
+    return latency.at(most) * (0.5 + full) + last_ms

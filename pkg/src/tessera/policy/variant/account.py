@@ -30,12 +30,13 @@ def accounts(
     seen = {id(looked.candidate): looked for looked in choice.looked} if choice is not None else {}
     not_meeting = [one for one in ranking.slate if one not in set(ranking.meeting)]
     refusals = dict(refused)
+    items = choice.items if choice is not None else 1
     found: list[Account] = []
     for one in (*ranking.meeting, *not_meeting):
         looked = seen.get(id(one))
         if one in refusals and (choice is None or one is not choice.candidate):
             continue
-        expected_ms = looked.expected_ms if looked is not None else one.start_ms
+        expected_ms = looked.expected_ms if looked is not None else one.started_ms(items)
         if choice is not None and one is choice.candidate:
             found.insert(0, Account(one, True, True, choice.expected_ms, _won(policy, ranking, objectives, choice), looked))
         else:
@@ -55,7 +56,8 @@ def _won(policy: str, ranking: Ranking, objectives: Objectives, choice: Choice) 
 
 
 def _lost(ranking: Ranking, objectives: Objectives, one: Candidate, looked: Looked | None, choice: Choice | None) -> str:
-    missed = misses(objectives, one, looked.expected_ms if looked is not None else one.latency_ms)
+    items = choice.items if choice is not None else 1
+    missed = misses(objectives, one, looked.expected_ms if looked is not None else one.expected_ms(items))
     if missed:
         return f"misses {words(missed)}"
     if choice is None:
@@ -67,10 +69,11 @@ def _lost(ranking: Ranking, objectives: Objectives, one: Candidate, looked: Look
     if looked is not None:
         return f"{looked.in_flight} in flight: {_against(one, looked.expected_ms, choice, name)}"
     if not one.activity.instances and choice.instance is not None:
-        return f"inactive, and {name} is active{'' if one.start_ms is None else f'; {one.start_ms:.3g} ms with its load'}"
+        started_ms = one.started_ms(items)
+        return f"inactive, and {name} is active{'' if started_ms is None else f'; {started_ms:.3g} ms with its load'}"
     if choice.instance is None:
-        return _against(one, one.start_ms, choice, name)
-    return f"not looked at: {_against(one, one.latency_ms, choice, name)} at best"
+        return _against(one, one.started_ms(items), choice, name)
+    return f"not looked at: {_against(one, one.expected_ms(items), choice, name)} at best"
 
 
 def _against(one: Candidate, expected_ms: float | None, choice: Choice, name: str) -> str:

@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 from tessera.domain.accuracy import Accuracy, AccuracySource
 from tessera.domain.ids import BuildClass, ProfileClass, VariantKey
 from tessera.domain.records import VariantRecord
-from tessera.policy.instance.base import Instance, InstancePolicy
+from tessera.policy.instance.base import Instance, InstancePolicy, Latency
 
 DEFAULT_ORDER = ("identity", "ort", "aten")
 """The order in which backends are tried where nothing was measured. An assumption: a profile of both overrules it."""
@@ -55,7 +55,8 @@ class Activity:
 class Candidate:
     """A variant with what is known about it, the best of the classes of nodes that are there.
 
-    Milliseconds at batch 1; None where nobody measured. `start_ms` is load and latency together. `work_ms` is the core-milliseconds that an
+    Milliseconds at batch 1; None where nobody measured. `latency` says what other batches take. `start_ms` is load and latency together.
+    `work_ms` is the core-milliseconds that an
     item takes at the batch where it takes least: what a request costs, whatever a node's price. `nowhere` says why no node can run it
     ("": one can); what is active may answer even so. `refusal` says why it may not answer at all.
     """
@@ -73,6 +74,7 @@ class Candidate:
     start_ms: float | None = None
     work_ms: float | None = None
     usd_per_1000: float | None = None
+    latency: Latency | None = None
     order: tuple[int, VariantKey] = field(init=False)
     """The default order, and what breaks ties: it ends in the id."""
 
@@ -80,6 +82,19 @@ class Candidate:
         backend = self.record.backend
         place = DEFAULT_ORDER.index(backend) if backend in DEFAULT_ORDER else len(DEFAULT_ORDER)
         object.__setattr__(self, "order", (place, self.key))
+
+    def expected_ms(self, items: int) -> float | None:
+        """What a request of so many items takes, by itself."""
+        if items == 1 or self.latency is None:
+            return self.latency_ms
+        return self.latency.at(min(items, self.record.max_batch))
+
+    def started_ms(self, items: int) -> float | None:
+        """The same with a start before it."""
+        start_ms, latency_ms = self.start_ms, self.latency_ms
+        if items == 1 or start_ms is None or latency_ms is None:
+            return start_ms
+        return start_ms + (self.expected_ms(items) or latency_ms) - latency_ms
 
 
 class Criteria(NamedTuple):
@@ -116,12 +131,14 @@ class Looked(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """`instance` None: one has to be started. `looked`: the active candidates that were looked at, where it was more than the choice."""
+    """`instance` None: one has to be started. `looked`: the active candidates that were looked at, where it was more than the choice.
+    `items`: what the request that it was made for has."""
 
     candidate: Candidate
     instance: Instance | None
     expected_ms: float | None
     looked: Sequence[Looked] = ()
+    items: int = 1
 
 
 class VariantPolicy(Protocol):
@@ -133,8 +150,9 @@ class VariantPolicy(Protocol):
         was not measured."""
         ...
 
-    def choose(self, ranking: Ranking, latency_ms: float | None, instances: InstancePolicy) -> Choice | None:
-        """The candidate and, where it is active, the instance that `instances` picks. `latency_ms`: asked for. None: nothing can answer."""
+    def choose(self, ranking: Ranking, latency_ms: float | None, instances: InstancePolicy, items: int) -> Choice | None:
+        """The candidate and, where it is active, the instance that `instances` picks. `latency_ms`: asked for, of a request of so many
+        `items`. None: nothing can answer."""
         ...
 
 

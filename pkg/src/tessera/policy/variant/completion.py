@@ -29,13 +29,14 @@ class CompletionVariantPolicy:
     def key(self, candidate: Candidate, criteria: Criteria) -> float:
         return work(candidate) if criteria.timed else latency(candidate)
 
-    def choose(self, ranking: Ranking, latency_ms: float | None, instances: InstancePolicy) -> Choice | None:
-        found = _soonest(ranking, instances) if latency_ms is None else _in_time(ranking, latency_ms, instances)
-        return found or closest(ranking, latency_ms, instances)
+    def choose(self, ranking: Ranking, latency_ms: float | None, instances: InstancePolicy, items: int) -> Choice | None:
+        found = _soonest(ranking, instances, items) if latency_ms is None else _in_time(ranking, latency_ms, instances, items)
+        return found or closest(ranking, latency_ms, instances, items)
 
 
-def _soonest(ranking: Ranking, instances: InstancePolicy) -> Choice | None:
-    """Candidates come by their latency at batch 1, which no queue makes less: the first one that cannot be sooner ends it."""
+def _soonest(ranking: Ranking, instances: InstancePolicy, items: int) -> Choice | None:
+    """Candidates come by their latency at batch 1, which neither a queue nor more items make less: the first one that cannot be sooner ends
+    it."""
     best: Looked | None = None
     best_ms, best_troubled, by_number = inf, True, ranking.by_number
     looked: list[Looked] = []
@@ -48,7 +49,7 @@ def _soonest(ranking: Ranking, instances: InstancePolicy) -> Choice | None:
         if best is not None and not best_troubled and by_number and (least_ms is None or least_ms >= best_ms):
             break
         instance = available[0] if len(available) == 1 else instances.pick(available)
-        expected_ms = completion_ms(instance)
+        expected_ms = completion_ms(instance, items)
         seen = Looked(candidate, instance, instance.in_flight, expected_ms)
         looked.append(seen)
         troubled = activity.troubled
@@ -58,31 +59,36 @@ def _soonest(ranking: Ranking, instances: InstancePolicy) -> Choice | None:
         if len(looked) >= LOOK_AT:
             break
     if best is None:
-        return first_start(ranking, ranking.meeting)
+        return first_start(ranking, ranking.meeting, items)
     if not by_number and any(one.expected_ms is None for one in looked):
         best = next((one for one in looked if not one.candidate.activity.troubled), looked[0])
     return Choice(best.candidate, best.instance, best.expected_ms, looked)
 
 
-def _in_time(ranking: Ranking, latency_ms: float, instances: InstancePolicy) -> Choice | None:
+def _in_time(ranking: Ranking, latency_ms: float, instances: InstancePolicy, items: int) -> Choice | None:
     """Candidates come by the work that they take: the first one in time wins, an active one before one that would have to be started."""
     late: Looked | None = None
     start: Candidate | None = None
     looked: list[Looked] = []
     for candidate in ranking.meeting:
-        least_ms = candidate.latency_ms
+        least_ms = candidate.latency_ms if items == 1 else candidate.expected_ms(items)
         if least_ms is None or least_ms > latency_ms:
             continue
         activity = candidate.activity
         available = activity.instances
         if not available:
-            if start is None and candidate.start_ms is not None and candidate.start_ms <= latency_ms and not candidate.nowhere:
+            if (
+                start is None
+                and not candidate.nowhere
+                and (started_ms := candidate.started_ms(items)) is not None
+                and started_ms <= latency_ms
+            ):
                 start = candidate
             continue
         if len(looked) >= LOOK_AT:
             continue
         instance = available[0] if len(available) == 1 else instances.pick(available)
-        expected_ms = completion_ms(instance)
+        expected_ms = completion_ms(instance, items)
         seen = Looked(candidate, instance, instance.in_flight, expected_ms)
         looked.append(seen)
         if expected_ms is not None and expected_ms <= latency_ms and not activity.troubled:
@@ -90,10 +96,10 @@ def _in_time(ranking: Ranking, latency_ms: float, instances: InstancePolicy) -> 
         if late is None or _sooner(seen, late):
             late = seen
     if start is not None:
-        return Choice(start, None, start.start_ms, looked)
+        return Choice(start, None, start.started_ms(items), looked)
     if late is not None:
         return Choice(late.candidate, late.instance, late.expected_ms, looked)
-    return first_start(ranking, within(ranking.meeting, latency_ms))
+    return first_start(ranking, within(ranking.meeting, latency_ms, items), items)
 
 
 def _sooner(one: Looked, other: Looked) -> bool:

@@ -19,5 +19,5 @@ _LEAST_LOADED = LeastInFlight()
 class InfaasVariantPolicy(PlainVariantPolicy):
     name = "infaas"
 
-    def choose(self, ranking: Ranking, latency_ms: float | None, instances: InstancePolicy) -> Choice | None:
-        return super().choose(ranking, latency_ms, _LEAST_LOADED)
+    def choose(self, ranking: Ranking, latency_ms: float | None, instances: InstancePolicy, items: int) -> Choice | None:
+        return super().choose(ranking, latency_ms, _LEAST_LOADED, items)

@@ -36,35 +36,35 @@ class InfaasReleasedVariantPolicy(PlainVariantPolicy):
         self._recent: deque[Candidate] = deque(maxlen=RECENT)
         self._requests = 0
 
-    def choose(self, ranking: Ranking, latency_ms: float | None, instances: InstancePolicy) -> Choice | None:
+    def choose(self, ranking: Ranking, latency_ms: float | None, instances: InstancePolicy, items: int) -> Choice | None:
         self._requests += 1
-        fitting = within(ranking.meeting, latency_ms)
+        fitting = within(ranking.meeting, latency_ms, items)
         even_troubled = self._requests % BLACKLISTED_ONE_IN == 0
         for recent in self._recent:
             if recent in fitting and _runs(recent, even_troubled):
-                return self._won(recent)
+                return self._won(recent, items)
         asked_ms = latency_ms or 0.0
         looked_at = fitting[: max(LEAST_LOOKED_AT, int(LOOKING_SHARE * asked_ms / LOOK_UP_MS))]
         able = [one for one in looked_at if one.activity.instances or not one.nowhere]
         open_ = [one for one in able if _runs(one, even_troubled) or not one.activity.instances] or able
         if not open_:
-            return closest(ranking, latency_ms, _LEAST_LOADED)
-        return self._won(min(open_, key=lambda one: _slack_ms(one, asked_ms)))
+            return closest(ranking, latency_ms, _LEAST_LOADED, items)
+        return self._won(min(open_, key=lambda one: _slack_ms(one, asked_ms, items)), items)
 
-    def _won(self, candidate: Candidate) -> Choice:
+    def _won(self, candidate: Candidate, items: int) -> Choice:
         if candidate in self._recent:
             self._recent.remove(candidate)
         self._recent.appendleft(candidate)
         if candidate.activity.instances:
-            return Choice(candidate, _LEAST_LOADED.pick(candidate.activity.instances), candidate.latency_ms)
-        return Choice(candidate, None, candidate.start_ms)
+            return Choice(candidate, _LEAST_LOADED.pick(candidate.activity.instances), candidate.expected_ms(items))
+        return Choice(candidate, None, candidate.started_ms(items))
 
 
 def _runs(candidate: Candidate, even_troubled: bool) -> bool:
     return bool(candidate.activity.instances) and (even_troubled or not candidate.activity.troubled)
 
 
-def _slack_ms(candidate: Candidate, asked_ms: float) -> float:
+def _slack_ms(candidate: Candidate, asked_ms: float, items: int) -> float:
     """What is left of the latency asked for; without one, the latency itself."""
-    slack_ms = abs(asked_ms - (candidate.latency_ms or 0.0))
+    slack_ms = abs(asked_ms - (candidate.expected_ms(items) or 0.0))
     return slack_ms if candidate.activity.instances else slack_ms + NOT_LOADED_MS

@@ -46,9 +46,9 @@ def words(found: tuple[Miss, ...]) -> str:
     return ", ".join(map(str, found))
 
 
-def closest(ranking: Ranking, latency_ms: float | None, instances: InstancePolicy) -> Choice | None:
-    """The candidate that misses the objectives least, all shares together, by its figures at batch 1; an unknown is further than any miss.
-    Of equals the first that is active, then the first."""
+def closest(ranking: Ranking, latency_ms: float | None, instances: InstancePolicy, items: int) -> Choice | None:
+    """The candidate that misses the objectives least, all shares together, if it answered such a request by itself; an unknown is further
+    than any miss. Of equals the first that is active, then the first."""
     criteria = ranking.criteria
     least, most, dataset = criteria.min_accuracy, criteria.max_cost, criteria.dataset
     best, best_share, best_active = None, inf, False
@@ -60,7 +60,10 @@ def closest(ranking: Ranking, latency_ms: float | None, instances: InstancePolic
             elif one.latency_ms > latency_ms:
                 share = one.latency_ms / latency_ms - 1
             if share > best_share:
-                break  # they come by their latency
+                break  # they come by their latency at batch 1, and more items take no less
+            expected_ms = one.expected_ms(items)
+            if expected_ms is not None and expected_ms > latency_ms:
+                share = expected_ms / latency_ms - 1
         if least is not None and one.accuracy.value < least:
             share += (least - one.accuracy.value) / least
         if most is not None:
@@ -79,9 +82,9 @@ def closest(ranking: Ranking, latency_ms: float | None, instances: InstancePolic
     if best is None:
         return None
     if not best.activity.instances:
-        return Choice(best, None, best.start_ms)
+        return Choice(best, None, best.started_ms(items))
     instance = instances.pick(best.activity.instances)
-    return Choice(best, instance, completion_ms(instance))
+    return Choice(best, instance, completion_ms(instance, items))
 
 
 def _beyond(name: str, asked: float, value: float | None) -> Miss:

@@ -14,10 +14,10 @@ from tessera.policy.variant.plain import PlainVariantPolicy, within
 class StaticVariantPolicy(PlainVariantPolicy):
     name = "static"
 
-    def choose(self, ranking: Ranking, latency_ms: float | None, instances: InstancePolicy) -> Choice | None:
-        for candidate in within(ranking.meeting, latency_ms):
+    def choose(self, ranking: Ranking, latency_ms: float | None, instances: InstancePolicy, items: int) -> Choice | None:
+        for candidate in within(ranking.meeting, latency_ms, items):
             if candidate.activity.instances:
-                return Choice(candidate, instances.pick(candidate.activity.instances), candidate.latency_ms)
+                return Choice(candidate, instances.pick(candidate.activity.instances), candidate.expected_ms(items))
             if not candidate.nowhere:
-                return Choice(candidate, None, candidate.start_ms)
-        return closest(ranking, latency_ms, instances)
+                return Choice(candidate, None, candidate.started_ms(items))
+        return closest(ranking, latency_ms, instances, items)

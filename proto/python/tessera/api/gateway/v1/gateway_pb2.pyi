@@ -145,7 +145,7 @@ class InstanceOption(_message.Message):
     node_id: _builtins.str
     instance_id: _builtins.str
     in_flight: _builtins.int
-    """requests of this gateway"""
+    """items of this gateway's requests"""
     expected_ms: _builtins.float
     """of a request that is sent to it; -1: not measured"""
     load_state: _builtins.str

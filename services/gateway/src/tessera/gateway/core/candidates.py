@@ -41,7 +41,8 @@ class Row:
         """The candidate, as things are now."""
         record = self.record
         hosts = [cls for cls in classes if _can_run(record, cls)]
-        latencies = {cls: latency.one_ms for cls in hosts if (latency := self.latency(cls)) is not None}
+        profiled = {cls: latency for cls in hosts if (latency := self.latency(cls)) is not None}
+        latencies = {cls: latency.one_ms for cls, latency in profiled.items()}
         loads = {cls: load for cls in hosts if (load := _load_ms(self.profiles.get(cls.profile_class))) is not None}
         start_ms, load_ms = min(((loads[cls] + ms, loads[cls]) for cls, ms in latencies.items() if cls in loads), default=(None, None))
         return Candidate(
@@ -58,6 +59,7 @@ class Row:
             start_ms=start_ms,
             work_ms=min((ms for cls in hosts if (ms := _work_ms(self.profiles.get(cls.profile_class))) is not None), default=None),
             usd_per_1000=min((usd for cls in hosts if (usd := _usd(self.profiles, cls)) is not None), default=None),
+            latency=min(profiled.values(), key=lambda latency: latency.one_ms, default=None),
         )
 
 

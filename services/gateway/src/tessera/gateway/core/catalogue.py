@@ -149,9 +149,10 @@ class Catalogue:
             route = name.plain = Route(name, objectives, self._ranking(name, NO_CRITERIA), self.snapshot)
         return route
 
-    def choose(self, route: Route) -> Choice | None:
-        """The policy's choice as things are now; None: nothing can answer."""
-        return self.policy.choose(route.ranking, route.objectives.latency_ms, self.instances)
+    def choose(self, route: Route, items: int = 1) -> Choice | None:
+        """The policy's choice for a request of so many items as things are now; None: nothing can answer."""
+        choice = self.policy.choose(route.ranking, route.objectives.latency_ms, self.instances, items)
+        return choice if items == 1 or choice is None else choice._replace(items=items)
 
     def pick(self, route: Route) -> InstanceSlot | None:
         """The instance of the choice, where it has one."""

@@ -59,8 +59,9 @@ class Route:
         chosen = choice.candidate
         if misses(self.objectives, chosen, choice.expected_ms):
             return [chosen.key]
-        able = to_start(self.ranking, self.ranking.meeting)
-        return [chosen.key, *[one.key for one in able if one is not chosen and not misses(self.objectives, one, one.start_ms)]]
+        items = choice.items
+        able = to_start(self.ranking, self.ranking.meeting, items)
+        return [chosen.key, *[one.key for one in able if one is not chosen and not misses(self.objectives, one, one.started_ms(items))]]
 
     def refusal(self, classes: Mapping[NodeClass, int]) -> str:
         """Why no variant can answer: each one with its reason."""

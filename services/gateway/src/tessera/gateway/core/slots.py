@@ -12,7 +12,7 @@ from tessera.policy.instance.base import Latency
 
 @dataclass(slots=True, eq=False)
 class InstanceSlot:
-    """An instance that answers, or did. Mutable: `in_flight` changes with every request.
+    """An instance that answers, or did. Mutable: `in_flight`, in items, changes with every request.
 
     `suspect`: its connection broke; not chosen until it connects again or is reported again. `orphan`: its record vanished although
     it was ready; chosen only while the record of its node is gone too (a lease ran out), as long as it answers. `load_state`:

@@ -19,7 +19,7 @@ from tessera.domain.errors import (
 from tessera.domain.instance import Stage, StageTime, StartPath
 from tessera.domain.objectives import NO_OBJECTIVES, Objectives
 from tessera.frames import FrameClient, RequestHeader, Status
-from tessera.frames.openinference import parse_head
+from tessera.frames.head import parse_head
 from tessera.gateway.core.catalogue import Catalogue
 from tessera.gateway.core.decisions import Decision, DecisionLog
 from tessera.gateway.core.requests import AskedFor, missed_parameter, queue_budget_s, reply_prefix
@@ -162,7 +162,7 @@ class Inference:
         start_path = _WARM
         while True:
             route = decision.route = self._route(name, version, objectives)
-            choice = decision.choice = self._catalogue.choose(route)
+            choice = decision.choice = self._catalogue.choose(route, head.items)
             if objectives is not NO_OBJECTIVES and choice is not None:
                 self._check_missed(route, choice, decision)
             slot = slot_of_choice(choice) if choice is not None else None
@@ -185,7 +185,8 @@ class Inference:
             suffix = reply_prefix(slot, start_path, bool(route.name.task)) + hexlify(decision.trace_id)
             if decision.missed:
                 suffix += missed_parameter(decision.missed)
-            slot.in_flight += 1
+            items = min(head.items, slot.max_batch)
+            slot.in_flight += items
             try:
                 link = self._links.connected(slot) or await self._connect(slot)
                 if link.draining:
@@ -200,7 +201,7 @@ class Inference:
                 decision.left, decision.slot = slot, None
                 continue
             finally:
-                slot.in_flight -= 1
+                slot.in_flight -= items
             if status == _OK:
                 decision.batch_size, decision.queue_us, decision.opening_us, decision.run_us = batch_size, queue_us, opening_us, run_us
                 return answer if isinstance(answer, bytes) else bytes(answer)

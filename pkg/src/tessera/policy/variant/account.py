@@ -51,17 +51,18 @@ def _won(policy: str, ranking: Ranking, objectives: Objectives, choice: Choice) 
     if choice.candidate.activity.troubled and choice.instance is not None:
         how = "active with trouble, as all that are active"
     basis = f"policy {policy}" if ranking.by_number else "default order (not every candidate has a profile)"
-    missed = misses(objectives, choice.candidate, choice.expected_ms)
+    missed = misses(objectives, choice.candidate, choice.predicted_ms)
     return f"{how}, {basis}{f'; the closest, misses {words(missed)}' if missed else ''}"
 
 
 def _lost(ranking: Ranking, objectives: Objectives, one: Candidate, looked: Looked | None, choice: Choice | None) -> str:
-    items = choice.items if choice is not None else 1
-    missed = misses(objectives, one, looked.expected_ms if looked is not None else one.expected_ms(items))
+    if choice is None:
+        missed = misses(objectives, one, one.latency_ms)
+        return f"misses {words(missed)}" if missed else "could answer"
+    items = choice.items
+    missed = misses(objectives, one, choice.whole_ms(looked.expected_ms if looked is not None else one.expected_ms(items)))
     if missed:
         return f"misses {words(missed)}"
-    if choice is None:
-        return "could answer"
     best = choice.candidate
     name = best.key.variant if best.key.version_key == one.key.version_key else str(best.key)
     if not ranking.by_number:

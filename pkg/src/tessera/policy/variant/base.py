@@ -132,13 +132,22 @@ class Looked(NamedTuple):
 
 class Choice(NamedTuple):
     """`instance` None: one has to be started. `looked`: the active candidates that were looked at, where it was more than the choice.
-    `items`: what the request that it was made for has."""
+    `items`: what the request that it was made for has. `surcharge_ms`: what answers take beyond what a policy expects."""
 
     candidate: Candidate
     instance: Instance | None
     expected_ms: float | None
     looked: Sequence[Looked] = ()
     items: int = 1
+    surcharge_ms: float = 0.0
+
+    @property
+    def predicted_ms(self) -> float | None:
+        return self.whole_ms(self.expected_ms)
+
+    def whole_ms(self, expected_ms: float | None) -> float | None:
+        """What an answer takes that a policy expects after `expected_ms`, here or of a loser."""
+        return None if expected_ms is None else expected_ms + self.surcharge_ms
 
 
 class VariantPolicy(Protocol):

@@ -47,6 +47,8 @@ from tessera.policy.variant.base import NO_CRITERIA, Candidate, Choice, Criteria
 Record = ModelRecord | VersionRecord | VariantRecord | AliasRecord | ProfileRecord | NodeRecord | InstanceRecord | LoadRecord
 
 MAX_NAMES = 16384
+LEAST_LATENCY_MS = 1e-3
+"""Where the surcharge alone is more than was asked for: nothing can be in time."""
 
 
 class Catalogue:
@@ -150,9 +152,16 @@ class Catalogue:
         return route
 
     def choose(self, route: Route, items: int = 1) -> Choice | None:
-        """The policy's choice for a request of so many items as things are now; None: nothing can answer."""
-        choice = self.policy.choose(route.ranking, route.objectives.latency_ms, self.instances, items)
-        return choice if items == 1 or choice is None else choice._replace(items=items)
+        """The policy's choice for a request of so many items as things are now; None: nothing can answer. Policies go by profiles: what
+        answers take beyond them is taken off the latency that they have to keep."""
+        surcharge_ms = route.name.group.surcharge.ms(items)
+        latency_ms = route.objectives.latency_ms
+        if latency_ms is not None:
+            latency_ms = max(latency_ms - surcharge_ms, LEAST_LATENCY_MS)
+        choice = self.policy.choose(route.ranking, latency_ms, self.instances, items)
+        if choice is None or (items == 1 and not surcharge_ms):
+            return choice
+        return Choice(choice.candidate, choice.instance, choice.expected_ms, choice.looked, items, surcharge_ms)
 
     def pick(self, route: Route) -> InstanceSlot | None:
         """The instance of the choice, where it has one."""

@@ -67,7 +67,17 @@ class Decision:
 
     @property
     def predicted_ms(self) -> float:
-        return self.choice.expected_ms or 0.0 if self.choice is not None else 0.0
+        return self.choice.predicted_ms or 0.0 if self.choice is not None else 0.0
+
+    def teach(self) -> None:
+        """Its group learns what this answer took beyond its queue and the profile. One that waited for a start, or was sent twice, says
+        nothing of that."""
+        slot, route, choice = self.slot, self.route, self.choice
+        if slot is None or route is None or choice is None or slot.latency is None:
+            return
+        if self.attempts == 1 and self.queued_ms < 0 and not self.opening_us:
+            profiled_ms = slot.latency.at(max(1, self.batch_size))
+            route.name.group.surcharge.note(choice.items, self.actual_ms - self.queue_us / 1000 - profiled_ms, profiled_ms)
 
     @property
     def labels(self) -> tuple[str, str, str, str]:

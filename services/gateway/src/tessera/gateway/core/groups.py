@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tessera.domain.ids import VariantKey, VariantName
+from tessera.gateway.core.surcharge import Surcharge
 from tessera.policy.variant.base import Candidate, Criteria, Ranking, VariantPolicy
 from tessera.policy.variant.ranking import Sorted, rank, slate
 
@@ -44,6 +45,7 @@ class Group:
     def __init__(self, *, one_model: bool) -> None:
         self.stamp = 0
         self.outdated = False
+        self.surcharge = Surcharge()
         self._one_model = one_model
         self._by_key: dict[VariantKey, Candidate] = {}
         self._changes: list[tuple[Candidate | None, Candidate | None]] = []

@@ -52,16 +52,15 @@ class Route:
 
     def missed(self, choice: Choice) -> str:
         """By how much the choice misses the objectives, in words; "" where it meets them, or none were given."""
-        return words(misses(self.objectives, choice.candidate, choice.expected_ms))
+        return words(misses(self.objectives, choice.candidate, choice.predicted_ms))
 
     def to_start(self, choice: Choice) -> list[VariantKey]:
         """What the scheduler may start instead of the choice, the choice first: others that meet what the choice meets."""
-        chosen = choice.candidate
-        if misses(self.objectives, chosen, choice.expected_ms):
+        chosen, items = choice.candidate, choice.items
+        if misses(self.objectives, chosen, choice.predicted_ms):
             return [chosen.key]
-        items = choice.items
-        able = to_start(self.ranking, self.ranking.meeting, items)
-        return [chosen.key, *[one.key for one in able if one is not chosen and not misses(self.objectives, one, one.started_ms(items))]]
+        others = [one for one in to_start(self.ranking, self.ranking.meeting, items) if one is not chosen]
+        return [chosen.key, *[one.key for one in others if not misses(self.objectives, one, choice.whole_ms(one.started_ms(items)))]]
 
     def refusal(self, classes: Mapping[NodeClass, int]) -> str:
         """Why no variant can answer: each one with its reason."""

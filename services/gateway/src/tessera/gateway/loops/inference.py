@@ -282,6 +282,8 @@ class Inference:
         decision.actual_ms = elapsed_s * 1000
         self._decisions.add(decision)
         outcome = decision.outcome
+        if outcome == "ok":
+            decision.teach()
         self._meter.answered(decision.labels, outcome if outcome == "ok" else outcome.partition(":")[0], elapsed_s)
         if self._export_spans:
             for span in spans_of_decision(decision):

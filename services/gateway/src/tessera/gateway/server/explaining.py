@@ -43,7 +43,7 @@ def of_model(catalogue: Catalogue, route: Route) -> gateway_pb2.ExplainResponse:
     if choice is None:
         answer.outcome = f"failed_precondition: {catalogue.refusal(route)}"
         return answer
-    answer.predicted_ms = choice.expected_ms or 0.0
+    answer.predicted_ms = choice.predicted_ms or 0.0
     if isinstance(choice.instance, InstanceSlot):
         answer.node_id, answer.instance_id = choice.instance.node_id, choice.instance.instance_id
     return answer

@@ -37,9 +37,9 @@ def platform(*words: str, env: Mapping[str, str] | None = None, store: str = "6G
         subprocess.run([*command, "down", *where], check=False, stderr=subprocess.DEVNULL)
 
 
-def register(client: Client, model: BenchModel) -> None:
+def register(client: Client, model: BenchModel, *, lossy: bool | None = None) -> None:
     begun = time.monotonic()
-    result = client.register(model.name, model.source, builder_args=model.arguments or None, seed=model.seed, wait=True)
+    result = client.register(model.name, model.source, builder_args=model.arguments or None, seed=model.seed, lossy=lossy, wait=True)
     if not result.unchanged:
         print(f"registered {model.name} in {time.monotonic() - begun:.0f} s", flush=True)
 

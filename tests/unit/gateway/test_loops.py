@@ -308,7 +308,7 @@ def test_a_request_of_two_items_is_predicted_and_counted_as_two() -> None:
         await parts.inference.infer(REQUEST + b"\x2a\x04\x1a\x02\x01\x03")
         assert seen == [2, 1]
         assert slot.in_flight == 0
-        assert [decision.predicted_ms for decision in parts.decisions._order] == [3.0, 2.0]
+        assert [decision.predicted_ms for decision in parts.decisions._last] == [3.0, 2.0]
 
     virtually(test)
 

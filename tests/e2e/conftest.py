@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 # Plain classes that several test files import.
@@ -45,6 +47,20 @@ def platform(tmp_path_factory: pytest.TempPathFactory, sources: Path) -> Iterato
         assert "down; no process, socket, lease or tmpfs file is left" in done.stderr
     finally:
         found.end()
+
+
+@pytest.fixture
+def no_settings_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("TESSERA_") and not name.startswith("TESSERA_REQUIRE_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `net` takes, two items of it."""
+    path = tmp_path_factory.mktemp("inputs") / "image.npy"
+    np.save(path, e2e_models.images(2))
+    return path
 
 
 @pytest.fixture

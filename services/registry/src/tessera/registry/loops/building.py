@@ -6,6 +6,7 @@ import asyncio
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 
 from tessera import failpoint, telemetry
@@ -61,6 +62,11 @@ class Builder:
     def due(self, key: VariantKey) -> bool:
         """Whether its back-off is over."""
         return self._not_before_s.get(key, 0.0) <= self._clock.monotonic_s()
+
+    def pause_s(self) -> float:
+        """Until the next back-off is over; inf: none is under way."""
+        now_s = self._clock.monotonic_s()
+        return min((at_s - now_s for at_s in self._not_before_s.values() if at_s > now_s), default=inf)
 
     def forget(self, key: VariantKey) -> None:
         """It is tried as if for the first time."""

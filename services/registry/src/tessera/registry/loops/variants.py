@@ -142,10 +142,10 @@ class VariantMaker:
                 except TesseraError as error:
                     _log.info("variants not looked at; tried again", reason=str(error))
                 try:
-                    async with asyncio.timeout(_IDLE_S):
+                    async with asyncio.timeout(min(_IDLE_S, self._builder.pause_s())):
                         await self._woken.wait()
                 except TimeoutError:
-                    pass  # look anyway: a back-off may be over, a record may have been written by hand
+                    pass  # look anyway: a back-off is over, or a record may have been written by hand
 
     async def _look(self, group: asyncio.TaskGroup) -> None:
         due: list[Bake] = []

@@ -26,7 +26,7 @@ LOSSY = Agreement(0.1, 0.99, 8)
 
 
 def profile(of: VariantKey, ms: float, at: ProfileClass = P) -> ProfileRecord:
-    return a_profile(of, profile_class=at, rows=(a_latency_row(1, 1, ms, mean_ms=ms),))
+    return a_profile(of, profile_class=at, rows=tuple(a_latency_row(1, threads, ms, mean_ms=ms) for threads in (1, 2)))
 
 
 def groups(
@@ -39,13 +39,15 @@ def groups(
     closed: tuple[NodeId, ...] = (),
 ) -> list[Group]:
     """Of version m@1: `ms` are the profiled latencies by variant."""
-    record_fields = {"build_class", "profile_class", "flavours", "host_id", "usd_per_hour", "cpu_count"}
+    record_fields = {"build_class", "profile_class", "flavours", "host_id", "usd_per_hour", "cpu_count", "runtime_threads"}
     records: dict[NodeId, tuple[NodeRecord, ...]] = {}
     observed = {}
     for name, facts in nodes.items():
         records[NodeId(name)] = (node_record(name, **{"host_id": name, **{k: v for k, v in facts.items() if k in record_fields}}),)
         here = [item for item in instances if item.node_id == name]
-        observed[NodeId(name)] = node(name, here, **{k: v for k, v in facts.items() if k not in ("host_id", "usd_per_hour")})
+        observed[NodeId(name)] = node(
+            name, here, **{k: v for k, v in facts.items() if k not in ("host_id", "usd_per_hour", "runtime_threads")}
+        )
     profiles = {(key(name), P): profile(key(name), at) for name, at in ms.items()}
     version = key().version_key
     return Capacities(observed, records, profiles, loads or {}, closed).groups({version: variants}, {version} if lossy else set())
@@ -102,6 +104,25 @@ def test_room_is_what_nobody_uses_and_a_machine_has_its_cores_once() -> None:
     assert (group.load.room, kinds(group)["ort-fp32"][2]) == ({P: 1.5}, 0), "three quarters of a core on each"
     (group,) = groups({"n1": facts, "n2": facts}, [busy()], [ORT], ms, closed=(NodeId("n2"),))
     assert list(group.nodes.values()) == [("n1",)]
+
+
+def test_threads_are_no_reservation() -> None:
+    two_threads = {"cpu_count": 2, "runtime_threads": 2}
+    (group,) = groups({"n1": {**two_threads, "cpu_cores": 1.5}}, [busy()], [ORT], {"ort-fp32": 10.0})
+    assert (group.load.room, kinds(group)["ort-fp32"][2]) == ({P: 2.0}, 1), "less than 80 % is in use"
+    (group,) = groups({"n1": {**two_threads, "cpu_cores": 1.7}}, [busy()], [ORT], {"ort-fp32": 10.0})
+    assert kinds(group)["ort-fp32"][2] == 0
+
+
+def test_a_full_node_takes_what_answers_more_in_place_of_what_runs_there() -> None:
+    ms = {"ort-fp32": 10.0, "aten-fp32": 8.0}
+    full = {"cpu_count": 2, "cpu_cores": 2.0}
+    (group,) = groups({"n1": full}, [busy()], [ORT, ATEN], ms)
+    assert (kinds(group)["ort-fp32"][2], kinds(group)["aten-fp32"][2], group.load.room) == (0, 1, {P: 1.0})
+    (group,) = groups({"n1": full}, [busy(variant=key("aten-fp32"))], [ORT, ATEN], ms)
+    assert kinds(group)["aten-fp32"][2] == 0, "the other one answers less"
+    (group,) = groups({"n1": {}, "n2": full}, [busy()], [ORT, ATEN], ms)
+    assert group.nodes[next(kind for kind in group.nodes if kind.variant == ATEN.key)] == ("n1",), "nothing of it runs on the other"
 
 
 def test_cost_is_the_larger_share_of_a_nodes_price() -> None:

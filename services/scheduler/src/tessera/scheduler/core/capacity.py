@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 from tessera.domain.fit import predict_ms, saturation_items_per_s
 from tessera.domain.ids import InstanceId, NodeId, ProfileClass, VariantKey, VersionKey
@@ -20,6 +21,8 @@ from tessera.policy.load.base import Load
 from tessera.policy.start.costs import CostModel
 from tessera.scheduler.core.observed import ObservedInstance, ObservedNode
 
+FULL_SHARE = 0.8
+"""Of a node's cores in use: it takes no more beyond that (the published share, by which nodes are added)."""
 MOST_REPLICAS = 2
 """Of a variant on one node (published for CPUs); a runtime runs two batches at a time."""
 
@@ -93,32 +96,39 @@ class Capacities:
         replicas = Counter((item.node_id, item.variant) for item in instances)
         nodes: dict[Kind, list[NodeId]] = defaultdict(list)
         limits: Counter[Kind] = Counter()
+        room: dict[ProfileClass, float] = defaultdict(float)
         for node_id, cores in sorted(free.items()):
             record = self.records[node_id][0]
+            most_here = max((one.kind.items_per_s for one in running if one.node_id == node_id), default=inf)
+            taken = cores
             for variant in serving.values():
                 more = MOST_REPLICAS - replicas[(node_id, variant.key)]
                 kind = self._kind(variant, record) if more > 0 and _may_run(variant, self.records[node_id]) else None
-                if kind is None or self._latency_ms(variant.key, record) > slowest_ms or cores < kind.cores:
+                if kind is None or self._latency_ms(variant.key, record) > slowest_ms:
+                    continue
+                fits = int(cores / kind.cores)
+                if not fits and kind.items_per_s <= most_here:
                     continue
                 nodes[kind].append(node_id)
-                limits[kind] += min(more, int(cores / kind.cores))
+                limits[kind] += min(more, fits or 1)
+                taken = max(taken, kind.cores)
+            room[record.profile_class] += taken
         kinds = tuple(sorted({*nodes, *(one.kind for one in running)}))
-        room: dict[ProfileClass, float] = defaultdict(float)
-        for node_id, cores in free.items():
-            room[self.records[node_id][0].profile_class] += cores
         offered = sum(self._offered(item) for item in instances)
         load = ModelLoad(offered, tuple(running), kinds, dict(room), {kind: limits[kind] for kind in kinds})
         return Group(key, load, frozenset(serving), {kind: tuple(ids) for kind, ids in nodes.items()})
 
     def _free_cores(self) -> dict[NodeId, float]:
-        """Cores that nobody uses, of nodes that take starts; nodes of one machine share its."""
+        """Cores that nobody uses, of nodes that take starts; nodes of one machine share its. Below `FULL_SHARE` a node takes one instance
+        more, however many threads it has: they are no reservation."""
         open_nodes = [name for name, node in self.observed.items() if node.live and name in self.records and name not in self.closed]
         on_host = Counter(self.records[node_id][0].host_id for node_id in open_nodes)
-        return {
-            node_id: max(0.0, report.cpu_count - report.cpu_cores) / on_host[self.records[node_id][0].host_id]
-            for node_id in open_nodes
-            for report in (self.observed[node_id].report,)
-        }
+        free = {}
+        for node_id in open_nodes:
+            record, report = self.records[node_id][0], self.observed[node_id].report
+            one_more = min(record.runtime_threads, report.cpu_count) if report.cpu_cores < FULL_SHARE * report.cpu_count else 0.0
+            free[node_id] = max(one_more, (report.cpu_count - report.cpu_cores) / on_host[record.host_id])
+        return free
 
     def _kind(self, variant: VariantRecord, node: NodeRecord) -> Kind | None:
         profile = self.profiles.get((variant.key, node.profile_class))

@@ -205,14 +205,16 @@ def test_unload_gives_the_memory_back(backend, sharing, models, store, tmp_path)
     figures = json.loads(found.stdout)
     assert len(figures) == 5
     # The allocator warms up over the first rounds and keeps what it has; whatever a load left behind would be there three times over.
-    assert figures[4][2] - figures[1][2] < 4 << 20
+    # OpenVINO may keep what it laid out anew of one model that is gone, from any of the rounds on (backends/openvino/README.md).
+    laid_out = weights if PREPACKED in artifact.options else 0
+    assert figures[4][2] - figures[1][2] < (4 << 20) + laid_out
     for before, loaded, _, maps, left, released, mapped_bytes in figures[1:]:  # the first load also warms the allocator
         assert released
         assert left == 0
         if sharing == "shared":
             assert maps > 15
             assert mapped_bytes == weights
-            assert loaded - before < (24 << 20) + (weights if PREPACKED in artifact.options else 0)
+            assert loaded - before < (24 << 20) + laid_out
         else:
             assert maps == 0
             assert mapped_bytes == 0

@@ -13,9 +13,10 @@ from docker.errors import APIError, NotFound
 
 from tessera.domain.errors import FailedPrecondition, TesseraError, Unavailable
 from tessera.domain.ids import NodeId
+from tessera.domain.labels import POOL_LABEL, RUNTIME_LABEL
 from tessera.engine import EngineCalls
 from tessera.scheduler.adapters.docker_nodes import DockerNodes
-from tessera.scheduler.core.pool import MEMBER_LABEL, POOL_LABEL, RUNTIME_LABEL, copy_of, networks_of
+from tessera.scheduler.core.pool import MEMBER_LABEL, copy_of, networks_of
 from tessera.testing import VirtualClock
 
 LIKE = "lab-node-a"

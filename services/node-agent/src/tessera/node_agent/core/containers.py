@@ -11,12 +11,12 @@ from typing import Literal
 
 from tessera.domain.errors import FailedPrecondition
 from tessera.domain.ids import RuntimeId, TrustDomain
+from tessera.domain.labels import RUNTIME_LABEL
 
 NODE_LABEL = "tessera.node"
 RUN_LABEL = "tessera.run"
 DOMAIN_LABEL = "tessera.trust-domain"
 FLAVOUR_LABEL = "tessera.flavour"
-RUNTIME_LABEL = "tessera.runtime-id"
 STORE_LABEL = "tessera.store"
 
 _OWN_FILES = ("/etc/hostname", "/etc/hosts", "/etc/resolv.conf")

@@ -13,11 +13,10 @@ from docker.errors import APIError, NotFound
 from tessera.clock import Clock
 from tessera.domain.errors import FailedPrecondition, Unavailable
 from tessera.domain.ids import NodeId
+from tessera.domain.labels import POOL_LABEL, RUNTIME_LABEL
 from tessera.engine import EngineCalls, remove_container
 from tessera.scheduler.core.pool import (
     MEMBER_LABEL,
-    POOL_LABEL,
-    RUNTIME_LABEL,
     copy_of,
     free_name,
     labels_of,

@@ -8,13 +8,10 @@ from typing import Any
 
 from tessera.domain.errors import FailedPrecondition
 from tessera.domain.ids import NodeId
+from tessera.domain.labels import POOL_LABEL
 
-POOL_LABEL = "tessera.node-pool"
-"""On the containers and volumes of a pool's nodes: the name of the container that they are copies of."""
 MEMBER_LABEL = "tessera.node-pool.member"
-"""On them: the node whose they are."""
-RUNTIME_LABEL = "tessera.runtime-id"
-"""On the containers that node agents have the engine make."""
+"""On the containers and volumes of a pool's nodes: the node whose they are."""
 
 _COPIED = ("Image", "Cmd", "Entrypoint", "User", "WorkingDir", "Healthcheck", "StopSignal")
 _NOT_COPIED = {"Binds": None, "VolumesFrom": None, "Links": None, "PortBindings": None, "ContainerIDFile": ""}

@@ -115,7 +115,7 @@ class RegistryProcess:
 
     async def _close(self) -> None:
         if self.channel is not None:
-            await self.channel.close()
+            await self.channel.close(grace=10.0)  # calls in flight learn that the server is gone, instead of being cancelled here
             self.channel = None
 
     async def upload(

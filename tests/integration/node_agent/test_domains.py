@@ -66,7 +66,7 @@ WRITE = "try: print(open(sys.argv[1], 'ab').write(b'x'))\nexcept OSError as erro
 @pytest.fixture(scope="session")
 def readable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment of a Python whose library and packages every user can read, wherever they lie: what others cannot pass through to is
-    bound to a place that they can."""
+    bound to a place that they can, to be read only: who clears away what a killed run has left must not delete the library itself."""
     with tempfile.TemporaryDirectory(prefix="tspy-", dir="/tmp") as folder, ExitStack() as stack:
         root = Path(folder)
         root.chmod(0o755)
@@ -75,6 +75,7 @@ def readable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
             target.mkdir(parents=True)
             subprocess.run(["mount", "--bind", str(source), str(target)], check=True)
             stack.callback(subprocess.run, ["umount", "-l", str(target)], check=True)
+            subprocess.run(["mount", "-o", "remount,bind,ro", str(target)], check=True)
             return target
 
         library = Path(os.__file__).parent

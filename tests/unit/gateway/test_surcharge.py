@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tessera.domain.accuracy import Agreement
 from tessera.domain.objectives import Objectives
 from tessera.gateway.core.catalogue import Catalogue
 from tessera.gateway.core.decisions import Decision
@@ -85,6 +86,24 @@ def test_what_was_learnt_is_predicted_and_taken_off_the_latency_asked_for(catalo
     assert decided(catalogue, 11.5).labels[2] == "aten-fp32"
     late = decided(catalogue, 2.0)
     assert (late.labels[2], late.missed) == ("ort-fp32", "latency_ms by 5")
+
+
+def test_however_much_was_learnt_the_rest_of_what_was_asked_is_kept(catalogue: Catalogue) -> None:
+    """A lossy variant is faster than any that is accurate enough: it is not taken because the machine is busy."""
+    lossy = a_variant(variant="ort-int8", precision="int8", agreement=Agreement(max_error=0.2, cosine=0.995, samples=64))
+    profile = a_profile(lossy.key, rows=(a_latency_row(1, 4, 1.0, mean_ms=1.0),), profile_class=a_node().profile_class)
+    for at, record in enumerate((lossy, profile, an_instance(variant=lossy.key, instance_id="i-int8"))):
+        catalogue.put(f"more-{at}", record)
+    exact = Objectives(latency_ms=6.0, min_accuracy=1.0)
+    route = catalogue.route("digits", "", exact)
+    for _ in range(3):
+        route.name.group.surcharge.note(1, 50.0, 50.0)
+    choice = catalogue.choose(route)
+    assert choice is not None
+    assert (choice.candidate.key.variant, choice.predicted_ms, route.missed(choice)) == ("ort-fp32", 54.0, "latency_ms by 48")
+    either = catalogue.choose(catalogue.route("digits", "", Objectives(latency_ms=6.0, min_accuracy=0.9)))
+    assert either is not None
+    assert either.candidate.key.variant == "ort-int8"
 
 
 @pytest.mark.parametrize("how", [{"queued_ms": 1.0}, {"attempts": 2}, {"opening_us": 5}, {"slot": None}])

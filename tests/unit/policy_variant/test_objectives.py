@@ -80,12 +80,27 @@ def test_who_is_in_time_depends_on_how_many_items_there_are(name: str, busy: lis
     assert choice.candidate is by_many, "the closest is so for the request that there is"
 
 
-def test_a_start_is_chosen_where_no_active_one_is_in_time() -> None:
-    busy = a_candidate("ort-fp32", 10.0, busy=[30])
-    quick, slow = a_candidate("aten-fp32", 15.0, 5.0), a_candidate("aten-bf16", 15.0, 500.0)
-    choice = choose(OWN, [busy, quick, slow], Objectives(latency_ms=40.0))
+@pytest.mark.parametrize("trouble", [{}, {"troubled": True}])
+def test_a_start_passes_a_queue_by_only_with_less_work(trouble: dict[str, bool]) -> None:
+    busy = a_candidate("ort-fp32", 10.0, busy=[30], **trouble)
+    more, less = a_candidate("aten-fp32", 15.0, 5.0, work_ms=11.0), a_candidate("ort-int8", 15.0, 5.0, work_ms=9.0)
+    for candidates in ([busy, more, less], [less, more, busy]):
+        choice = choose(OWN, candidates, Objectives(latency_ms=40.0))
+        assert choice is not None
+        assert (choice.candidate, choice.instance, choice.expected_ms) == (less, None, 20.0)
+    choice = choose(OWN, [more, busy], Objectives(latency_ms=40.0))
     assert choice is not None
-    assert (choice.candidate, choice.instance, choice.expected_ms) == (quick, None, 20.0)
+    assert (choice.candidate, choice.instance) == (busy, busy.activity.instances[0]), "the cores that it would take are what it waits for"
+
+
+def test_a_start_is_chosen_where_what_is_active_is_slowed_down_or_too_slow_by_itself() -> None:
+    busy = a_candidate("ort-fp32", 10.0, busy=[30], slowed=True, work_ms=1.0)
+    quick, slow = a_candidate("aten-fp32", 15.0, 5.0), a_candidate("aten-bf16", 15.0, 500.0)
+    lean = a_candidate("ort-int8", 50.0, busy=[0], work_ms=1.0)
+    for active in (busy, lean):
+        choice = choose(OWN, [active, quick, slow], Objectives(latency_ms=40.0))
+        assert choice is not None
+        assert (choice.candidate, choice.instance, choice.expected_ms) == (quick, None, 20.0)
     assert chosen(OWN, busy, slow, latency_ms=40.0) == "ort-fp32", "no start would be in time either"
     assert chosen(OWN, busy, quick) == "ort-fp32", "a queue alone starts nothing"
 

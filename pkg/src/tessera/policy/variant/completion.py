@@ -4,7 +4,9 @@ Without a latency asked for: the active candidate that is expected to answer fir
 latency together. Starting is never chosen only to pass a queue by: the autoscaler makes room, and one more variant takes the same cores.
 
 With one: of the active candidates expected to answer in time the one that takes the least work per item (`usd_per_1000`, else `work_ms`);
-none: the one with the least work among those that would be in time if they were started now; none: the active one expected soonest.
+none: the one with the least work among those that would be in time if they were started now, and that takes less than every active one that
+is late for its queue alone; none: the active one expected soonest. A queue means that cores are busy: whatever takes more work from them
+makes all answers later. What neighbours slow down is passed by whatever the work: it says nothing of other nodes.
 
 Those with trouble come after the other active ones. Ties end in the order of the candidates.
 """
@@ -69,6 +71,7 @@ def _in_time(ranking: Ranking, latency_ms: float, instances: InstancePolicy, ite
     """Candidates come by the work that they take: the first one in time wins, an active one before one that would have to be started."""
     late: Looked | None = None
     start: Candidate | None = None
+    queued = False
     looked: list[Looked] = []
     for candidate in ranking.meeting:
         least_ms = candidate.latency_ms if items == 1 else candidate.expected_ms(items)
@@ -79,6 +82,7 @@ def _in_time(ranking: Ranking, latency_ms: float, instances: InstancePolicy, ite
         if not available:
             if (
                 start is None
+                and not queued
                 and not candidate.nowhere
                 and (started_ms := candidate.started_ms(items)) is not None
                 and started_ms <= latency_ms
@@ -95,6 +99,8 @@ def _in_time(ranking: Ranking, latency_ms: float, instances: InstancePolicy, ite
             return Choice(candidate, instance, expected_ms, looked)
         if late is None or _sooner(seen, late):
             late = seen
+        if not activity.slowed:
+            queued = True
     if start is not None:
         return Choice(start, None, start.started_ms(items), looked)
     if late is not None:

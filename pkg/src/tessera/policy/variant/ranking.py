@@ -103,6 +103,15 @@ def meets(candidate: Candidate, criteria: Criteria) -> bool:
     return not criteria.dataset or candidate.dataset == criteria.dataset
 
 
+def fastest_ms(ranking: Ranking, items: int) -> float | None:
+    """What the fastest at batch 1 of those that meet the criteria, and that can answer at all, takes for so many items by itself."""
+    criteria = ranking.criteria
+    for one in ranking.slate:
+        if (one.activity.instances or not one.nowhere) and meets(one, criteria):
+            return one.expected_ms(items)
+    return None
+
+
 def latency(candidate: Candidate) -> float:
     return inf if candidate.latency_ms is None else candidate.latency_ms
 

@@ -43,12 +43,11 @@ from tessera.gateway.core.slots import InstanceSlot
 from tessera.policy.instance.base import InstancePolicy
 from tessera.policy.instance.least_in_flight import LeastInFlight
 from tessera.policy.variant.base import NO_CRITERIA, Candidate, Choice, Criteria, NodeClass, Ranking, VariantPolicy
+from tessera.policy.variant.ranking import fastest_ms
 
 Record = ModelRecord | VersionRecord | VariantRecord | AliasRecord | ProfileRecord | NodeRecord | InstanceRecord | LoadRecord
 
 MAX_NAMES = 16384
-LEAST_LATENCY_MS = 1e-3
-"""Where the surcharge alone is more than was asked for: nothing can be in time."""
 
 
 class Catalogue:
@@ -153,11 +152,12 @@ class Catalogue:
 
     def choose(self, route: Route, items: int = 1) -> Choice | None:
         """The policy's choice for a request of so many items as things are now; None: nothing can answer. Policies go by profiles: what
-        answers take beyond them is taken off the latency that they have to keep."""
+        answers take beyond them is taken off the latency that they have to keep, but never so much that who is fastest by its profile and
+        meets the rest is late by itself: on a busy machine an answer that is late is better than one that is late and not what was asked."""
         surcharge_ms = route.name.group.surcharge.ms(items)
-        latency_ms = route.objectives.latency_ms
-        if latency_ms is not None:
-            latency_ms = max(latency_ms - surcharge_ms, LEAST_LATENCY_MS)
+        latency_ms = asked_ms = route.objectives.latency_ms
+        if asked_ms is not None and surcharge_ms:
+            latency_ms = max(asked_ms - surcharge_ms, min(asked_ms, fastest_ms(route.ranking, items) or asked_ms))
         choice = self.policy.choose(route.ranking, latency_ms, self.instances, items)
         if choice is None or (items == 1 and not surcharge_ms):
             return choice

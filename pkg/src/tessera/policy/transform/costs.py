@@ -1,0 +1,48 @@
+"""What meta-operators take on a node class, in a dialect: a line each, by the operator's kind where that was measured.
+
+Lines are fitted from measurements (`tessera.profiler`) and refreshed by what transformations took; Optimus profiles the same offline and
+gives no form for it (papers section 2), so these forms are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tessera.domain.transformation import MetaOperator
+
+MIB = float(1 << 20)
+
+
+@dataclass(frozen=True, slots=True)
+class CostLine:
+    """`fixed_ms + per_mib_ms * MiB of the new weights + per_changed_mib_ms * MiB by which shapes differ`. `error`: root mean square of the
+    relative error over what it was fitted to; None where it is assumed."""
+
+    fixed_ms: float
+    per_mib_ms: float = 0.0
+    per_changed_mib_ms: float = 0.0
+    error: float | None = None
+
+    def ms(self, new_bytes: int = 0, changed_bytes: int = 0) -> float:
+        return self.fixed_ms + (self.per_mib_ms * new_bytes + self.per_changed_mib_ms * changed_bytes) / MIB
+
+
+ASSUMED: Mapping[MetaOperator, CostLine] = {
+    MetaOperator.REPLACE: CostLine(0.004, 0.0002),
+    MetaOperator.RESHAPE: CostLine(0.008, 0.0002),
+    MetaOperator.ADD: CostLine(0.008, 0.0002),
+    MetaOperator.REDUCE: CostLine(0.0005),
+    MetaOperator.EDGE: CostLine(0.001),
+}
+"""Where a node class was not measured: microseconds of bookkeeping, and next to nothing a byte, since weights are mapped and not copied."""
+
+
+@dataclass(frozen=True, slots=True)
+class MetaCosts:
+    """`lines` by meta-operator and kind of operation; "" is what holds for kinds that were not measured."""
+
+    lines: Mapping[tuple[MetaOperator, str], CostLine] = field(default_factory=dict)
+
+    def line(self, operator: MetaOperator, kind: str) -> CostLine:
+        return self.lines.get((operator, kind)) or self.lines.get((operator, "")) or ASSUMED[operator]

@@ -41,7 +41,7 @@ def test_runs_and_leaves_what_is_bound_alone():
 
 def test_values_are_freed_after_their_last_reader():
     plan = read_plan(program())
-    assert [step.free for step in plan.steps] == [[0], [2]]
+    assert plan.frees == [[0], [2]]
 
 
 def test_all_kinds_of_values():

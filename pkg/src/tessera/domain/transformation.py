@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+DELTA_FORMAT = 1
+"""Of a plan as runtimes get it (docs/adr/0012)."""
+
 
 class MetaOperator(StrEnum):
     """Replace: other weights. Reshape: other attributes or other shapes, and weights. Reduce: an operation goes. Add: one comes.

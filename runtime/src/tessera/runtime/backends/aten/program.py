@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -44,7 +44,11 @@ def canonical(program: dict[str, Any]) -> bytes:
 
 
 class Step(NamedTuple):
-    """One node, ready to run. `references`: position in `arguments` -> slot; `nested`: arguments that hold slots further inside."""
+    """One node, ready to run. Never changed: plans share steps.
+
+    `references`: position in `arguments` -> slot; `nested`: arguments that hold slots further inside. `reads`: all slots in the order in
+    which the node names them; `weights`: those of them that are stored tensors.
+    """
 
     operator: Callable[..., Any]
     name: str
@@ -54,17 +58,20 @@ class Step(NamedTuple):
     keywords: dict[str, Any]
     keyword_slots: list[tuple[str, Any]]
     result: int
-    free: list[int]
+    reads: tuple[int, ...]
+    weights: tuple[int, ...]
 
 
 class Plan(NamedTuple):
-    """A program with its operators resolved. It holds no tensors: siblings share it."""
+    """A program with its operators resolved. It holds no tensors: siblings share it. `frees`: of each step, the slots that nobody reads
+    after it."""
 
     slots: int
     inputs: list[Port]
     tensors: list[StoredTensor]
     steps: list[Step]
     outputs: list[Port]
+    frees: list[list[int]]
 
 
 class _Slot(NamedTuple):
@@ -95,7 +102,6 @@ class _Reader:
     def __init__(self, program: _Program) -> None:
         self._program = program
         self._written = bytearray(max(0, min(program.slots, 1 << 24)))
-        self._last_read: dict[int, int] = {}
 
     def plan(self) -> Plan:
         program = self._program
@@ -103,67 +109,95 @@ class _Reader:
             self._write(port.slot, f"input {port.name}")
         for tensor in program.tensors:
             self._write(tensor.slot, f"tensor {tensor.name}")
-        kept = {port.slot for port in program.outputs} | {tensor.slot for tensor in program.tensors}
-        steps = [self._step(index, *node) for index, node in enumerate(program.nodes)]
+        stored = {tensor.slot for tensor in program.tensors}
+        steps = []
+        for index, (name, arguments, keywords, result) in enumerate(program.nodes):
+            what = f"node {index} ({name})"
+            steps.append(make_step(name, arguments, keywords, result, what, self._slot, stored))
+            self._write(result, what)
         for port in program.outputs:
-            self._read(port.slot, -1, f"output {port.name}")
-        produced = {step.result: index for index, step in enumerate(steps)}
-        for slot in (*produced, *(port.slot for port in program.inputs)):
-            if slot not in kept:
-                last = self._last_read.get(slot, produced.get(slot, -1))
-                if last >= 0:
-                    steps[last].free.append(slot)
-        return Plan(program.slots, program.inputs, program.tensors, steps, program.outputs)
+            self._slot("slot", port.slot, f"output {port.name}")
+        return Plan(program.slots, program.inputs, program.tensors, steps, program.outputs, frees_of(steps, program.outputs))
 
     def _write(self, slot: int, what: str) -> None:
         if not 0 <= slot < len(self._written) or self._written[slot]:
             raise DataCorrupted(f"graph: {what} writes slot {slot}, which is taken or not within {self._program.slots}")
         self._written[slot] = 1
 
-    def _read(self, slot: object, index: int, what: str) -> None:
+    def _slot(self, kind: str, slot: object, what: str) -> int | None:
+        if kind != "slot":
+            return None
         if not isinstance(slot, int) or not 0 <= slot < len(self._written) or not self._written[slot]:
             raise DataCorrupted(f"graph: {what} reads slot {slot}, which nothing wrote before")
-        if index >= 0:
-            self._last_read[slot] = index
+        return slot
 
-    def _step(self, index: int, name: str, arguments: list[Any], keywords: dict[str, Any], result: int) -> Step:
-        found = resolve(name)
-        what = f"node {index} ({name})"
-        references: list[tuple[int, int]] = []
-        nested: list[tuple[int, Any]] = []
-        values: list[Any] = []
-        for position, argument in enumerate(arguments):
-            value, holds = self._value(argument, index, what)
-            values.append(None if holds else value)
-            if isinstance(value, _Slot):
-                references.append((position, value.slot))
-            elif holds:
-                nested.append((position, value))
-        fixed: dict[str, Any] = {}
-        keyword_slots: list[tuple[str, Any]] = []
-        for keyword, argument in keywords.items():
-            value, holds = self._value(argument, index, what)
-            if holds:
-                keyword_slots.append((keyword, value))
-            else:
-                fixed[keyword] = value
-        self._write(result, what)
-        return Step(found, name, values, references, nested, fixed, keyword_slots, result, [])
 
-    def _value(self, value: Any, index: int, what: str) -> tuple[Any, bool]:
+def frees_of(steps: Sequence[Step], outputs: Sequence[Port]) -> list[list[int]]:
+    """Values are let go of after the last step that reads them; what nobody reads after the step that makes it. Stored tensors and outputs
+    stay."""
+    last: dict[int, int] = {}
+    for index, step in enumerate(steps):
+        last[step.result] = index
+        for slot in step.reads:
+            last[slot] = index
+    for step in steps:
+        for slot in step.weights:
+            last.pop(slot, None)
+    for port in outputs:
+        last.pop(port.slot, None)
+    frees: list[list[int]] = [[] for _ in steps]
+    for slot, index in last.items():
+        frees[index].append(slot)
+    return frees
+
+
+SlotOf = Callable[[str, object, str], int | None]
+"""The slot that a value of this kind and content stands for, None where it stands for none. Raises DataCorrupted; gets words for it."""
+
+
+def make_step(
+    name: str, arguments: Sequence[Any], keywords: Mapping[str, Any], result: int, what: str, slot_of: SlotOf, stored: Collection[int]
+) -> Step:
+    """Raises: DataCorrupted, Unsupported, with `what` it is."""
+    reads: list[int] = []
+
+    def read(value: Any) -> tuple[Any, bool]:
         """The value, and whether slots are in it."""
         if isinstance(value, list):
-            items = [self._value(item, index, what) for item in value]
+            items = [read(item) for item in value]
             return [item for item, _ in items], any(holds for _, holds in items)
         if not isinstance(value, dict):
             return value, False
         if len(value) != 1:
             raise DataCorrupted(f"graph: {what} has a value with keys {sorted(value)}: must be one key")
         ((kind, content),) = value.items()
-        if kind == "slot":
-            self._read(content, index, what)
-            return _Slot(content), True
-        return _constant(kind, content, what), False
+        slot = slot_of(kind, content, what)
+        if slot is None:
+            return _constant(kind, content, what), False
+        reads.append(slot)
+        return _Slot(slot), True
+
+    found = resolve(name)
+    references: list[tuple[int, int]] = []
+    nested: list[tuple[int, Any]] = []
+    values: list[Any] = []
+    for position, argument in enumerate(arguments):
+        value, holds = read(argument)
+        values.append(None if holds else value)
+        if isinstance(value, _Slot):
+            references.append((position, value.slot))
+        elif holds:
+            nested.append((position, value))
+    fixed: dict[str, Any] = {}
+    keyword_slots: list[tuple[str, Any]] = []
+    for keyword, argument in sorted(keywords.items()):
+        value, holds = read(argument)
+        if holds:
+            keyword_slots.append((keyword, value))
+        else:
+            fixed[keyword] = value
+    weights = tuple([slot for slot in reads if slot in stored])
+    return Step(found, name, values, references, nested, fixed, keyword_slots, result, tuple(reads), weights)
 
 
 def _constant(kind: str, content: object, what: str) -> Any:
@@ -183,7 +217,9 @@ def execute(plan: Plan, bound: Sequence[Any], inputs: Mapping[str, torch.Tensor]
     slots = list(bound)
     for port in plan.inputs:
         slots[port.slot] = inputs[port.name]
-    for operator, _, arguments, references, nested, keywords, keyword_slots, result, free in plan.steps:
+    for (operator, _, arguments, references, nested, keywords, keyword_slots, result, _, _), free in zip(
+        plan.steps, plan.frees, strict=True
+    ):
         if references or nested:
             arguments = arguments[:]
             for position, slot in references:

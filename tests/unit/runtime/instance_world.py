@@ -12,7 +12,8 @@ from tessera.domain.signature import Signature, TensorSpec
 from tessera.frames.codec import RequestHeader
 from tessera.frames.openinference import parse_request
 from tessera.runtime.backends.interface import Tensor
-from tessera.runtime.instance import BatchLimits, Instance, InstanceIdentity
+from tessera.runtime.identity import BatchLimits, InstanceIdentity
+from tessera.runtime.instance import Instance
 
 GENERATION = 77
 SIGNATURE = Signature((TensorSpec("x", "FP32", (-1, -1)),), (TensorSpec("y", "FP32", (-1, -1)),))

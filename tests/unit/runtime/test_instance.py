@@ -16,7 +16,7 @@ from tessera.domain.errors import (
 )
 from tessera.domain.signature import Signature
 from tessera.runtime.backends.interface import Tensor
-from tessera.runtime.instance import InstancePhase
+from tessera.runtime.identity import InstancePhase
 
 
 async def test_what_waits_when_the_worker_gets_free_is_one_batch():

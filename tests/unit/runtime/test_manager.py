@@ -9,7 +9,7 @@ from tessera.clock import SystemClock
 from tessera.domain.artifact import Artifact
 from tessera.domain.errors import NotFound
 from tessera.domain.signature import Signature, TensorSpec
-from tessera.runtime import backends, manager
+from tessera.runtime import backends, housekeeping
 from tessera.runtime.backends.identity.backend import IdentityBackend
 from tessera.runtime.loads import LoadRequest
 from tessera.runtime.manager import InstanceManager, RuntimeConfig
@@ -23,7 +23,7 @@ IDENTITY = Artifact("identity", "any", "", None, None, (), Signature((ANY,), (Te
 def releases(monkeypatch) -> list[str]:
     """A runtime with the identity backend alone that gives memory back 0.3 s after unloads; the list says how often it did."""
     seen: list[str] = []
-    monkeypatch.setattr(manager, "TIDY_AFTER_S", 0.3)
+    monkeypatch.setattr(housekeeping, "TIDY_AFTER_S", 0.3)
     monkeypatch.setattr(backends, "FLAVOURS", {"ort": ("identity",)})
     monkeypatch.setattr(IdentityBackend, "release", lambda self: seen.append("released"))
     return seen

@@ -17,7 +17,8 @@ from tessera.domain.signature import Signature, TensorSpec
 from tessera.frames.codec import RequestHeader
 from tessera.runtime import backends
 from tessera.runtime.backends.identity.backend import IdentityBackend
-from tessera.runtime.instance import Instance, InstancePhase
+from tessera.runtime.identity import InstancePhase
+from tessera.runtime.instance import Instance
 from tessera.runtime.loads import LoadAnswer, LoadRequest
 from tessera.runtime.manager import InstanceManager, RuntimeConfig
 from tessera.tensorstore import artifact as artifacts

@@ -8,7 +8,7 @@ import pytest
 from instance_world import Doubler, FakeClock, answer, ask, make
 
 from tessera.domain.errors import DeadlineExceeded, Internal, ResourceExhausted, WrongGeneration
-from tessera.runtime.instance import InstancePhase
+from tessera.runtime.identity import InstancePhase
 
 
 async def settle() -> None:

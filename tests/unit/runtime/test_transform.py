@@ -10,68 +10,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from live_programs import a_graph, delta, hash_of, rows
 
 from tessera.domain.errors import DataCorrupted, Unsupported
-from tessera.domain.ids import Digest
 from tessera.policy.transform import registry
-from tessera.policy.transform.costs import MetaCosts
-from tessera.policy.transform.delta import delta_of
-from tessera.policy.transform.plan import plan
-from tessera.policy.transform.structure import Program, structure_of
 from tessera.runtime.backends.aten.program import Plan, execute, read_plan
 from tessera.runtime.backends.aten.transform import read_delta, transform
-
-WEIGHTS = {"aten.mul.Tensor": 1, "aten.addcmul.default": 2, "aten.relu.default": 0, "aten.add.Tensor": 0, "aten.cat.default": 0}
-"""What each kind reads beside values."""
-
-rows = st.lists(
-    st.tuples(
-        st.sampled_from(sorted(WEIGHTS)),
-        st.sampled_from([1, 4]),  # the weights' size
-        st.integers(0, 3),  # which tensor: those of one number are tied
-        st.integers(0, 4),  # from how far back its other value comes
-    ),
-    max_size=8,
-)
-
-
-def a_graph(made: list[tuple[str, int, int, int]], inputs: tuple[str, ...] = ("x",)) -> bytes:
-    tensors: dict[str, dict[str, Any]] = {}
-    named = [[f"{which}.{number}.{size}" for number in range(WEIGHTS[kind])] for kind, size, which, _ in made]
-    for names in named:
-        for name in names:
-            tensors.setdefault(name, {"name": name, "slot": len(inputs) + len(tensors), "dtype": "FP32", "shape": [int(name[-1])]})
-    values = list(range(len(inputs)))
-    nodes = []
-    for (kind, _, _, back), names in zip(made, named, strict=True):
-        other = {"slot": values[-1 - min(back, len(values) - 1)]}
-        weights = [{"slot": tensors[name]["slot"]} for name in names]
-        here = {"slot": values[-1]}
-        arguments: list[Any] = [here, *weights]
-        keywords: dict[str, Any] = {}
-        if kind == "aten.add.Tensor":
-            arguments, keywords = [here, other], {"alpha": back}
-        elif kind == "aten.cat.default":
-            # folded back to the size of one: every value has four elements
-            arguments = [[{"slot": values[-1]}, {"slot": values[-1]}], 0]
-        nodes.append([kind, arguments, keywords, len(inputs) + len(tensors) + len(nodes)])
-        if kind == "aten.cat.default":
-            nodes.append(["aten.slice.Tensor", [{"slot": nodes[-1][3]}, 0, back, back + 4], {}, nodes[-1][3] + 1])
-        values.append(nodes[-1][3])
-    program = {
-        "format": 1, "dialect": "aten", "slots": len(inputs) + len(tensors) + len(nodes),
-        "inputs": [{"name": name, "slot": at} for at, name in enumerate(inputs)], "tensors": list(tensors.values()),
-        "nodes": nodes, "outputs": [{"name": "y", "slot": values[-1]}, {"name": "first", "slot": values[len(inputs) // 2]}],
-    }  # fmt: skip
-    return json.dumps(program).encode()
-
-
-def delta(source: bytes, target: bytes, planner: str = "tessera", digests: bool = True) -> bytes:
-    here, there = (
-        Program(found, tuple(each.name for each in found.tensors) if digests else ()) for found in map(structure_of, (source, target))
-    )
-    found = plan(here, there, registry.make(planner), MetaCosts())
-    return delta_of(here.structure, there.structure, found, (Digest("1" * 64), Digest("2" * 64)))
 
 
 def without_slots(found: Plan) -> Any:
@@ -95,10 +39,6 @@ def answers(found: Plan) -> list[torch.Tensor]:
         bound[each.slot] = torch.rand(each.shape, generator=seed)
     given_ = {port.name: torch.rand(4, generator=torch.Generator().manual_seed(hash_of(port.name))) for port in found.inputs}
     return execute(found, bound, given_)
-
-
-def hash_of(name: str) -> int:
-    return int.from_bytes(name.encode(), "big") % (1 << 31)
 
 
 @given(st.lists(rows, min_size=2, max_size=5), st.sampled_from(sorted(registry.PLANNERS)), st.booleans())

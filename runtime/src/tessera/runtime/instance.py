@@ -12,57 +12,26 @@ import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from functools import partial
 
 from tessera.clock import Clock
 from tessera.domain.artifact import Artifact
 from tessera.domain.errors import DeadlineExceeded, FailedPrecondition, Internal, ResourceExhausted, TesseraError, WrongGeneration
-from tessera.domain.ids import Digest, Generation, InstanceId
 from tessera.frames.codec import FrameResponse, RequestHeader
 from tessera.frames.openinference import InferRequest, encode_response
 from tessera.runtime.activity import InstanceStatus, RecentRuns
 from tessera.runtime.backends.interface import Loaded, Tensor
+from tessera.runtime.identity import BatchLimits, InstanceIdentity, InstancePhase
 from tessera.runtime.tensors import check_request, join, joinable_key, output_tensors, split
 from tessera.runtime.waiting import Waiting
 
 _log = logging.getLogger(__name__)
-
-DEFAULT_MAX_QUEUE = 1024
 
 Submit = Callable[[Callable[[], dict[str, Tensor]]], "asyncio.Future[dict[str, Tensor]]"]
 """Runs a call on a worker thread."""
 
 Reopen = Callable[[], "asyncio.Future[Loaded]"]
 """Opens what was closed when the instance was parked, over the same mappings."""
-
-
-class InstancePhase(StrEnum):
-    """docs/states/runtime.md; forward only."""
-
-    SERVING = "serving"
-    DRAINING = "draining"
-    GONE = "gone"
-
-
-@dataclass(slots=True)
-class BatchLimits:
-    """`max_delay_us`: how long the first of a batch may wait for company; 0 takes what is there when the worker gets free."""
-
-    max_batch: int
-    max_delay_us: int = 0
-    max_queue: int = DEFAULT_MAX_QUEUE
-
-
-@dataclass(frozen=True, slots=True)
-class InstanceIdentity:
-    """`version` is what answers say as model_version."""
-
-    instance_id: InstanceId
-    generation: Generation
-    variant: str
-    version: str
-    artifact_digest: Digest
 
 
 @dataclass(slots=True)
@@ -361,6 +330,27 @@ class Instance:
         self._last_s = self._clock.monotonic_s()
         self._dispatch()
 
+    def reserve(self) -> Loaded | None:
+        """Keeps batches from starting until `release` or `hand_over`; requests wait. Returns what it has open; None: it is parked.
+
+        Raises:
+            FailedPrecondition: it has something to do, or is about to end.
+        """
+        if self.phase is not InstancePhase.SERVING or self._busy or self._exclusive or self._queue:
+            raise FailedPrecondition(f"instance {self.identity.instance_id} is not idle: {self.phase}, {len(self._queue)} waiting")
+        self._exclusive = True
+        return self.loaded
+
+    def hand_over(self) -> bool:
+        """A reserved one ends: whoever waits is sent on. False: its end had begun otherwise and goes on."""
+        ours = self.phase is InstancePhase.SERVING
+        if ours:
+            self.phase = InstancePhase.GONE
+            self._send_on()
+        self._exclusive = False
+        self._wake_quiet()
+        return ours
+
     async def drain(self, drain_s: float) -> None:
         """Takes nothing new, gives what waits `drain_s` seconds, then answers the rest with WrongGeneration; returns when nothing runs."""
         self.phase = InstancePhase.DRAINING
@@ -372,13 +362,16 @@ class Instance:
                     await self._until_quiet()
         except TimeoutError:
             pass
+        self._send_on()
+        while self._busy or self._exclusive:
+            await self._until_quiet()
+        self.phase = InstancePhase.GONE
+
+    def _send_on(self) -> None:
         while self._queue:
             item = self._queue.popleft()
             if not item.future.done():
                 item.future.set_exception(self._wrong_generation())
-        while self._busy or self._exclusive:
-            await self._until_quiet()
-        self.phase = InstancePhase.GONE
 
     async def _until_quiet(self) -> None:
         future: asyncio.Future[None] = self._loop.create_future()

@@ -9,6 +9,14 @@ from tessera.runtime.blobs import ArtifactBlobs
 
 
 @dataclass(frozen=True, slots=True)
+class Becoming:
+    """Of a load by transformation: the idle instance that ends with it, and the delta from its graph (docs/adr/0012)."""
+
+    instance_id: InstanceId
+    delta: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class LoadRequest:
     instance_id: InstanceId
     generation: Generation
@@ -16,6 +24,7 @@ class LoadRequest:
     artifact: Digest
     max_delay_us: int = 0
     verify: bool = False
+    donor: Becoming | None = None
 
 
 @dataclass(frozen=True, slots=True)

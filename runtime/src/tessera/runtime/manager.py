@@ -6,7 +6,6 @@ The loader (one thread) maps, opens and closes, so that a start never waits behi
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
@@ -32,10 +31,12 @@ from tessera.domain.ids import Digest, InstanceId, parse_reference
 from tessera.frames.codec import Buffer, FrameResponse, RequestHeader
 from tessera.frames.openinference import parse_request
 from tessera.runtime import backends, classes, memory
-from tessera.runtime.backends.interface import Backend, BackendConfig, Loaded
+from tessera.runtime.backends.interface import Backend, BackendConfig, Donor, Loaded, TransformingBackend
 from tessera.runtime.blobs import ArtifactBlobs, read_blob
 from tessera.runtime.holds import Holds
-from tessera.runtime.instance import BatchLimits, Instance, InstanceIdentity, InstancePhase
+from tessera.runtime.housekeeping import Housekeeping
+from tessera.runtime.identity import BatchLimits, InstanceIdentity, InstancePhase
+from tessera.runtime.instance import Instance
 from tessera.runtime.kept import KeptArtifacts
 from tessera.runtime.loads import LoadAnswer, LoadRequest, Opening
 from tessera.runtime.measure import Measurement, RowLimits, measure
@@ -43,14 +44,8 @@ from tessera.runtime.parking import Parking
 from tessera.tensorstore import artifact as artifacts
 from tessera.tensorstore.mapping import BlobMap
 
-_log = logging.getLogger(__name__)
-
-TIDY_AFTER_S = 1.0
-"""How long memory that an unload left free is kept for a load that may follow it."""
 WARM_AFTER_S = 0.05
 """A runtime that was forked for a start has its load by then."""
-KEEP_S = 600.0
-"""How long what an unloaded instance mapped stays mapped for the next one of its artifact, unless the agent wants the room."""
 _KNOWN_ARTIFACTS = 32
 _KNOWN_GRAPHS = 32
 
@@ -105,11 +100,10 @@ class InstanceManager:
         self._build_class = classes.build_class()
         self._artifact = lru_cache(_KNOWN_ARTIFACTS)(partial(_read_artifact, config.store))
         self._graph = lru_cache(_KNOWN_GRAPHS)(read_blob)
+        self._house = Housekeeping(self._kept, lambda: list(self._backends.values()), self._loader, clock)
         self._parking = Parking(
-            config.idle_after_s, lambda: [(held.instance, held.blobs) for held in self._held.values()], self._loader, self._tidy_later
+            config.idle_after_s, lambda: [(held.instance, held.blobs) for held in self._held.values()], self._loader, self._house.tidy_later
         )
-        self._tidying: asyncio.TimerHandle | None = None
-        self._forgetting: asyncio.TimerHandle | None = None
         self.on_released: Callable[[list[Digest]], None] | None = None
 
     def start(self) -> Awaitable[None]:
@@ -155,11 +149,15 @@ class InstanceManager:
         """Makes an instance. Its blobs are held from here on, before anything is mapped. Once they are mapped it takes requests, which wait
         until it is open: `mapped` is told then, of what is known by then. When it cannot be opened, whoever waits in it gets the error.
 
+        With a donor it is made of that one, which ends with it; whatever goes wrong leaves the donor as it was. Requests to the donor wait
+        meanwhile, and are sent on at the end.
+
         Raises:
             AlreadyExists: the instance id or generation is taken.
             FailedPrecondition: the artifact was baked for another build class.
             NotFound, DataCorrupted: a blob is not there, or is not what its digest says.
-            Unsupported: another flavour's artifact, or a graph that the backend cannot do.
+            Unsupported: another flavour's artifact, or a graph that the backend cannot do, or a donor of another backend or one that cannot
+                transform.
         """
         if request.instance_id in self._held or request.instance_id in self._loading:
             raise AlreadyExists(f"instance {request.instance_id} is here already")
@@ -167,6 +165,7 @@ class InstanceManager:
             raise AlreadyExists(f"generation {request.generation:016x} is here already")
         version = parse_reference(request.variant).version
         identity = InstanceIdentity(request.instance_id, request.generation, request.variant, str(version or ""), request.artifact)
+        donor = self._donor(request.donor.instance_id) if request.donor is not None else None
         self._loading.add(request.instance_id)
         try:
             artifact, digests = self._artifact(request.artifact)
@@ -175,19 +174,28 @@ class InstanceManager:
             instance = self._add(identity, artifact, BatchLimits(artifact.max_batch, request.max_delay_us), opening.blobs)
             if mapped is not None:
                 mapped(opening.answer)
-            opened = instance.open(self._loop.run_in_executor(self._loader, self._open, identity, artifact, opening))
+            opened = instance.open(self._loop.run_in_executor(self._loader, self._open, request, artifact, opening, donor))
             self._openings.add(opened)
             opened.add_done_callback(self._openings.discard)
             await opened
         except BaseException as error:
+            if donor is not None:
+                donor.instance.release()
             await self._drop(request.instance_id)
             if isinstance(error, TesseraError) or not isinstance(error, Exception):
                 raise
             raise Internal(f"artifact {request.artifact} cannot be loaded: {type(error).__name__}: {error}") from error
         finally:
             self._loading.discard(request.instance_id)
+        if donor is not None and donor.instance.hand_over():
+            await self._take_out(donor)
         self._parking.watch()
         return opening.answer
+
+    def _donor(self, instance_id: InstanceId) -> _Held:
+        """An idle instance, reserved. Raises: NotFound, FailedPrecondition."""
+        self._serving(instance_id).reserve()
+        return self._held[instance_id]
 
     async def settled(self) -> None:
         """Waits for the first openings under way: an agent that asks what is here would hear of no failure later."""
@@ -213,7 +221,7 @@ class InstanceManager:
             del self._held[instance_id], self._by_generation[held.instance.identity.generation]
             await self._loop.run_in_executor(self._loader, held.blobs.close)
         self._note_released(self.holds.end(instance_id))
-        self._tidy_later()
+        self._house.tidy_later()
 
     def _map(self, request: LoadRequest, artifact: Artifact) -> Opening:
         """On the loader thread."""
@@ -227,12 +235,20 @@ class InstanceManager:
         grown = max(0, memory.anonymous_bytes() - private_before)
         return Opening(blobs, (self._clock.monotonic_s() - started) * 1e3, grown)
 
-    def _open(self, identity: InstanceIdentity, artifact: Artifact, opening: Opening) -> Loaded:
+    def _open(self, request: LoadRequest, artifact: Artifact, opening: Opening, donor: _Held | None) -> Loaded:
         """On the loader thread."""
         failpoint.hit("runtime.open")
         started = self._clock.monotonic_s()
         private_before = memory.anonymous_bytes()
-        loaded = self._backend_for(artifact).load(artifact, identity.artifact_digest, opening.blobs)
+        backend = self._backend_for(artifact)
+        if donor is None or request.donor is None:
+            loaded = backend.load(artifact, request.artifact, opening.blobs)
+        else:
+            there = donor.instance.artifact
+            if not isinstance(backend, TransformingBackend) or there.backend != artifact.backend:
+                raise Unsupported(f"an instance of backend {there.backend} cannot become one of backend {artifact.backend}")
+            source = Donor(there, donor.blobs, donor.instance.loaded)
+            loaded = backend.transform(source, request.donor.delta, artifact, request.artifact, opening.blobs)
         opening.load_ms = (self._clock.monotonic_s() - started) * 1e3
         opening.grown_bytes += max(0, memory.anonymous_bytes() - private_before)
         return loaded
@@ -262,7 +278,7 @@ class InstanceManager:
     async def unload(self, instance_id: InstanceId, drain_s: float) -> list[Digest]:
         """Ends an instance and its mappings. Returns the digests that this runtime no longer holds.
 
-        Free heap goes back to the system a little later, at once for all unloads of `TIDY_AFTER_S`: a load that follows finds it warm.
+        Free heap goes back to the system a little later, at once for all unloads of a second: a load that follows finds it warm.
 
         Raises:
             NotFound: there is no such instance, or its end has begun.
@@ -271,13 +287,18 @@ class InstanceManager:
         if held is None or held.instance.phase is not InstancePhase.SERVING:
             raise NotFound(f"instance {instance_id} is not loaded in runtime {self.config.runtime_id}")
         await held.instance.drain(drain_s)
+        return await self._take_out(held)
+
+    async def _take_out(self, held: _Held) -> list[Digest]:
+        """What is left of an instance that takes nothing more. Returns the digests that this runtime no longer holds."""
+        instance_id = held.instance.identity.instance_id
         del self._by_generation[held.instance.identity.generation]
         try:
             await self._loop.run_in_executor(self._loader, self._end, held)
         finally:
             del self._held[instance_id]
-            self._tidy_later()
-            self._forget_later()
+            self._house.tidy_later()
+            self._house.forget_later()
         released = self.holds.end(instance_id)
         self._note_released(released)
         return released
@@ -320,9 +341,7 @@ class InstanceManager:
             for instance_id in serving:
                 tasks.create_task(self.unload(instance_id, drain_s))
         self._parking.stop()
-        for timer in (self._tidying, self._forgetting):
-            if timer is not None:
-                timer.cancel()
+        self._house.stop()
         self._workers.shutdown(wait=False)
         self._loader.shutdown(wait=False)
 
@@ -335,39 +354,13 @@ class InstanceManager:
             return
         self._kept.keep(held.instance.identity.artifact_digest, held.blobs, self._clock.monotonic_s())
 
-    def _forget_later(self) -> None:
-        if self._forgetting is None:
-            self._forgetting = self._loop.call_later(KEEP_S, self._forget_old)
-
-    def _forget_old(self) -> None:
-        self._forgetting = None
-        self._loader.submit(self._kept.drop, self._clock.monotonic_s() - KEEP_S)
-        if len(self._kept):
-            self._forget_later()
-
     def mapped(self) -> list[Digest]:
         """Every blob that this process maps, for an instance or kept."""
         return sorted(self._maps.digests())
 
     async def trim(self, digests: Collection[Digest] | None = None) -> int:
-        """Lets go of what is kept for later loads: mappings of no instance (all, or of the artifacts that map one of `digests`), and,
-        when all goes, free heap. Returns how many artifacts went."""
-        if digests is not None:
-            return await self._loop.run_in_executor(self._loader, self._kept.drop_mapping, frozenset(digests))
-        return await self._loop.run_in_executor(self._loader, self._let_go)
-
-    def _let_go(self) -> int:
-        gone = self._kept.drop()
-        _give_back(list(self._backends.values()))
-        return gone
-
-    def _tidy_later(self) -> None:
-        if self._tidying is None:
-            self._tidying = self._loop.call_later(TIDY_AFTER_S, self._tidy)
-
-    def _tidy(self) -> None:
-        self._tidying = None
-        self._loader.submit(_give_back, list(self._backends.values()))
+        """See `Housekeeping.trim`."""
+        return await self._house.trim(digests)
 
     def _note_released(self, digests: list[Digest]) -> None:
         if digests and self.on_released is not None:
@@ -378,13 +371,3 @@ def _read_artifact(store: Path, digest: Digest) -> tuple[Artifact, tuple[Digest,
     """An artifact of the store and the digests of its blobs."""
     artifact = artifacts.decode(read_blob(store, digest))
     return artifact, tuple(blob.digest for blob in artifact.blobs())
-
-
-def _give_back(used: list[Backend]) -> None:
-    """On the loader thread: what was kept for reuse, then the heap."""
-    try:
-        for backend in used:
-            backend.release()
-        memory.trim()
-    except Exception:
-        _log.exception("free memory could not be given back")

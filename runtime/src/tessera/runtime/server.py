@@ -14,7 +14,7 @@ from tessera.domain.errors import Internal, InvalidInput, TesseraError, Unsuppor
 from tessera.domain.ids import Digest, InstanceId, checked_digest
 from tessera.runtime import control, memory
 from tessera.runtime.control import ControlDecoder, Message
-from tessera.runtime.loads import LoadAnswer, LoadRequest
+from tessera.runtime.loads import Becoming, LoadAnswer, LoadRequest
 from tessera.runtime.manager import InstanceManager
 from tessera.runtime.measure import RowLimits
 
@@ -162,6 +162,7 @@ class ControlServer:
             checked_digest("artifact", control.text_field(message, "artifact")),
             control.whole_field(message, "max_delay_us", 0),
             message.get("verify", False) is True,
+            _becoming(message),
         )
 
         def mapped(answer: LoadAnswer) -> None:
@@ -169,7 +170,7 @@ class ControlServer:
             connection.write(control.encode({"id": message.get("id"), "event": "mapped", **said}))
 
         answer = await self._manager.load(request, mapped if message.get("early", False) is True else None)
-        stages = {"map": answer.map_ms, "load": answer.load_ms}
+        stages = {"map": answer.map_ms, "load" if request.donor is None else "transform": answer.load_ms}
         return {"stages": stages, "mapped_bytes": answer.mapped_bytes, "private_bytes": answer.private_bytes}
 
     async def _unload(self, message: Message) -> Message:
@@ -238,3 +239,9 @@ class ControlServer:
     async def _shutdown(self, message: Message) -> Message:
         self._stop(control.number_field(message, "drain_ms", 0) / 1e3)
         return {}
+
+
+def _becoming(message: Message) -> Becoming | None:
+    if "donor" not in message:
+        return None
+    return Becoming(InstanceId(control.text_field(message, "donor")), control.text_field(message, "delta").encode())

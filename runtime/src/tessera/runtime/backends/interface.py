@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy.typing as npt
 
@@ -73,6 +73,14 @@ class Loaded(Protocol):
         ...
 
 
+class Donor(NamedTuple):
+    """An instance that becomes another one. `loaded` None: it is parked."""
+
+    artifact: Artifact
+    blobs: BlobSource
+    loaded: Loaded | None
+
+
 class Backend(Protocol):
     """One way to execute artifacts. Constructed in the runtime, after the fork."""
 
@@ -94,6 +102,20 @@ class Backend(Protocol):
 
     def release(self) -> None:
         """Called a while after unloads, in the thread that loads: gives memory that is kept for reuse back to the system."""
+        ...
+
+
+@runtime_checkable
+class TransformingBackend(Protocol):
+    """A backend that can make what it has loaded into something else."""
+
+    def transform(self, donor: Donor, delta: bytes, artifact: Artifact, digest: Digest, blobs: BlobSource) -> Loaded:
+        """Opens an artifact out of an open one, which stays as it is until it is closed: whoever is interrupted has it still.
+
+        Raises:
+        DataCorrupted, Unsupported: as `Backend.load`, and where the delta does not fit.
+        FailedPrecondition: the delta is from or to another graph.
+        """
         ...
 
 

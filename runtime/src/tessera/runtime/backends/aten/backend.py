@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from tessera.domain.artifact import AUTOCAST, Artifact
-from tessera.domain.errors import DataCorrupted, Internal
+from tessera.domain.errors import DataCorrupted, FailedPrecondition, Internal
 from tessera.domain.ids import Digest
 from tessera.runtime.backends.aten.program import Plan, execute, read_plan
+from tessera.runtime.backends.aten.transform import read_delta, transform
 from tessera.runtime.backends.aten.values import expect_read_only, inference, to_tensor, to_torch
-from tessera.runtime.backends.interface import BackendConfig, BlobSource, Tensor, refuse_unknown_options
+from tessera.runtime.backends.interface import BackendConfig, BlobSource, Donor, Tensor, refuse_unknown_options
 
 _in_bfloat16 = partial(torch.autocast, "cpu", torch.bfloat16, cache_enabled=False)
 
@@ -23,12 +24,13 @@ class AtenLoaded:
     inline = False
 
     def __init__(self, plan: Plan, bound: list[Any], autocast: bool) -> None:
-        self._plan: Plan | None = plan
+        self.plan: Plan | None = plan
+        """None once it is closed."""
         self._bound = bound
         self._arithmetic = _in_bfloat16 if autocast else nullcontext
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        plan = self._plan
+        plan = self.plan
         if plan is None:
             raise Internal("the program is closed")
         with inference(), self._arithmetic():
@@ -37,7 +39,7 @@ class AtenLoaded:
             return {port.name: to_tensor(port.name, value) for port, value in zip(plan.outputs, answers, strict=True)}
 
     def close(self) -> None:
-        self._plan = None
+        self.plan = None
         self._bound = []
 
 
@@ -62,24 +64,17 @@ class AtenBackend:
 
     def load(self, artifact: Artifact, digest: Digest, blobs: BlobSource) -> AtenLoaded:
         refuse_unknown_options(artifact, AUTOCAST)
-        plan = read_plan(blobs.graph())
-        arrays = blobs.tensors()
-        _check_signature(artifact, plan)
-        references = {ref.slot: ref for ref in artifact.tensors}
-        bound: list[Any] = [None] * plan.slots
-        for tensor in plan.tensors:
-            ref = references.get(tensor.name)
-            if ref is None:
-                raise DataCorrupted(f"tensor {tensor.name}: the graph wants it and the artifact does not have it")
-            if ref.dtype != tensor.dtype or list(ref.shape) != tensor.shape:
-                raise DataCorrupted(
-                    f"tensor {tensor.name}: the artifact has {ref.dtype} {list(ref.shape)}, the graph wants {tensor.dtype} {tensor.shape}"
-                )
-            bound[tensor.slot] = to_torch(arrays[tensor.name], tensor.dtype)
-        if len(plan.tensors) != len(references):
-            unread = sorted(set(references) - {tensor.name for tensor in plan.tensors})
-            raise DataCorrupted(f"tensor {unread[0] if unread else ''}: the artifact has it and the graph does not name it")
-        return AtenLoaded(plan, bound, AUTOCAST in artifact.options)
+        return _bound(artifact, read_plan(blobs.graph()), blobs)
+
+    def transform(self, donor: Donor, delta: bytes, artifact: Artifact, digest: Digest, blobs: BlobSource) -> AtenLoaded:
+        """See `TransformingBackend`."""
+        refuse_unknown_options(artifact, AUTOCAST)
+        wanted = read_delta(delta)
+        ends = [each.graph.digest if each.graph is not None else "" for each in (donor.artifact, artifact)]
+        if ends != [wanted.source, wanted.target]:
+            raise FailedPrecondition(f"the delta is from graph {wanted.source} to {wanted.target}: these are {ends[0]} and {ends[1]}")
+        live = donor.loaded.plan if isinstance(donor.loaded, AtenLoaded) else None
+        return _bound(artifact, transform(live or read_plan(donor.blobs.graph()), wanted), blobs)
 
     def release(self) -> None:
         """PyTorch gives CPU memory back by itself; the heap is trimmed by the caller."""
@@ -91,6 +86,27 @@ def prepare() -> None:
 
 def create(config: BackendConfig) -> AtenBackend:
     return AtenBackend(config)
+
+
+def _bound(artifact: Artifact, plan: Plan, blobs: BlobSource) -> AtenLoaded:
+    """The plan with the artifact's tensors in their slots. Raises: DataCorrupted: they do not fit; names the first."""
+    arrays = blobs.tensors()
+    _check_signature(artifact, plan)
+    references = {ref.slot: ref for ref in artifact.tensors}
+    bound: list[Any] = [None] * plan.slots
+    for tensor in plan.tensors:
+        ref = references.get(tensor.name)
+        if ref is None:
+            raise DataCorrupted(f"tensor {tensor.name}: the graph wants it and the artifact does not have it")
+        if ref.dtype != tensor.dtype or list(ref.shape) != tensor.shape:
+            raise DataCorrupted(
+                f"tensor {tensor.name}: the artifact has {ref.dtype} {list(ref.shape)}, the graph wants {tensor.dtype} {tensor.shape}"
+            )
+        bound[tensor.slot] = to_torch(arrays[tensor.name], tensor.dtype)
+    if len(plan.tensors) != len(references):
+        unread = sorted(set(references) - {tensor.name for tensor in plan.tensors})
+        raise DataCorrupted(f"tensor {unread[0] if unread else ''}: the artifact has it and the graph does not name it")
+    return AtenLoaded(plan, bound, AUTOCAST in artifact.options)
 
 
 def _check_signature(artifact: Artifact, plan: Plan) -> None:

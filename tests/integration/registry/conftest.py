@@ -10,11 +10,12 @@ import pytest
 
 from tessera.coord.binary import EtcdProcess, find_etcd
 from tessera.coord.etcd import EtcdCoordinator
+from tessera.testing.etcd import free_port
 
 # The processes are plain classes that several test files import.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from registry_process import RegistryProcess, free_port
+from registry_process import RegistryProcess
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -33,14 +32,9 @@ from tessera.repository import Repository
 from tessera.rpc import RpcServer, connect
 from tessera.tensorstore.artifact import decode, digest_of
 from tessera.tensorstore.artifact import encode as encode_artifact
+from tessera.testing.etcd import free_port
 
 DOMAIN = TrustDomain("default")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def source_file(path: str, data: bytes) -> registry_pb2.SourceFile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,13 +11,26 @@ from pathlib import Path
 
 from tessera.coord.binary import EtcdBinary, EtcdProcess, find_etcd
 
+PORTS = range(11_000, 27_000)
+"""Below those that the kernel gives to who asks for any: a service that is started may ask for one before it binds the one that it was
+told. Above those that users' services have."""
+
+_given: set[int] = set()
+_chance = random.SystemRandom()  # Hypothesis seeds the usual one
+
 
 def free_port() -> int:
-    """A loopback port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A loopback port that nothing listens on now, another one each time."""
+    while True:
+        port = _chance.choice(PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        if port not in _given:
+            _given.add(port)
+            return port
 
 
 @contextmanager

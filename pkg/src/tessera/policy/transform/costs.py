@@ -38,11 +38,16 @@ ASSUMED: Mapping[MetaOperator, CostLine] = {
 """Where a node class was not measured: microseconds of bookkeeping, and next to nothing a byte, since weights are mapped and not copied."""
 
 
+ASSUMED_BASE_MS = 0.5
+
+
 @dataclass(frozen=True, slots=True)
 class MetaCosts:
-    """`lines` by meta-operator and kind of operation; "" is what holds for kinds that were not measured."""
+    """`lines` by meta-operator and kind of operation; "" is what holds for kinds that were not measured. `base_ms`: what every
+    transformation takes, whatever its steps: the runtime is told, the artifact is read. Planners need not know it."""
 
     lines: Mapping[tuple[MetaOperator, str], CostLine] = field(default_factory=dict)
+    base_ms: float = ASSUMED_BASE_MS
 
     def line(self, operator: MetaOperator, kind: str) -> CostLine:
         return self.lines.get((operator, kind)) or self.lines.get((operator, "")) or ASSUMED[operator]

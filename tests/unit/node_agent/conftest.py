@@ -58,6 +58,7 @@ from tessera.node_agent.loops.measuring import Measurer
 from tessera.node_agent.loops.pulse import Pulse
 from tessera.node_agent.loops.starter import Starter
 from tessera.node_agent.loops.traffic import Traffic
+from tessera.node_agent.loops.transforming import Transformer
 from tessera.node_agent.ports import (
     StartOrder,
 )
@@ -188,8 +189,11 @@ class Node:
             fleet = Fleet(runtimes, store, self.table, name, 1, clock, os.urandom, tasks)
             larder = Larder(store, Fetcher(self.repository, store), self.identity.build_class)
             evictor = Evictor(self.table, fleet, store, EVICT_IDLE_S)
+            transformer = Transformer(
+                self.table, fleet, larder, self.limits, self.records, notes, lambda digest: store.path(digest).read_bytes(), clock
+            )
             starter = Starter(
-                self.identity, self.table, fleet, larder, evictor, self.poison, self.limits, self.records, notes, meter,
+                self.identity, self.table, fleet, larder, evictor, self.poison, self.limits, self.records, notes, meter, transformer,
                 StarterSettings(5.0, 100, verify), clock, tasks, lambda: None,
             )  # fmt: skip
             baker = ProcessBaker(folder / "bake" / name, store.root)

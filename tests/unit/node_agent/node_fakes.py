@@ -21,6 +21,7 @@ from tessera.node_agent.core.fsck import Declaration
 from tessera.node_agent.core.pressure import MemoryReading
 from tessera.node_agent.core.slices import Slice
 from tessera.node_agent.ports import (
+    Becoming,
     HeldInstance,
     Hello,
     InstanceActivity,
@@ -47,6 +48,7 @@ class FakeRuntime:
         self.loaded: dict[InstanceId, HeldInstance] = {}
         self.mapped: dict[InstanceId, frozenset[Digest]] = {}
         self.unloads: list[tuple[InstanceId, int]] = []
+        self.deltas: list[bytes] = []
         self.slow = False
         self.kept: frozenset[Digest] = frozenset()
         self.trims: list[Collection[Digest] | None] = []
@@ -71,9 +73,12 @@ class FakeRuntime:
         verify: bool,
         timeout_s: float,
         mapped: Callable[[LoadReport], None] | None = None,
+        becoming: Becoming | None = None,
     ) -> LoadReport:
         self._require()
         assert artifact is not None
+        if becoming is not None and becoming.donor not in self.loaded:
+            raise NotFound(f"instance {becoming.donor}")
         self._world.early.append(mapped is not None)
         fault = self._world.fault(variant)
         await self._world.gate.wait()
@@ -97,7 +102,11 @@ class FakeRuntime:
                     raise DataCorrupted(f"blob {digest}")
         self.mapped[instance_id] = blobs
         self.loaded[instance_id] = HeldInstance(instance_id, generation, artifact, str(variant))
-        return LoadReport((StageTime(Stage.MAP, 0.0), StageTime(Stage.LOAD, 0.0)), 100, 1000)
+        if becoming is not None:
+            self.deltas.append(becoming.delta)
+            del self.loaded[becoming.donor], self.mapped[becoming.donor]
+        stage = Stage.LOAD if becoming is None else Stage.TRANSFORM
+        return LoadReport((StageTime(Stage.MAP, 0.0), StageTime(stage, 0.0)), 100, 1000)
 
     async def unload(self, instance_id: InstanceId, drain_ms: int) -> frozenset[Digest]:
         self._require()

@@ -43,9 +43,10 @@ def step(state: InstanceState, to: InstanceState) -> InstanceState:
 
 
 class StartPath(StrEnum):
-    """How an instance comes to be. A further path (transform) gets its place here when it exists."""
+    """How an instance comes to be."""
 
     WARM = "warm"
+    TRANSFORM = "transform"
     BIND = "bind"
     FORK = "fork"
     CONTAINER = "container"
@@ -58,6 +59,7 @@ class Stage(StrEnum):
     FORK = "fork"
     CONTAINER = "container"
     MAP = "map"
+    TRANSFORM = "transform"
     LOAD = "load"
     RUN = "run"
 

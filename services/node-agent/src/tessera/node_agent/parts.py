@@ -50,6 +50,7 @@ from tessera.node_agent.loops.pulse import Pulse
 from tessera.node_agent.loops.reporter import Reporter
 from tessera.node_agent.loops.starter import Starter
 from tessera.node_agent.loops.traffic import Traffic
+from tessera.node_agent.loops.transforming import Transformer
 from tessera.node_agent.server import NodeAgentServer, status_message
 from tessera.policy.pool import registry as pools
 from tessera.program import Tasks, host_id
@@ -173,6 +174,9 @@ def domain_of(node: Parts, opened: OpenStore, warm_flavours: Sequence[str]) -> D
     sources = peers(config, opened.trust_domain, clock)
     fetcher = Fetcher(node.repository, store, config.fetch_concurrency, _from_thread(fleet.trim), sources)
     larder = Larder(store, fetcher, world.identity.build_class, {**FLAVOURS, **backends.others()})
+    transformer = Transformer(
+        node.table, fleet, larder, node.limits, node.records, node.notes, lambda digest: store.path(digest).read_bytes(), clock
+    )
     settings = StarterSettings(config.load_timeout_s, config.drain_ms, config.verify_on_bind, BEHIND_S)
     starter = Starter(
         world.identity,
@@ -185,6 +189,7 @@ def domain_of(node: Parts, opened: OpenStore, warm_flavours: Sequence[str]) -> D
         node.records,
         node.notes,
         node.meter,
+        transformer,
         settings,
         clock,
         tasks,

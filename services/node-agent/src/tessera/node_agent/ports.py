@@ -37,6 +37,8 @@ class StartOrder:
     budget_s: float
     request_id: str = ""
     sources: tuple[Source, ...] = ()
+    donor: InstanceId | None = None
+    """Of a start by transformation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """What a runtime says after a load: stages `map` and `load` in ms, bytes mapped, growth of its private memory."""
+    """What a runtime says after a load: stages `map` and `load` or `transform` in ms, bytes mapped, growth of its private memory."""
 
     stages: tuple[StageTime, ...]
     mapped_bytes: int
@@ -115,6 +117,14 @@ class Machine(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Becoming:
+    """Of a load by transformation: the idle instance of the same runtime that ends with it, and the delta between the two graphs."""
+
+    donor: InstanceId
+    delta: bytes
+
+
 class Runtime(Protocol):
     """One live runtime. Every call raises `Unavailable` when its process is gone or does not answer in time."""
 
@@ -140,11 +150,13 @@ class Runtime(Protocol):
         verify: bool,
         timeout_s: float,
         mapped: Callable[[LoadReport], None] | None = None,
+        becoming: Becoming | None = None,
     ) -> LoadReport:
         """It holds the artifact's blobs from here on; they are pinned for it before. `mapped` is told, of what is known by then, when the
         instance takes requests, which is before it is open.
 
-        Raises: DataCorrupted, Unsupported, InvalidInput, Internal: the runtime's own reasons.
+        Raises: DataCorrupted, Unsupported, InvalidInput, Internal: the runtime's own reasons. FailedPrecondition, NotFound: of a donor too;
+        it is as it was then.
         """
         ...
 

@@ -57,17 +57,22 @@ class NodeAgentServer(node_pb2_grpc.NodeAgentServicer):
 
     async def StartInstance(self, request: node_pb2.StartInstanceRequest, context: Any) -> node_pb2.StartInstanceResponse:
         path = decode_start_path(request.start_path or StartPath.BIND.value)
+        if (path is StartPath.TRANSFORM) != bool(request.donor_instance_id):
+            raise InvalidInput(
+                "donor_instance_id", request.donor_instance_id, f"start path {path}: transform needs one, no other path has one"
+            )
         order = StartOrder(
             decode_term(request.term),
             _instance_id(request.instance_id),
             decode_generation(request.generation),
             decode_variant_key(request.variant),
             checked_digest("artifact_digest", request.artifact_digest) if request.artifact_digest else None,
-            path if path in (StartPath.FORK, StartPath.CONTAINER) else StartPath.BIND,
+            path if path is not StartPath.WARM else StartPath.BIND,
             min(request.expires_after_ms / 1e3, MAX_EXPIRY_S) or DEFAULT_EXPIRY_S,
             request.budget_us / 1e6 or DEFAULT_BUDGET_S,
             request.request_id,
             _sources(request.sources),
+            _instance_id(request.donor_instance_id) if request.donor_instance_id else None,
         )
         instance = await self._agent.start_instance(order)
         return node_pb2.StartInstanceResponse(instance=instance_message(self._agent.describe(instance), self._agent.identity))

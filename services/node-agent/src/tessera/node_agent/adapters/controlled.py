@@ -17,7 +17,7 @@ from tessera.node_agent.adapters.control import ControlClient
 from tessera.node_agent.adapters.processes import Watched, lower_priority, mapping_count
 from tessera.node_agent.core.fsck import Declaration
 from tessera.node_agent.core.slices import Slice
-from tessera.node_agent.ports import HeldInstance, Hello, InstanceActivity, LoadReport, RuntimeActivity
+from tessera.node_agent.ports import Becoming, HeldInstance, Hello, InstanceActivity, LoadReport, RuntimeActivity
 from tessera.runtime.control import Message, generation_text
 
 CONNECT_S = 2.0
@@ -111,7 +111,9 @@ class ControlledRuntime(ABC):
         verify: bool,
         timeout_s: float,
         mapped: Callable[[LoadReport], None] | None = None,
+        becoming: Becoming | None = None,
     ) -> LoadReport:
+        made_of = {} if becoming is None else {"donor": becoming.donor, "delta": becoming.delta.decode()}
         answer = await self._call(
             "load",
             timeout_s,
@@ -123,8 +125,9 @@ class ControlledRuntime(ABC):
             max_delay_us=self._batch_delay_us,
             verify=verify,
             early=mapped is not None,
+            **made_of,
         )
-        return _load_report(answer, Stage.MAP, Stage.LOAD)
+        return _load_report(answer, Stage.MAP, Stage.LOAD if becoming is None else Stage.TRANSFORM)
 
     async def unload(self, instance_id: InstanceId, drain_ms: int) -> frozenset[Digest]:
         answer = await self._call("unload", CALL_S + drain_ms / 1e3, instance_id=instance_id, drain_ms=drain_ms)

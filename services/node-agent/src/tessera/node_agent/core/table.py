@@ -26,7 +26,7 @@ class Instance:
 
     `expires_at_s` (monotonic) is the end of a provisional assignment; None once a record in etcd has confirmed it. Sizes in bytes,
     `stages` in milliseconds; while it is FETCHING, `fetch_done_bytes` of `fetch_total_bytes` are here. `opening`: its runtime opens it
-    while it is READY already. `error` says why it failed.
+    while it is READY already. `donor`: what it is made of. `error` says why it failed.
     """
 
     instance_id: InstanceId
@@ -37,6 +37,7 @@ class Instance:
     since_s: float
     expires_at_s: float | None
     start_path: StartPath
+    donor: InstanceId | None = None
     runtime_id: RuntimeId | None = None
     fetched: bool = False
     stages: tuple[StageTime, ...] = ()
@@ -82,10 +83,9 @@ class Instance:
 
 
 def accepted(record: AssignmentRecord, now_s: float) -> Instance:
-    """What a record in etcd assigns, not begun yet."""
-    return Instance(
-        record.instance_id, record.variant, record.artifact, record.generation, InstanceState.ACCEPTED, now_s, None, record.start_path
-    )
+    """What a record in etcd assigns, not begun yet. Of a donor it says nothing, and by now there may be none."""
+    path = StartPath.BIND if record.start_path is StartPath.TRANSFORM else record.start_path
+    return Instance(record.instance_id, record.variant, record.artifact, record.generation, InstanceState.ACCEPTED, now_s, None, path)
 
 
 @dataclass(frozen=True, slots=True)

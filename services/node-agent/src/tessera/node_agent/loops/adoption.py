@@ -67,7 +67,7 @@ class Adoption:
             now_s,
             now_s + self._grace_s,
             StartPath.BIND,
-            hello.runtime_id,
+            runtime_id=hello.runtime_id,
             blobs=hello.holds,
         )
         try:

@@ -102,6 +102,7 @@ class Agent:
             now_s,
             now_s + order.expires_after_s,
             order.start_path,
+            order.donor,
         )
         starter.begin(instance, f"told by term {order.term.revision}, request {order.request_id or '-'}", order.sources)
         ready = starter.ready(order.instance_id, order.budget_s)

@@ -43,6 +43,7 @@ from tessera.node_agent.loops.flight import Flight, StarterSettings
 from tessera.node_agent.loops.larder import Larder, holder_of
 from tessera.node_agent.loops.losses import Losses
 from tessera.node_agent.loops.stopwatch import Loading, Stopwatch
+from tessera.node_agent.loops.transforming import Transformer
 from tessera.node_agent.ports import LoadReport, Meter, Notes, Records
 from tessera.program import Tasks
 from tessera.repository.fetch import Fetched
@@ -69,6 +70,7 @@ class Starter:
         records: Records,
         notes: Notes,
         meter: Meter,
+        transformer: Transformer,
         settings: StarterSettings,
         clock: Clock,
         tasks: Tasks,
@@ -84,6 +86,7 @@ class Starter:
         self._records = records
         self._notes = notes
         self._meter = meter
+        self._transformer = transformer
         self._settings = settings
         self._clock = clock
         self._tasks = tasks
@@ -233,7 +236,7 @@ class Starter:
         for last in (False, True):
             if flight.stop_reason:
                 raise Cancelled(f"instance {instance_id}: {flight.stop_reason}")
-            runtime_id = await self._place(instance_id, load, path, isolated, watch)
+            runtime_id = await self._placed(instance_id, load, path, isolated, watch)
             try:
                 report = await self._load(instance_id, runtime_id, load, flight, watch, whole=last or isolated)
                 break
@@ -248,6 +251,13 @@ class Starter:
             self._table.note(instance_id, **outcome)
         else:
             self._table.move(instance_id, InstanceState.READY, self._clock.monotonic_s(), f"in {runtime_id}", **outcome)
+        if path is StartPath.TRANSFORM:
+            self._transformer.done(instance)
+
+    async def _placed(self, instance_id: InstanceId, load: Load, path: StartPath, isolated: bool, watch: Stopwatch) -> RuntimeId:
+        if path is StartPath.TRANSFORM:
+            return self._transformer.place(self._table.get(instance_id), load, isolated)
+        return await self._place(instance_id, load, path, isolated, watch)
 
     async def _fetch(self, instance_id: InstanceId, artifact: Digest, flight: Flight, watch: Stopwatch) -> Load:
         self._table.move(instance_id, InstanceState.FETCHING, self._clock.monotonic_s(), f"artifact {artifact[:12]}")
@@ -311,7 +321,10 @@ class Starter:
                     instance_id, InstanceState.MAPPED, self._clock.monotonic_s(), f"{len(load.blobs)} blobs pinned for {runtime_id}"
                 )
                 self._table.move(instance_id, InstanceState.LOADING, self._clock.monotonic_s(), "")
-            with watch.loading(Stage.LOAD if bind else self._fleet.stage) as loading:
+            transform = instance.start_path is StartPath.TRANSFORM
+            rest = Stage.TRANSFORM if transform else Stage.LOAD if bind else self._fleet.stage
+            with watch.loading(rest) as loading:
+                becoming = await self._transformer.becoming(instance, load) if transform else None
                 mapped = partial(self._mapped, instance_id, flight, watch, loading) if early else None
                 report = await runtime.load(
                     instance_id,
@@ -321,6 +334,7 @@ class Starter:
                     self._settings.verify,
                     self._settings.load_timeout_s,
                     mapped,
+                    becoming,
                 )
                 loading.take(report.stages)
             self._opened.opened(load.flavour, load.program)

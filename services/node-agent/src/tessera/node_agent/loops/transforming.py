@@ -1,0 +1,129 @@
+"""Starts by transformation: an idle instance of the node becomes another one, in its own runtime (docs/adr/0012).
+
+The donor ends only when the other one is open; whatever goes wrong before leaves it as it was, and the start has failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+
+from tessera.clock import Clock
+from tessera.domain.errors import DataCorrupted, FailedPrecondition, Unsupported
+from tessera.domain.ids import Digest, RuntimeId
+from tessera.domain.instance import InstanceState, StartPath
+from tessera.node_agent.core.artifacts import Load
+from tessera.node_agent.core.runtimes import RuntimeLimits, Wanted, choose_runtime
+from tessera.node_agent.core.table import Instance, InstanceTable
+from tessera.node_agent.loops.fleet import Fleet
+from tessera.node_agent.loops.larder import Larder
+from tessera.node_agent.ports import Becoming, Notes, Records
+from tessera.policy.transform.aligned import AlignedPlanner
+from tessera.policy.transform.base import Planner
+from tessera.policy.transform.costs import MetaCosts
+from tessera.policy.transform.delta import delta_of
+from tessera.policy.transform.plan import plan
+from tessera.policy.transform.structure import Program, structure_of
+from tessera.telemetry import get_logger
+
+KEPT_DELTAS = 256
+"""Of pairs of graphs: siblings have one. Some 40 KB each."""
+
+_log = get_logger(__name__)
+
+
+class Transformer:
+    """What starts of one trust domain need to know of donors."""
+
+    def __init__(
+        self,
+        table: InstanceTable,
+        fleet: Fleet,
+        larder: Larder,
+        limits: RuntimeLimits,
+        records: Records,
+        notes: Notes,
+        read: Callable[[Digest], bytes],
+        clock: Clock,
+        planner: Planner | None = None,
+    ) -> None:
+        """`read`: a blob of the store; raises NotFound."""
+        self._table = table
+        self._fleet = fleet
+        self._larder = larder
+        self._limits = limits
+        self._records = records
+        self._notes = notes
+        self._read = read
+        self._clock = clock
+        self._planner = planner or AlignedPlanner()
+        self._deltas: OrderedDict[tuple[Digest, Digest], bytes] = OrderedDict()
+
+    def place(self, instance: Instance, load: Load, isolated: bool) -> RuntimeId:
+        """The runtime of the instance's donor, which the instance counts in from here on.
+
+        Raises:
+            NotFound: the donor is not on this node.
+            FailedPrecondition: it is not ready, or its runtime takes nothing like this.
+        """
+        donor = self._donor(instance)
+        wanted = Wanted(load.flavour, self._fleet.trust_domain, self._fleet.threads, load.blobs, StartPath.BIND, isolated)
+        choice = choose_runtime(wanted, [view for view in self._fleet.views() if view.runtime_id == donor.runtime_id], self._limits)
+        if choice.runtime_id is None:
+            raise FailedPrecondition(f"donor {donor.instance_id}: {choice.reason}")
+        self._table.note(instance.instance_id, runtime_id=choice.runtime_id, start_path=StartPath.TRANSFORM, blobs=frozenset(load.blobs))
+        self._table.tell(
+            instance.instance_id, self._clock.monotonic_s(), f"out of {donor.instance_id} ({donor.variant}) in {choice.runtime_id}"
+        )
+        return choice.runtime_id
+
+    async def becoming(self, instance: Instance, load: Load) -> Becoming:
+        """What the runtime is told. The first time for a pair of graphs it takes a plan, in a thread.
+
+        Raises:
+            NotFound, FailedPrecondition: as `place`. The latter also where one of the graphs cannot be planned: loading them by
+                themselves says what is wrong with them.
+        """
+        donor = self._donor(instance)
+        assert donor.artifact is not None
+        source = self._larder.load(donor.artifact)
+        pair = (source.program, load.program)
+        delta = self._deltas.get(pair)
+        if delta is None:
+            delta = self._deltas[pair] = await asyncio.to_thread(self._delta, pair)
+            if len(self._deltas) > KEPT_DELTAS:
+                self._deltas.popitem(last=False)
+        else:
+            self._deltas.move_to_end(pair)
+        return Becoming(donor.instance_id, delta)
+
+    def done(self, instance: Instance) -> None:
+        """The donor has become the instance. One that was being stopped meanwhile ends by that."""
+        assert instance.donor is not None
+        donor = self._table.find(instance.donor)
+        if donor is None or donor.state is not InstanceState.READY or donor.runtime_id is None:
+            return
+        why, now_s = f"became {instance.instance_id} ({instance.variant})", self._clock.monotonic_s()
+        self._table.move(donor.instance_id, InstanceState.DRAINING, now_s, why)
+        self._table.move(donor.instance_id, InstanceState.GONE, now_s, why)
+        self._records.withdraw(donor.variant.trust_domain, donor.instance_id)
+        self._fleet.unpin(donor.runtime_id, donor.blobs)
+        self._notes.remove(donor.runtime_id, donor.instance_id)
+        _log.info("instance transformed", instance_id=donor.instance_id, variant=str(donor.variant), into=instance.instance_id)
+
+    def _donor(self, instance: Instance) -> Instance:
+        if instance.donor is None:
+            raise FailedPrecondition(f"instance {instance.instance_id}: no donor is named")
+        donor = self._table.get(instance.donor)
+        if donor.state is not InstanceState.READY or donor.opening or donor.variant.trust_domain != instance.variant.trust_domain:
+            raise FailedPrecondition(f"donor {donor.instance_id} ({donor.variant}) is {donor.whereabouts}, not ready in this trust domain")
+        return donor
+
+    def _delta(self, pair: tuple[Digest, Digest]) -> bytes:
+        """Which weights are the same is not asked: the delta is for all siblings."""
+        try:
+            source, target = (structure_of(self._read(digest)) for digest in pair)
+        except (DataCorrupted, Unsupported) as error:
+            raise FailedPrecondition(f"no plan from graph {pair[0][:12]} to {pair[1][:12]}: {error}") from error
+        return delta_of(source, target, plan(Program(source), Program(target), self._planner, MetaCosts()), pair)

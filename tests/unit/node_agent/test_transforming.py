@@ -1,0 +1,140 @@
+"""Starts out of an idle instance: it ends when the other one is there, and is as it was when there is none."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from tessera.domain.artifact import Artifact, Blob, TensorRef
+from tessera.domain.errors import FailedPrecondition, NotFound, ResourceExhausted
+from tessera.domain.ids import Digest, InstanceId
+from tessera.domain.instance import InstanceState, Stage, StartPath
+from tessera.domain.records import AssignmentRecord
+from tessera.domain.signature import Signature, TensorSpec
+from tessera.node_agent.core.table import accepted
+from tessera.tensorstore.artifact import encode
+
+GONE, FAILED, READY = InstanceState.GONE, InstanceState.FAILED, InstanceState.READY
+SIGNATURE = Signature((TensorSpec("x", "FP32", (-1, 4)),), (TensorSpec("y", "FP32", (-1, 4)),))
+TRANSFORM = StartPath.TRANSFORM
+
+
+def a_model(node: Any, layers: int, seed: int = 1, graph: bytes | None = None) -> Digest:
+    """A chain of so many products with a tensor each."""
+    refs = []
+    for number in range(layers):
+        data = bytes([seed, number]) * 8192
+        refs.append(TensorRef(f"t{number}", "FP32", (4096,), node.repository.put_bytes(data), len(data)))
+    nodes = [["aten.mul.Tensor", [{"slot": 0 if not at else layers + at}, {"slot": 1 + at}], {}, layers + 1 + at] for at in range(layers)]
+    program = {
+        "format": 1, "dialect": "aten", "slots": 2 * layers + 1, "inputs": [{"name": "x", "slot": 0}], "nodes": nodes,
+        "tensors": [{"name": ref.slot, "slot": 1 + at, "dtype": "FP32", "shape": [4096]} for at, ref in enumerate(refs)],
+        "outputs": [{"name": "y", "slot": 2 * layers}],
+    }  # fmt: skip
+    data = json.dumps(program).encode() if graph is None else graph
+    blob = Blob(node.repository.put_bytes(data), len(data))
+    return Digest(node.repository.put_bytes(encode(Artifact("aten", "fp32", "aten", blob, None, tuple(refs), SIGNATURE, None, 8))))
+
+
+async def become(node: Any, name: str, artifact: Digest, donor: str, **fields: Any) -> Any:
+    return await node.start(name, artifact, start_path=TRANSFORM, donor=InstanceId(donor), **fields)
+
+
+async def test_an_instance_is_made_of_another_one_in_its_runtime(node: Any) -> None:
+    short, long = a_model(node, 2), a_model(node, 3, seed=2)
+    donor = await node.start("donor", short)
+    found = await become(node, "other", long, "donor")
+    assert (found.state, found.start_path, found.runtime_id) == (READY, TRANSFORM, donor.runtime_id)
+    assert [time.stage for time in found.stages] == [Stage.FETCH, Stage.MAP, Stage.TRANSFORM]
+    (runtime,) = node.runtimes.live
+    assert list(runtime.loaded) == ["other"]
+    assert node.store.holders()[donor.runtime_id] == frozenset(node.larder.load(long).blobs)
+    gone = node.table.get(InstanceId("donor"))
+    assert (gone.state, gone.stages) == (GONE, donor.stages)
+    assert node.table.story(InstanceId("donor"))[-1].words == f"gone: became other ({found.variant})"
+    assert set(node.records.published) == {"other"}
+    (delta,) = runtime.deltas
+    assert json.loads(delta)["kept"] == [[0, 0, 2]]
+    again = await become(node, "third", short, "other")
+    assert [time.stage for time in again.stages] == [Stage.MAP, Stage.TRANSFORM]
+
+
+async def test_siblings_share_a_delta_that_is_planned_once(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = [a_model(node, 2, seed) for seed in (1, 2, 3)]
+    await node.start("i0", models[0])
+    reads: list[Digest] = []
+    transformer = node.starter._transformer
+    read = transformer._read
+    monkeypatch.setattr(transformer, "_read", lambda digest: (reads.append(digest), read(digest))[1])
+    for at in (1, 2):
+        await become(node, f"i{at}", models[at], f"i{at - 1}")
+    (runtime,) = node.runtimes.live
+    assert len(set(runtime.deltas)) == 1
+    assert json.loads(runtime.deltas[0])["nodes"] == []
+    assert len(reads) == 2, "both ends of the first"
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [(FailedPrecondition("instance donor is not idle"), FailedPrecondition), (ResourceExhausted("no memory"), ResourceExhausted)],
+)
+async def test_what_fails_leaves_the_donor(node: Any, fault: Exception, kind: type[Exception]) -> None:
+    short, long = a_model(node, 2), a_model(node, 3, seed=2)
+    donor = await node.start("donor", short)
+    node.runtimes.faults[donor.variant.model] = [fault]
+    with pytest.raises(kind):
+        await become(node, "other", long, "donor")
+    assert node.table.get(InstanceId("donor")).state is READY
+    assert node.table.get(InstanceId("other")).state is FAILED
+    assert node.store.holders()[donor.runtime_id] == frozenset(node.larder.load(short).blobs)
+    bound = await node.start("another", long)
+    assert (bound.start_path, bound.runtime_id) == (StartPath.BIND, donor.runtime_id)
+
+
+async def test_a_donor_must_be_there_ready_and_in_a_runtime_that_takes_it(node: Any) -> None:
+    short, long = a_model(node, 2), a_model(node, 3, seed=2)
+    with pytest.raises(NotFound, match="'nobody' is not on this node"):
+        await become(node, "i1", long, "nobody")
+    await node.start("donor", short)
+    await node.starter.stop(InstanceId("donor"), "unwanted")
+    with pytest.raises(FailedPrecondition, match=r"donor donor .* is gone, not ready"):
+        await become(node, "i2", long, "donor")
+    await node.start("int8", node.make_artifact())
+    with pytest.raises(FailedPrecondition, match="donor int8: no runtime to bind into: 1 of flavour ort"):
+        await become(node, "i3", long, "int8")
+    assert [found.instance_id for found in node.table if found.alive] == ["int8"]
+
+
+async def test_what_is_no_flat_program_is_no_donor(node: Any) -> None:
+    odd, long = a_model(node, 2, graph=b'{"dialect": "aten", "format": 9}'), a_model(node, 3, seed=2)
+    await node.start("donor", odd)
+    with pytest.raises(FailedPrecondition, match=r"no plan from graph \w{12} to \w{12}: graph of dialect 'aten' and format 9"):
+        await become(node, "other", long, "donor")
+    assert node.table.get(InstanceId("donor")).state is READY
+    await node.start("sound", long)
+    with pytest.raises(FailedPrecondition, match="graph: JSONDecodeError"):
+        await become(node, "torn", a_model(node, 2, graph=b"{"), "sound")
+
+
+async def test_a_donor_that_is_stopped_meanwhile_ends_by_that(node: Any) -> None:
+    short, long = a_model(node, 2), a_model(node, 3, seed=2)
+    await node.start("donor", short)
+    node.runtimes.gate.clear()
+    becoming = asyncio.ensure_future(become(node, "other", long, "donor"))
+    while node.table.find(InstanceId("other")) is None or node.table.get(InstanceId("other")).state is not InstanceState.LOADING:  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
+    node.table.move(InstanceId("donor"), InstanceState.DRAINING, 0.0, "somebody stops it")
+    node.runtimes.gate.set()
+    assert (await becoming).state is READY
+    assert node.table.get(InstanceId("donor")).state is InstanceState.DRAINING, "whoever stops it carries that to its end"
+    node.table.move(InstanceId("donor"), GONE, 0.0, "unloaded")
+    node.fleet.unpin(node.table.get(InstanceId("donor")).runtime_id, node.table.get(InstanceId("donor")).blobs)
+
+
+def test_an_assignment_of_etcd_knows_no_donor(make: Any) -> None:
+    record: AssignmentRecord = make.assignment(start_path=TRANSFORM)
+    assert accepted(record, 1.0).start_path is StartPath.BIND
+    assert accepted(make.assignment(start_path=StartPath.FORK), 1.0).start_path is StartPath.FORK

@@ -115,7 +115,7 @@ ENDPOINT = wire.encode_endpoint(wire.Endpoint("host-0", "/run/tessera/runtime-0/
         (wire.decode_stage_times, [common_pb2.StageTime(stage="map", ms=-1)], "stages[0].ms -1.0"),
         (wire.decode_stage_times, [common_pb2.StageTime(stage="map", ms=float("nan"))], "stages[0].ms nan"),
         (wire.decode_stage_times, [common_pb2.StageTime(stage="map", ms=float("inf"))], "stages[0].ms inf"),
-        (wire.decode_start_path, "magic", "start_path 'magic': must be one of warm, bind, fork"),
+        (wire.decode_start_path, "magic", "start_path 'magic': must be one of warm, transform, bind, fork"),
         (wire.decode_generation, 0, "generation 0"),
         (wire.decode_endpoint, changed(ENDPOINT, runtime_id=""), "endpoint.runtime_id"),
         (wire.decode_endpoint, changed(ENDPOINT, relay_address="", unix_path=""), "endpoint: must have a relay_address"),

@@ -151,9 +151,11 @@ class Catalogue:
         return route
 
     def choose(self, route: Route, items: int = 1) -> Choice | None:
-        """The policy's choice for a request of so many items as things are now; None: nothing can answer. Policies go by profiles: what
-        answers take beyond them is taken off the latency that they have to keep, but never so much that who is fastest by its profile and
-        meets the rest is late by itself: on a busy machine an answer that is late is better than one that is late and not what was asked."""
+        """The policy's choice for a request of so many items as things are now; None: nothing can answer.
+
+        Policies go by profiles: what answers take beyond them is taken off the latency that they have to keep. Never so much that who is
+        fastest by its profile and meets the rest is late by itself: on a busy machine an answer that is late is better than one that is
+        late and not what was asked."""
         surcharge_ms = route.name.group.surcharge.ms(items)
         latency_ms = asked_ms = route.objectives.latency_ms
         if asked_ms is not None and surcharge_ms:

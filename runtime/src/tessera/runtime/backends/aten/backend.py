@@ -73,8 +73,9 @@ class AtenBackend:
         ends = [each.graph.digest if each.graph is not None else "" for each in (donor.artifact, artifact)]
         if ends != [wanted.source, wanted.target]:
             raise FailedPrecondition(f"the delta is from graph {wanted.source} to {wanted.target}: these are {ends[0]} and {ends[1]}")
-        live = donor.loaded.plan if isinstance(donor.loaded, AtenLoaded) else None
-        return _bound(artifact, transform(live or read_plan(donor.blobs.graph()), wanted), blobs)
+        live = (donor.loaded.plan if isinstance(donor.loaded, AtenLoaded) else None) or read_plan(donor.blobs.graph())
+        # of one graph nothing changes but what is bound
+        return _bound(artifact, live if wanted.source == wanted.target else transform(live, wanted), blobs)
 
     def release(self) -> None:
         """PyTorch gives CPU memory back by itself; the heap is trimmed by the caller."""

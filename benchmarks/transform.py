@@ -67,6 +67,7 @@ class Model:
     artifact: Artifact
     program: Program
     scratch_ms: float = 0.0
+    build_ms: float = 0.0
     bind_ms: float = 0.0
     answers: tuple[bytes, ...] = ()
 
@@ -184,17 +185,19 @@ def sibling(model: Model, store: LocalTensorStore) -> Model:
     return replace(model, artifact_digest=put(store, encode(artifact)), artifact=artifact, program=program, answers=())
 
 
-def scratch_ms(architecture: Architecture, repeats: int) -> float:
-    """Build, read, load, with everything imported."""
+def scratch_ms(architecture: Architecture, repeats: int) -> tuple[float, float]:
+    """Build, read, load, with everything imported; and what of it is building."""
     import torch
 
-    found = []
+    found, built = [], []
     for _ in range(repeats):
         begun = time.perf_counter()
         module = architecture.build()
+        there = time.perf_counter()
         module.load_state_dict(torch.load(architecture.state, weights_only=True))
         found.append((time.perf_counter() - begun) * 1e3)
-    return median(found)
+        built.append((there - begun) * 1e3)
+    return median(found), median(built)
 
 
 def export_load_ms(architecture: Architecture) -> float:
@@ -295,6 +298,7 @@ def published_rows(report: Report, pairs: Sequence[Pair], known: Sequence[Model]
     families = [pair for pair in pairs if kind_of(pair) == pair.source.architecture.family]
     down = [pair.ms for pair in families if pair.source.operations > pair.target.operations]
     up = [pair.ms for pair in families if pair.source.operations < pair.target.operations]
+    report.row(pairs="structure's share of loading from scratch", transform_ms=median([model.build_ms / model.scratch_ms for model in known]))
     report.row(pairs="large to small", transform_ms=median(down))
     report.row(pairs="small to large", transform_ms=median(up))
 
@@ -325,7 +329,7 @@ async def run(store: LocalTensorStore, folder: Path, chosen: Sequence[Architectu
     gc.collect()
     gc.freeze()  # as a runtime does
     for model in known:
-        model.scratch_ms = scratch_ms(model.architecture, max(2, repeats // 2))
+        model.scratch_ms, model.build_ms = scratch_ms(model.architecture, max(2, repeats // 2))
         await runtime.bind(model)
     others = [sibling(model, store) for model in largest_of_each(known)]
     for model in others:

@@ -48,7 +48,6 @@ def a_candidate(
     accuracy: float = 1.0,
     busy: Sequence[int] | None = None,
     troubled: bool = False,
-    slowed: bool = False,
     work_ms: float | None = None,
     usd: float | None = None,
     dataset: str = "",
@@ -64,7 +63,7 @@ def a_candidate(
     return Candidate(
         key=record.key,
         record=record,
-        activity=Activity(instances, troubled or slowed, slowed),
+        activity=Activity(instances, troubled),
         accuracy=Accuracy(accuracy, AccuracySource.STATED),
         dataset=dataset,
         plain=consent or not is_lossy(record),

@@ -41,16 +41,14 @@ class NodeClass:
 class Activity:
     """Where a variant is ready now. The one thing here that changes in place, and only between decisions.
 
-    `instances` may be sent to; none of them is interfered with, unless all are. `troubled`: none is merely active. `slowed`: all are
-    interfered with, so that what they will take is what nobody knows.
+    `instances` may be sent to; none of them is interfered with, unless all are. `troubled`: none is merely active.
     """
 
-    __slots__ = ("instances", "slowed", "troubled")
+    __slots__ = ("instances", "troubled")
 
-    def __init__(self, instances: Sequence[Instance] = (), troubled: bool = False, slowed: bool = False) -> None:
+    def __init__(self, instances: Sequence[Instance] = (), troubled: bool = False) -> None:
         self.instances = tuple(instances)
         self.troubled = troubled
-        self.slowed = slowed
 
 
 @dataclass(frozen=True, slots=True, eq=False)

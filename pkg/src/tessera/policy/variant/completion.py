@@ -5,8 +5,8 @@ latency together. Starting is never chosen only to pass a queue by: the autoscal
 
 With one: of the active candidates expected to answer in time the one that takes the least work per item (`usd_per_1000`, else `work_ms`);
 none: the one with the least work among those that would be in time if they were started now, and that takes less than every active one that
-is late for its queue alone; none: the active one expected soonest. A queue means that cores are busy: whatever takes more work from them
-makes all answers later. What neighbours slow down is passed by whatever the work: it says nothing of other nodes.
+would be in time by itself; none: the active one expected soonest. A queue, or neighbours that slow it down, mean that cores are busy:
+whatever takes more work from them makes all answers later. Room elsewhere is found by autoscaling and by moving what is slowed down.
 
 Those with trouble come after the other active ones. Ties end in the order of the candidates.
 """
@@ -99,8 +99,7 @@ def _in_time(ranking: Ranking, latency_ms: float, instances: InstancePolicy, ite
             return Choice(candidate, instance, expected_ms, looked)
         if late is None or _sooner(seen, late):
             late = seen
-        if not activity.slowed:
-            queued = True
+        queued = True
     if start is not None:
         return Choice(start, None, start.started_ms(items), looked)
     if late is not None:

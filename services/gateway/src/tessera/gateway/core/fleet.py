@@ -196,7 +196,5 @@ class Fleet:
         nodes = self._nodes
         usable = [one for one in held.slots.values() if not one.suspect and not (one.orphan and one.node_id in nodes)]
         # How busy an overloaded one is, its requests in flight say; what an interfered one will take, nobody knows.
-        known = [one for one in usable if one.load_state is not LoadState.INTERFERED]
-        held.activity.instances = tuple(known or usable)
-        held.activity.slowed = bool(usable) and not known
+        held.activity.instances = tuple([one for one in usable if one.load_state is not LoadState.INTERFERED] or usable)
         held.activity.troubled = bool(usable) and all(one.load_state is not LoadState.ACTIVE for one in usable)

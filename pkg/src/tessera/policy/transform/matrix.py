@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from math import inf
+from math import inf, prod
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +44,7 @@ class CostMatrix:
         new_bytes = self.new_bytes(source, target)
         if here == there:
             return self._costs.line(MetaOperator.REPLACE, here[0]).ms(new_bytes) if new_bytes else 0.0
-        return self._costs.line(MetaOperator.RESHAPE, here[0]).ms(new_bytes, _changed_bytes(here, there))
+        return self._costs.line(MetaOperator.RESHAPE, here[0]).ms(new_bytes, int(_changed_bytes([here], [there])[0, 0]))
 
     def new_bytes(self, source: int | None, target: int) -> int:
         """Of the target operation's weights, those that the source operation (None: nobody) has not at the same place."""
@@ -80,7 +80,7 @@ class CostMatrix:
         here, row_forms = _numbered([self.source.structure.forms[at] for at in rows])
         there, column_forms = _numbered([self.target.structure.forms[at] for at in columns])
         equal = np.array([[one == other for other in column_forms] for one in row_forms])[np.ix_(here, there)]
-        changed = np.array([[_changed_bytes(one, other) for other in column_forms] for one in row_forms])[np.ix_(here, there)]
+        changed = _changed_bytes(row_forms, column_forms)[np.ix_(here, there)]
         new = np.tile(np.array([float(self.new_bytes(None, at)) for at in columns]), (len(rows), 1))
         if self._known:
             self._take_off_what_is_there(rows, columns, new)
@@ -114,9 +114,15 @@ def _numbered(forms: list[Form]) -> tuple[npt.NDArray[np.intp], list[Form]]:
     return found, list(numbers)
 
 
-def _changed_bytes(here: Form, there: Form) -> int:
-    """By how much the shapes of their weights differ, in elements of the target's times 4: a size, whatever their types are."""
-    sizes = [[int(np.prod(shape)) for _, shape in form[2]] for form in (here, there)]
-    longer = max(map(len, sizes), default=0)
-    one, other = (each + [0] * (longer - len(each)) for each in sizes)
-    return 4 * sum(abs(a - b) for a, b in zip(one, other, strict=True))
+def _changed_bytes(here: list[Form], there: list[Form]) -> npt.NDArray[np.int64]:
+    """By how much the shapes of their weights differ, each with each, in elements times 4: a size, whatever their types are."""
+    widest = max((len(form[2]) for form in (*here, *there)), default=0)
+    one, other = _elements(here, widest), _elements(there, widest)
+    return 4 * sum((np.abs(one[:, None, at] - other[None, :, at]) for at in range(widest)), np.zeros((len(here), len(there)), np.int64))
+
+
+def _elements(forms: list[Form], widest: int) -> npt.NDArray[np.int64]:
+    found = np.zeros((len(forms), widest), np.int64)
+    for row, form in enumerate(forms):
+        found[row, : len(form[2])] = [prod(shape) for _, shape in form[2]]
+    return found

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from math import prod
+from sys import intern
 from typing import Any, NamedTuple
 
 from tessera.domain.errors import DataCorrupted, Unsupported
@@ -147,4 +148,6 @@ class _Reading:
             return {"edge": len(edges) - 1}
 
         whole = [bare(list(arguments)), {name: bare(value) for name, value in sorted(keywords.items())}]
-        return Operation(kind, json.dumps(whole, separators=(",", ":"), ensure_ascii=False), tuple(weights), tuple(edges))
+        # Interned: many structures are held at a time, and few words make all of them.
+        attributes = intern(json.dumps(whole, separators=(",", ":"), ensure_ascii=False))
+        return Operation(intern(kind), attributes, tuple(weights), tuple(edges))

@@ -1,0 +1,1 @@
+"""On which node models live: where their requests go first and their bytes gather."""

@@ -90,6 +90,8 @@ class FakeNode:
             error = raised
         if order.instance_id in self.instances:
             self.instances[order.instance_id] = self._instance(order, InstanceState.READY if error is None else InstanceState.FAILED)
+            if order.donor is not None and error is None:
+                del self.instances[order.donor]
         elif error is None:
             error = Internal("it was stopped while it was loading")
         if error is not None:
@@ -162,7 +164,7 @@ class FakeNode:
             state=state,
             start_path=order.start_path,
             fetched=False,
-            stages=(StageTime(Stage.LOAD, 3.0),),
+            stages=(StageTime(Stage.LOAD if order.donor is None else Stage.TRANSFORM, 3.0),),
             host_id="h",
             unix_path="/run/r-1",
             relay_address="127.0.0.1:1",

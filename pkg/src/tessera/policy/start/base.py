@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from tessera.domain.ids import NodeId, ProfileClass, VariantKey
+from tessera.domain.ids import InstanceId, NodeId, ProfileClass, VariantKey
 from tessera.domain.instance import StartPath
 from tessera.domain.records import ProfileRecord
 from tessera.policy.placement.filters import Refusal
@@ -14,6 +14,30 @@ from tessera.policy.view import Candidate, InstanceView, NodeView
 
 OptionKey = tuple[VariantKey, NodeId, StartPath]
 """What can be tried and can fail: one candidate on one node by one path."""
+
+
+@dataclass(frozen=True, slots=True)
+class Donor:
+    """An idle instance that a candidate could be made of, and what that takes in ms: the transformation itself, without bytes to fetch; and
+    what the donor's model costs when it is asked again, `return_ms` with a chance of `again` (0 to 1)."""
+
+    instance_id: InstanceId
+    variant: VariantKey
+    transform_ms: float
+    return_ms: float
+    again: float
+
+    @property
+    def opportunity_ms(self) -> float:
+        return self.again * self.return_ms
+
+    @property
+    def worth_ms(self) -> float:
+        return self.transform_ms + self.opportunity_ms
+
+
+Donors = Mapping[tuple[VariantKey, NodeId], tuple[Donor, ...]]
+"""By candidate and node; who is not there has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +51,15 @@ class StartQuestion:
     nodes: tuple[NodeView, ...]
     profiles: Mapping[tuple[VariantKey, ProfileClass], ProfileRecord] = field(default_factory=dict)
     failed: Mapping[OptionKey, str] = field(default_factory=dict)
+    donors: Donors = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class StartOption:
     """One way to answer. `measured` says whether its path cost comes from a profile; refused options have no expected time.
 
-    `rank` is the candidate's place in the gateway's order (0 = its choice).
+    `rank` is the candidate's place in the gateway's order (0 = its choice). `donor`: of a transformation; `price_ms` is what it costs
+    beyond its time, which counts in the choice alone.
     """
 
     variant: VariantKey
@@ -46,6 +72,8 @@ class StartOption:
     reason: str
     refused: bool = False
     instance: InstanceView | None = None
+    donor: InstanceId | None = None
+    price_ms: float = 0.0
 
     @property
     def key(self) -> OptionKey:

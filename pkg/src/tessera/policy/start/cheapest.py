@@ -1,5 +1,8 @@
 """The start that is ready soonest, unless that means a variant which the gateway likes less for little gain.
 
+A transformation costs what it takes, and what the donor's model takes when it is asked again, as often as that is expected: the published
+safeguard (never slower than the best other path) with the donor's side in it (papers section 2). Its own time is what is promised.
+
 An instance serves long after its start, so the gateway's order (by objective and profile) is worth `order_ms` per place: the
 second candidate wins only when it is ready that much sooner. Among equals the node with more of the bytes, then the less loaded,
 then the first id wins (that is the placement policy's order).
@@ -54,7 +57,7 @@ class CheapestStart:
         return StartDecision(chosen, tuple(losers), tuple(refusals), "; ".join(sentences), self.name, may_pass)
 
     def _worth(self, option: StartOption) -> float:
-        return option.expected_ms + option.rank * self.order_ms
+        return option.expected_ms + option.price_ms + option.rank * self.order_ms
 
     def _options(
         self, question: StartQuestion, candidate: Candidate, rank: int, node: NodeView, placement: Placement, refused: list[Refusal]
@@ -70,6 +73,9 @@ class CheapestStart:
                 candidate.key, rank, node.node_id, path, 0.0, placement.bytes_to_fetch, False, f"refused: {node.node_id} {no.reason}", True
             )
             return
+        donated = self._donated(question, candidate, rank, node, placement)
+        if donated is not None:
+            yield donated
         paths = [StartPath.BIND, node.new_runtime] if _bindable(candidate, node) else [node.new_runtime]
         failures = []
         for path in paths:
@@ -81,6 +87,26 @@ class CheapestStart:
             yield option
         if len(failures) == len(paths):
             refused.append(Refusal(node.node_id, RefusalKind.FAILED, f"failed: {failures[-1]}"))
+
+    def _donated(
+        self, question: StartQuestion, candidate: Candidate, rank: int, node: NodeView, placement: Placement
+    ) -> StartOption | None:
+        """Out of the best of the node's donors, where it has one."""
+        donors = question.donors.get((candidate.key, node.node_id))
+        if not donors:
+            return None
+        best = min(donors, key=lambda donor: (donor.worth_ms, donor.instance_id))
+        fetch_ms = self.costs.fetch_ms(placement.bytes_to_fetch)
+        reason = f"out of {best.instance_id} ({best.variant}): {best.transform_ms:.1f} ms planned"
+        if placement.bytes_to_fetch:
+            reason += f" + {fetch_ms:.1f} ms for {size_words(placement.bytes_to_fetch)} to fetch"
+        reason += f", and {best.opportunity_ms:.1f} ms for its model, which comes back with a chance of {best.again:.0%}"
+        option = StartOption(
+            candidate.key, rank, node.node_id, StartPath.TRANSFORM, best.transform_ms + fetch_ms, placement.bytes_to_fetch, False, reason,
+            donor=best.instance_id, price_ms=best.opportunity_ms,
+        )  # fmt: skip
+        words = question.failed.get(option.key)
+        return option if words is None else replace(option, refused=True, reason=f"refused: failed before: {words}")
 
     def _cost(
         self, question: StartQuestion, candidate: Candidate, rank: int, node: NodeView, placement: Placement, path: StartPath
@@ -112,7 +138,7 @@ def _bindable(candidate: Candidate, node: NodeView) -> bool:
 def _lost(option: StartOption, chosen: StartOption | None) -> StartOption:
     if option.refused or chosen is None:
         return option
-    difference = option.expected_ms - chosen.expected_ms
+    difference = option.expected_ms + option.price_ms - chosen.expected_ms - chosen.price_ms
     if option.rank > chosen.rank and difference <= 0:
         words = f"ready {-difference:.1f} ms sooner, but the gateway prefers {chosen.variant}"
     elif difference > 0:

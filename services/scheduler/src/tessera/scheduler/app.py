@@ -29,14 +29,17 @@ from tessera.rpc import FramedCalls, FramedServer, RpcServer
 from tessera.scheduler.adapters.agents import RemoteAgents
 from tessera.scheduler.adapters.artifacts import BlobLists
 from tessera.scheduler.adapters.docker_nodes import DockerNodes
+from tessera.scheduler.adapters.graph_plans import GraphPlans
 from tessera.scheduler.adapters.local_nodes import LocalNodes
 from tessera.scheduler.adapters.metrics import PrometheusMeter
 from tessera.scheduler.adapters.records import EtcdRecords
 from tessera.scheduler.config import SchedulerConfig
 from tessera.scheduler.core.assignments import Limits
 from tessera.scheduler.core.cluster import Cluster
+from tessera.scheduler.core.donors import DonorRules
 from tessera.scheduler.core.explanations import Explanations
 from tessera.scheduler.loops.autoscaling import Autoscaler
+from tessera.scheduler.loops.donating import Donating
 from tessera.scheduler.loops.judging import Judge
 from tessera.scheduler.loops.leading import Elector, LeaderFollower, Leading
 from tessera.scheduler.loops.moving import Mover
@@ -122,7 +125,8 @@ class Scheduler:
         """Raises: InvalidInput when the settings name a policy that does not exist."""
         self._tasks = tasks
         placement = placements.make(config.placement_policy)
-        policy = starts.make(config.start_policy, placement, CostModel(ms_per_byte=config.fetch_ms_per_mib / (1 << 20)))
+        costs = CostModel(ms_per_byte=config.fetch_ms_per_mib / (1 << 20))
+        policy = starts.make(config.start_policy, placement, costs)
         keep_alive = keep_alives.make(config.keep_alive_policy, config.instance_keep_alive_s)
         changed, wake = Pulse(), asyncio.Event()
         address = config.advertised(config.address)
@@ -130,6 +134,8 @@ class Scheduler:
         self._blobs = BlobLists(config.repository_url, config.artifact_cache, options=config.repository_options)
         domains = [TrustDomain(name) for name in config.trust_domains]
         self.records = EtcdRecords(coordinator, domains, changed.fire, self._variant_ready)
+        rules = DonorRules(config.transform_idle_s, config.instance_keep_alive_s) if config.transform_idle_s else None
+        self._plans = GraphPlans(self._blobs.read)
         self.starter = Starter(
             clock=clock,
             tasks=tasks,
@@ -151,6 +157,7 @@ class Scheduler:
                 patience_s=config.patience_s,
                 attempts=config.start_attempts,
             ),
+            donors=Donating(clock, self.cluster, self.records, self._plans, rules, costs),
         )
         self.reconciler = Reconciler(
             clock=clock,
@@ -223,6 +230,7 @@ class Scheduler:
         for view in self.records.views:
             self._tasks.start("view", view.run())
         self._tasks.start("blob lists", self._blobs.run())
+        self._tasks.start("plans", self._plans.run())
         self._tasks.start("leader", self._follower.run())
         self._tasks.start("election", self._lead())
         self._tasks.start("reconciling", self.reconciler.run())
@@ -271,6 +279,8 @@ class Scheduler:
     def _variant_ready(self, variant: VariantRecord) -> None:
         if variant.artifact:
             self._blobs.want(variant.artifact)
+        if variant.backend == "aten" and variant.graph:
+            self._plans.learn(variant.graph)
 
 
 def _provider(config: SchedulerConfig, clock: Clock) -> NodeProvider | None:

@@ -44,6 +44,8 @@ class StartOrder:
     budget_s: float
     request_id: RequestId
     sources: tuple[Source, ...] = ()
+    donor: InstanceId | None = None
+    """Of a start by transformation."""
 
 
 class Agents(Protocol):
@@ -77,6 +79,14 @@ class ArtifactBlobs(Protocol):
 
     def want(self, artifact: Digest) -> None:
         """Asks for the list to be fetched in the background."""
+        ...
+
+
+class Plans(Protocol):
+    """What plans between flat programs cost, as far as they are known: never waits."""
+
+    def transform_ms(self, source: Digest, target: Digest) -> float | None:
+        """From one graph to another. None: they are not known (yet), or cannot be planned."""
         ...
 
 

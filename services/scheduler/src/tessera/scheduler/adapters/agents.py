@@ -37,6 +37,7 @@ class RemoteAgents:
             expires_after_ms=int(order.expires_after_s * 1e3),
             budget_us=int(order.budget_s * 1e6),
             request_id=order.request_id,
+            donor_instance_id=order.donor or "",
             sources=[node_pb2.Source(node_id=source.node_id, peer_address=source.peer_address) for source in order.sources],
         )
         response = await self._calls.call(start_address, START, request, node_pb2.StartInstanceResponse, order.budget_s)

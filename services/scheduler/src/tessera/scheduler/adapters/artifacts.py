@@ -68,9 +68,13 @@ class BlobLists:
             finally:
                 self._asked.discard(artifact)
 
-    def _read(self, artifact: Digest) -> tuple[Blob, ...]:
+    def read(self, digest: Digest) -> bytes:
+        """A blob; blocks. Raises: TesseraError, OSError."""
         if self._repository is None:
             self._repository = Repository(self._url, self._options)
-        data = self._repository.read(artifact)
+        return self._repository.read(digest)
+
+    def _read(self, artifact: Digest) -> tuple[Blob, ...]:
+        data = self.read(artifact)
         # A node fetches the artifact itself as well.
         return (Blob(artifact, len(data)), *decode(data).blobs())

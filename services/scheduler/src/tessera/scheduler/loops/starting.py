@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from tessera.clock import Clock
 from tessera.domain.errors import DeadlineExceeded, InvalidInput, StaleTerm, TesseraError, Unavailable
@@ -17,15 +17,17 @@ from tessera.domain.ids import BuildClass, Digest, Generation, InstanceId, NodeI
 from tessera.domain.instance import Stage, StageTime, StartPath
 from tessera.domain.records import AssignmentRecord, VariantState
 from tessera.domain.source import Source
-from tessera.policy.start.base import OptionKey, StartDecision, StartOption, StartPolicy, StartQuestion
+from tessera.policy.start.base import StartDecision, StartOption, StartPolicy, StartQuestion
 from tessera.policy.view import Candidate, NodeView
 from tessera.program import Tasks
+from tessera.scheduler.core.attempts import Attempts, Failure
 from tessera.scheduler.core.cluster import Cluster
 from tessera.scheduler.core.explanations import Explanations
 from tessera.scheduler.core.merging import MergeKey, MergeTable
 from tessera.scheduler.core.observed import ObservedInstance, begun
 from tessera.scheduler.core.refusing import refused
 from tessera.scheduler.core.sources import sources_of
+from tessera.scheduler.loops.donating import Donating
 from tessera.scheduler.loops.leading import Leading
 from tessera.scheduler.loops.pulse import Pulse
 from tessera.scheduler.ports import Agents, ArtifactBlobs, Meter, RandomBytes, Records, StartOrder
@@ -68,45 +70,10 @@ class StartLimits:
     attempts: int = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A start that came to nothing. `unreachable`: the agent did not answer, so that no other option on this node will do better."""
-
-    option: OptionKey
-    error: TesseraError
-    unreachable: bool
-
-
 @dataclass(slots=True)
 class Flight:
     option: StartOption
     done: asyncio.Future[ObservedInstance | Failure]
-
-
-@dataclass(slots=True)
-class _Attempts:
-    """One request's own story: what failed, and how often it was tried."""
-
-    failures: dict[OptionKey, TesseraError] = field(default_factory=dict)
-    count: int = 0
-
-    def words(self) -> dict[OptionKey, str]:
-        return {key: error.message for key, error in self.failures.items()}
-
-    def add(self, failure: Failure, candidates: Sequence[VariantKey]) -> None:
-        self.count += 1
-        self.failures[failure.option] = failure.error
-        if failure.unreachable:
-            node_id = failure.option[1]
-            paths = (StartPath.BIND, StartPath.FORK, StartPath.CONTAINER)
-            self.failures.update({(key, node_id, path): failure.error for key in candidates for path in paths})
-
-    def forget_passing(self) -> bool:
-        """Lets retryable failures be tried again; whether there were any."""
-        kept = {key: error for key, error in self.failures.items() if not error.retryable}
-        changed = len(kept) < len(self.failures)
-        self.failures = kept
-        return changed
 
 
 class Starter:
@@ -127,6 +94,7 @@ class Starter:
         wake: asyncio.Event,
         meter: Meter,
         limits: StartLimits,
+        donors: Donating,
     ) -> None:
         """`changed` fires when a report or a record came in; `wake` is set when there is a record to write."""
         self._clock = clock
@@ -143,6 +111,7 @@ class Starter:
         self._wake = wake
         self._meter = meter
         self._limits = limits
+        self._donors = donors
         self._flights: MergeTable[Flight] = MergeTable()
 
     @property
@@ -188,7 +157,7 @@ class Starter:
         _check(request)
         self._leading.require()
         views = self._cluster.views(self._records.nodes(), self._flights.starting())
-        decision = self._decide(request, _Attempts(), [replace(node, ready={}) for node in views if node.node_id in nodes])
+        decision = self._decide(request, Attempts(), [replace(node, ready={}) for node in views if node.node_id in nodes])
         if decision.chosen is None:
             raise refused(decision, {})
         build_class = self._cluster.observed[decision.chosen.node_id].report.build_class
@@ -202,7 +171,7 @@ class Starter:
     async def _start(self, request: StartRequest, began_s: float) -> StartAnswer:
         self._leading.require()
         await self._settled()
-        tried = _Attempts()
+        tried = Attempts()
         # Not to the budget's very end: the refusal says more than "too late".
         patient_until_s = self._clock.monotonic_s() + min(self._limits.patience_s, PATIENT_SHARE * request.budget_s)
         while True:
@@ -231,11 +200,12 @@ class Starter:
         observed, records = self._cluster.observed, self._records.nodes()
         return bool(records) and all(node_id in observed and observed[node_id].live for node_id in records)
 
-    def _decide(self, request: StartRequest, tried: _Attempts, nodes: Sequence[NodeView]) -> StartDecision:
+    def _decide(self, request: StartRequest, tried: Attempts, nodes: Sequence[NodeView]) -> StartDecision:
         began_s = self._clock.monotonic_s()
         with span("tessera.scheduler.decide", request_id=request.request_id) as found:
             candidates, unusable = self._candidates(request.candidates)
-            decision = self._policy.decide(StartQuestion(candidates, tuple(nodes), self._records.profiles(), tried.words()))
+            donors = self._donors.of(candidates, nodes)
+            decision = self._policy.decide(StartQuestion(candidates, tuple(nodes), self._records.profiles(), tried.words(), donors))
             if unusable:
                 text = "; ".join(part for part in (decision.explanation, *unusable) if part)
                 decision = replace(decision, explanation=text, may_pass=True)
@@ -264,7 +234,7 @@ class Starter:
                 candidates.append(Candidate(record, blobs))
         return tuple(candidates), unusable
 
-    async def _wait_or_raise(self, decision: StartDecision, tried: _Attempts, patient_until_s: float) -> None:
+    async def _wait_or_raise(self, decision: StartDecision, tried: Attempts, patient_until_s: float) -> None:
         left_s = patient_until_s - self._clock.monotonic_s()
         error = refused(decision, tried.failures)
         if left_s <= 0:
@@ -295,6 +265,8 @@ class Starter:
         flight = Flight(option, asyncio.get_running_loop().create_future())
         self._flights.open(key, order.node_id, flight)
         self._cluster.planned(_record(order), self._clock.monotonic_s())
+        if order.donor is not None:
+            self._donors.take(order.donor)
         self._tasks.start(f"start {order.instance_id}", self._fly(key, flight, address, order))
         return flight
 
@@ -312,9 +284,11 @@ class Starter:
             generation = int.from_bytes(self._random_bytes(8), "big") or 1
             names = (option.node_id, InstanceId(f"i-{self._random_bytes(8).hex()}"), Generation(generation))
         budget_s = max(request.budget_s, self._limits.least_budget_s)
-        path = option.start_path
+        path, donor = (option.start_path, option.donor) if there is None else (StartPath.BIND, None)
         sources = self._sources(option.variant, artifact, names[0])
-        return StartOrder(term, *names, option.variant, artifact, path, self._limits.provisional_s, budget_s, request.request_id, sources)
+        return StartOrder(
+            term, *names, option.variant, artifact, path, self._limits.provisional_s, budget_s, request.request_id, sources, donor
+        )
 
     def _sources(self, variant: VariantKey, artifact: Digest | None, target: NodeId) -> tuple[Source, ...]:
         if artifact is None:
@@ -329,10 +303,14 @@ class Starter:
             outcome = await self._tell(flight.option, address, order)
         finally:
             self._flights.close(key)
+            if order.donor is not None:
+                self._donors.release(order.donor)
             if isinstance(outcome, Failure):
                 self._cluster.failed(order.instance_id)
             else:
                 self._cluster.answered(outcome, self._clock.monotonic_s())
+                if order.donor is not None and outcome.start_path is StartPath.TRANSFORM:
+                    self._donors.became(order.donor, outcome)
                 self._wake.set()
             flight.done.set_result(outcome)
             self._changed.fire()

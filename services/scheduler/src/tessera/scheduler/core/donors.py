@@ -1,0 +1,87 @@
+"""Which idle instances a start could be made of, with what it takes and what it costs. Pure.
+
+Donors are ready instances of the candidate's backend and trust domain that nobody has asked for a while. A donor's model comes back with
+the chance that the gaps seen so far give it: of those that lasted as long as this one already, those that end within the keep-alive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from tessera.domain.ids import InstanceId, NodeId, ProfileClass, VariantKey
+from tessera.domain.instance import InstanceState, StartPath
+from tessera.domain.records import ProfileRecord, VariantRecord
+from tessera.policy.scaling.gaps import BIN_S, GapHistogram
+from tessera.policy.start.base import Donor, Donors
+from tessera.policy.start.costs import CostModel
+from tessera.policy.view import Candidate, InstanceView, NodeCondition, NodeView
+
+MOST_DONORS = 32
+"""Of a node that one decision looks at: those that have been idle for the longest."""
+UNKNOWN = 0.5
+"""The chance that a model comes back of which no gap was seen. An assumption."""
+
+TransformMs = Callable[[VariantRecord, VariantRecord], float | None]
+"""From, to: what a transformation takes in ms; None where no plan is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class DonorRules:
+    """`idle_s`: how long nobody has asked a donor; `keep_alive_s`: how long it would be kept."""
+
+    idle_s: float
+    keep_alive_s: float
+
+
+def donors(
+    candidates: Sequence[Candidate],
+    nodes: Sequence[NodeView],
+    record: Callable[[VariantKey], VariantRecord | None],
+    transform_ms: TransformMs,
+    gaps: Mapping[VariantKey, GapHistogram],
+    rules: DonorRules,
+    costs: CostModel,
+    profiles: Mapping[tuple[VariantKey, ProfileClass], ProfileRecord],
+    taken: Collection[InstanceId] = (),
+) -> Donors:
+    """Of every candidate on every usable node, those that there are and that are not `taken`."""
+    able = [candidate for candidate in candidates if candidate.record.backend == "aten"]
+    found: dict[tuple[VariantKey, NodeId], tuple[Donor, ...]] = {}
+    for node in nodes if able else ():
+        idle = [item for item in _idle(node, rules.idle_s) if item.instance_id not in taken]
+        for candidate in able:
+            made = [
+                Donor(item.instance_id, item.variant, ms, _return_ms(item, node, costs, profiles), _again(item, gaps, rules.keep_alive_s))
+                for item in idle
+                if item.variant != candidate.key
+                and item.variant.trust_domain == candidate.key.trust_domain
+                and (there := record(item.variant)) is not None
+                and there.backend == candidate.record.backend
+                and (ms := transform_ms(there, candidate.record)) is not None
+            ]
+            if made:
+                found[candidate.key, node.node_id] = tuple(made)
+    return found
+
+
+def _idle(node: NodeView, least_s: float) -> list[InstanceView]:
+    if node.condition is not NodeCondition.USABLE:
+        return []
+    ready = [item for item in node.instances if item.state is InstanceState.READY and item.idle_s >= least_s]
+    return sorted(ready, key=lambda item: (-item.idle_s, item.instance_id))[:MOST_DONORS]
+
+
+def _return_ms(
+    item: InstanceView, node: NodeView, costs: CostModel, profiles: Mapping[tuple[VariantKey, ProfileClass], ProfileRecord]
+) -> float:
+    return costs.path(StartPath.BIND, "aten", profiles.get((item.variant, node.profile_class)))[0]
+
+
+def _again(item: InstanceView, gaps: Mapping[VariantKey, GapHistogram], keep_alive_s: float) -> float:
+    known = gaps.get(item.variant)
+    if known is None:
+        return UNKNOWN
+    since, until = int(item.idle_s / BIN_S), int((item.idle_s + keep_alive_s) / BIN_S)
+    lasting = sum(known.counts[since:]) + known.beyond
+    return sum(known.counts[since:until]) / lasting if lasting else UNKNOWN

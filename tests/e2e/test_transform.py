@@ -1,0 +1,83 @@
+"""An idle model becomes another one on a real platform, where that is the cheapest start; who asks sees right answers alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import e2e_models
+import numpy as np
+import pytest
+from e2e_platform import Platform, until
+
+from tessera.sdk import Client
+
+IDLE_S = 1.0
+NETS = {"narrow": (1, 64), "sibling": (2, 64), "wide": (3, 96)}
+"""Head seed and width: the first two have one graph."""
+
+
+@pytest.fixture(scope="module")
+def changing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    folder = tmp_path_factory.mktemp("changing")
+    found = Platform(folder / "state", store="64M", env={"TESSERA_TRANSFORM_IDLE_S": str(IDLE_S)})
+    try:
+        found.up()
+        with found.client() as client:
+            for name, (seed, width) in NETS.items():
+                path = e2e_models.save(e2e_models.Net(seed, width), e2e_models.IMAGE, folder / f"{name}.pt2")
+                client.register(name, path, wait=True)
+        yield found
+        found.check_stores()
+    finally:
+        found.end()
+
+
+def ask(client: Client, name: str, given: np.ndarray) -> Any:
+    """Of the flat program, by name: alone it can be transformed."""
+    return client.infer(f"{name}@1/aten-fp32", {"image": given}, timeout_s=30)
+
+
+def until_idle(client: Client, name: str) -> None:
+    def idle() -> bool:
+        found = [i for _, i in client.instances() if (i.variant.model, i.state) == (name, "ready")]
+        return bool(found) and all(instance.idle_s > IDLE_S + 0.2 for instance in found)
+
+    until(idle, f"{name} is idle", 20.0)
+
+
+def test_models_become_each_other_in_one_runtime(changing: Platform) -> None:
+    images = e2e_models.images(3)
+    eager = {name: e2e_models.Net(*shape).eager(images) for name, shape in NETS.items()}
+    with changing.client() as client:
+        first = ask(client, "narrow", images)
+        assert first.start_path in ("bind", "fork")
+        before: str | None = "narrow"
+        for name in ("wide", "sibling", "narrow"):
+            assert before is not None
+            until_idle(client, before)
+            answer = ask(client, name, images)
+            np.testing.assert_allclose(next(iter(answer.outputs.values())), eager[name], atol=1e-4)
+            assert answer.start_path == "transform", changing.json("explain", answer.request_id)
+            before = name
+        account = changing.json("explain", answer.request_id)
+        ready = [i for _, i in client.instances() if i.state == "ready"]
+        assert [(i.variant.model, i.start_path) for i in ready] == [("narrow", "transform")]
+    options = {option["start_path"]: option for option in account["start_options"]}
+    assert options["transform"]["chosen"]
+    assert "out of i-" in options["transform"]["reason"]
+    assert "which comes back with a chance of" in options["transform"]["reason"]
+    assert "more than transform" in options["bind"]["reason"]
+    stages = account["stages_ms"]
+    assert stages["transform"] > 0, json.dumps(stages)
+
+
+def test_what_was_asked_just_now_is_left_alone(changing: Platform) -> None:
+    images = e2e_models.images(1)
+    with changing.client() as client:
+        ask(client, "wide", images)
+        answer = ask(client, "sibling", images)
+        assert answer.start_path == "bind"
+        models = {i.variant.model for _, i in client.instances() if i.state == "ready"}
+        assert {"wide", "sibling"} <= models

@@ -1,0 +1,119 @@
+"""Starts out of idle instances in virtual time: the donor is named, its assignment ends with it, and who fails is bound instead."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+from scheduler_builders import key, variant
+from scheduler_world import DOMAIN, World, until
+
+from tessera.domain.errors import FailedPrecondition
+from tessera.domain.ids import Digest, InstanceId, ProfileClass, RuntimeId
+from tessera.domain.instance import InstanceState, StartPath
+from tessera.policy.view import RuntimeView
+from tessera.scheduler.adapters.graph_plans import GraphPlans
+from tessera.scheduler.app import Scheduler
+from tessera.scheduler.ports import StartOrder
+from tessera.testing import run_virtual
+
+OLD, NEW = key("aten-old"), key("aten-new")
+GRAPHS = {OLD: Digest("1" * 64), NEW: Digest("2" * 64)}
+PLANNED_MS = 1.5
+
+
+@pytest.fixture(autouse=True)
+def planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    def transform_ms(self: GraphPlans, source: Digest, target: Digest) -> float:
+        assert {source, target} == set(GRAPHS.values())
+        return PLANNED_MS
+
+    monkeypatch.setattr(GraphPlans, "transform_ms", transform_ms)
+
+
+def in_world(scenario: Callable[[World, Scheduler], Awaitable[None]], idle_s: float = 60.0) -> None:
+    """A node with a runtime in which `old` is, and has been idle for two minutes."""
+
+    async def main() -> None:
+        async with World() as world:
+            world.nodes["n1"].facts["runtimes"] = (RuntimeView(RuntimeId("r-1"), "aten", DOMAIN, 0),)
+            for each, graph in GRAPHS.items():
+                await world.add_variant(variant(key=each, backend="aten", flavour="aten", build_class=None, graph=graph))
+            scheduler = await world.add_scheduler(transform_idle_s=idle_s)
+            await world.start(scheduler, OLD.variant)
+            await until(lambda: len(world.recorded()) == 1, 2.0)
+            world.nodes["n1"].idle(world.nodes["n1"].orders[0].instance_id, 120.0)
+            world.nodes["n1"].push()
+            await scenario(world, scheduler)
+
+    run_virtual(main)
+
+
+def test_a_start_is_made_of_the_idle_instance_and_its_record_goes() -> None:
+    async def scenario(world: World, scheduler: Scheduler) -> None:
+        donor = world.nodes["n1"].orders[0].instance_id
+        answer = await world.start(scheduler, NEW.variant)
+        order = world.nodes["n1"].orders[1]
+        assert (order.start_path, order.donor) == (StartPath.TRANSFORM, donor)
+        assert answer.instance.start_path is StartPath.TRANSFORM
+        await until(lambda: [item.instance_id for item in world.recorded()] == [order.instance_id], 5.0)
+        assert [item.instance_id for item in world.nodes["n1"].live()] == [order.instance_id]
+        assert world.nodes["n1"].stopped == [], "nobody tells the agent to stop what is gone"
+        again = await world.start(scheduler, OLD.variant)
+        assert again.instance.start_path is StartPath.BIND, "the other one has not been idle"
+        assert scheduler.starter._donors._trust.factor(ProfileClass("p")) > 1.0, "it took twice what was planned"
+
+    in_world(scenario)
+
+
+def test_a_donor_that_refuses_is_passed_by_and_stays() -> None:
+    async def scenario(world: World, scheduler: Scheduler) -> None:
+        node = world.nodes["n1"]
+
+        async def busy(order: StartOrder) -> None:
+            if order.donor is not None:
+                raise FailedPrecondition(f"instance {order.donor} is not idle")
+            await node.load(order)
+
+        node.behave = busy
+        answer = await world.start(scheduler, NEW.variant)
+        assert answer.instance.start_path is StartPath.BIND
+        assert [order.start_path for order in node.orders[1:]] == [StartPath.TRANSFORM, StartPath.BIND]
+        await until(lambda: len(world.recorded()) == 2, 2.0)
+        assert {item.state for item in node.live()} == {InstanceState.READY}
+
+    in_world(scenario)
+
+
+def test_two_starts_never_get_the_same_donor() -> None:
+    async def scenario(world: World, scheduler: Scheduler) -> None:
+        other = key("aten-other")
+        GRAPHS[other] = GRAPHS[NEW]
+        try:
+            await world.add_variant(variant(key=other, backend="aten", flavour="aten", build_class=None, graph=GRAPHS[NEW]))
+            await until(lambda: scheduler.records.variant(other) is not None, 2.0)
+            answers = await asyncio.gather(world.start(scheduler, NEW.variant), world.start(scheduler, other.variant))
+        finally:
+            del GRAPHS[other]
+        assert sorted(answer.instance.start_path for answer in answers) == [StartPath.BIND, StartPath.TRANSFORM]
+
+    in_world(scenario)
+
+
+def test_with_0_nothing_is_made_of_anything_else() -> None:
+    async def scenario(world: World, scheduler: Scheduler) -> None:
+        answer = await world.start(scheduler, NEW.variant)
+        assert answer.instance.start_path is StartPath.BIND
+
+    in_world(scenario, idle_s=0.0)
+
+
+def test_who_was_asked_a_minute_ago_is_no_donor() -> None:
+    async def scenario(world: World, scheduler: Scheduler) -> None:
+        world.nodes["n1"].idle(InstanceId(world.nodes["n1"].orders[0].instance_id), 59.0)
+        world.nodes["n1"].push()
+        answer = await world.start(scheduler, NEW.variant)
+        assert answer.instance.start_path is StartPath.BIND
+
+    in_world(scenario)

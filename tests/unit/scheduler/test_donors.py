@@ -1,0 +1,110 @@
+"""Who could be a donor, what it costs, and how far plans are believed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from scheduler_builders import key, variant
+
+from tessera.domain.ids import BuildClass, Generation, InstanceId, NodeId, ProfileClass, TrustDomain, VariantKey
+from tessera.domain.instance import InstanceState, Stage, StageTime, StartPath
+from tessera.domain.records import LoadCost, ProfileRecord, VariantRecord
+from tessera.policy.scaling.gaps import GapHistogram
+from tessera.policy.start.base import Donors
+from tessera.policy.start.costs import CostModel
+from tessera.policy.view import Candidate, InstanceView, NodeCondition, NodeView
+from tessera.scheduler.core.donors import MOST_DONORS, UNKNOWN, DonorRules, donors
+from tessera.scheduler.core.trust import LEAST, MOST, Trust
+
+RULES = DonorRules(idle_s=60.0, keep_alive_s=600.0)
+OLD, NEW, ORT = key("aten-fp32", "old"), key("aten-fp32", "new"), key("ort-fp32", "old")
+
+
+def record(of: VariantKey) -> VariantRecord:
+    return replace(variant(of.variant), key=of, backend=of.variant.split("-")[0])
+
+
+def idle(of: VariantKey, idle_s: float = 100.0, name: str = "i-1", state: InstanceState = InstanceState.READY) -> InstanceView:
+    return InstanceView(InstanceId(name), of, Generation(1), state, idle_s)
+
+
+def node(*instances: InstanceView, condition: NodeCondition = NodeCondition.USABLE) -> NodeView:
+    return NodeView(NodeId("n1"), BuildClass("a"), ProfileClass("p"), instances=instances, condition=condition)
+
+
+def found(
+    *instances: InstanceView,
+    candidate: VariantKey = NEW,
+    ms: float | None = 1.5,
+    gaps: dict[VariantKey, GapHistogram] | None = None,
+    condition: NodeCondition = NodeCondition.USABLE,
+    profiles: dict[tuple[VariantKey, ProfileClass], ProfileRecord] | None = None,
+    taken: set[InstanceId] | None = None,
+) -> Donors:
+    nodes = [node(*instances, condition=condition)]
+    return donors(
+        [Candidate(record(candidate))], nodes, record, lambda one, other: ms, gaps or {}, RULES, CostModel(), profiles or {}, taken or set()
+    )
+
+
+def test_an_instance_that_nobody_asks_is_a_donor() -> None:
+    (donor,) = found(idle(OLD))[NEW, NodeId("n1")]
+    assert (donor.instance_id, donor.variant, donor.transform_ms, donor.return_ms, donor.again) == ("i-1", OLD, 1.5, 5.0, UNKNOWN)
+    assert donor.worth_ms == 1.5 + UNKNOWN * 5.0
+
+
+@pytest.mark.parametrize(
+    "nobody",
+    [
+        found(idle(OLD, 59.0)),
+        found(idle(OLD, state=InstanceState.LOADING)),
+        found(idle(ORT)),
+        found(idle(OLD), candidate=ORT),
+        found(idle(NEW)),
+        found(idle(replace(OLD, trust_domain=TrustDomain("other")))),
+        found(idle(OLD), ms=None),
+        found(idle(OLD), condition=NodeCondition.SUSPECT),
+        found(idle(OLD), taken={InstanceId("i-1")}),
+    ],
+)
+def test_who_is_busy_of_another_kind_or_taken_is_none(nobody: Donors) -> None:
+    assert nobody == {}
+
+
+def test_of_many_those_that_have_been_idle_for_the_longest_are_looked_at() -> None:
+    many = [idle(OLD, 100.0 + at, f"i-{at:02}") for at in range(MOST_DONORS + 8)]
+    looked = found(*many)[NEW, NodeId("n1")]
+    assert [donor.instance_id for donor in looked] == [f"i-{at:02}" for at in range(MOST_DONORS + 7, 7, -1)]
+
+
+def test_the_chance_that_its_model_comes_back_is_that_of_the_gaps_that_lasted_as_long() -> None:
+    """Idle for 100 s: gaps of the second minute and later lasted as long; those that end within the keep-alive come back in time."""
+    gaps = GapHistogram()
+    for gap_s in (10.0, 20.0, 90.0, 300.0, 7000.0, 20_000.0):
+        gaps = gaps.add(gap_s)
+    (donor,) = found(idle(OLD), gaps={OLD: gaps})[NEW, NodeId("n1")]
+    assert donor.again == pytest.approx(2 / 4)
+    (early,) = found(idle(OLD), gaps={OLD: GapHistogram().add(10.0)})[NEW, NodeId("n1")]
+    assert early.again == UNKNOWN, "no gap lasted as long"
+
+
+def test_what_its_own_start_takes_is_measured_where_it_was() -> None:
+    profile = ProfileRecord(OLD, ProfileClass("p"), (LoadCost(StartPath.BIND, (StageTime(Stage.LOAD, 2.5),)),), (), 0.0)
+    (donor,) = found(idle(OLD), profiles={(OLD, ProfileClass("p")): profile})[NEW, NodeId("n1")]
+    assert donor.return_ms == 2.5
+
+
+def test_plans_that_were_wrong_are_believed_less_and_forgiven_slowly() -> None:
+    trust = Trust()
+    here, there = ProfileClass("p"), ProfileClass("q")
+    for _ in range(40):
+        trust.note(here, planned_ms=1.0, took_ms=3.0)
+    assert trust.factor(here) == pytest.approx(3.0, rel=0.02)
+    assert trust.factor(there) == 1.0
+    trust.note(here, 1.0, 1.0)
+    assert 2.5 < trust.factor(here) < 3.0
+    for took_ms, limit in ((1000.0, MOST), (0.0001, LEAST)):
+        for _ in range(100):
+            trust.note(there, 1.0, took_ms)
+        assert trust.factor(there) == pytest.approx(limit, rel=0.01)

@@ -298,7 +298,9 @@ def published_rows(report: Report, pairs: Sequence[Pair], known: Sequence[Model]
     families = [pair for pair in pairs if kind_of(pair) == pair.source.architecture.family]
     down = [pair.ms for pair in families if pair.source.operations > pair.target.operations]
     up = [pair.ms for pair in families if pair.source.operations < pair.target.operations]
-    report.row(pairs="structure's share of loading from scratch", transform_ms=median([model.build_ms / model.scratch_ms for model in known]))
+    report.row(
+        pairs="structure's share of loading from scratch", transform_ms=median([model.build_ms / model.scratch_ms for model in known])
+    )
     report.row(pairs="large to small", transform_ms=median(down))
     report.row(pairs="small to large", transform_ms=median(up))
 

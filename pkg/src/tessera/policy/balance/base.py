@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -58,11 +59,15 @@ def check(models: Sequence[Model], nodes: Sequence[Node]) -> None:
     """Raises: InvalidInput: there is no node, two models or nodes have one name, or histories differ in length."""
     if not nodes:
         raise InvalidInput("nodes", 0, "at least 1")
-    for field_name, names in (("models", [model.name for model in models]), ("nodes", [node.node_id for node in nodes])):
-        twice = len(names) - len(set(names))
-        if twice:
-            raise InvalidInput(field_name, next(name for name in names if names.count(name) > 1), "named once each")
+    _named_once("models", [model.name for model in models])
+    _named_once("nodes", [node.node_id for node in nodes])
     slots = {len(model.demand) for model in models}
     if len(slots) > 1:
         odd = next(model for model in models if len(model.demand) != len(models[0].demand))
         raise InvalidInput(f"demand of {odd.name}", len(odd.demand), f"as many slots as that of {models[0].name}: {len(models[0].demand)}")
+
+
+def _named_once(field_name: str, names: Sequence[str]) -> None:
+    name, times = next(iter(Counter(names).most_common(1)), ("", 0))
+    if times > 1:
+        raise InvalidInput(field_name, name, "named once each")

@@ -32,4 +32,4 @@ class BytesSharedBalancer:
 
 
 def _nearest(model: Model, filling: Filling) -> Node:
-    return min(filling.with_room(model), key=lambda node: (filling.lacked_bytes(node, model), filling.filled(node, model), node.node_id))
+    return filling.first_with_room(model, lambda node: (filling.lacked_bytes(node, model), filling.filled(node, model)))

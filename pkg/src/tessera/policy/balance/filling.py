@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from typing import Any
 
 from tessera.domain.ids import Digest, NodeId
 from tessera.policy.balance.base import Model, Node
@@ -30,10 +31,12 @@ class Filling:
         """Of the model's, those that the node neither holds nor gets for another one."""
         return _bytes(model, self._put[node.node_id], node.digests)
 
-    def with_room(self, model: Model) -> list[Node]:
-        """The nodes that have room for it, by id; where none has, the one that is filled least then."""
-        found = [node for node in self.nodes if self._after(node, model) <= self._limits[node.node_id]]
-        return found or [min(self.nodes, key=lambda node: (self.filled(node, model), node.node_id))]
+    def first_with_room(self, model: Model, order: Callable[[Node], Any]) -> Node:
+        """The first node in this order (ties by id) that has room for it; where none has, the one that is filled least then."""
+        for node in sorted(self.nodes, key=order):
+            if self._after(node, model) <= self._limits[node.node_id]:
+                return node
+        return min(self.nodes, key=lambda node: self.filled(node, model))
 
     def filled(self, node: Node, model: Model) -> float:
         """Its bytes with this model over its room."""

@@ -104,26 +104,26 @@ def _standardised(models: Sequence[Model]) -> Costs:
     demand = np.array([model.demand for model in models], dtype=float)
     demand -= demand.sum(axis=1, keepdims=True) / max(1, demand.shape[1])
     norms = np.linalg.norm(demand, axis=1, keepdims=True)
-    return np.divide(demand, norms, out=np.zeros_like(demand), where=norms > 0)
+    demand /= np.where(norms > 0, norms, 1.0)
+    return demand
 
 
 def _homes_of(medoids: Sequence[Model], nodes: Sequence[Node]) -> list[Node]:
     """Of each medoid, a node of its own: where most of its bytes are, whoever has most first."""
-    free, found = sorted(nodes, key=lambda node: node.node_id), dict[str, Node]()
-    while len(found) < len(medoids):
-        held = {
-            (medoid.name, node.node_id): sum(blob.size_bytes for blob in medoid.blobs if blob.digest in node.digests)
-            for medoid in medoids
-            if medoid.name not in found
-            for node in free
-        }
-        name, node_id = min(held, key=lambda pair: (-held[pair], pair))
-        found[name] = next(node for node in free if node.node_id == node_id)
-        free.remove(found[name])
+    held = {
+        (medoid.name, node.node_id): sum(blob.size_bytes for blob in medoid.blobs if blob.digest in node.digests)
+        for medoid in medoids
+        for node in nodes
+    }
+    by_id = {node.node_id: node for node in nodes}
+    found: dict[str, Node] = {}
+    for name, node_id in sorted(held, key=lambda pair: (-held[pair], pair)):
+        if name not in found and node_id in by_id:
+            found[name] = by_id.pop(node_id)
     return [found[medoid.name] for medoid in medoids]
 
 
 def _nearest(model: Model, filling: Filling, homes: Sequence[Node], away: Costs) -> Node:
     """Nodes without a medoid are farther than all others."""
     far = {home.node_id: float(distance) for home, distance in zip(homes, away, strict=True)}
-    return min(filling.with_room(model), key=lambda node: (far.get(node.node_id, np.inf), filling.filled(node, model), node.node_id))
+    return filling.first_with_room(model, lambda node: far.get(node.node_id, np.inf))

@@ -33,4 +33,4 @@ class LeastLoadedBalancer:
 
 
 def _least(model: Model, filling: Filling, calls: Counter[NodeId]) -> Node:
-    return min(filling.with_room(model), key=lambda node: (calls[node.node_id], node.node_id))
+    return filling.first_with_room(model, lambda node: calls[node.node_id])

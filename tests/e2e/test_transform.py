@@ -73,11 +73,49 @@ def test_models_become_each_other_in_one_runtime(changing: Platform) -> None:
     assert stages["transform"] > 0, json.dumps(stages)
 
 
+@pytest.mark.parametrize("planner", ["tessera", "group", "munkres"])
+def test_a_plan_is_shown_with_its_operators_and_costs(changing: Platform, planner: str) -> None:
+    shown = changing.json("plan", "show", "narrow", "wide@1/aten-fp32", "--planner", planner)
+    assert (shown["source"], shown["target"], shown["planner"]) == ("narrow@1/aten-fp32", "wide@1/aten-fp32", planner)
+    steps = shown["steps"]
+    operators = {step["operator"] for step in steps}
+    if planner == "group":  # keeps whatever is of one kind; the others may find that adding costs no more
+        assert shown["source_operations"] == shown["target_operations"] == shown["kept"]
+        assert operators == {"reshape"}
+    assert {"aten.conv2d.default", "aten.linear.default"} <= {step["kind"] for step in steps}
+    assert operators <= {"reduce", "replace", "reshape", "add", "edge"}
+    assert all(step["cost_ms"] > 0 and {step["source"], step["target"]} != {None} for step in steps)
+    assert shown["expected_ms"] == pytest.approx(shown["base_ms"] + sum(step["cost_ms"] for step in steps), abs=1e-3)
+    sibling = changing.json("plan", "show", "narrow", "sibling", "--planner", planner)
+    changed = {(step["operator"], step["kind"]) for step in sibling["steps"]}
+    assert changed == {("replace", "aten.linear.default")}, "the trunk is the same bytes"
+    told = changing.tessera("plan", "show", "narrow", "wide", "--planner", planner, "--steps")
+    assert (told.returncode, told.stdout.count("aten.conv2d.default")) == (0, sum(step["kind"] == "aten.conv2d.default" for step in steps))
+    assert f"{shown['kept']} of {shown['source_operations']} operations stay" in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("narrow", "nobody"), 1, "model 'nobody' is not registered"),
+        (("narrow@7", "wide"), 1, "model 'narrow' has no version 7; it has 1"),
+        (("narrow", "wide@1/int4"), 1, "variant 'wide@1/int4' does not exist; there are aten-fp32, ort-fp32"),
+        (("narrow", "wide@1/ort-fp32"), 1, "is of backend ort: instances of aten alone become others"),
+        (("narrow", "wide", "--planner", "best"), 2, "planner 'best': one of group, munkres, tessera"),
+        (("narrow@x", "wide"), 2, "model version 'x'"),
+    ],
+)
+def test_what_cannot_be_planned_is_said(changing: Platform, words: tuple[str, ...], code: int, said: str) -> None:
+    done = changing.tessera("plan", "show", *words)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+
+
 def test_what_was_asked_just_now_is_left_alone(changing: Platform) -> None:
     images = e2e_models.images(1)
     with changing.client() as client:
         ask(client, "wide", images)
-        answer = ask(client, "sibling", images)
-        assert answer.start_path == "bind"
-        models = {i.variant.model for _, i in client.instances() if i.state == "ready"}
-        assert {"wide", "sibling"} <= models
+        before = {i.instance_id for _, i in client.instances() if (i.variant.model, i.state) == ("wide", "ready")}
+        ask(client, "sibling", images)
+        after = {i.instance_id for _, i in client.instances() if (i.variant.model, i.state) == ("wide", "ready")}
+    assert before == after

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from tessera.cli.commands import aliases, batch, fsck, infer, inspect, models, platform, profiles
+from tessera.cli.commands import aliases, batch, fsck, infer, inspect, models, plans, platform, profiles
 
 app = typer.Typer(
     name="tessera",
@@ -12,7 +12,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Serve any registered model within milliseconds. Exit codes: 0 ok, 1 failed, 2 usage, 3 timed out.",
 )
-for group in (platform, models, aliases, profiles, infer, batch, inspect, fsck):
+for group in (platform, models, aliases, profiles, infer, batch, inspect, plans, fsck):
     group.register(app)
 
 

@@ -218,6 +218,11 @@ class AsyncClient:
         """A model or an alias."""
         return (await self._registry.GetModel(registry_pb2.GetModelRequest(trust_domain=self.trust_domain, name=name))).model
 
+    async def plan(self, source: str, target: str, planner: str = "") -> registry_pb2.ShowPlanResponse:
+        """What turns an instance of one variant into one of another; references as MODEL, MODEL@VERSION or MODEL@VERSION/VARIANT."""
+        request = registry_pb2.ShowPlanRequest(trust_domain=self.trust_domain, source=source, target=target, planner=planner)
+        return await self._registry.ShowPlan(request)
+
     async def delete_model(self, name: str, version: int | None = None) -> int:
         """Deletes a version, or every version; returns the bytes that the repository got back."""
         request = registry_pb2.DeleteModelRequest(trust_domain=self.trust_domain, name=name, version=version or 0)

@@ -7,7 +7,15 @@ from tessera.api.common.v1.common_pb2 import Agreement, Span, StageTime, TensorS
 from tessera.api.gateway.v1.gateway_pb2 import ExplainResponse, InstanceOption, ServiceStatus
 from tessera.api.node.v1.node_pb2 import CheckStoresResponse, Instance, LatencyRow, NodeStatus, Runtime
 from tessera.api.profiler.v1.profiler_pb2 import Fit, Profile
-from tessera.api.registry.v1.registry_pb2 import AliasInfo, Comparison, JobEvent, ModelInfo, RegistrationResult, VariantInfo
+from tessera.api.registry.v1.registry_pb2 import (
+    AliasInfo,
+    Comparison,
+    JobEvent,
+    ModelInfo,
+    RegistrationResult,
+    ShowPlanResponse,
+    VariantInfo,
+)
 
 __all__ = [
     "Agreement",
@@ -27,6 +35,7 @@ __all__ = [
     "RegistrationResult",
     "Runtime",
     "ServiceStatus",
+    "ShowPlanResponse",
     "Span",
     "StageTime",
     "TensorSpec",

@@ -33,6 +33,7 @@ from tessera.registry.loops.builtin import ensure_built_in
 from tessera.registry.loops.catalogue import Catalogue
 from tessera.registry.loops.imports import Imports, Limits
 from tessera.registry.loops.joblog import JobLog
+from tessera.registry.loops.planning import Planning
 from tessera.registry.loops.shelf import Shelf
 from tessera.registry.loops.tidying import Tidying
 from tessera.registry.loops.variants import VariantMaker
@@ -110,7 +111,8 @@ async def run(config: RegistryConfig, stop: Stop, coordinator: Coordinator, stat
         )  # fmt: skip
         servicer = RegistryServer(
             domains=domains, uploads=uploads, limits=limits, allowed_builders=allowed_builders, catalogue=catalogue,
-            aliases=Aliases(coordinator, clock), imports=imports, variants=variants, shelf=shelf, log=log,
+            aliases=Aliases(coordinator, clock), imports=imports, variants=variants,
+            planning=Planning(catalogue, blobs), shelf=shelf, log=log,
         )  # fmt: skip
         tidying = Tidying(clock=clock, uploads=uploads, imports=imports, keep_s=config.upload_keep_s)
 

@@ -30,6 +30,7 @@ from tessera.registry.loops.aliases import Aliases
 from tessera.registry.loops.catalogue import Catalogue, Known
 from tessera.registry.loops.imports import Imports
 from tessera.registry.loops.joblog import JobLog, JobProgress
+from tessera.registry.loops.planning import Planning
 from tessera.registry.loops.shelf import Shelf
 from tessera.registry.loops.variants import VariantMaker
 from tessera.registry.ports import IncomingFile, Uploads
@@ -52,6 +53,7 @@ class RegistryServer(registry_pb2_grpc.RegistryServicer):
         aliases: Aliases,
         imports: Imports,
         variants: VariantMaker,
+        planning: Planning,
         shelf: Shelf,
         log: JobLog,
     ) -> None:
@@ -63,6 +65,7 @@ class RegistryServer(registry_pb2_grpc.RegistryServicer):
         self._aliases = aliases
         self._imports = imports
         self._variants = variants
+        self._planning = planning
         self._shelf = shelf
         self._log = log
 
@@ -183,6 +186,21 @@ class RegistryServer(registry_pb2_grpc.RegistryServicer):
         domain = self._domain(request.trust_domain)
         known = await self._catalogue.model(domain, ModelName(checked_name("model name", request.name)))
         return registry_pb2.GetModelResponse(model=_model(known, self._variants.progress))
+
+    async def ShowPlan(self, request: registry_pb2.ShowPlanRequest, context: Any) -> registry_pb2.ShowPlanResponse:
+        found = await self._planning.show(self._domain(request.trust_domain), request.source, request.target, request.planner)
+        steps = [
+            registry_pb2.ShowPlanResponse.Step(
+                operator=step.operator, kind=step.kind, source=step.source, target=step.target, new_bytes=step.new_bytes,
+                cost_ms=step.cost_ms,
+            )
+            for step in found.plan.steps
+        ]  # fmt: skip
+        return registry_pb2.ShowPlanResponse(
+            source=str(found.source.key), target=str(found.target.key), planner=found.plan.planner, steps=steps, kept=len(found.plan.kept),
+            source_operations=found.operations[0], target_operations=found.operations[1], base_ms=found.base_ms,
+            expected_ms=found.base_ms + found.plan.expected_ms,
+        )  # fmt: skip
 
     async def ListModels(self, request: registry_pb2.ListModelsRequest, context: Any) -> registry_pb2.ListModelsResponse:
         if request.task:

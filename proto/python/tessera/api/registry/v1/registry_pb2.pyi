@@ -1150,3 +1150,126 @@ class StopVariantsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StopVariantsResponse: _TypeAlias = StopVariantsResponse  # noqa: Y015
+
+@_typing.final
+class ShowPlanRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRUST_DOMAIN_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    PLANNER_FIELD_NUMBER: _builtins.int
+    trust_domain: _builtins.str
+    source: _builtins.str
+    """MODEL, MODEL@VERSION or MODEL@VERSION/VARIANT; an alias too; the newest version, and aten-fp32"""
+    target: _builtins.str
+    planner: _builtins.str
+    """"group", "munkres" or "tessera" (default)"""
+    def __init__(
+        self,
+        *,
+        trust_domain: _builtins.str = ...,
+        source: _builtins.str = ...,
+        target: _builtins.str = ...,
+        planner: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["planner", b"planner", "source", b"source", "target", b"target", "trust_domain", b"trust_domain"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShowPlanRequest: _TypeAlias = ShowPlanRequest  # noqa: Y015
+
+@_typing.final
+class ShowPlanResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Step(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        OPERATOR_FIELD_NUMBER: _builtins.int
+        KIND_FIELD_NUMBER: _builtins.int
+        SOURCE_FIELD_NUMBER: _builtins.int
+        TARGET_FIELD_NUMBER: _builtins.int
+        NEW_BYTES_FIELD_NUMBER: _builtins.int
+        COST_MS_FIELD_NUMBER: _builtins.int
+        operator: _builtins.str
+        """"reduce", "replace", "reshape", "add" or "edge" """
+        kind: _builtins.str
+        """the operation, as "aten.conv2d.default" """
+        source: _builtins.int
+        """its place among the operations of the source"""
+        target: _builtins.int
+        new_bytes: _builtins.int
+        """of weights that the source has not there"""
+        cost_ms: _builtins.float
+        def __init__(
+            self,
+            *,
+            operator: _builtins.str = ...,
+            kind: _builtins.str = ...,
+            source: _builtins.int | None = ...,
+            target: _builtins.int | None = ...,
+            new_bytes: _builtins.int = ...,
+            cost_ms: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["_source", b"_source", "_target", b"_target", "source", b"source", "target", b"target"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["_source", b"_source", "_target", b"_target", "cost_ms", b"cost_ms", "kind", b"kind", "new_bytes", b"new_bytes", "operator", b"operator", "source", b"source", "target", b"target"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        _WhichOneofReturnType__source: _TypeAlias = _typing.Literal["source"]  # noqa: Y015
+        _WhichOneofArgType__source: _TypeAlias = _typing.Literal["_source", b"_source"]  # noqa: Y015
+        _WhichOneofReturnType__target: _TypeAlias = _typing.Literal["target"]  # noqa: Y015
+        _WhichOneofArgType__target: _TypeAlias = _typing.Literal["_target", b"_target"]  # noqa: Y015
+        @_typing.overload
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__source) -> _WhichOneofReturnType__source | None: ...
+        @_typing.overload
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__target) -> _WhichOneofReturnType__target | None: ...
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    PLANNER_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
+    SOURCE_OPERATIONS_FIELD_NUMBER: _builtins.int
+    TARGET_OPERATIONS_FIELD_NUMBER: _builtins.int
+    BASE_MS_FIELD_NUMBER: _builtins.int
+    EXPECTED_MS_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    """MODEL@VERSION/VARIANT"""
+    target: _builtins.str
+    planner: _builtins.str
+    kept: _builtins.int
+    """operations that stay, with or without a step"""
+    source_operations: _builtins.int
+    target_operations: _builtins.int
+    base_ms: _builtins.float
+    """what every transformation takes"""
+    expected_ms: _builtins.float
+    """that, and all steps"""
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShowPlanResponse.Step]:
+        """in the order in which they are carried out"""
+
+    def __init__(
+        self,
+        *,
+        source: _builtins.str = ...,
+        target: _builtins.str = ...,
+        planner: _builtins.str = ...,
+        steps: _abc.Iterable[Global___ShowPlanResponse.Step] | None = ...,
+        kept: _builtins.int = ...,
+        source_operations: _builtins.int = ...,
+        target_operations: _builtins.int = ...,
+        base_ms: _builtins.float = ...,
+        expected_ms: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_ms", b"base_ms", "expected_ms", b"expected_ms", "kept", b"kept", "planner", b"planner", "source", b"source", "source_operations", b"source_operations", "steps", b"steps", "target", b"target", "target_operations", b"target_operations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShowPlanResponse: _TypeAlias = ShowPlanResponse  # noqa: Y015

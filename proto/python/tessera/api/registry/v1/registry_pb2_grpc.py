@@ -94,6 +94,11 @@ class RegistryStub:
                 request_serializer=tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.StopVariantsRequest.SerializeToString,
                 response_deserializer=tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.StopVariantsResponse.FromString,
                 _registered_method=True)
+        self.ShowPlan = channel.unary_unary(
+                '/tessera.api.registry.v1.Registry/ShowPlan',
+                request_serializer=tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.ShowPlanRequest.SerializeToString,
+                response_deserializer=tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.ShowPlanResponse.FromString,
+                _registered_method=True)
 
 
 class RegistryServicer:
@@ -180,6 +185,13 @@ class RegistryServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ShowPlan(self, request, context):
+        """What turns an instance of one variant into one of another (docs/adr/0012). Made now, by costs that hold where nothing was measured.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RegistryServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -242,6 +254,11 @@ def add_RegistryServicer_to_server(servicer, server):
                     servicer.StopVariants,
                     request_deserializer=tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.StopVariantsRequest.FromString,
                     response_serializer=tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.StopVariantsResponse.SerializeToString,
+            ),
+            'ShowPlan': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShowPlan,
+                    request_deserializer=tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.ShowPlanRequest.FromString,
+                    response_serializer=tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.ShowPlanResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -568,6 +585,33 @@ class Registry:
             '/tessera.api.registry.v1.Registry/StopVariants',
             tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.StopVariantsRequest.SerializeToString,
             tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.StopVariantsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShowPlan(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tessera.api.registry.v1.Registry/ShowPlan',
+            tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.ShowPlanRequest.SerializeToString,
+            tessera_dot_api_dot_registry_dot_v1_dot_registry__pb2.ShowPlanResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -54,6 +54,8 @@ class RegistryStub:
     """Stops making variants that are not made yet, those of the base recipes aside. They stay as failed records; a later registration of the
     same content tries them again.
     """
+    ShowPlan: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ShowPlanRequest, _registry_pb2.ShowPlanResponse]
+    """What turns an instance of one variant into one of another (docs/adr/0012). Made now, by costs that hold where nothing was measured."""
 
 @_typing.type_check_only
 class RegistryAsyncStub(RegistryStub):
@@ -81,6 +83,8 @@ class RegistryAsyncStub(RegistryStub):
     """Stops making variants that are not made yet, those of the base recipes aside. They stay as failed records; a later registration of the
     same content tries them again.
     """
+    ShowPlan: _aio.UnaryUnaryMultiCallable[_registry_pb2.ShowPlanRequest, _registry_pb2.ShowPlanResponse]  # type: ignore[assignment]
+    """What turns an instance of one variant into one of another (docs/adr/0012). Made now, by costs that hold where nothing was measured."""
 
 class RegistryServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -177,5 +181,13 @@ class RegistryServicer(metaclass=_abc_1.ABCMeta):
         """Stops making variants that are not made yet, those of the base recipes aside. They stay as failed records; a later registration of the
         same content tries them again.
         """
+
+    @_abc_1.abstractmethod
+    def ShowPlan(
+        self,
+        request: _registry_pb2.ShowPlanRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.ShowPlanResponse, _abc.Awaitable[_registry_pb2.ShowPlanResponse]]:
+        """What turns an instance of one variant into one of another (docs/adr/0012). Made now, by costs that hold where nothing was measured."""
 
 def add_RegistryServicer_to_server(servicer: RegistryServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

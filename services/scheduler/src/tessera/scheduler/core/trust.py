@@ -1,6 +1,7 @@
 """How far plans of transformations can be believed: what starts took over what was expected, by profile class.
 
-A path whose estimates were too low is expected to take more from then on, so that it is chosen less; one that was too careful, less.
+A path whose estimates were too low is expected to take more from then on, so that it is chosen less; one that was too careful, less. No
+single start says much: the first one between two graphs has the planning in it, and any may have waited for a processor.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 from tessera.domain.ids import ProfileClass
 
 GAIN = 1 / 8
-LEAST, MOST = 0.25, 8.0
+MOST_AT_ONCE = 2.0
+LEAST, MOST = 1 / 64, 64.0
 
 
 class Trust:
@@ -21,7 +23,8 @@ class Trust:
         return self._factors.get(profile_class, 1.0)
 
     def note(self, profile_class: ProfileClass, planned_ms: float, took_ms: float) -> None:
-        """`planned_ms`: the estimate before any factor, more than 0."""
+        """`planned_ms`: the estimate before any factor, more than 0. Moves the factor by an eighth of the way, on a scale of doublings, to
+        what would have been right, which counts as at most twice and at least half of what was expected."""
         known = self.factor(profile_class)
-        ratio = min(max(took_ms / planned_ms, LEAST), MOST)
-        self._factors[profile_class] = known + (ratio - known) * GAIN
+        wrong = min(max(took_ms / (planned_ms * known), 1 / MOST_AT_ONCE), MOST_AT_ONCE)
+        self._factors[profile_class] = min(max(known * wrong**GAIN, LEAST), MOST)

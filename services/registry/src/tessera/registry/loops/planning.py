@@ -1,0 +1,79 @@
+"""Shows what a transformation between two registered variants would do. Nodes plan for themselves when they carry one out."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from tessera.domain.errors import FailedPrecondition, VariantNotFound, VersionNotFound
+from tessera.domain.ids import TrustDomain, parse_reference
+from tessera.domain.records import VariantRecord, VariantState
+from tessera.domain.transformation import TransformationPlan
+from tessera.policy.transform import registry
+from tessera.policy.transform.costs import MetaCosts
+from tessera.policy.transform.plan import plan
+from tessera.policy.transform.structure import Program, structure_of
+from tessera.registry.core.recipes import ATEN
+from tessera.registry.loops.catalogue import Catalogue
+from tessera.registry.ports import Blobs
+
+DEFAULT_PLANNER = "tessera"
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A plan between two variants, with how many operations each of them has, and what every transformation takes."""
+
+    source: VariantRecord
+    target: VariantRecord
+    plan: TransformationPlan
+    operations: tuple[int, int]
+    base_ms: float
+
+
+class Planning:
+    def __init__(self, catalogue: Catalogue, blobs: Blobs) -> None:
+        self._catalogue = catalogue
+        self._blobs = blobs
+        self._costs = MetaCosts()
+
+    async def show(self, domain: TrustDomain, source: str, target: str, planner: str = "") -> Shown:
+        """By digests: a weight that both have costs nothing.
+
+        Raises:
+            InvalidInput: a reference is malformed, or no planner has the name.
+            ModelNotFound, VersionNotFound, VariantNotFound: there is no such thing.
+            FailedPrecondition: a variant is not ready, or is none that can be transformed; or the planner's library is missing.
+        """
+        chosen = registry.make(planner or DEFAULT_PLANNER)
+        records = [await self._variant(domain, reference) for reference in (source, target)]
+        programs = [await self._program(record) for record in records]
+        found = await asyncio.to_thread(plan, programs[0], programs[1], chosen, self._costs)
+        operations = (len(programs[0].structure.operations), len(programs[1].structure.operations))
+        return Shown(records[0], records[1], found, operations, self._costs.base_ms)
+
+    async def _variant(self, domain: TrustDomain, text: str) -> VariantRecord:
+        reference = parse_reference(text)
+        known = await self._catalogue.model(domain, reference.name)
+        aliased = next((alias.version for alias in known.aliases if alias.alias == reference.name), None)
+        version = reference.version or aliased or known.model.latest
+        versions = [each.version for each in known.versions]
+        if version not in versions:
+            raise VersionNotFound(known.model.name, version, ", ".join(map(str, versions)))
+        name = reference.variant or ATEN
+        there = {each.key.variant: each for each in known.variants if each.key.version == version}
+        record = there.get(name)
+        if record is None:
+            raise VariantNotFound(f"{known.model.name}@{version}/{name}", ", ".join(sorted(there)))
+        if record.state is not VariantState.READY:
+            raise FailedPrecondition(f"variant {record.key} is {record.state}")
+        if record.backend != "aten":
+            raise FailedPrecondition(f"variant {record.key} is of backend {record.backend}: instances of aten alone become others")
+        return record
+
+    async def _program(self, record: VariantRecord) -> Program:
+        if record.graph is None or record.artifact is None:
+            raise FailedPrecondition(f"variant {record.key} has no graph")
+        structure = structure_of(await self._blobs.read(record.graph))
+        digests = {ref.slot: ref.digest for ref in (await self._blobs.artifact(record.artifact)).tensors}
+        return Program(structure, tuple(digests[tensor.name] for tensor in structure.tensors))

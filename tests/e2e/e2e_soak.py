@@ -40,6 +40,8 @@ CLEAR = frozenset({"unavailable", "resource_exhausted", "deadline_exceeded", "ca
 """Kinds of error that a request may end with while things are killed and stores are too small for everybody."""
 GROWTH_SHARE, GROWTH_MIB = 0.10, 12.0
 """What a process may weigh more at the end than after the first round: caches fill, allocators round up."""
+TRANSFORM_IDLE_S = "0.2"
+"""So that models become each other all the time; a minute is what nobody here is left alone for."""
 ETCD_GROWTH_MIB = 64.0
 """etcd keeps what was overwritten until its next compaction, minutes later."""
 
@@ -338,7 +340,7 @@ def prepared(state: Path, families: int, members: int) -> tuple[Platform, Models
     folder = state.parent / "sources"
     folder.mkdir(parents=True, exist_ok=True)
     models = Models(folder, families, members)
-    platform = Platform(state, store="1G")
+    platform = Platform(state, store="1G", env={"TESSERA_TRANSFORM_IDLE_S": TRANSFORM_IDLE_S})
     platform.up()
     try:
         with platform.client() as client:

@@ -62,6 +62,7 @@ def test_models_become_each_other_in_one_runtime(changing: Platform) -> None:
             assert answer.start_path == "transform", changing.json("explain", answer.request_id)
             before = name
         account = changing.json("explain", answer.request_id)
+        spans = {span["name"] for span in changing.json("trace", "show", answer.request_id)}
         ready = [i for _, i in client.instances() if i.state == "ready"]
         assert [(i.variant.model, i.start_path) for i in ready] == [("narrow", "transform")]
     options = {option["start_path"]: option for option in account["start_options"]}
@@ -69,6 +70,7 @@ def test_models_become_each_other_in_one_runtime(changing: Platform) -> None:
     assert "out of i-" in options["transform"]["reason"]
     assert "which comes back with a chance of" in options["transform"]["reason"]
     assert "more than transform" in options["bind"]["reason"]
+    assert {"tessera.node_agent.map", "tessera.node_agent.transform"} <= spans
     stages = account["stages_ms"]
     assert stages["transform"] > 0, json.dumps(stages)
 

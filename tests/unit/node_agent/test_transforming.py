@@ -77,6 +77,15 @@ async def test_siblings_share_a_delta_that_is_planned_once(node: Any, monkeypatc
     assert len(reads) == 2, "both ends of the first"
 
 
+async def test_a_delta_that_came_with_the_order_is_passed_on_unread(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    short, long = a_model(node, 2), a_model(node, 3, seed=2)
+    await node.start("donor", short)
+    monkeypatch.setattr(node.starter._transformer, "_read", None)
+    await become(node, "other", long, "donor", delta=b'{"planned": "elsewhere"}')
+    (runtime,) = node.runtimes.live
+    assert runtime.deltas == [b'{"planned": "elsewhere"}']
+
+
 @pytest.mark.parametrize(
     ("fault", "kind"),
     [(FailedPrecondition("instance donor is not idle"), FailedPrecondition), (ResourceExhausted("no memory"), ResourceExhausted)],

@@ -30,6 +30,7 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> None:
         return PLANNED_MS
 
     monkeypatch.setattr(GraphPlans, "transform_ms", transform_ms)
+    monkeypatch.setattr(GraphPlans, "delta", lambda self, source, target: f"{source[0]}-{target[0]}".encode())
 
 
 def in_world(scenario: Callable[[World, Scheduler], Awaitable[None]], idle_s: float = 60.0) -> None:
@@ -55,7 +56,7 @@ def test_a_start_is_made_of_the_idle_instance_and_its_record_goes() -> None:
         donor = world.nodes["n1"].orders[0].instance_id
         answer = await world.start(scheduler, NEW.variant)
         order = world.nodes["n1"].orders[1]
-        assert (order.start_path, order.donor) == (StartPath.TRANSFORM, donor)
+        assert (order.start_path, order.donor, order.delta) == (StartPath.TRANSFORM, donor, b"1-2")
         assert answer.instance.start_path is StartPath.TRANSFORM
         await until(lambda: [item.instance_id for item in world.recorded()] == [order.instance_id], 5.0)
         assert [item.instance_id for item in world.nodes["n1"].live()] == [order.instance_id]
@@ -79,7 +80,7 @@ def test_a_donor_that_refuses_is_passed_by_and_stays() -> None:
         node.behave = busy
         answer = await world.start(scheduler, NEW.variant)
         assert answer.instance.start_path is StartPath.BIND
-        assert [order.start_path for order in node.orders[1:]] == [StartPath.TRANSFORM, StartPath.BIND]
+        assert [(order.start_path, order.delta) for order in node.orders[1:]] == [(StartPath.TRANSFORM, b"1-2"), (StartPath.BIND, b"")]
         await until(lambda: len(world.recorded()) == 2, 2.0)
         assert {item.state for item in node.live()} == {InstanceState.READY}
 

@@ -1,8 +1,10 @@
-"""What transformations cost: unknown until the graphs are read, exact once they are planned."""
+"""Plans between graphs: made ahead for those that came last, behind for whatever else is asked for, and never while somebody waits."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 from scheduler_builders import eventually
@@ -11,76 +13,109 @@ from tessera.domain.errors import NotFound
 from tessera.domain.ids import Digest
 from tessera.policy.transform.aligned import AlignedPlanner
 from tessera.policy.transform.costs import MetaCosts
+from tessera.policy.transform.delta import delta_of
+from tessera.policy.transform.group import GroupPlanner
 from tessera.policy.transform.plan import plan
 from tessera.policy.transform.structure import Program, structure_of
 from tessera.program import Stop, Tasks
+from tessera.scheduler.adapters import graph_plans
 from tessera.scheduler.adapters.graph_plans import GraphPlans
 
 COSTS = MetaCosts(base_ms=0.7)
 
 
 def chain(length: int) -> bytes:
-    nodes = [["aten.relu.default", [{"slot": at}], {}, at + 1] for at in range(length)]
+    kinds = ("aten.relu.default", "aten.neg.default")
+    nodes = [[kinds[at % 3 % 2], [{"slot": at}], {}, at + 1] for at in range(length)]
     ports = {"inputs": [{"name": "x", "slot": 0}], "outputs": [{"name": "y", "slot": length}]}
     return json.dumps({"format": 1, "dialect": "aten", "slots": length + 1, "tensors": [], "nodes": nodes, **ports}).encode()
 
 
-BLOBS = {Digest(f"{length:064x}"): chain(length) for length in range(1, 6)} | {Digest("f" * 64): b"{"}
-READS: list[Digest] = []
+def name(length: int) -> Digest:
+    return Digest(f"{length:064x}")
 
 
-def read(digest: Digest) -> bytes:
-    READS.append(digest)
-    if digest not in BLOBS:
-        raise NotFound(f"blob {digest}")
-    return BLOBS[digest]
+class World:
+    def __init__(self) -> None:
+        self.blobs = {name(length): chain(length) for length in range(1, 40)} | {Digest("f" * 64): b"{"}
+        self.reads: list[Digest] = []
+        self.plans = GraphPlans(self.read, COSTS)
+
+    def read(self, digest: Digest) -> bytes:
+        self.reads.append(digest)
+        if digest not in self.blobs:
+            raise NotFound(f"blob {digest}")
+        return self.blobs[digest]
+
+    async def done(self) -> None:
+        await eventually(lambda: self.plans._wanted.empty() and not self.plans._asked)
+
+    def ms(self, source: int, target: int) -> float | None:
+        return self.plans.transform_ms(name(source), name(target))
 
 
-def names(*lengths: int) -> list[Digest]:
-    return [Digest(f"{length:064x}") for length in lengths]
-
-
-async def test_a_pair_is_unknown_then_exact_and_each_graph_is_read_once() -> None:
-    READS.clear()
-    plans = GraphPlans(read, COSTS)
-    one, four, five = names(1, 4, 5)
-    assert plans.transform_ms(one, four) is None
+@asynccontextmanager
+async def running() -> AsyncIterator[World]:
+    world = World()
     async with Tasks(Stop()) as tasks:
-        tasks.start("plans", plans.run())
-        await eventually(lambda: plans.transform_ms(one, four) is not None)
-        await eventually(lambda: plans.transform_ms(four, five) is not None)
-        await eventually(lambda: plans._wanted.empty() and not plans._asked)
-        for source, target in ((one, four), (four, five)):
-            made = plan(*(Program(structure_of(BLOBS[each])) for each in (source, target)), AlignedPlanner(), COSTS)
-            assert plans.transform_ms(source, target) == pytest.approx(0.7 + made.expected_ms)
-        estimated = plans.transform_ms(one, five)
-        assert estimated is not None, "both graphs are known: an estimate until it is planned"
-    assert sorted(READS) == sorted([one, four, five])
+        tasks.start("plans", world.plans.run())
+        yield world
 
 
-async def test_graphs_that_are_learnt_have_an_estimate_at_once_and_siblings_a_plan() -> None:
-    plans = GraphPlans(read, COSTS)
-    two, three = names(2, 3)
-    async with Tasks(Stop()) as tasks:
-        tasks.start("plans", plans.run())
-        for graph in (two, three):
-            plans.learn(graph)
-        await eventually(lambda: plans._wanted.empty() and not plans._asked)
-        estimated = plans.transform_ms(two, three)
-        assert plans.transform_ms(two, two) == 0.7, "nothing but the way there"
-        assert estimated is not None
-        await eventually(lambda: plans._wanted.empty() and not plans._asked)
-        exact = plans.transform_ms(two, three)
-        assert exact is not None
-        assert exact <= estimated
+async def test_a_pair_that_was_never_asked_for_is_planned_behind() -> None:
+    async with running() as world:
+        assert (world.ms(1, 4), world.plans.delta(name(1), name(4))) == (None, None)
+        await world.done()
+        here, there = structure_of(chain(1)), structure_of(chain(4))
+        made = plan(Program(here), Program(there), AlignedPlanner(), COSTS)
+        assert world.ms(1, 4) == pytest.approx(0.7 + made.expected_ms)
+        assert world.plans.delta(name(1), name(4)) == delta_of(here, there, made, (name(1), name(4)))
+        assert world.ms(4, 1) is None, "the way back is another plan"
 
 
-async def test_what_cannot_be_read_or_planned_stays_unknown() -> None:
-    plans = GraphPlans(read, COSTS)
-    (one,) = names(1)
-    async with Tasks(Stop()) as tasks:
-        tasks.start("plans", plans.run())
+async def test_graphs_that_come_are_planned_to_and_from_those_that_came_last_and_each_is_read_once() -> None:
+    async with running() as world:
+        for length in range(1, 20):
+            world.plans.learn(name(length))
+            await world.done()
+        latest = range(20 - graph_plans.AMONG, 20)
+        assert all(world.ms(19, other) is not None and world.ms(other, 19) is not None for other in latest)
+        assert world.ms(19, 19) == 0.7, "siblings: nothing but the way there"
+        assert world.ms(19, 1) is None
+        await world.done()
+        assert world.ms(19, 1) is not None
+        assert sorted(world.reads) == sorted(map(name, range(1, 20)))
+
+
+async def test_large_programs_are_planned_by_the_linear_planner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph_plans, "MOST_OPERATIONS", 10)
+    async with running() as world:
+        for source, target, planner in ((4, 9, AlignedPlanner()), (4, 11, GroupPlanner())):
+            world.ms(source, target)
+            await world.done()
+            here, there = structure_of(chain(source)), structure_of(chain(target))
+            made = plan(Program(here), Program(there), planner, COSTS)
+            assert world.plans.delta(name(source), name(target)) == delta_of(here, there, made, (name(source), name(target)))
+
+
+async def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph_plans, "KEPT_PLANS", 3)
+    monkeypatch.setattr(graph_plans, "KEPT_GRAPHS", 2)
+    async with running() as world:
+        for target in range(2, 8):
+            world.ms(1, target)
+            await world.done()
+        assert len(world.plans._plans) == 3
+        assert len(world.plans._structures) <= 2
+        assert [world.ms(1, target) is not None for target in range(2, 8)] == [False, False, False, True, True, True]
+
+
+async def test_what_cannot_be_read_or_planned_stays_unknown_and_holds_nothing_up() -> None:
+    async with running() as world:
         for other in (Digest("e" * 64), Digest("f" * 64)):
-            assert plans.transform_ms(one, other) is None
-            await eventually(lambda: plans._wanted.empty() and not plans._asked)
-            assert plans.transform_ms(one, other) is None
+            world.plans.learn(other)
+            assert world.plans.transform_ms(name(1), other) is None
+        world.ms(1, 2)
+        await world.done()
+        assert world.ms(1, 2) is not None
+        assert world.plans.transform_ms(name(1), Digest("f" * 64)) is None

@@ -38,7 +38,8 @@ class StartOrder:
     request_id: str = ""
     sources: tuple[Source, ...] = ()
     donor: InstanceId | None = None
-    """Of a start by transformation."""
+    delta: bytes = b""
+    """Of a start by transformation: what it is made of, and how; empty where that is still to be planned."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,6 +73,7 @@ class NodeAgentServer(node_pb2_grpc.NodeAgentServicer):
             request.request_id,
             _sources(request.sources),
             _instance_id(request.donor_instance_id) if request.donor_instance_id else None,
+            _delta(request.delta),
         )
         instance = await self._agent.start_instance(order)
         return node_pb2.StartInstanceResponse(instance=instance_message(self._agent.describe(instance), self._agent.identity))
@@ -131,6 +132,15 @@ class NodeAgentServer(node_pb2_grpc.NodeAgentServicer):
         async with aclosing(measurer.measure(order)) as events:
             async for event in events:
                 yield _measure_event(event)
+
+
+def _delta(data: bytes) -> bytes:
+    """Its content is the runtime's to judge; it travels there as text."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidInput("delta", f"{len(data)} bytes", f"must be JSON: {error}") from None
+    return data
 
 
 def status_message(report: Report) -> node_pb2.NodeStatus:

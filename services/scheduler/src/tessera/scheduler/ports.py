@@ -45,7 +45,8 @@ class StartOrder:
     request_id: RequestId
     sources: tuple[Source, ...] = ()
     donor: InstanceId | None = None
-    """Of a start by transformation."""
+    delta: bytes = b""
+    """Of a start by transformation: what it is made of, and how."""
 
 
 class Agents(Protocol):
@@ -83,10 +84,14 @@ class ArtifactBlobs(Protocol):
 
 
 class Plans(Protocol):
-    """What plans between flat programs cost, as far as they are known: never waits."""
+    """Plans between flat programs, as far as they are made: never waits."""
 
     def transform_ms(self, source: Digest, target: Digest) -> float | None:
-        """From one graph to another. None: they are not known (yet), or cannot be planned."""
+        """From one graph to another. None: there is no plan (yet); it is made behind where it can be."""
+        ...
+
+    def delta(self, source: Digest, target: Digest) -> bytes | None:
+        """The plan as runtimes get it (docs/adr/0012). None: as above."""
         ...
 
 

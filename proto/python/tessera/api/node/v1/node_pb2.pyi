@@ -36,6 +36,7 @@ class StartInstanceRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     SOURCES_FIELD_NUMBER: _builtins.int
     DONOR_INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    DELTA_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     generation: _builtins.int
     artifact_digest: _builtins.str
@@ -47,6 +48,8 @@ class StartInstanceRequest(_message.Message):
     request_id: _builtins.str
     donor_instance_id: _builtins.str
     """of "transform": the idle instance that becomes this one"""
+    delta: _builtins.bytes
+    """of "transform": how (docs/adr/0012); empty: the agent plans it"""
     @_builtins.property
     def term(self) -> _common_pb2.Term: ...
     @_builtins.property
@@ -69,10 +72,11 @@ class StartInstanceRequest(_message.Message):
         request_id: _builtins.str = ...,
         sources: _abc.Iterable[Global___Source] | None = ...,
         donor_instance_id: _builtins.str = ...,
+        delta: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["term", b"term", "variant", b"variant"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "budget_us", b"budget_us", "donor_instance_id", b"donor_instance_id", "expires_after_ms", b"expires_after_ms", "generation", b"generation", "instance_id", b"instance_id", "request_id", b"request_id", "sources", b"sources", "start_path", b"start_path", "term", b"term", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "budget_us", b"budget_us", "delta", b"delta", "donor_instance_id", b"donor_instance_id", "expires_after_ms", b"expires_after_ms", "generation", b"generation", "instance_id", b"instance_id", "request_id", b"request_id", "sources", b"sources", "start_path", b"start_path", "term", b"term", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

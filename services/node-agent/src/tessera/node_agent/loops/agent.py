@@ -104,7 +104,7 @@ class Agent:
             order.start_path,
             order.donor,
         )
-        starter.begin(instance, f"told by term {order.term.revision}, request {order.request_id or '-'}", order.sources)
+        starter.begin(instance, f"told by term {order.term.revision}, request {order.request_id or '-'}", order.sources, order.delta)
         ready = starter.ready(order.instance_id, order.budget_s)
         if self._fence.durable:
             return await ready

@@ -12,12 +12,13 @@ from tessera.domain.source import Source
 @dataclass(slots=True)
 class Flight:
     """`stop_reason` is set when somebody wants the instance gone before it is there; `cancel` ends its fetching, for which
-    `sources` are asked first."""
+    `sources` are asked first. `delta`: of a start by transformation, where it is planned already."""
 
     done: asyncio.Event = field(default_factory=asyncio.Event)
     cancel: threading.Event = field(default_factory=threading.Event)
     stop_reason: str = ""
     sources: tuple[Source, ...] = ()
+    delta: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

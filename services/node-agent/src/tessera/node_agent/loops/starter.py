@@ -107,7 +107,7 @@ class Starter:
         """Who holds blobs for starts under way."""
         return frozenset(holder_of(instance_id) for instance_id in self._flights)
 
-    def begin(self, instance: Instance, why: str, sources: tuple[Source, ...] = ()) -> None:
+    def begin(self, instance: Instance, why: str, sources: tuple[Source, ...] = (), delta: bytes = b"") -> None:
         """Accepts an instance and starts it in the background; nothing when it is here already.
 
         Raises:
@@ -129,7 +129,7 @@ class Starter:
             raise FailedPrecondition(f"variant {instance.variant} is of trust domain {instance.variant.trust_domain!r}, not of "
                                      f"{self._fleet.trust_domain!r}")  # fmt: skip
         self._table.add(instance, why)
-        flight = self._flights[instance.instance_id] = Flight(sources=sources)
+        flight = self._flights[instance.instance_id] = Flight(sources=sources, delta=delta)
         self._tasks.start(f"start {instance.instance_id}", self._fly(instance, flight))
 
     def bury(self, instance: Instance) -> None:
@@ -324,7 +324,7 @@ class Starter:
             transform = instance.start_path is StartPath.TRANSFORM
             rest = Stage.TRANSFORM if transform else Stage.LOAD if bind else self._fleet.stage
             with watch.loading(rest) as loading:
-                becoming = await self._transformer.becoming(instance, load) if transform else None
+                becoming = await self._transformer.becoming(instance, load, flight.delta) if transform else None
                 mapped = partial(self._mapped, instance_id, flight, watch, loading) if early else None
                 report = await runtime.load(
                     instance_id,

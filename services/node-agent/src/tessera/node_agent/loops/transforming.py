@@ -78,8 +78,8 @@ class Transformer:
         )
         return choice.runtime_id
 
-    async def becoming(self, instance: Instance, load: Load) -> Becoming:
-        """What the runtime is told. The first time for a pair of graphs it takes a plan, in a thread.
+    async def becoming(self, instance: Instance, load: Load, delta: bytes = b"") -> Becoming:
+        """What the runtime is told. Where no delta came with the order, a pair of graphs takes a plan the first time, in a thread.
 
         Raises:
             NotFound, FailedPrecondition: as `place`. The latter also where one of the graphs cannot be planned: loading them by
@@ -87,16 +87,18 @@ class Transformer:
         """
         donor = self._donor(instance)
         assert donor.artifact is not None
+        if delta:
+            return Becoming(donor.instance_id, delta)
         source = self._larder.load(donor.artifact)
         pair = (source.program, load.program)
-        delta = self._deltas.get(pair)
-        if delta is None:
-            delta = self._deltas[pair] = await asyncio.to_thread(self._delta, pair)
+        known = self._deltas.get(pair)
+        if known is None:
+            known = self._deltas[pair] = await asyncio.to_thread(self._delta, pair)
             if len(self._deltas) > KEPT_DELTAS:
                 self._deltas.popitem(last=False)
         else:
             self._deltas.move_to_end(pair)
-        return Becoming(donor.instance_id, delta)
+        return Becoming(donor.instance_id, known)
 
     def done(self, instance: Instance) -> None:
         """The donor has become the instance. One that was being stopped meanwhile ends by that."""

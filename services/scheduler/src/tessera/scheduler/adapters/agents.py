@@ -38,6 +38,7 @@ class RemoteAgents:
             budget_us=int(order.budget_s * 1e6),
             request_id=order.request_id,
             donor_instance_id=order.donor or "",
+            delta=order.delta,
             sources=[node_pb2.Source(node_id=source.node_id, peer_address=source.peer_address) for source in order.sources],
         )
         response = await self._calls.call(start_address, START, request, node_pb2.StartInstanceResponse, order.budget_s)

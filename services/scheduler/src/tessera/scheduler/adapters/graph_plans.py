@@ -1,7 +1,7 @@
-"""What transformations between flat programs cost: graphs are read from the repository ahead of the starts that need them, and planned.
+"""Plans of transformations between flat programs, made ahead of the starts that need them: nothing is planned while somebody waits.
 
-A pair that was never asked for has an estimate (`PlanCache`); its whole plan is made behind, in a thread, and holds from then on. Bounded
-and best effort: where a graph is not there yet, nothing is made of it.
+Graphs are read from the repository when their variants become ready; each is planned to and from the few that came last, and whatever other
+pair is asked for is planned behind. Until a pair has a plan, nothing is made of it. Bounded and best effort.
 """
 
 from __future__ import annotations
@@ -9,59 +9,77 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from tessera.domain.errors import TesseraError
 from tessera.domain.ids import Digest
 from tessera.policy.transform.aligned import AlignedPlanner
+from tessera.policy.transform.base import Planner
 from tessera.policy.transform.costs import MetaCosts
-from tessera.policy.transform.medoids import farthest_first
+from tessera.policy.transform.delta import delta_of
+from tessera.policy.transform.group import GroupPlanner
 from tessera.policy.transform.plan import plan
-from tessera.policy.transform.plans import PlanCache
 from tessera.policy.transform.structure import Program, Structure, structure_of
 from tessera.telemetry import get_logger
 
 log = get_logger("tessera.scheduler")
 
 QUEUE_LENGTH = 1024
-KEPT_PAIRS = 65536
-MOST_GRAPHS = 4096
+KEPT_PLANS = 1024
+"""Of pairs of graphs; tens of KB each."""
+KEPT_GRAPHS = 512
+AMONG = 16
+"""Graphs that a new one is planned to and from."""
+MOST_OPERATIONS = 300
+"""Of a program that is planned by the planner that looks at every pair of operations: some ten milliseconds of this process. Beyond it the
+published one plans, which is linear."""
 
 Pair = tuple[Digest, Digest]
 
 
+@dataclass(frozen=True, slots=True)
+class Planned:
+    expected_ms: float
+    delta: bytes
+
+
 class GraphPlans:
-    """Belongs to one loop."""
+    """Implements `ports.Plans`. Belongs to one loop."""
 
     def __init__(self, read: Callable[[Digest], bytes], costs: MetaCosts | None = None) -> None:
         """`read`: a blob of the repository; blocks, and raises TesseraError or OSError."""
         self._read = read
         self._costs = costs or MetaCosts()
-        self._planner = AlignedPlanner()
-        # not FasterPAM: `kmedoids` is in no image (docs/dependencies.md), and an estimate holds until the pair has been planned
-        self._cache = PlanCache(self._planner, self._costs, clustering=farthest_first)
         self._structures: OrderedDict[Digest, Structure] = OrderedDict()
-        self._exact: OrderedDict[Pair, float] = OrderedDict()
+        self._plans: OrderedDict[Pair, Planned] = OrderedDict()
         self._wanted: asyncio.Queue[Pair] = asyncio.Queue(QUEUE_LENGTH)
         self._asked: set[Pair] = set()
 
     def transform_ms(self, source: Digest, target: Digest) -> float | None:
         """See `Plans`."""
-        pair = (source, target)
-        found = self._exact.get(pair)
+        found = self._plans.get((source, target))
         if found is None:
-            self._want(pair)
-            if pair[0] not in self._cache or pair[1] not in self._cache:
-                return None
-            found = self._cache.estimate_ms(*pair)
-        return self._costs.base_ms + found
+            self._want((source, target))
+            return None
+        self._plans.move_to_end((source, target))
+        return self._costs.base_ms + found.expected_ms
+
+    def delta(self, source: Digest, target: Digest) -> bytes | None:
+        """See `Plans`."""
+        found = self._plans.get((source, target))
+        return found.delta if found is not None else None
 
     def learn(self, graph: Digest) -> None:
-        """A variant has it: read ahead, so that whatever is asked of it has an estimate. Siblings share the plan between two of them."""
-        if (graph, graph) not in self._exact:
-            self._want((graph, graph))
+        """A variant has it."""
+        others = [other for other in reversed(self._structures) if other != graph][: AMONG - 1]
+        self._want((graph, graph))
+        for other in others:
+            self._want((graph, other))
+            self._want((other, graph))
+        self._keep(graph, self._structures.get(graph, EMPTY))
 
     def _want(self, pair: Pair) -> None:
-        if pair not in self._asked and not self._wanted.full():
+        if pair not in self._plans and pair not in self._asked and not self._wanted.full():
             self._asked.add(pair)
             self._wanted.put_nowait(pair)
 
@@ -71,25 +89,34 @@ class GraphPlans:
             pair = await self._wanted.get()
             try:
                 source, target = [await self._structure(graph) for graph in pair]
-                made = await asyncio.to_thread(plan, Program(source), Program(target), self._planner, self._costs)
-                self._exact[pair] = made.expected_ms
-                if len(self._exact) > KEPT_PAIRS:
-                    self._exact.popitem(last=False)
+                self._plans[pair] = await asyncio.to_thread(self._planned, source, target, pair)
+                if len(self._plans) > KEPT_PLANS:
+                    self._plans.popitem(last=False)
             except (TesseraError, OSError) as error:
                 log.info("no plan between graphs", source=pair[0], target=pair[1], reason=str(error))
             finally:
                 self._asked.discard(pair)
 
     async def _structure(self, graph: Digest) -> Structure:
-        found = self._structures.get(graph)
-        if found is not None:
-            self._structures.move_to_end(graph)
-            return found
-        found = self._structures[graph] = structure_of(await asyncio.to_thread(self._read, graph))
-        if len(self._structures) > MOST_GRAPHS:
-            gone, _ = self._structures.popitem(last=False)
-            self._cache.remove(gone)
-        self._cache.add(graph, found)
-        if self._cache.due:
-            self._cache.adopt(await asyncio.to_thread(self._cache.clustered))
+        found = self._structures.get(graph, EMPTY)
+        if found is EMPTY:
+            found = structure_of(await asyncio.to_thread(self._read, graph))
+            self._keep(graph, found)
         return found
+
+    def _keep(self, graph: Digest, structure: Structure) -> None:
+        self._structures[graph] = structure
+        self._structures.move_to_end(graph)
+        if len(self._structures) > KEPT_GRAPHS:
+            self._structures.popitem(last=False)
+
+    def _planned(self, source: Structure, target: Structure, pair: Pair) -> Planned:
+        """Which weights are the same is not asked: the plan is for all siblings."""
+        many = max(len(source.operations), len(target.operations)) > MOST_OPERATIONS
+        planner: Planner = GroupPlanner() if many else AlignedPlanner()
+        made = plan(Program(source), Program(target), planner, self._costs)
+        return Planned(made.expected_ms, delta_of(source, target, made, pair))
+
+
+EMPTY = Structure((), (), (), ())
+"""Of a graph that is known and not read yet."""

@@ -1,7 +1,7 @@
 """How far plans of transformations can be believed: what starts took over what was expected, by profile class.
 
 A path whose estimates were too low is expected to take more from then on, so that it is chosen less; one that was too careful, less. No
-single start says much: the first one between two graphs has the planning in it, and any may have waited for a processor.
+single start says much: any may have waited for a processor.
 """
 
 from __future__ import annotations

@@ -287,8 +287,9 @@ class Starter:
         path, donor = (option.start_path, option.donor) if there is None else (StartPath.BIND, None)
         sources = self._sources(option.variant, artifact, names[0])
         return StartOrder(
-            term, *names, option.variant, artifact, path, self._limits.provisional_s, budget_s, request.request_id, sources, donor
-        )
+            term, *names, option.variant, artifact, path, self._limits.provisional_s, budget_s, request.request_id, sources, donor,
+            self._donors.delta(donor, option.variant) if donor is not None else b"",
+        )  # fmt: skip
 
     def _sources(self, variant: VariantKey, artifact: Digest | None, target: NodeId) -> tuple[Source, ...]:
         if artifact is None:

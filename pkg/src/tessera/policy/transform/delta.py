@@ -11,9 +11,20 @@ from typing import Any
 
 from tessera.domain.ids import Digest
 from tessera.domain.transformation import DELTA_FORMAT, MetaOperator, TransformationPlan
-from tessera.policy.transform.structure import Operation, Origin, OriginKind, Structure
+from tessera.policy.transform.base import Planner
+from tessera.policy.transform.costs import MetaCosts
+from tessera.policy.transform.plan import plan
+from tessera.policy.transform.structure import Operation, Origin, OriginKind, Program, Structure
 
 _WORDS = {OriginKind.INPUT: "input", OriginKind.TENSOR: "tensor", OriginKind.OPERATION: "operation"}
+
+
+def planned(
+    source: Structure, target: Structure, planner: Planner, costs: MetaCosts, digests: tuple[Digest, Digest]
+) -> tuple[TransformationPlan, bytes]:
+    """The plan for all siblings, which does not ask what weights are the same, and its delta."""
+    made = plan(Program(source), Program(target), planner, costs)
+    return made, delta_of(source, target, made, digests)
 
 
 def delta_of(source: Structure, target: Structure, plan: TransformationPlan, digests: tuple[Digest, Digest]) -> bytes:

@@ -22,9 +22,8 @@ from tessera.node_agent.ports import Becoming, Notes, Records
 from tessera.policy.transform.aligned import AlignedPlanner
 from tessera.policy.transform.base import Planner
 from tessera.policy.transform.costs import MetaCosts
-from tessera.policy.transform.delta import delta_of
-from tessera.policy.transform.plan import plan
-from tessera.policy.transform.structure import Program, structure_of
+from tessera.policy.transform.delta import planned
+from tessera.policy.transform.structure import structure_of
 from tessera.telemetry import get_logger
 
 KEPT_DELTAS = 256
@@ -123,9 +122,8 @@ class Transformer:
         return donor
 
     def _delta(self, pair: tuple[Digest, Digest]) -> bytes:
-        """Which weights are the same is not asked: the delta is for all siblings."""
         try:
             source, target = (structure_of(self._read(digest)) for digest in pair)
         except (DataCorrupted, Unsupported) as error:
             raise FailedPrecondition(f"no plan from graph {pair[0][:12]} to {pair[1][:12]}: {error}") from error
-        return delta_of(source, target, plan(Program(source), Program(target), self._planner, MetaCosts()), pair)
+        return planned(source, target, self._planner, MetaCosts(), pair)[1]

@@ -16,10 +16,9 @@ from tessera.domain.ids import Digest
 from tessera.policy.transform.aligned import AlignedPlanner
 from tessera.policy.transform.base import Planner
 from tessera.policy.transform.costs import MetaCosts
-from tessera.policy.transform.delta import delta_of
+from tessera.policy.transform.delta import planned
 from tessera.policy.transform.group import GroupPlanner
-from tessera.policy.transform.plan import plan
-from tessera.policy.transform.structure import Program, Structure, structure_of
+from tessera.policy.transform.structure import Structure, structure_of
 from tessera.telemetry import get_logger
 
 log = get_logger("tessera.scheduler")
@@ -111,11 +110,10 @@ class GraphPlans:
             self._structures.popitem(last=False)
 
     def _planned(self, source: Structure, target: Structure, pair: Pair) -> Planned:
-        """Which weights are the same is not asked: the plan is for all siblings."""
         many = max(len(source.operations), len(target.operations)) > MOST_OPERATIONS
         planner: Planner = GroupPlanner() if many else AlignedPlanner()
-        made = plan(Program(source), Program(target), planner, self._costs)
-        return Planned(made.expected_ms, delta_of(source, target, made, pair))
+        made, delta = planned(source, target, planner, self._costs, pair)
+        return Planned(made.expected_ms, delta)
 
 
 EMPTY = Structure((), (), (), ())

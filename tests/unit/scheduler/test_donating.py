@@ -69,10 +69,13 @@ def test_a_start_is_made_of_the_idle_instance_and_its_record_goes() -> None:
 
 
 def test_a_donor_that_refuses_is_passed_by_and_stays() -> None:
+    """The last report before the refusal showed the start under way: the next try is a start of its own nevertheless."""
+
     async def scenario(world: World, scheduler: Scheduler) -> None:
         node = world.nodes["n1"]
 
         async def busy(order: StartOrder) -> None:
+            node.reporting = order.donor is None
             if order.donor is not None:
                 raise FailedPrecondition(f"instance {order.donor} is not idle")
             await node.load(order)
@@ -81,6 +84,7 @@ def test_a_donor_that_refuses_is_passed_by_and_stays() -> None:
         answer = await world.start(scheduler, NEW.variant)
         assert answer.instance.start_path is StartPath.BIND
         assert [(order.start_path, order.delta) for order in node.orders[1:]] == [(StartPath.TRANSFORM, b"1-2"), (StartPath.BIND, b"")]
+        assert len({order.instance_id for order in node.orders}) == 3
         await until(lambda: len(world.recorded()) == 2, 2.0)
         assert {item.state for item in node.live()} == {InstanceState.READY}
 

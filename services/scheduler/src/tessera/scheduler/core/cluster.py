@@ -89,6 +89,12 @@ class Cluster:
             rest = {key: item for key, item in self._desired.assignments.items() if key != instance_id}
             self._desired = replace(self._desired, assignments=rest)
 
+    def refused(self, node_id: NodeId, instance_id: InstanceId) -> None:
+        """The agent itself says that the start failed."""
+        node = self.observed.get(node_id)
+        if node is not None:
+            self.observed[node_id] = seen.refused(node, instance_id)
+
     def stop(self, record: AssignmentRecord, reason: str, now_s: float) -> None:
         """Somebody or a policy wants the instance gone. What is stopping or gone already stays so."""
         assignment = self.desired.assignments.get(record.instance_id) or Assignment(record, Phase.ACTIVE, now_s, now_s)

@@ -166,6 +166,13 @@ def answered(node: ObservedNode, instance: ObservedInstance, now_s: float) -> Ob
     )  # fmt: skip
 
 
+def refused(node: ObservedNode, instance_id: InstanceId) -> ObservedNode:
+    """Notes that the agent said of a start that it failed, ahead of its next report: nobody must take up what is over."""
+    instances = tuple(item for item in node.instances if item.instance_id != instance_id)
+    views = tuple(item for item in node.views if item.instance_id != instance_id)
+    return replace(node, instances=instances, views=views, ready=ready_index(views))
+
+
 def ended(node: ObservedNode, stream: int) -> ObservedNode:
     """The stream is over; a newer one of the same node is not touched."""
     return _node(node.report, node.stores, None, node.reported_at_s, ()) if node.stream == stream else node

@@ -308,6 +308,8 @@ class Starter:
                 self._donors.release(order.donor)
             if isinstance(outcome, Failure):
                 self._cluster.failed(order.instance_id)
+                if not outcome.unreachable:
+                    self._cluster.refused(order.node_id, order.instance_id)
             else:
                 self._cluster.answered(outcome, self._clock.monotonic_s())
                 if order.donor is not None and outcome.start_path is StartPath.TRANSFORM:

@@ -79,11 +79,9 @@ class CheapestStart:
         paths = [StartPath.BIND, node.new_runtime] if _bindable(candidate, node) else [node.new_runtime]
         failures = []
         for path in paths:
-            option = self._cost(question, candidate, rank, node, placement, path)
-            words = question.failed.get(option.key)
-            if words is not None:
-                failures.append(words)
-                option = replace(option, refused=True, reason=f"refused: failed before: {words}")
+            option = _unless_failed(question, self._cost(question, candidate, rank, node, placement, path))
+            if option.refused:
+                failures.append(question.failed[option.key])
             yield option
         if len(failures) == len(paths):
             refused.append(Refusal(node.node_id, RefusalKind.FAILED, f"failed: {failures[-1]}"))
@@ -97,16 +95,13 @@ class CheapestStart:
             return None
         best = min(donors, key=lambda donor: (donor.worth_ms, donor.instance_id))
         fetch_ms = self.costs.fetch_ms(placement.bytes_to_fetch)
-        reason = f"out of {best.instance_id} ({best.variant}): {best.transform_ms:.1f} ms planned"
-        if placement.bytes_to_fetch:
-            reason += f" + {fetch_ms:.1f} ms for {size_words(placement.bytes_to_fetch)} to fetch"
+        reason = f"out of {best.instance_id} ({best.variant}): {best.transform_ms:.1f} ms planned{_fetch_words(placement, fetch_ms)}"
         reason += f", and {best.opportunity_ms:.1f} ms for its model, which comes back with a chance of {best.again:.0%}"
         option = StartOption(
             candidate.key, rank, node.node_id, StartPath.TRANSFORM, best.transform_ms + fetch_ms, placement.bytes_to_fetch, False, reason,
             donor=best.instance_id, price_ms=best.opportunity_ms,
         )  # fmt: skip
-        words = question.failed.get(option.key)
-        return option if words is None else replace(option, refused=True, reason=f"refused: failed before: {words}")
+        return _unless_failed(question, option)
 
     def _cost(
         self, question: StartQuestion, candidate: Candidate, rank: int, node: NodeView, placement: Placement, path: StartPath
@@ -114,11 +109,19 @@ class CheapestStart:
         profile = question.profiles.get((candidate.key, node.profile_class))
         path_ms, measured = self.costs.path(path, candidate.record.backend, profile)
         fetch_ms = self.costs.fetch_ms(placement.bytes_to_fetch)
-        reason = f"{path_ms:.1f} ms {'measured' if measured else 'assumed'}"
-        if placement.bytes_to_fetch:
-            estimated = "" if placement.exact else " (estimated)"
-            reason += f" + {fetch_ms:.1f} ms for {size_words(placement.bytes_to_fetch)} to fetch{estimated}"
+        reason = f"{path_ms:.1f} ms {'measured' if measured else 'assumed'}{_fetch_words(placement, fetch_ms)}"
         return StartOption(candidate.key, rank, node.node_id, path, path_ms + fetch_ms, placement.bytes_to_fetch, measured, reason)
+
+
+def _fetch_words(placement: Placement, fetch_ms: float) -> str:
+    if not placement.bytes_to_fetch:
+        return ""
+    return f" + {fetch_ms:.1f} ms for {size_words(placement.bytes_to_fetch)} to fetch{'' if placement.exact else ' (estimated)'}"
+
+
+def _unless_failed(question: StartQuestion, option: StartOption) -> StartOption:
+    words = question.failed.get(option.key)
+    return option if words is None else replace(option, refused=True, reason=f"refused: failed before: {words}")
 
 
 def _ready_instance(candidate: Candidate, node: NodeView) -> InstanceView | None:

@@ -135,7 +135,7 @@ class Scheduler:
         domains = [TrustDomain(name) for name in config.trust_domains]
         self.records = EtcdRecords(coordinator, domains, changed.fire, self._variant_ready)
         rules = DonorRules(config.transform_idle_s, config.instance_keep_alive_s) if config.transform_idle_s else None
-        self._plans = GraphPlans(self._blobs.read)
+        self._transforms, self._plans = rules is not None, GraphPlans(self._blobs.read)
         self.starter = Starter(
             clock=clock,
             tasks=tasks,
@@ -279,7 +279,7 @@ class Scheduler:
     def _variant_ready(self, variant: VariantRecord) -> None:
         if variant.artifact:
             self._blobs.want(variant.artifact)
-        if variant.backend == "aten" and variant.graph:
+        if self._transforms and variant.backend == "aten" and variant.graph:
             self._plans.learn(variant.graph)
 
 

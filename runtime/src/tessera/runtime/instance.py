@@ -330,8 +330,8 @@ class Instance:
         self._last_s = self._clock.monotonic_s()
         self._dispatch()
 
-    def reserve(self) -> Loaded | None:
-        """Keeps batches from starting until `release` or `hand_over`; requests wait. Returns what it has open; None: it is parked.
+    def reserve(self) -> None:
+        """Keeps batches from starting until `release` or `hand_over`; requests wait. A parked one stays so.
 
         Raises:
             FailedPrecondition: it has something to do, or is about to end.
@@ -339,7 +339,6 @@ class Instance:
         if self.phase is not InstancePhase.SERVING or self._busy or self._exclusive or self._queue:
             raise FailedPrecondition(f"instance {self.identity.instance_id} is not idle: {self.phase}, {len(self._queue)} waiting")
         self._exclusive = True
-        return self.loaded
 
     def hand_over(self) -> bool:
         """A reserved one ends: whoever waits is sent on. False: its end had begun otherwise and goes on."""

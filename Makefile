@@ -102,7 +102,7 @@ compose-demo: setup ## what demo does, against the cluster of compose-up
 compose-down: setup ## take the cluster away, data and all; fails when something of it is left
 	@$(BIN)/python -m deploy.compose down $(COMPOSE)
 
-bench: setup ## one benchmark: make bench NAME=start|memory|density|gateway|packing|reclaim|fetch|hugepages|autoscaling|decision|picking|variants|modelless|transform|balance
+bench: setup ## one benchmark: make bench NAME=start|memory|density|gateway|packing|reclaim|fetch|hugepages|autoscaling|decision|picking|variants|modelless|transform|balance|startpaths
 	@test -n "$(NAME)" || { echo "NAME is missing: make bench NAME=start|memory|density|gateway|packing|reclaim|fetch|hugepages|autoscaling|decision|picking|variants|modelless|transform|balance" >&2; exit 2; }
 	@$(BIN)/python -m benchmarks.$(NAME)
 

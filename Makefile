@@ -103,7 +103,7 @@ compose-down: setup ## take the cluster away, data and all; fails when something
 	@$(BIN)/python -m deploy.compose down $(COMPOSE)
 
 bench: setup ## one benchmark: make bench NAME=start|memory|density|gateway|packing|reclaim|fetch|hugepages|autoscaling|decision|picking|variants|modelless|transform|balance|startpaths
-	@test -n "$(NAME)" || { echo "NAME is missing: make bench NAME=start|memory|density|gateway|packing|reclaim|fetch|hugepages|autoscaling|decision|picking|variants|modelless|transform|balance" >&2; exit 2; }
+	@test -n "$(NAME)" || { echo "NAME is missing: make bench NAME=start|memory|density|gateway|packing|reclaim|fetch|hugepages|autoscaling|decision|picking|variants|modelless|transform|balance|startpaths" >&2; exit 2; }
 	@$(BIN)/python -m benchmarks.$(NAME)
 
 soak: setup ## random requests, stops, evictions and kills, all checked: make soak MINUTES=30 [SEED=1] [KILLS=1]

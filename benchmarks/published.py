@@ -212,8 +212,7 @@ class Node:
             if self.system.maps:
                 runtime, path = min(self._shared, key=lambda one: sum(held.runtime is one for held in self._held.values())), "mapped"
             if runtime is None:
-                libraries = ALL_LIBRARIES if self.system.reuses else libraries_of(wanted.model)
-                runtime = await Runtime.spawned(libraries)
+                runtime = await Runtime.spawned(libraries_of(wanted.model))
             transformed = donor is not None and self._cheaper(donor.known, wanted)
             if transformed:
                 assert donor is not None

@@ -82,11 +82,15 @@ class FakeScheduler:
         self.delay_s = 1.0
         self.errors: list[TesseraError] = []
         self.calls: list[float] = []
+        self.within: list[float] = []
         self.generation = 100
         self.fixed_generation: int | None = None
 
-    async def start_instance(self, candidates: Sequence[VariantKey], request_id: str, budget_s: float) -> StartedInstance:
+    async def start_instance(
+        self, candidates: Sequence[VariantKey], request_id: str, budget_s: float, ready_within_s: float
+    ) -> StartedInstance:
         self.calls.append(budget_s)
+        self.within.append(ready_within_s)
         await asyncio.sleep(self.delay_s)
         if self.errors:
             raise self.errors.pop(0)
@@ -137,6 +141,23 @@ def test_a_cold_request_and_what_it_leaves_behind() -> None:
         await parts.inference.infer(REQUEST)
         assert parts.decisions._last[-1].start_path == "warm"
         assert len(parts.scheduler.calls) == 1
+
+    virtually(test)
+
+
+def test_a_start_is_told_within_what_time_who_waits_is_in_time() -> None:
+    """By the request's deadline, and by the latency that it asked for; less what an answer takes, where that is known."""
+
+    async def test(parts: Parts) -> None:
+        for budget_s, parameters, within_s in (
+            (None, {}, 60.0), (5.0, {}, 5.0), (5.0, {"latency_ms": 800.0}, 0.8), (0.5, {"latency_ms": 800.0}, 0.5),
+        ):  # fmt: skip
+            parts.scheduler.within.clear()
+            parts.scheduler.errors = [Internal("broken")] * 9
+            with pytest.raises(TesseraError):
+                await parts.inference.infer(REQUEST + encode_parameters(parameters), budget_s)
+            await asyncio.sleep(60)
+            assert parts.scheduler.within[0] == pytest.approx(within_s)
 
     virtually(test)
 

@@ -280,6 +280,52 @@ nodes_strategy = st.lists(
 )
 
 
+def test_who_waits_is_answered_in_time_whatever_the_gateway_likes_better() -> None:
+    wanted = [candidate("aten-fp32", 1000, backend="aten"), candidate(size_bytes=1000)]
+    nodes = [node(runtimes=(runtime(), runtime("aten")), digests=frozenset({Digest("1" * 64)}))]
+    profiles = {
+        (key("aten-fp32"), ProfileClass("p")): profile(StartPath.BIND, 30.0, variant="aten-fp32"),
+        (key(), ProfileClass("p")): profile(StartPath.BIND, 10.0),
+    }
+    relaxed = decide(wanted, nodes, profiles=profiles, ready_within_ms=30.0)
+    assert relaxed.chosen is not None
+    assert relaxed.chosen.variant == key("aten-fp32")
+    pressed = decide(wanted, nodes, profiles=profiles, ready_within_ms=20.0)
+    assert pressed.chosen is not None
+    assert pressed.chosen.variant == key()
+    (late,) = [option for option in pressed.losers if option.variant == key("aten-fp32") and option.start_path is StartPath.BIND]
+    assert late.reason == "30.0 ms measured; 10.0 ms too late for who waits"
+
+
+def test_where_all_are_late_the_deadline_decides_nothing() -> None:
+    wanted = [candidate("aten-fp32", backend="aten"), candidate()]
+    nodes = [node(runtimes=(runtime(), runtime("aten")))]
+    assert decide(wanted, nodes, ready_within_ms=0.5).chosen == decide(wanted, nodes).chosen
+
+
+def test_a_donor_that_is_wanted_again_is_taken_where_nothing_else_is_in_time() -> None:
+    source = key("other")
+    donors = {(key("aten-fp32"), NodeId("n1")): (Donor(InstanceId("i-9"), source, 2.0, 100.0, 1.0),)}
+    wanted, nodes = [candidate("aten-fp32", backend="aten")], [node(runtimes=(runtime("aten"),))]
+    paths = {}
+    for within_ms in (None, 3.0):
+        chosen = decide(wanted, nodes, donors=donors, ready_within_ms=within_ms).chosen
+        assert chosen is not None
+        paths[within_ms] = chosen.start_path
+    assert paths == {None: StartPath.BIND, 3.0: StartPath.TRANSFORM}
+
+
+def test_bytes_that_another_start_is_fetching_count_half() -> None:
+    blob = Blob(Digest("1" * 64), 10_000_000)
+    store = StoreView(1 << 40, 0, frozenset(), frozenset({blob.digest}))
+    busy = replace(node("n2"), stores={DOMAIN: store})
+    chosen = decide([candidate(size_bytes=blob.size_bytes)], [node("n1"), busy]).chosen
+    assert chosen is not None
+    assert (chosen.node_id, chosen.bytes_to_fetch) == ("n2", blob.size_bytes)
+    assert chosen.expected_ms == pytest.approx(4.0 + 10.0)
+    assert "of which 9.5 MiB are on their way" in chosen.reason
+
+
 @given(nodes_strategy, st.integers(0, 100), st.randoms(), st.data())
 def test_safety_of_every_decision(nodes, size, random, data) -> None:  # type: ignore[no-untyped-def]
     """Never a refused or failed option, never a worse one than stands among the losers, and no dependence on the nodes' order."""

@@ -13,7 +13,7 @@ from tessera.domain.instance import InstanceState
 from tessera.policy.view import NodeCondition
 from tessera.scheduler.core import observed
 from tessera.scheduler.core.observed import ANSWER_AHEAD_S, fold
-from tessera.scheduler.core.snapshot import node_views
+from tessera.scheduler.core.snapshot import node_views, with_coming
 
 digest_sets = st.frozensets(st.integers(0, 9).map(lambda number: Digest(f"{number:064x}")), max_size=6)
 
@@ -107,3 +107,13 @@ def test_what_is_ended_or_stopping_is_not_in_the_snapshot() -> None:
     instances = [instance("i-1"), instance("i-2"), instance("i-3", state=InstanceState.GONE), instance("i-4", state=InstanceState.FAILED)]
     views = node_views({NodeId("n1"): (node_record(),)}, {NodeId("n1"): node("n1", instances)}, {}, {InstanceId("i-2")})
     assert [item.instance_id for item in views[0].instances] == ["i-1"]
+
+
+def test_what_is_being_fetched_into_a_store_is_coming_until_it_is_there() -> None:
+    there, wanted = Digest("1" * 64), Digest("2" * 64)
+    n1, n2 = NodeId("n1"), NodeId("n2")
+    seen = {n1: fold(None, report("n1", added=frozenset({there})), 1, 0.0), n2: node("n2")}
+    views = node_views({n1: (node_record("n1"),), n2: (node_record("n2"),)}, seen, {})
+    first, second = with_coming(views, {(n1, DOMAIN): {there, wanted}, (n2, TrustDomain("stranger")): {wanted}})
+    assert (first.store(DOMAIN).digests, first.store(DOMAIN).coming) == (frozenset({there}), frozenset({wanted}))
+    assert second == views[1]

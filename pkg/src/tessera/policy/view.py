@@ -44,11 +44,12 @@ class InstanceView:
 @dataclass(frozen=True, slots=True)
 class StoreView:
     """What one trust domain has in a node. `held_bytes` are those that nothing can reclaim now: pinned by
-    instances that are in use, or unlinked and still mapped."""
+    instances that are in use, or unlinked and still mapped. `coming`: what starts that are in flight are fetching."""
 
     budget_bytes: int = 0
     held_bytes: int = 0
     digests: frozenset[Digest] = frozenset()
+    coming: frozenset[Digest] = frozenset()
 
     @property
     def room_bytes(self) -> int:

@@ -14,7 +14,8 @@ from tessera.policy.view import Candidate, NodeView
 class Placement:
     """What it takes to put a candidate on a node.
 
-    `exact` is False where the candidate's blob list was not known and the bytes were estimated from its record's sizes.
+    `exact` is False where the candidate's blob list was not known and the bytes were estimated from its record's sizes. `bytes_coming`:
+    of those to fetch, what another start is fetching there already.
     """
 
     node_id: NodeId
@@ -22,6 +23,12 @@ class Placement:
     bytes_to_fetch: int
     load: int
     exact: bool = True
+    bytes_coming: int = 0
+
+    @property
+    def bytes_to_wait_for(self) -> float:
+        """What is being fetched counts half: nobody knows how much of it is there."""
+        return self.bytes_to_fetch - self.bytes_coming / 2
 
 
 class PlacementPolicy(Protocol):

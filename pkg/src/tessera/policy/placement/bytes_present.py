@@ -20,7 +20,7 @@ class BytesPresentPlacement:
 
     def rank(self, candidate: Candidate, nodes: Sequence[NodeView]) -> tuple[Placement, ...]:
         placements = [place(candidate, node) for node in nodes]
-        return tuple(sorted(placements, key=lambda found: (found.bytes_to_fetch, found.load, found.node_id)))
+        return tuple(sorted(placements, key=lambda found: (found.bytes_to_wait_for, found.load, found.node_id)))
 
 
 def place(candidate: Candidate, node: NodeView) -> Placement:
@@ -28,9 +28,10 @@ def place(candidate: Candidate, node: NodeView) -> Placement:
     if candidate.blobs is None:
         return _estimate(candidate, node)
     distinct = {blob.digest: blob.size_bytes for blob in candidate.blobs}
-    digests = node.store(candidate.key.trust_domain).digests
-    present = sum(size for digest, size in distinct.items() if digest in digests)
-    return Placement(node.node_id, present, sum(distinct.values()) - present, node.load)
+    store = node.store(candidate.key.trust_domain)
+    present = sum(size for digest, size in distinct.items() if digest in store.digests)
+    coming = sum(size for digest, size in distinct.items() if digest in store.coming) if store.coming else 0
+    return Placement(node.node_id, present, sum(distinct.values()) - present, node.load, bytes_coming=coming)
 
 
 def _estimate(candidate: Candidate, node: NodeView) -> Placement:

@@ -44,7 +44,8 @@ Donors = Mapping[tuple[VariantKey, NodeId], tuple[Donor, ...]]
 class StartQuestion:
     """Candidates in the gateway's order, nodes at one moment, and what is known about costs.
 
-    `failed` maps options that were tried for this request to the words of their failure; they are not chosen again.
+    `failed` maps options that were tried for this request to the words of their failure; they are not chosen again. `ready_within_ms`: who
+    waits is in time if the start takes no longer; None: nobody said.
     """
 
     candidates: tuple[Candidate, ...]
@@ -52,6 +53,7 @@ class StartQuestion:
     profiles: Mapping[tuple[VariantKey, ProfileClass], ProfileRecord] = field(default_factory=dict)
     failed: Mapping[OptionKey, str] = field(default_factory=dict)
     donors: Donors = field(default_factory=dict)
+    ready_within_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,7 @@
 """The start that is ready soonest, unless that means a variant which the gateway likes less for little gain.
 
+What makes who waits late comes after what does not, whatever it is worth; where all are late, worth alone decides.
+
 A transformation costs what it takes, and what the donor's model takes when it is asked again, as often as that is expected: the published
 safeguard (never slower than the best other path) with the donor's side in it (papers section 2). Its own time is what is promised.
 
@@ -49,9 +51,15 @@ class CheapestStart:
             refusals.extend(refused)
             sentences.append(f"{candidate.key}: {explain(refused, len(question.nodes))}")
         open_options = [(option, place) for option, place in options if not option.refused]
-        best = min(open_options, key=lambda entry: (self._worth(entry[0]), entry[0].rank, entry[1], entry[0].start_path), default=None)
+        within_ms = question.ready_within_ms
+
+        def order(entry: tuple[StartOption, int]) -> tuple[bool, float, int, int, StartPath]:
+            option, place = entry
+            return _late(option, within_ms), self._worth(option), option.rank, place, option.start_path
+
+        best = min(open_options, key=order, default=None)
         chosen = best[0] if best is not None else None
-        losers = [_lost(option, chosen) for option, _ in options if option is not chosen]
+        losers = [_lost(option, chosen, within_ms) for option, _ in options if option is not chosen]
         losers.sort(key=lambda option: (option.refused, self._worth(option), option.node_id, option.start_path))
         may_pass = any(item.may_pass for item in refusals) or not question.nodes
         return StartDecision(chosen, tuple(losers), tuple(refusals), "; ".join(sentences), self.name, may_pass)
@@ -94,7 +102,7 @@ class CheapestStart:
         if not donors:
             return None
         best = min(donors, key=lambda donor: (donor.worth_ms, donor.instance_id))
-        fetch_ms = self.costs.fetch_ms(placement.bytes_to_fetch)
+        fetch_ms = self.costs.fetch_ms(placement.bytes_to_wait_for)
         reason = f"out of {best.instance_id} ({best.variant}): {best.transform_ms:.1f} ms planned{_fetch_words(placement, fetch_ms)}"
         reason += f", and {best.opportunity_ms:.1f} ms for its model, which comes back with a chance of {best.again:.0%}"
         option = StartOption(
@@ -108,7 +116,7 @@ class CheapestStart:
     ) -> StartOption:
         profile = question.profiles.get((candidate.key, node.profile_class))
         path_ms, measured = self.costs.path(path, candidate.record.backend, profile)
-        fetch_ms = self.costs.fetch_ms(placement.bytes_to_fetch)
+        fetch_ms = self.costs.fetch_ms(placement.bytes_to_wait_for)
         reason = f"{path_ms:.1f} ms {'measured' if measured else 'assumed'}{_fetch_words(placement, fetch_ms)}"
         return StartOption(candidate.key, rank, node.node_id, path, path_ms + fetch_ms, placement.bytes_to_fetch, measured, reason)
 
@@ -116,7 +124,12 @@ class CheapestStart:
 def _fetch_words(placement: Placement, fetch_ms: float) -> str:
     if not placement.bytes_to_fetch:
         return ""
-    return f" + {fetch_ms:.1f} ms for {size_words(placement.bytes_to_fetch)} to fetch{'' if placement.exact else ' (estimated)'}"
+    coming = f", of which {size_words(placement.bytes_coming)} are on their way" if placement.bytes_coming else ""
+    return f" + {fetch_ms:.1f} ms for {size_words(placement.bytes_to_fetch)} to fetch{'' if placement.exact else ' (estimated)'}{coming}"
+
+
+def _late(option: StartOption, within_ms: float | None) -> bool:
+    return within_ms is not None and option.expected_ms > within_ms
 
 
 def _unless_failed(question: StartQuestion, option: StartOption) -> StartOption:
@@ -138,9 +151,11 @@ def _bindable(candidate: Candidate, node: NodeView) -> bool:
     )
 
 
-def _lost(option: StartOption, chosen: StartOption | None) -> StartOption:
+def _lost(option: StartOption, chosen: StartOption | None, within_ms: float | None) -> StartOption:
     if option.refused or chosen is None:
         return option
+    if within_ms is not None and _late(option, within_ms) and not _late(chosen, within_ms):
+        return replace(option, reason=f"{option.reason}; {option.expected_ms - within_ms:.1f} ms too late for who waits")
     difference = option.expected_ms + option.price_ms - chosen.expected_ms - chosen.price_ms
     if option.rank > chosen.rank and difference <= 0:
         words = f"ready {-difference:.1f} ms sooner, but the gateway prefers {chosen.variant}"

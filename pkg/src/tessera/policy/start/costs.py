@@ -49,5 +49,5 @@ class CostModel:
             return 0.0, True
         return self.path_ms.get((start_path, backend), FALLBACK_PATH_MS[start_path]), False
 
-    def fetch_ms(self, bytes_to_fetch: int) -> float:
+    def fetch_ms(self, bytes_to_fetch: float) -> float:
         return bytes_to_fetch * self.ms_per_byte

@@ -23,8 +23,11 @@ class StartedInstance:
 
 
 class StartRequests(Protocol):
-    async def start_instance(self, candidates: Sequence[VariantKey], request_id: str, budget_s: float) -> StartedInstance:
-        """Asks the leader for an instance of one of the candidates (the choice first) and waits until it is ready.
+    async def start_instance(
+        self, candidates: Sequence[VariantKey], request_id: str, budget_s: float, ready_within_s: float
+    ) -> StartedInstance:
+        """Asks the leader for an instance of one of the candidates (the choice first) and waits until it is ready. `ready_within_s`: so
+        that the first request that waits is in time; starts that make it are preferred.
 
         Raises:
             Unavailable, StaleTerm: nobody leads right now, or the leader did not answer: ask again.

@@ -57,7 +57,8 @@ class SchedulerServer(scheduler_pb2_grpc.SchedulerServicer):
         candidates = tuple(decode_variant_key(item, f"candidates[{index}]") for index, item in enumerate(request.candidates))
         if any(item.trust_domain != request.trust_domain for item in candidates):
             raise InvalidInput("trust_domain", request.trust_domain, "must be that of every candidate")
-        answer = await self._starter.start(StartRequest(RequestId(request.request_id), candidates, request.budget_us / 1e6))
+        within_ms = request.ready_within_us / 1e3 if request.ready_within_us else None
+        answer = await self._starter.start(StartRequest(RequestId(request.request_id), candidates, request.budget_us / 1e6, within_ms))
         return start_response(answer)
 
     async def StopInstance(self, request: scheduler_pb2.StopInstanceRequest, context: Any) -> scheduler_pb2.StopInstanceResponse:

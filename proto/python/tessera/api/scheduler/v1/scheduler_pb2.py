@@ -26,7 +26,7 @@ from tessera.api.common.v1 import common_pb2 as tessera_dot_api_dot_common_dot_v
 from tessera.api.node.v1 import node_pb2 as tessera_dot_api_dot_node_dot_v1_dot_node__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(tessera/api/scheduler/v1/scheduler.proto\x12\x18tessera.api.scheduler.v1\x1a\"tessera/api/common/v1/common.proto\x1a\x1etessera/api/node/v1/node.proto\"\x8a\x01\n\x14StartInstanceRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x14\n\x0ctrust_domain\x18\x02 \x01(\t\x12\x35\n\ncandidates\x18\x03 \x03(\x0b\x32!.tessera.api.common.v1.VariantKey\x12\x11\n\tbudget_us\x18\x04 \x01(\x04\"\x97\x02\n\x15StartInstanceResponse\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x06\x12\x32\n\x07variant\x18\x03 \x01(\x0b\x32!.tessera.api.common.v1.VariantKey\x12\x0f\n\x07node_id\x18\x04 \x01(\t\x12\x39\n\x08\x65ndpoint\x18\x05 \x01(\x0b\x32\'.tessera.api.common.v1.InstanceEndpoint\x12\x12\n\nstart_path\x18\x06 \x01(\t\x12\x0f\n\x07\x66\x65tched\x18\x07 \x01(\x08\x12\x30\n\x06stages\x18\x08 \x03(\x0b\x32 .tessera.api.common.v1.StageTime\";\n\x13StopInstanceRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\"\x16\n\x14StopInstanceResponse\"A\n\x14ReportStatusResponse\x12)\n\x04term\x18\x01 \x01(\x0b\x32\x1b.tessera.api.common.v1.Term\")\n\x13\x45xplainStartRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\xb3\x01\n\x0bStartOption\x12\x32\n\x07variant\x18\x01 \x01(\x0b\x32!.tessera.api.common.v1.VariantKey\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x12\n\nstart_path\x18\x03 \x01(\t\x12\x13\n\x0b\x65xpected_ms\x18\x04 \x01(\x01\x12\x16\n\x0e\x62ytes_to_fetch\x18\x05 \x01(\x04\x12\x0e\n\x06\x63hosen\x18\x06 \x01(\x08\x12\x0e\n\x06reason\x18\x07 \x01(\t\"q\n\x14\x45xplainStartResponse\x12\x36\n\x07options\x18\x01 \x03(\x0b\x32%.tessera.api.scheduler.v1.StartOption\x12\x11\n\tactual_ms\x18\x02 \x01(\x01\x12\x0e\n\x06policy\x18\x03 \x01(\t\"\x12\n\x10GetLeaderRequest\"`\n\x11GetLeaderResponse\x12)\n\x04term\x18\x01 \x01(\x0b\x32\x1b.tessera.api.common.v1.Term\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0f\n\x07is_self\x18\x03 \x01(\x08\x32\xa6\x04\n\tScheduler\x12p\n\rStartInstance\x12..tessera.api.scheduler.v1.StartInstanceRequest\x1a/.tessera.api.scheduler.v1.StartInstanceResponse\x12m\n\x0cStopInstance\x12-.tessera.api.scheduler.v1.StopInstanceRequest\x1a..tessera.api.scheduler.v1.StopInstanceResponse\x12\x63\n\x0cReportStatus\x12\x1f.tessera.api.node.v1.NodeStatus\x1a..tessera.api.scheduler.v1.ReportStatusResponse(\x01\x30\x01\x12m\n\x0c\x45xplainStart\x12-.tessera.api.scheduler.v1.ExplainStartRequest\x1a..tessera.api.scheduler.v1.ExplainStartResponse\x12\x64\n\tGetLeader\x12*.tessera.api.scheduler.v1.GetLeaderRequest\x1a+.tessera.api.scheduler.v1.GetLeaderResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(tessera/api/scheduler/v1/scheduler.proto\x12\x18tessera.api.scheduler.v1\x1a\"tessera/api/common/v1/common.proto\x1a\x1etessera/api/node/v1/node.proto\"\xa3\x01\n\x14StartInstanceRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x14\n\x0ctrust_domain\x18\x02 \x01(\t\x12\x35\n\ncandidates\x18\x03 \x03(\x0b\x32!.tessera.api.common.v1.VariantKey\x12\x11\n\tbudget_us\x18\x04 \x01(\x04\x12\x17\n\x0fready_within_us\x18\x05 \x01(\x04\"\x97\x02\n\x15StartInstanceResponse\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x06\x12\x32\n\x07variant\x18\x03 \x01(\x0b\x32!.tessera.api.common.v1.VariantKey\x12\x0f\n\x07node_id\x18\x04 \x01(\t\x12\x39\n\x08\x65ndpoint\x18\x05 \x01(\x0b\x32\'.tessera.api.common.v1.InstanceEndpoint\x12\x12\n\nstart_path\x18\x06 \x01(\t\x12\x0f\n\x07\x66\x65tched\x18\x07 \x01(\x08\x12\x30\n\x06stages\x18\x08 \x03(\x0b\x32 .tessera.api.common.v1.StageTime\";\n\x13StopInstanceRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\"\x16\n\x14StopInstanceResponse\"A\n\x14ReportStatusResponse\x12)\n\x04term\x18\x01 \x01(\x0b\x32\x1b.tessera.api.common.v1.Term\")\n\x13\x45xplainStartRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\xb3\x01\n\x0bStartOption\x12\x32\n\x07variant\x18\x01 \x01(\x0b\x32!.tessera.api.common.v1.VariantKey\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x12\n\nstart_path\x18\x03 \x01(\t\x12\x13\n\x0b\x65xpected_ms\x18\x04 \x01(\x01\x12\x16\n\x0e\x62ytes_to_fetch\x18\x05 \x01(\x04\x12\x0e\n\x06\x63hosen\x18\x06 \x01(\x08\x12\x0e\n\x06reason\x18\x07 \x01(\t\"q\n\x14\x45xplainStartResponse\x12\x36\n\x07options\x18\x01 \x03(\x0b\x32%.tessera.api.scheduler.v1.StartOption\x12\x11\n\tactual_ms\x18\x02 \x01(\x01\x12\x0e\n\x06policy\x18\x03 \x01(\t\"\x12\n\x10GetLeaderRequest\"`\n\x11GetLeaderResponse\x12)\n\x04term\x18\x01 \x01(\x0b\x32\x1b.tessera.api.common.v1.Term\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0f\n\x07is_self\x18\x03 \x01(\x08\x32\xa6\x04\n\tScheduler\x12p\n\rStartInstance\x12..tessera.api.scheduler.v1.StartInstanceRequest\x1a/.tessera.api.scheduler.v1.StartInstanceResponse\x12m\n\x0cStopInstance\x12-.tessera.api.scheduler.v1.StopInstanceRequest\x1a..tessera.api.scheduler.v1.StopInstanceResponse\x12\x63\n\x0cReportStatus\x12\x1f.tessera.api.node.v1.NodeStatus\x1a..tessera.api.scheduler.v1.ReportStatusResponse(\x01\x30\x01\x12m\n\x0c\x45xplainStart\x12-.tessera.api.scheduler.v1.ExplainStartRequest\x1a..tessera.api.scheduler.v1.ExplainStartResponse\x12\x64\n\tGetLeader\x12*.tessera.api.scheduler.v1.GetLeaderRequest\x1a+.tessera.api.scheduler.v1.GetLeaderResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,25 +34,25 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tessera.api.scheduler.v1.sc
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_STARTINSTANCEREQUEST']._serialized_start=139
-  _globals['_STARTINSTANCEREQUEST']._serialized_end=277
-  _globals['_STARTINSTANCERESPONSE']._serialized_start=280
-  _globals['_STARTINSTANCERESPONSE']._serialized_end=559
-  _globals['_STOPINSTANCEREQUEST']._serialized_start=561
-  _globals['_STOPINSTANCEREQUEST']._serialized_end=620
-  _globals['_STOPINSTANCERESPONSE']._serialized_start=622
-  _globals['_STOPINSTANCERESPONSE']._serialized_end=644
-  _globals['_REPORTSTATUSRESPONSE']._serialized_start=646
-  _globals['_REPORTSTATUSRESPONSE']._serialized_end=711
-  _globals['_EXPLAINSTARTREQUEST']._serialized_start=713
-  _globals['_EXPLAINSTARTREQUEST']._serialized_end=754
-  _globals['_STARTOPTION']._serialized_start=757
-  _globals['_STARTOPTION']._serialized_end=936
-  _globals['_EXPLAINSTARTRESPONSE']._serialized_start=938
-  _globals['_EXPLAINSTARTRESPONSE']._serialized_end=1051
-  _globals['_GETLEADERREQUEST']._serialized_start=1053
-  _globals['_GETLEADERREQUEST']._serialized_end=1071
-  _globals['_GETLEADERRESPONSE']._serialized_start=1073
-  _globals['_GETLEADERRESPONSE']._serialized_end=1169
-  _globals['_SCHEDULER']._serialized_start=1172
-  _globals['_SCHEDULER']._serialized_end=1722
+  _globals['_STARTINSTANCEREQUEST']._serialized_end=302
+  _globals['_STARTINSTANCERESPONSE']._serialized_start=305
+  _globals['_STARTINSTANCERESPONSE']._serialized_end=584
+  _globals['_STOPINSTANCEREQUEST']._serialized_start=586
+  _globals['_STOPINSTANCEREQUEST']._serialized_end=645
+  _globals['_STOPINSTANCERESPONSE']._serialized_start=647
+  _globals['_STOPINSTANCERESPONSE']._serialized_end=669
+  _globals['_REPORTSTATUSRESPONSE']._serialized_start=671
+  _globals['_REPORTSTATUSRESPONSE']._serialized_end=736
+  _globals['_EXPLAINSTARTREQUEST']._serialized_start=738
+  _globals['_EXPLAINSTARTREQUEST']._serialized_end=779
+  _globals['_STARTOPTION']._serialized_start=782
+  _globals['_STARTOPTION']._serialized_end=961
+  _globals['_EXPLAINSTARTRESPONSE']._serialized_start=963
+  _globals['_EXPLAINSTARTRESPONSE']._serialized_end=1076
+  _globals['_GETLEADERREQUEST']._serialized_start=1078
+  _globals['_GETLEADERREQUEST']._serialized_end=1096
+  _globals['_GETLEADERRESPONSE']._serialized_start=1098
+  _globals['_GETLEADERRESPONSE']._serialized_end=1194
+  _globals['_SCHEDULER']._serialized_start=1197
+  _globals['_SCHEDULER']._serialized_end=1747
 # @@protoc_insertion_point(module_scope)

@@ -27,9 +27,12 @@ class StartInstanceRequest(_message.Message):
     TRUST_DOMAIN_FIELD_NUMBER: _builtins.int
     CANDIDATES_FIELD_NUMBER: _builtins.int
     BUDGET_US_FIELD_NUMBER: _builtins.int
+    READY_WITHIN_US_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     trust_domain: _builtins.str
     budget_us: _builtins.int
+    ready_within_us: _builtins.int
+    """so that the first request that waits for it is in time; 0: nobody said"""
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.VariantKey]:
         """the gateway's choice first"""
@@ -41,10 +44,11 @@ class StartInstanceRequest(_message.Message):
         trust_domain: _builtins.str = ...,
         candidates: _abc.Iterable[_common_pb2.VariantKey] | None = ...,
         budget_us: _builtins.int = ...,
+        ready_within_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_us", b"budget_us", "candidates", b"candidates", "request_id", b"request_id", "trust_domain", b"trust_domain"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_us", b"budget_us", "candidates", b"candidates", "ready_within_us", b"ready_within_us", "request_id", b"request_id", "trust_domain", b"trust_domain"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -94,12 +94,15 @@ class SchedulerClient:
         except Unavailable:
             pass  # the other of the two, election key and record, is still to come
 
-    async def start_instance(self, candidates: Sequence[VariantKey], request_id: str, budget_s: float) -> StartedInstance:
+    async def start_instance(
+        self, candidates: Sequence[VariantKey], request_id: str, budget_s: float, ready_within_s: float
+    ) -> StartedInstance:
         request = scheduler_pb2.StartInstanceRequest(
             request_id=request_id,
             trust_domain=self._trust_domain,
             candidates=[encode_variant_key(key) for key in candidates[:MAX_CANDIDATES]],
             budget_us=int(budget_s * 1e6),
+            ready_within_us=max(1, int(ready_within_s * 1e6)),
         )
         answer = await self._calls.call(self._start_address(), START, request, scheduler_pb2.StartInstanceResponse, budget_s)
         endpoint = decode_endpoint(answer.endpoint)

@@ -47,6 +47,7 @@ class _Start:
 
     result: asyncio.Future[Started | TesseraError]
     since_s: float
+    ready_within_s: float
     waiting: int = 0
 
 
@@ -106,7 +107,7 @@ class StartQueues:
         )
         if start is None:
             # Also for a request that comes too short: the next one with the same deadline must find an instance.
-            start = self._begin(route, choice, context)
+            start = self._begin(route, choice, _ready_within_s(route, budget_s, forecast), context)
         if refused is not None:
             raise refused
         start.waiting += 1
@@ -120,9 +121,9 @@ class StartQueues:
             raise error_of(result.kind, result.message)
         return result
 
-    def _begin(self, route: Route, choice: Choice, context: TraceContext) -> _Start:
+    def _begin(self, route: Route, choice: Choice, ready_within_s: float, context: TraceContext) -> _Start:
         key = choice.candidate.key
-        start = _Start(asyncio.get_running_loop().create_future(), self._clock.monotonic_s())
+        start = _Start(asyncio.get_running_loop().create_future(), self._clock.monotonic_s(), ready_within_s)
         self._starts[key] = start
         self._tasks.start(f"start {key}", self._run(route, key, route.to_start(choice), start, context))
         return start
@@ -174,7 +175,9 @@ class StartQueues:
         with span("tessera.gateway.start", parent=context, variant=str(candidates[0])) as own:
             while True:
                 try:
-                    answer = await self._scheduler.start_instance(candidates, context.trace_id, deadline_s - self._clock.monotonic_s())
+                    gone_s = self._clock.monotonic_s() - start.since_s
+                    within_s = max(0.0, start.ready_within_s - gone_s)
+                    answer = await self._scheduler.start_instance(candidates, context.trace_id, self._budget_s - gone_s, within_s)
                     if self._catalogue.fleet.is_stale(answer.slot.generation):
                         raise Unavailable(f"the scheduler named instance {answer.slot.instance_id}, whose generation is gone")
                     await self._reach(answer.slot)
@@ -216,3 +219,10 @@ def _forecast(candidate: Candidate) -> StartForecast:
     if candidate.start_ms is None or candidate.load_ms is None:
         return StartForecast(None, None)
     return StartForecast(candidate.load_ms / 1000, (candidate.start_ms - candidate.load_ms) / 1000)
+
+
+def _ready_within_s(route: Route, budget_s: float, forecast: StartForecast) -> float:
+    """From now, so that the request is answered by its deadline and within the latency that it asked for."""
+    wanted_ms = route.objectives.latency_ms
+    left_s = budget_s if wanted_ms is None else min(budget_s, wanted_ms / 1000)
+    return max(0.0, left_s - (forecast.latency_s or 0.0))

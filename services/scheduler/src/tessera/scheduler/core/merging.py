@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -31,6 +32,10 @@ class MergeTable(Generic[FlightT]):
 
     def close(self, key: MergeKey) -> None:
         del self._flights[key]
+
+    def all(self) -> Iterator[tuple[VariantKey, NodeId, FlightT]]:
+        for (variant, _), (node_id, flight) in self._flights.items():
+            yield variant, node_id, flight
 
     def variants(self) -> frozenset[VariantKey]:
         """Variants that somebody waits for."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
-from tessera.domain.ids import InstanceId, NodeId
+from tessera.domain.ids import Digest, InstanceId, NodeId, TrustDomain
 from tessera.domain.records import NodeRecord
 from tessera.policy.view import NodeCondition, NodeView, StoreView
 from tessera.scheduler.core.observed import ObservedNode
@@ -32,6 +33,17 @@ def node_views(
         elif found is not None:
             views.append(_silent(found, starting.get(node_id, 0)))
     return tuple(views)
+
+
+def with_coming(views: Sequence[NodeView], coming: Mapping[tuple[NodeId, TrustDomain], Collection[Digest]]) -> tuple[NodeView, ...]:
+    """`coming`: digests that somebody is fetching into a node's store."""
+    found = list(views)
+    for at, node in enumerate(found):
+        here = {domain: replace(store, coming=frozenset(coming[node.node_id, domain]) - store.digests)
+                for domain, store in node.stores.items() if coming.get((node.node_id, domain))}  # fmt: skip
+        if here:
+            found[at] = replace(node, stores={**node.stores, **here})
+    return tuple(found)
 
 
 def _reported(node_id: NodeId, node: ObservedNode, condition: NodeCondition, starting: int, stopping: Collection[InstanceId]) -> NodeView:

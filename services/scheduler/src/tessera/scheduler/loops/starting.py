@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from tessera.clock import Clock
 from tessera.domain.errors import DeadlineExceeded, InvalidInput, StaleTerm, TesseraError, Unavailable
-from tessera.domain.ids import BuildClass, Digest, Generation, InstanceId, NodeId, RequestId, VariantKey
+from tessera.domain.ids import BuildClass, Digest, Generation, InstanceId, NodeId, RequestId, TrustDomain, VariantKey
 from tessera.domain.instance import Stage, StageTime, StartPath
 from tessera.domain.records import AssignmentRecord, VariantState
 from tessera.domain.source import Source
@@ -26,6 +26,7 @@ from tessera.scheduler.core.explanations import Explanations
 from tessera.scheduler.core.merging import MergeKey, MergeTable
 from tessera.scheduler.core.observed import ObservedInstance, begun
 from tessera.scheduler.core.refusing import refused
+from tessera.scheduler.core.snapshot import with_coming
 from tessera.scheduler.core.sources import sources_of
 from tessera.scheduler.loops.donating import Donating
 from tessera.scheduler.loops.leading import Leading
@@ -45,9 +46,12 @@ PATIENT_SHARE = 0.8
 
 @dataclass(frozen=True, slots=True)
 class StartRequest:
+    """`ready_within_ms`: so that who waits is in time; None: nobody said."""
+
     request_id: RequestId
     candidates: tuple[VariantKey, ...]
     budget_s: float
+    ready_within_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +160,7 @@ class Starter:
         request = StartRequest(RequestId(self._random_bytes(16).hex()), (variant,), budget_s)
         _check(request)
         self._leading.require()
-        views = self._cluster.views(self._records.nodes(), self._flights.starting())
+        views = self._views()
         decision = self._decide(request, Attempts(), [replace(node, ready={}) for node in views if node.node_id in nodes])
         if decision.chosen is None:
             raise refused(decision, {})
@@ -176,7 +180,7 @@ class Starter:
         patient_until_s = self._clock.monotonic_s() + min(self._limits.patience_s, PATIENT_SHARE * request.budget_s)
         while True:
             self._leading.require()
-            decision = self._decide(request, tried, self._cluster.views(self._records.nodes(), self._flights.starting()))
+            decision = self._decide(request, tried, self._views())
             if decision.chosen is None:
                 await self._wait_or_raise(decision, tried, patient_until_s)
                 continue
@@ -205,7 +209,8 @@ class Starter:
         with span("tessera.scheduler.decide", request_id=request.request_id) as found:
             candidates, unusable = self._candidates(request.candidates)
             donors = self._donors.of(candidates, nodes)
-            decision = self._policy.decide(StartQuestion(candidates, tuple(nodes), self._records.profiles(), tried.words(), donors))
+            question = StartQuestion(candidates, tuple(nodes), self._records.profiles(), tried.words(), donors, request.ready_within_ms)
+            decision = self._policy.decide(question)
             if unusable:
                 text = "; ".join(part for part in (decision.explanation, *unusable) if part)
                 decision = replace(decision, explanation=text, may_pass=True)
@@ -216,6 +221,15 @@ class Starter:
         note = functools.partial(log.info, "start decided", request_id=request.request_id, **words)
         asyncio.get_running_loop().call_later(NOTE_AFTER_S, note)
         return decision
+
+    def _views(self) -> tuple[NodeView, ...]:
+        """With what the starts in flight are fetching."""
+        coming: dict[tuple[NodeId, TrustDomain], set[Digest]] = {}
+        for variant, node_id, flight in self._flights.all():
+            record = self._records.variant(variant) if flight.option.bytes_to_fetch else None
+            blobs = self._blobs.blobs(record.artifact) if record is not None and record.artifact else None
+            coming.setdefault((node_id, variant.trust_domain), set()).update(blob.digest for blob in blobs or ())
+        return with_coming(self._cluster.views(self._records.nodes(), self._flights.starting()), coming)
 
     def _candidates(self, wanted: Sequence[VariantKey]) -> tuple[tuple[Candidate, ...], list[str]]:
         """Candidates that are ready, and why the others are not; a record may be on its way from etcd still."""

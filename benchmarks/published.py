@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -144,6 +144,7 @@ class Node:
     keep_alive_s: float
     idle_s: float
     scratch_ms: dict[str, float] = field(default_factory=dict)
+    now_s: Callable[[], float] = time.monotonic
     _held: dict[str, Held] = field(default_factory=dict)
     _starting: dict[str, asyncio.Future[Held]] = field(default_factory=dict)
     _reserved: Counter[str] = field(default_factory=Counter)
@@ -184,7 +185,7 @@ class Node:
             right = await held.runtime.do("run", name=name)
         finally:
             held.busy -= 1
-            held.last_s = time.monotonic()
+            held.last_s = self.now_s()
         if not held.ready and not held.busy:
             held.busy += 1
             self._behind.add(asyncio.create_task(self._flatten(held)))
@@ -227,11 +228,11 @@ class Node:
                 self.scratch_ms[name] = (time.perf_counter() - begun) * 1e3
         finally:
             self._reserved[name] -= 1
-        self._held[name] = Held(wanted, runtime, last_s=time.monotonic(), ready=transformed or not self.system.transforms)
+        self._held[name] = Held(wanted, runtime, last_s=self.now_s(), ready=transformed or not self.system.transforms)
         return path
 
     def _donor(self, wanted: Known) -> Held | None:
-        now_s = time.monotonic()
+        now_s = self.now_s()
         idle = [held for held in self._held.values() if not held.busy and held.ready and now_s - held.last_s >= self.idle_s]
         if not self.system.reuses or not idle:
             return None
@@ -254,7 +255,7 @@ class Node:
             self._reserved[name] += 1
 
     async def _expire(self) -> None:
-        now_s = time.monotonic()
+        now_s = self.now_s()
         for held in [held for held in self._held.values() if not held.busy and now_s - held.last_s > self.keep_alive_s]:
             await self._evict(held)
 

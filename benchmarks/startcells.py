@@ -84,12 +84,13 @@ def _compressed(trace: Trace, duration_s: float) -> list[Arrival]:
     """The busiest stretch of the trace that lasts so long once compressed, at most `MOST_PER_S` calls a second; a function a model."""
     draw = np.random.default_rng(SEED)
     calls = sorted((at_s / COMPRESSED, function) for function, times in enumerate(trace.calls) for at_s in times)
-    starts = [at_s for at_s, _ in calls]
-    begin = int(np.argmax([np.searchsorted(starts, at_s + duration_s) - at for at, at_s in enumerate(starts)]))
+    starts = np.array([at_s for at_s, _ in calls])
+    begin = int(np.argmax(np.searchsorted(starts, starts + duration_s) - np.arange(len(starts))))
     by_second: dict[int, list[tuple[float, int]]] = {}
     for at_s, function in calls[begin:]:
-        if at_s < starts[begin] + duration_s:
-            by_second.setdefault(int(at_s - starts[begin]), []).append((at_s - starts[begin], function))
+        since_s = at_s - float(starts[begin])
+        if since_s < duration_s:
+            by_second.setdefault(int(since_s), []).append((since_s, function))
     kept = []
     for some in by_second.values():
         chosen = draw.choice(len(some), size=min(MOST_PER_S, len(some)), replace=False)

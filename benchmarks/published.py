@@ -97,10 +97,12 @@ class Runtime:
         self.lock = asyncio.Lock()
 
     @classmethod
-    async def spawned(cls, libraries: str) -> Runtime:
+    async def spawned(cls, libraries: str, made: list[Runtime]) -> Runtime:
+        """`made` gets it at once: who made it ends it, whatever becomes of the start."""
         command = ["-W", "ignore", "-m", "benchmarks.container", libraries]
         pipe = asyncio.subprocess.PIPE
         runtime = cls(await asyncio.create_subprocess_exec(sys.executable, *command, stdin=pipe, stdout=pipe, limit=1 << 26))
+        made.append(runtime)
         await runtime._answer()
         return runtime
 
@@ -148,22 +150,25 @@ class Node:
     _held: dict[str, Held] = field(default_factory=dict)
     _starting: dict[str, asyncio.Future[Held]] = field(default_factory=dict)
     _reserved: Counter[str] = field(default_factory=Counter)
+    _made: list[Runtime] = field(default_factory=list)
     _shared: list[Runtime] = field(default_factory=list)
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     _behind: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def open(self) -> None:
         if self.system.maps:
-            self._shared = [await Runtime.spawned(ALL_LIBRARIES) for _ in range(RUNTIMES)]
+            self._shared = [await Runtime.spawned(ALL_LIBRARIES, self._made) for _ in range(RUNTIMES)]
 
     async def close(self) -> None:
-        await asyncio.gather(*self._behind)
-        for runtime in {id(one): one for one in (*self._shared, *(held.runtime for held in self._held.values()))}.values():
+        for task in self._behind:
+            task.cancel()
+        await asyncio.gather(*self._behind, return_exceptions=True)
+        for runtime in self._made:
             await runtime.end()
 
     @property
     def pids(self) -> list[int]:
-        return sorted({held.runtime.process.pid for held in self._held.values()} | {runtime.process.pid for runtime in self._shared})
+        return [runtime.process.pid for runtime in self._made]
 
     async def call(self, name: str) -> tuple[str, bool]:
         """How it was answered, and whether right."""
@@ -213,7 +218,7 @@ class Node:
             if self.system.maps:
                 runtime, path = min(self._shared, key=lambda one: sum(held.runtime is one for held in self._held.values())), "mapped"
             if runtime is None:
-                runtime = await Runtime.spawned(libraries_of(wanted.model))
+                runtime = await Runtime.spawned(libraries_of(wanted.model), self._made)
             transformed = donor is not None and self._cheaper(donor.known, wanted)
             if transformed:
                 assert donor is not None
@@ -265,6 +270,7 @@ class Node:
         if self.system.maps:
             await held.runtime.do("drop", name=held.known.model.name)
         else:
+            self._made.remove(held.runtime)
             await held.runtime.end()
 
     def _bytes(self, more: str) -> int:

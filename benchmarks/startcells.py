@@ -31,6 +31,8 @@ POISSON = {"poisson, rare": 0.5, "poisson, middle": 1.5, "poisson, frequent": 5.
 """Calls a second, of all models alike."""
 SEED = 17
 LOOK_S = 5.0
+PATIENCE_S = 30.0
+GAVE_UP = "gave up"
 MIB = float(1 << 20)
 Answerer = Callable[[str], Awaitable[tuple[str, bool, str]]]
 """Asks a model: start path, whether the answer was right, the request's id."""
@@ -99,7 +101,7 @@ def _compressed(trace: Trace, duration_s: float) -> list[Arrival]:
 
 
 async def sent(schedule: Sequence[Arrival], ask: Answerer) -> list[Call]:
-    """Returns when all were answered. A latency counts from when the call was due."""
+    """Latencies count from when a call was due. Who has no answer `PATIENCE_S` after the last call gives up: it waited so long."""
     began_s = time.perf_counter()
 
     async def one(call: Call) -> None:
@@ -107,13 +109,19 @@ async def sent(schedule: Sequence[Arrival], ask: Answerer) -> list[Call]:
             call.path, call.right, call.request_id = await ask(call.model)
         except TesseraError as error:
             call.error = f"{error.kind}: {error.message}"
+        except asyncio.CancelledError:
+            call.error = GAVE_UP
         call.ms = (time.perf_counter() - began_s - call.at_s) * 1e3
 
     calls = [Call(MODELS[arrival.form].name, arrival.at_s) for arrival in schedule]
     async with asyncio.TaskGroup() as group:
+        asked = []
         for call in calls:
             await asyncio.sleep(max(0.0, began_s + call.at_s - time.perf_counter()))
-            group.create_task(one(call))
+            asked.append(group.create_task(one(call)))
+        _, late = await asyncio.wait(asked, timeout=PATIENCE_S)
+        for task in late:
+            task.cancel()
     return calls
 
 

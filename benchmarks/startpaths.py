@@ -10,6 +10,8 @@ modules, called directly. *tetris on ours* is a platform of real processes witho
 *tessera* the same with them: all calls go through the gateway, and name the `aten` variant, so that engines are alike. A cell is one trace
 with one system; those that are done are kept in `.demo/bench-startpaths/cells`, and a run goes on where another one was interrupted.
 
+Who has no answer half a minute after the last call gives up, and what it waited counts as its latency.
+
 Regret: of the starts that the scheduler decided, what the chosen path took at the median for that model over what the best of those offered
 took. Noise: two standard errors of the differences, call by call.
 
@@ -36,7 +38,7 @@ from benchmarks.arrivals import Arrival
 from benchmarks.embedded import platform
 from benchmarks.published import SYSTEMS, Known, Plans
 from benchmarks.report import Report, median, percentile
-from benchmarks.startcells import STATE, VARIANT, Call, Cell, ours, published, schedules
+from benchmarks.startcells import GAVE_UP, STATE, VARIANT, Call, Cell, ours, published, schedules
 from benchmarks.startmodels import FOLDER, MODELS
 from tessera.domain.ids import Digest
 from tessera.repository import Repository
@@ -104,13 +106,13 @@ def cell(
 
 
 def row(report: Report, trace: str, name: str, found: Cell) -> None:
-    took = [call.ms for call in found.calls if not call.error]
-    paths = Counter(call.path for call in found.calls if not call.error)
+    took = [call.ms for call in found.calls]
+    paths = Counter(call.path or GAVE_UP for call in found.calls)
     report.row(
         trace=trace, system=name, calls=len(found.calls),
         mean_ms=statistics.fmean(took), p50_ms=median(took), p99_ms=percentile(took, 0.99),
         paths=", ".join(f"{path} {count / len(took):.0%}" for path, count in paths.most_common()), memory_mib=found.memory_mib,
-        wrong=sum(not call.right for call in found.calls if not call.error), refused=sum(bool(call.error) for call in found.calls),
+        wrong=sum(not call.right for call in found.calls if not call.error), unanswered=sum(bool(call.error) for call in found.calls),
     )  # fmt: skip
 
 

@@ -44,9 +44,10 @@ class Process:
         Process.made.append(self)
 
     @classmethod
-    async def spawned(cls, libraries: str) -> Process:
+    async def spawned(cls, libraries: str, made: list[Process]) -> Process:
         await asyncio.sleep(1)
-        return cls()
+        made.append(cls())
+        return made[-1]
 
     async def do(self, what: str, **given: str) -> bool:
         await asyncio.sleep(1)

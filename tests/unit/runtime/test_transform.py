@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from live_programs import a_graph, delta, hash_of, rows
 
-from tessera.domain.errors import DataCorrupted, Unsupported
+from tessera.domain.errors import FailedPrecondition, InvalidInput, Unsupported
 from tessera.policy.transform import registry
 from tessera.runtime.backends.aten.program import Plan, execute, read_plan
 from tessera.runtime.backends.aten.transform import read_delta, transform
@@ -86,27 +86,28 @@ THREE = a_graph([("aten.mul.Tensor", 4, 1, 0), ("aten.relu.default", 4, 0, 0), (
     ("fields", "kind", "words"),
     [
         ({"format": 2}, Unsupported, "format 2"),
-        ({"more": 1}, DataCorrupted, "more"),
-        ({"kept": [[0, 0, 3]]}, DataCorrupted, "keeps operations 0 to 2 of 2"),
-        ({"kept": [[-1, 0, 1]]}, DataCorrupted, "keeps operations -1"),
-        ({"kept": [[0, 0, 2], [1, 1, 1]]}, DataCorrupted, "one of them is taken"),
-        ({"kept": [[0, 0, 1]]}, DataCorrupted, "reads operation 1, which is not there before it"),
-        ({"nodes": [[3, "aten.relu.default", [{"operation": 1}], {}]]}, DataCorrupted, "operation 2 is neither kept nor made"),
+        ({"more": 1}, InvalidInput, "more"),
+        ({"kept": [[0, 0, 3]]}, FailedPrecondition, "keeps operations 0 to 2 of 2"),
+        ({"kept": [[-1, 0, 1]]}, FailedPrecondition, "keeps operations -1"),
+        ({"kept": [[0, 0, 2], [1, 1, 1]]}, FailedPrecondition, "one of them is taken"),
+        ({"kept": [[0, 0, 1]]}, FailedPrecondition, "reads operation 1, which is not there before it"),
+        ({"nodes": [[3, "aten.relu.default", [{"operation": 1}], {}]]}, FailedPrecondition, "operation 2 is neither kept nor made"),
         (
             {"nodes": [[0, "aten.relu.default", [{"input": 0}], {}]], "kept": [[0, 1, 2]]},
-            DataCorrupted,
+            FailedPrecondition,
             "operation 0 gets 1 tensors and has gone",
         ),
-        ({"weights": []}, DataCorrupted, "operation 0 stays and gets no tensors"),
-        ({"weights": [[0, [0, 1]]]}, DataCorrupted, "operation 0 gets 2 tensors and has 1"),
-        ({"weights": [[1, [0]]]}, DataCorrupted, "operation 1 gets 1 tensors and has 0"),
-        ({"nodes": [[2, "aten.mul.Tensor", [{"operation": 2}, {"tensor": 1}], {}]]}, DataCorrupted, "reads operation 2"),
-        ({"nodes": [[2, "aten.mul.Tensor", [{"operation": 1}, {"tensor": 9}], {}]]}, DataCorrupted, "reads tensor 9"),
-        ({"nodes": [[2, "aten.mul.Tensor", [{"input": 4}, {"tensor": 1}], {}]]}, DataCorrupted, "reads input 4"),
+        ({"weights": []}, FailedPrecondition, "operation 0 stays and gets no tensors"),
+        ({"weights": [[0, [0, 1]]]}, FailedPrecondition, "operation 0 gets 2 tensors and has 1"),
+        ({"weights": [[1, [0]]]}, FailedPrecondition, "operation 1 gets 1 tensors and has 0"),
+        ({"nodes": [[2, "aten.mul.Tensor", [{"operation": 2}, {"tensor": 1}], {}]]}, FailedPrecondition, "reads operation 2"),
+        ({"nodes": [[2, "aten.mul.Tensor", [{"operation": 1}, {"tensor": 9}], {}]]}, FailedPrecondition, "reads tensor 9"),
+        ({"nodes": [[2, "aten.mul.Tensor", [{"input": 4}, {"tensor": 1}], {}]]}, FailedPrecondition, "reads input 4"),
         ({"nodes": [[2, "aten.mul_.Tensor", [{"operation": 1}, {"tensor": 1}], {}]]}, Unsupported, "it writes to its arguments"),
         ({"nodes": [[2, "aten.mul.Tensor", [{"slot": 1}, {"tensor": 1}], {}]]}, Unsupported, "slot 1"),
-        ({"outputs": [["y", {"operation": 3}]]}, DataCorrupted, "output y reads operation 3"),
-        ({"outputs": [["y", {"slot": 3}]]}, DataCorrupted, "must be one input, tensor or operation"),
+        ({"outputs": [["y", {"operation": 3}]]}, FailedPrecondition, "output y reads operation 3"),
+        ({"nodes": [[2, "aten.mul.Tensor", [{"operation": 1, "input": 0}, {"tensor": 1}], {}]]}, FailedPrecondition, "must be one key"),
+        ({"outputs": [["y", {"slot": 3}]]}, FailedPrecondition, "must be one input, tensor or operation"),
     ],
 )
 def test_a_delta_that_does_not_fit_is_refused_with_the_place(fields: dict[str, Any], kind: type[Exception], words: str) -> None:
@@ -118,5 +119,5 @@ def test_a_delta_that_does_not_fit_is_refused_with_the_place(fields: dict[str, A
 def test_a_delta_of_another_program_is_refused() -> None:
     """As many operations, the second of which reads the third in the new order."""
     crossing = changed(kept=[[1, 0, 1], [0, 1, 1]], weights=[[1, [0]]])
-    with pytest.raises(DataCorrupted, match=r"operation 0 \(aten.relu.default\) stays and reads what nothing makes before it"):
+    with pytest.raises(FailedPrecondition, match=r"operation 0 \(aten.relu.default\) stays and reads what nothing makes before it"):
         transform(read_plan(TWO), read_delta(crossing))

@@ -113,8 +113,8 @@ class TransformingBackend(Protocol):
         """Opens an artifact out of an open one, which stays as it is until it is closed: whoever is interrupted has it still.
 
         Raises:
-        DataCorrupted, Unsupported: as `Backend.load`, and where the delta does not fit.
-        FailedPrecondition: the delta is from or to another graph.
+        DataCorrupted, Unsupported: as `Backend.load`.
+        InvalidInput, FailedPrecondition: the delta is none, or does not fit, or is from or to another graph.
         """
         ...
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from tessera.domain.errors import DataCorrupted, Unsupported
+from tessera.domain.errors import DataCorrupted, FailedPrecondition, InvalidInput, Unsupported
 from tessera.domain.ids import Digest
 from tessera.domain.transformation import DELTA_FORMAT
 from tessera.runtime.backends.aten.program import Plan, Port, Step, StoredTensor, frees_of, make_step
@@ -43,11 +43,11 @@ _DECODER = msgspec.json.Decoder(Delta)
 
 
 def read_delta(data: bytes) -> Delta:
-    """Raises: DataCorrupted: it is none. Unsupported: another format."""
+    """Raises: InvalidInput: it is none. Unsupported: another format."""
     try:
         delta = _DECODER.decode(data)
     except msgspec.MsgspecError as error:
-        raise DataCorrupted(f"delta: {error}") from error
+        raise InvalidInput("delta", f"{len(data)} bytes", f"must be one: {error}") from error
     if delta.format != DELTA_FORMAT:
         raise Unsupported(f"delta of format {delta.format}: this reads format {DELTA_FORMAT}")
     return delta
@@ -57,10 +57,14 @@ def transform(live: Plan, delta: Delta) -> Plan:
     """The target's plan, from one of the source.
 
     Raises:
-        DataCorrupted: the delta does not fit the plan, or does not make a whole program; names the place.
+        FailedPrecondition: the delta does not fit the plan, or does not make a whole program; names the place.
         Unsupported: an operator or value that a program may not use.
     """
-    return _Transforming(live, delta).plan()
+    try:
+        return _Transforming(live, delta).plan()
+    except DataCorrupted as error:
+        # What is stored is sound: whoever hears otherwise lets the runtime take nothing more, and fetches every byte again.
+        raise FailedPrecondition(error.message) from error
 
 
 class _Transforming:

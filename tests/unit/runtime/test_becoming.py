@@ -17,7 +17,7 @@ from live_programs import a_graph, delta, hash_of
 from tessera.api.open_inference.inference_pb2 import ModelInferRequest, ModelInferResponse
 from tessera.clock import SystemClock
 from tessera.domain.artifact import Artifact, Blob, TensorRef
-from tessera.domain.errors import DataCorrupted, FailedPrecondition, NotFound, TesseraError, Unsupported, WrongGeneration
+from tessera.domain.errors import FailedPrecondition, NotFound, TesseraError, Unsupported, WrongGeneration
 from tessera.domain.ids import Digest, Generation, InstanceId
 from tessera.domain.signature import Signature, TensorSpec
 from tessera.frames.codec import RequestHeader
@@ -25,6 +25,7 @@ from tessera.runtime import backends
 from tessera.runtime.backends.aten.backend import AtenBackend
 from tessera.runtime.loads import Becoming, LoadRequest
 from tessera.runtime.manager import InstanceManager, RuntimeConfig
+from tessera.runtime.server import ControlServer
 from tessera.tensorstore import artifact as artifacts
 from tessera.tensorstore.seal import seal
 
@@ -165,7 +166,7 @@ async def test_whatever_goes_wrong_leaves_the_donor_as_it_was(world: World, brok
     await asyncio.sleep(0.02)
     waiting = world.ask(1)
     world.go_on.set()
-    kinds: dict[str, type[TesseraError]] = {"delta": DataCorrupted, "ends": FailedPrecondition, "tensor": NotFound}
+    kinds: dict[str, type[TesseraError]] = {"delta": FailedPrecondition, "ends": FailedPrecondition, "tensor": NotFound}
     with pytest.raises(kinds[broken]):
         await becoming
     assert b"".join(ModelInferResponse.FromString((await waiting).body).raw_output_contents) == before
@@ -204,6 +205,27 @@ async def test_who_is_busy_ending_or_not_there_is_no_donor(world: World) -> None
     assert world.names == ["other"]
     with pytest.raises(NotFound):
         await world.become("another", 3, world.long, "donor", world.short)
+
+
+async def test_whoever_asks_what_is_here_hears_of_nobody_that_ends(world: World) -> None:
+    await world.load("donor", 1, world.short)
+    world.go_on.clear()
+    becoming = asyncio.ensure_future(world.become("other", 2, world.long, "donor", world.short))
+    await asyncio.sleep(0.02)
+    server = ControlServer(world.running, lambda count: None, lambda drain_s: None, SystemClock())
+    asked = asyncio.ensure_future(server._hello({}))
+    await asyncio.sleep(0.02)
+    world.go_on.set()
+    assert [each["instance_id"] for each in (await asked)["instances"]] == ["other"]
+    await becoming
+    (other,) = world.running.instances
+    other.reserve()
+    ending = asyncio.ensure_future(world.running.unload(InstanceId("other"), 0))
+    await asyncio.sleep(0.02)
+    assert world.names == ["other"], "it is ending"
+    assert (await server._hello({}))["instances"] == []
+    other.release()
+    await ending
 
 
 async def test_of_another_backend_nothing_can_be_made(world: World) -> None:

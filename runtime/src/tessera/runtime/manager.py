@@ -94,8 +94,7 @@ class InstanceManager:
         self._kept = KeptArtifacts()
         self._backends: dict[str, Backend] = {}
         self._held: dict[InstanceId, _Held] = {}
-        self._loading: set[InstanceId] = set()
-        self._openings: set[asyncio.Future[Loaded]] = set()
+        self._loading: dict[InstanceId, asyncio.Future[None]] = {}
         self._by_generation: dict[int, Instance] = {}
         self._build_class = classes.build_class()
         self._artifact = lru_cache(_KNOWN_ARTIFACTS)(partial(_read_artifact, config.store))
@@ -165,8 +164,15 @@ class InstanceManager:
             raise AlreadyExists(f"generation {request.generation:016x} is here already")
         version = parse_reference(request.variant).version
         identity = InstanceIdentity(request.instance_id, request.generation, request.variant, str(version or ""), request.artifact)
+        over = self._loading[request.instance_id] = self._loop.create_future()
+        try:
+            return await self._load(request, identity, mapped)
+        finally:
+            del self._loading[request.instance_id]
+            over.set_result(None)
+
+    async def _load(self, request: LoadRequest, identity: InstanceIdentity, mapped: Callable[[LoadAnswer], None] | None) -> LoadAnswer:
         donor = self._donor(request.donor.instance_id) if request.donor is not None else None
-        self._loading.add(request.instance_id)
         try:
             artifact, digests = self._artifact(request.artifact)
             self.holds.use(request.instance_id, digests)
@@ -174,10 +180,7 @@ class InstanceManager:
             instance = self._add(identity, artifact, BatchLimits(artifact.max_batch, request.max_delay_us), opening.blobs)
             if mapped is not None:
                 mapped(opening.answer)
-            opened = instance.open(self._loop.run_in_executor(self._loader, self._open, request, artifact, opening, donor))
-            self._openings.add(opened)
-            opened.add_done_callback(self._openings.discard)
-            await opened
+            await instance.open(self._loop.run_in_executor(self._loader, self._open, request, artifact, opening, donor))
         except BaseException as error:
             if donor is not None:
                 donor.instance.release()
@@ -185,8 +188,6 @@ class InstanceManager:
             if isinstance(error, TesseraError) or not isinstance(error, Exception):
                 raise
             raise Internal(f"artifact {request.artifact} cannot be loaded: {type(error).__name__}: {error}") from error
-        finally:
-            self._loading.discard(request.instance_id)
         if donor is not None and donor.instance.hand_over():
             await self._take_out(donor)
         self._parking.watch()
@@ -198,9 +199,9 @@ class InstanceManager:
         return self._held[instance_id]
 
     async def settled(self) -> None:
-        """Waits for the first openings under way: an agent that asks what is here would hear of no failure later."""
-        if self._openings:
-            await asyncio.wait(set(self._openings))
+        """Waits for the loads under way: an agent that asks what is here would hear later neither of a failure nor of a donor's end."""
+        if self._loading:
+            await asyncio.wait(set(self._loading.values()))
 
     def _add(self, identity: InstanceIdentity, artifact: Artifact, limits: BatchLimits, blobs: ArtifactBlobs) -> Instance:
         submit = partial(self._loop.run_in_executor, self._workers)

@@ -14,6 +14,7 @@ from tessera.domain.errors import Internal, InvalidInput, TesseraError, Unsuppor
 from tessera.domain.ids import Digest, InstanceId, checked_digest
 from tessera.runtime import control, memory
 from tessera.runtime.control import ControlDecoder, Message
+from tessera.runtime.identity import InstancePhase
 from tessera.runtime.loads import Becoming, LoadAnswer, LoadRequest
 from tessera.runtime.manager import InstanceManager
 from tessera.runtime.measure import RowLimits
@@ -149,6 +150,7 @@ class ControlServer:
                     "max_batch": instance.limits.max_batch,
                 }
                 for instance in self._manager.instances
+                if instance.phase is InstancePhase.SERVING  # whoever took over one that ends would wait for it for ever
             ],
         }
 

@@ -62,6 +62,16 @@ async def test_an_instance_is_made_of_another_one_in_its_runtime(node: Any) -> N
     assert [time.stage for time in again.stages] == [Stage.MAP, Stage.TRANSFORM]
 
 
+async def test_a_full_runtime_takes_what_is_made_of_one_of_its_own(node: Any) -> None:
+    models = [a_model(node, 2, seed) for seed in range(1, 6)]
+    runtimes = {(await node.start(f"i{at}", models[at])).runtime_id for at in range(node.limits.max_instances)}
+    assert len(runtimes) == 1
+    found = await become(node, "other", models[4], "i0")
+    assert {found.runtime_id} == runtimes
+    (runtime,) = node.runtimes.live
+    assert len(runtime.loaded) == node.limits.max_instances
+
+
 async def test_siblings_share_a_delta_that_is_planned_once(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     models = [a_model(node, 2, seed) for seed in (1, 2, 3)]
     await node.start("i0", models[0])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 
 from tessera.clock import Clock
 from tessera.domain.errors import DataCorrupted, FailedPrecondition, Unsupported
@@ -68,7 +69,9 @@ class Transformer:
         """
         donor = self._donor(instance)
         wanted = Wanted(load.flavour, self._fleet.trust_domain, self._fleet.threads, load.blobs, StartPath.BIND, isolated)
-        choice = choose_runtime(wanted, [view for view in self._fleet.views() if view.runtime_id == donor.runtime_id], self._limits)
+        views = [view for view in self._fleet.views() if view.runtime_id == donor.runtime_id]
+        # Without the donor: a full runtime is what transformations are for.
+        choice = choose_runtime(wanted, [replace(view, instances=view.instances - 1) for view in views], self._limits)
         if choice.runtime_id is None:
             raise FailedPrecondition(f"donor {donor.instance_id}: {choice.reason}")
         self._table.note(instance.instance_id, runtime_id=choice.runtime_id, start_path=StartPath.TRANSFORM, blobs=frozenset(load.blobs))

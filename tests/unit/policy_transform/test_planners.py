@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from itertools import permutations
 from math import inf
 from typing import Any
 
 import pytest
 from hypothesis import given
-from transform_programs import a_program, nodes
+from transform_programs import a_program, flat, nodes
 
 from tessera.domain.errors import DataCorrupted, InvalidInput, Unsupported
 from tessera.domain.transformation import MetaOperator
 from tessera.policy.transform import registry
+from tessera.policy.transform.aligned import AlignedPlanner
 from tessera.policy.transform.base import Pairs, Planner
 from tessera.policy.transform.costs import CostLine, MetaCosts
 from tessera.policy.transform.matrix import CostMatrix
@@ -119,6 +121,13 @@ def test_order_is_kept_where_the_group_plan_loses_it() -> None:
     assert ours.cost_ms < group.cost_ms / 2
 
 
+def test_where_there_are_too_many_pairs_the_group_plan_is_taken() -> None:
+    blocks = [("conv", 1, 2, which, 0) for which in range(4)]
+    matrix = CostMatrix(a_program(blocks[1:]), a_program(blocks), COSTS)
+    assert AlignedPlanner(12).pairs(matrix) == ((0, 1), (1, 2), (2, 3))
+    assert AlignedPlanner(11).pairs(matrix) == ((0, 0), (1, 1), (2, 2))
+
+
 def test_an_edge_alone_is_a_change() -> None:
     source, target = a_program([RELU, RELU, ("add", 0, 1, 0, 1)]), a_program([RELU, RELU, ("add", 0, 1, 0, 2)])
     found = plan(source, target, registry.make("tessera"), COSTS)
@@ -137,6 +146,14 @@ def test_a_structure_has_no_slots() -> None:
     assert [tensor.size_bytes for tensor in structure.tensors] == [2 * 256 * 4, 2 * 512 * 4]
 
 
+def odd(**fields: Any) -> bytes:
+    return json.dumps({**flat([]), **fields}).encode()
+
+
+def a_tensor(**fields: Any) -> dict[str, Any]:
+    return {"name": "w", "slot": 1, "dtype": "FP32", "shape": [2], **fields}
+
+
 @pytest.mark.parametrize(
     ("graph", "kind", "words"),
     [
@@ -148,6 +165,13 @@ def test_a_structure_has_no_slots() -> None:
             DataCorrupted,
             r"node 0 \(aten.relu.default\) reads slot 3",
         ),
+        (odd(nodes=[["aten.relu.default", [], [], 1]]), DataCorrupted, "AttributeError"),
+        (odd(nodes=[["aten.relu.default", [float("nan")], {}, 1]]), DataCorrupted, "NaN is no JSON"),
+        (b"[" * 100_000, DataCorrupted, "RecursionError"),
+        (odd(tensors=[a_tensor(dtype="FP8")]), Unsupported, "tensor w is of dtype 'FP8': plans know BOOL, UINT8"),
+        (odd(tensors=[a_tensor(shape=["2"])]), DataCorrupted, r"tensor w has the shape \['2'\]"),
+        (odd(tensors=[a_tensor(shape=[-1])]), DataCorrupted, r"tensor w has the shape \[-1\]"),
+        (odd(tensors=[a_tensor(shape=[1 << 40, 1 << 40])]), DataCorrupted, "tensor w has the shape"),
     ],
 )
 def test_what_is_no_flat_program_is_refused(graph: bytes, kind: type[Exception], words: str) -> None:

@@ -13,14 +13,23 @@ from tessera.policy.transform.base import Pairs
 from tessera.policy.transform.group import GroupPlanner
 from tessera.policy.transform.matrix import CostMatrix
 
+MOST_PAIRS = 4_000_000
+"""Of operations that are compared with each other: 32 MB twice. Beyond it the group plan is taken, which is linear."""
+
 _GROUP = GroupPlanner()
 
 
 class AlignedPlanner:
     name = "tessera"
 
+    def __init__(self, most_pairs: int = MOST_PAIRS) -> None:
+        self._most_pairs = most_pairs
+
     def pairs(self, matrix: CostMatrix) -> Pairs:
-        own, group = aligned(matrix), _GROUP.pairs(matrix)
+        group = _GROUP.pairs(matrix)
+        if len(matrix.source.structure.operations) * len(matrix.target.structure.operations) > self._most_pairs:
+            return group
+        own = aligned(matrix)
         return own if matrix.total_ms(own) <= matrix.total_ms(group) else group
 
 

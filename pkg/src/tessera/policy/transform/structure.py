@@ -19,6 +19,8 @@ ITEM_BYTES = {
     "BOOL": 1, "UINT8": 1, "INT8": 1, "UINT16": 2, "INT16": 2, "FP16": 2, "BF16": 2,
     "UINT32": 4, "INT32": 4, "FP32": 4, "UINT64": 8, "INT64": 8, "FP64": 8,
 }  # fmt: skip
+MOST_ELEMENTS = 1 << 48
+"""Of a tensor: costs are reckoned in 64 bits."""
 
 
 class OriginKind(IntEnum):
@@ -91,16 +93,29 @@ def structure_of(graph: bytes) -> Structure:
     """Reads a flat program's JSON.
 
     Raises:
-        DataCorrupted: it is none, or reads a slot that nothing wrote before; names the place.
-        Unsupported: another dialect or format.
+        DataCorrupted: it is none, or reads a slot that nothing wrote before, or a tensor has no size; names the place.
+        Unsupported: another dialect or format, or a tensor of another type.
     """
     try:
-        program = json.loads(graph)
+        program = json.loads(graph, parse_constant=_no_constant)
         if program["dialect"] != "aten" or program["format"] != 1:
             raise Unsupported(f"graph of dialect {program['dialect']!r} and format {program['format']}: plans are made of aten, format 1")
         return _Reading(program).structure()
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
         raise DataCorrupted(f"graph: {type(error).__name__}: {error}") from error
+
+
+def _no_constant(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")
+
+
+def _tensor(each: Mapping[str, Any]) -> Tensor:
+    name, dtype, shape = each["name"], each["dtype"], tuple(each["shape"])
+    if dtype not in ITEM_BYTES:
+        raise Unsupported(f"graph: tensor {name} is of dtype {dtype!r}: plans know {', '.join(ITEM_BYTES)}")
+    if any(not isinstance(length, int) or length < 0 for length in shape) or prod(shape) > MOST_ELEMENTS:
+        raise DataCorrupted(f"graph: tensor {name} has the shape {list(shape)}")
+    return Tensor(name, dtype, shape)
 
 
 class _Reading:
@@ -120,7 +135,7 @@ class _Reading:
             self._origins[result] = Origin(OriginKind.OPERATION, at)
         return Structure(
             tuple(port["name"] for port in program["inputs"]),
-            tuple(Tensor(each["name"], each["dtype"], tuple(each["shape"])) for each in program["tensors"]),
+            tuple(map(_tensor, program["tensors"])),
             tuple(operations),
             tuple((port["name"], self._origin(port["slot"], f"output {port['name']}")) for port in program["outputs"]),
         )

@@ -1,4 +1,4 @@
-"""Shows what a transformation between two registered variants would do. Nodes plan for themselves when they carry one out."""
+"""Shows what a transformation between two registered variants would do. Those that are carried out have plans of the scheduler's."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ class Planning:
             InvalidInput: a reference is malformed, or no planner has the name.
             ModelNotFound, VersionNotFound, VariantNotFound: there is no such thing.
             FailedPrecondition: a variant is not ready, or is none that can be transformed; or the planner's library is missing.
+            DataCorrupted, Unsupported: as `structure_of`.
         """
         chosen = registry.make(planner or DEFAULT_PLANNER)
         records = [await self._variant(domain, reference) for reference in (source, target)]
@@ -74,6 +75,6 @@ class Planning:
     async def _program(self, record: VariantRecord) -> Program:
         if record.graph is None or record.artifact is None:
             raise FailedPrecondition(f"variant {record.key} has no graph")
-        structure = structure_of(await self._blobs.read(record.graph))
+        structure = await asyncio.to_thread(structure_of, await self._blobs.read(record.graph))
         digests = {ref.slot: ref.digest for ref in (await self._blobs.artifact(record.artifact)).tensors}
         return Program(structure, tuple(digests[tensor.name] for tensor in structure.tensors))

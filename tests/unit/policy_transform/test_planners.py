@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given
-from transform_programs import a_program, flat, nodes
+from transform_programs import a_program, carried_out, flat, nodes
 
 from tessera.domain.errors import DataCorrupted, InvalidInput, Unsupported
 from tessera.domain.transformation import MetaOperator
@@ -18,7 +18,7 @@ from tessera.policy.transform.aligned import AlignedPlanner
 from tessera.policy.transform.base import Pairs, Planner
 from tessera.policy.transform.costs import CostLine, MetaCosts
 from tessera.policy.transform.matrix import CostMatrix
-from tessera.policy.transform.plan import carried_out, plan
+from tessera.policy.transform.plan import plan
 from tessera.policy.transform.structure import Origin, OriginKind, Program, structure_of
 
 COSTS = MetaCosts(

@@ -1,4 +1,4 @@
-"""From pairs to meta-operators, and what comes out when they are carried out."""
+"""From pairs to meta-operators."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from tessera.domain.transformation import MetaOperator, MetaStep, Transformation
 from tessera.policy.transform.base import Pairs, Planner
 from tessera.policy.transform.costs import MetaCosts
 from tessera.policy.transform.matrix import CostMatrix
-from tessera.policy.transform.structure import Operation, Origin, OriginKind, Program, Structure
+from tessera.policy.transform.structure import Origin, OriginKind, Program, Structure
 
 
 def plan(source: Program, target: Program, planner: Planner, costs: MetaCosts) -> TransformationPlan:
@@ -25,7 +25,7 @@ def plan_of(matrix: CostMatrix, kept: Pairs, planner: str, costs: MetaCosts) -> 
         if at not in staying
     ]
     made, edges = [], []
-    moved = _moved(here, there, kept)
+    origins = moved(here, there, kept)
     for at, operation in enumerate(there.operations):
         source = source_of.get(at)
         new_bytes = matrix.new_bytes(source, at)
@@ -36,50 +36,13 @@ def plan_of(matrix: CostMatrix, kept: Pairs, planner: str, costs: MetaCosts) -> 
         if new_bytes or not alike:
             operator = MetaOperator.REPLACE if alike else MetaOperator.RESHAPE
             made.append(MetaStep(operator, operation.kind, source, at, new_bytes, matrix.pair_ms(source, at)))
-        if tuple(moved.get(origin) for origin in here.operations[source].edges) != operation.edges:
+        if tuple(origins.get(origin) for origin in here.operations[source].edges) != operation.edges:
             edges.append(MetaStep(MetaOperator.EDGE, operation.kind, source, at, 0, costs.line(MetaOperator.EDGE, operation.kind).ms()))
     cost_ms = sum(step.cost_ms for step in (*gone, *made))
     return TransformationPlan(planner, kept, (*gone, *made, *edges), cost_ms, sum(step.cost_ms for step in edges))
 
 
-def carried_out(source: Program, found: TransformationPlan, target: Program) -> Program:
-    """What the steps make of the source. Of the target it takes what they bring: operations that are added, attributes of what is reshaped,
-    weights of all three, origins of what reads from elsewhere; and the frame, which is tensors, inputs and outputs.
-
-    What a plan leaves out is wrong here: this is what a runtime does with live programs, said once for planners and their tests.
-    """
-    here, there = source.structure, target.structure
-    steps = {(step.operator, step.target) for step in found.steps}
-    moved = _moved(here, there, found.kept)
-    source_of = {place: at for at, place in found.kept}
-    made: list[Operation] = []
-    digests = [""] * len(there.tensors)
-    for place, wanted in enumerate(there.operations):
-        at = source_of.get(place)
-        if at is None:
-            if (MetaOperator.ADD, place) not in steps:
-                continue
-            operation, brought = wanted, True
-        else:
-            operation = here.operations[at]
-            edges = tuple(moved.get(origin, _NOWHERE) for origin in operation.edges)
-            reshaped = (MetaOperator.RESHAPE, place) in steps
-            brought = reshaped or (MetaOperator.REPLACE, place) in steps
-            if (MetaOperator.EDGE, place) in steps:
-                edges = wanted.edges
-            attributes = wanted.attributes if reshaped else operation.attributes
-            operation = Operation(operation.kind, attributes, wanted.weights, edges)
-        origin = target.digests if brought or at is None else tuple(source.digests[each] for each in here.operations[at].weights)
-        for number, weight in enumerate(wanted.weights):
-            digests[weight] = origin[weight] if brought else origin[number]
-        made.append(operation)
-    return Program(Structure(there.inputs, there.tensors, tuple(made), there.outputs), tuple(digests))
-
-
-_NOWHERE = Origin(OriginKind.OPERATION, -1)
-
-
-def _moved(here: Structure, there: Structure, kept: Pairs) -> dict[Origin, Origin]:
+def moved(here: Structure, there: Structure, kept: Pairs) -> dict[Origin, Origin]:
     """Where the values of the source are found in the target: inputs by their names."""
     inputs = {name: at for at, name in enumerate(there.inputs)}
     found = {Origin(OriginKind.INPUT, at): Origin(OriginKind.INPUT, inputs[name]) for at, name in enumerate(here.inputs) if name in inputs}

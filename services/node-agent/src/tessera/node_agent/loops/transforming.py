@@ -21,7 +21,6 @@ from tessera.node_agent.loops.fleet import Fleet
 from tessera.node_agent.loops.larder import Larder
 from tessera.node_agent.ports import Becoming, Notes, Records
 from tessera.policy.transform.aligned import AlignedPlanner
-from tessera.policy.transform.base import Planner
 from tessera.policy.transform.costs import MetaCosts
 from tessera.policy.transform.delta import planned
 from tessera.policy.transform.structure import structure_of
@@ -46,7 +45,6 @@ class Transformer:
         notes: Notes,
         read: Callable[[Digest], bytes],
         clock: Clock,
-        planner: Planner | None = None,
     ) -> None:
         """`read`: a blob of the store; raises NotFound."""
         self._table = table
@@ -57,7 +55,7 @@ class Transformer:
         self._notes = notes
         self._read = read
         self._clock = clock
-        self._planner = planner or AlignedPlanner()
+        self._planner = AlignedPlanner()
         self._deltas: OrderedDict[tuple[Digest, Digest], bytes] = OrderedDict()
 
     def place(self, instance: Instance, load: Load, isolated: bool) -> RuntimeId:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tessera.domain.artifact import Artifact, Blob, TensorRef
-from tessera.domain.errors import FailedPrecondition, NotFound, ResourceExhausted
+from tessera.domain.errors import DataCorrupted, FailedPrecondition, NotFound, ResourceExhausted
 from tessera.domain.ids import Digest, InstanceId
 from tessera.domain.instance import InstanceState, Stage, StartPath
 from tessera.domain.records import AssignmentRecord
@@ -111,6 +111,29 @@ async def test_what_fails_leaves_the_donor(node: Any, fault: Exception, kind: ty
     assert node.store.holders()[donor.runtime_id] == frozenset(node.larder.load(short).blobs)
     bound = await node.start("another", long)
     assert (bound.start_path, bound.runtime_id) == (StartPath.BIND, donor.runtime_id)
+
+
+@pytest.mark.parametrize("node", [False], indirect=True)
+async def test_a_donor_that_refuses_says_nothing_of_the_program(node: Any) -> None:
+    """Where bytes are not verified, what was opened once is answered as soon as it is mapped."""
+    short, long, sibling = a_model(node, 2), a_model(node, 3, seed=2), a_model(node, 3, seed=3)
+    await node.start("known", long)
+    donor = await node.start("donor", short)
+    node.runtimes.faults[donor.variant.model] = [FailedPrecondition("instance donor is not idle")]
+    with pytest.raises(FailedPrecondition):
+        await become(node, "other", sibling, "donor")
+    await node.start("again", sibling)
+    assert node.runtimes.early == [False, False, False, True]
+
+
+async def test_where_bytes_were_corrupted_it_is_bound_elsewhere(node: Any) -> None:
+    short, long = a_model(node, 2), a_model(node, 3, seed=2)
+    donor = await node.start("donor", short)
+    node.runtimes.faults[donor.variant.model] = [DataCorrupted("blob 12 has the bytes of 34")]
+    found = await become(node, "other", long, "donor")
+    assert (found.state, found.start_path) == (READY, StartPath.FORK)
+    assert found.runtime_id != donor.runtime_id
+    assert node.table.get(InstanceId("donor")).state is READY
 
 
 async def test_a_donor_must_be_there_ready_and_in_a_runtime_that_takes_it(node: Any) -> None:

@@ -246,6 +246,8 @@ class Starter:
                     raise
                 await self._corruption.replace(instance_id, load, flight.sources, watch)
                 self._table.tell(instance_id, self._clock.monotonic_s(), f"loads once more: {error}")
+                if path is StartPath.TRANSFORM:
+                    path = StartPath.BIND  # the donor's runtime takes nothing more
         outcome = {"stages": watch.stages(), "private_bytes": report.private_bytes, "opening": False}
         if flight.done.is_set():
             self._table.note(instance_id, **outcome)
@@ -340,7 +342,8 @@ class Starter:
             self._opened.opened(load.flavour, load.program)
             return report
         except TesseraError as error:
-            self._opened.failed(load.flavour, load.program)
+            if instance.start_path is not StartPath.TRANSFORM:  # a donor that refuses says nothing of the program
+                self._opened.failed(load.flavour, load.program)
             if isinstance(error, Unavailable):
                 # Dead, or hanging, which is as bad. Its loss is dealt with (and blamed) as any other before this start ends.
                 await self._fleet.kill(runtime_id)

@@ -228,6 +228,12 @@ async def test_whoever_asks_what_is_here_hears_of_nobody_that_ends(world: World)
     await ending
 
 
+async def test_the_runtime_ends_while_a_donor_does(world: World) -> None:
+    await world.load("donor", 1, world.short)
+    await asyncio.gather(world.running.close(0), world.running.unload(InstanceId("donor"), 0))
+    assert world.names == []
+
+
 async def test_of_another_backend_nothing_can_be_made(world: World) -> None:
     refs = (TensorSpec("INPUT0", "ANY", (), True),), (TensorSpec("OUTPUT0", "ANY", (), True),)
     identity = world._blob(artifacts.encode(Artifact("identity", "any", "", None, None, (), Signature(*refs, False), None, 1)))

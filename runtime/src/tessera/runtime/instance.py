@@ -310,7 +310,7 @@ class Instance:
             TesseraError: it cannot be opened.
         """
         if self._exclusive:
-            raise FailedPrecondition(f"instance {self.identity.instance_id} is being measured already")
+            raise FailedPrecondition(f"instance {self.identity.instance_id} is being measured already, or another one is made of it")
         self._exclusive = True
         try:
             while self._busy:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -310,7 +310,7 @@ class InstanceManager:
         Raises:
             NotFound: there is no such instance.
             InvalidInput: the batch is beyond the instances' limit; they are of several artifacts, or one is named twice.
-            FailedPrecondition: one is being measured already.
+            FailedPrecondition: one is being measured already, or another one is made of it.
         """
         instances = [self._serving(instance_id) for instance_id in instance_ids]
         first = instances[0]
@@ -337,10 +337,15 @@ class InstanceManager:
 
     async def close(self, drain_s: float) -> None:
         """Ends every instance, then the threads."""
+
+        async def unload(instance_id: InstanceId) -> None:
+            with suppress(NotFound):  # its end has begun since
+                await self.unload(instance_id, drain_s)
+
         serving = [held.instance.identity.instance_id for held in self._held.values() if held.instance.phase is InstancePhase.SERVING]
         async with asyncio.TaskGroup() as tasks:
             for instance_id in serving:
-                tasks.create_task(self.unload(instance_id, drain_s))
+                tasks.create_task(unload(instance_id))
         self._parking.stop()
         self._house.stop()
         self._workers.shutdown(wait=False)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tessera.domain.errors import ResourceExhausted
 from tessera.domain.ids import DEFAULT_TRUST_DOMAIN, Digest, InstanceId
-from tessera.domain.instance import InstanceState
+from tessera.domain.instance import InstanceState, StartPath
 from tessera.node_agent.core.eviction import Idle, evictable, freed_bytes, plan_eviction
 
 TRUNK, A, B, C = (Digest(letter * 64) for letter in "0abc")
@@ -101,6 +101,15 @@ async def test_an_idle_instance_makes_room_for_a_start(node: Any, make: Any) -> 
     assert "makes room for c" in node.table.story("a")[-2].words
     assert "a" not in node.records.published
     assert node.store.check(deep=True) == []
+
+
+async def test_the_donor_of_a_start_goes_last(node: Any, make: Any) -> None:
+    artifacts = await three(node, make)
+    into = {"start_path": StartPath.TRANSFORM, "donor": InstanceId("a"), "delta": b"{}"}
+    ready = await node.start("c", artifacts[2], variant=make.variant("c"), **into)
+    assert ready.start_path is StartPath.TRANSFORM
+    assert "makes room for c" in node.table.story("b")[-2].words
+    assert "became c" in node.table.story("a")[-1].words
 
 
 async def test_instances_in_use_are_not_touched_and_the_refusal_names_who_holds(node: Any, make: Any) -> None:

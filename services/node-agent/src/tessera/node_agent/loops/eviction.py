@@ -46,7 +46,9 @@ class Evictor:
             short = lacking.missing_bytes + lacking.present_bytes - (status.budget_bytes - held)
             if short <= 0:
                 return True
-            plan = plan_eviction(self._idle(), short, lacking.needs, self._others(), self._store.digests(), self._mapped())
+            donor = self._table.get(instance_id).donor
+            may_go = sorted(self._idle(), key=lambda idle: idle.instance_id == donor)  # last: the start is to be made of it
+            plan = plan_eviction(may_go, short, lacking.needs, self._others(), self._store.digests(), self._mapped())
             if plan is None:
                 return False
             _log.info("idle instances make room", for_instance=instance_id, short_bytes=short, evicted=[idle.instance_id for idle in plan])

@@ -18,9 +18,9 @@ from scheduler_builders import key, node_record, report, variant
 from tessera.coord import keys
 from tessera.coord.interface import ModRevisionIs, Put
 from tessera.coord.records import decode, encode
-from tessera.domain.errors import Internal, NotFound, StaleTerm, Unavailable
+from tessera.domain.errors import Internal, InvalidInput, NotFound, StaleTerm, Unavailable
 from tessera.domain.ids import Generation, InstanceId, NodeId, RequestId, RuntimeId, Term, TrustDomain, VariantKey
-from tessera.domain.instance import InstanceState, Stage, StageTime
+from tessera.domain.instance import InstanceState, Stage, StageTime, StartPath
 from tessera.domain.records import AssignmentRecord, VariantRecord
 from tessera.policy.view import RuntimeView
 from tessera.program import Stop, Tasks
@@ -62,6 +62,8 @@ class FakeNode:
         """As agents do: the start goes on when the caller goes away."""
         self._reach()
         self._fence(order.term)
+        if (order.start_path is StartPath.TRANSFORM) != (order.donor is not None):
+            raise InvalidInput("donor_instance_id", order.donor, f"start path {order.start_path}")
         self.orders.append(order)
         self.expires_s[order.instance_id] = self.world.clock.monotonic_s() + order.expires_after_s
         known = self.instances.get(order.instance_id)

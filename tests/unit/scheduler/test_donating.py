@@ -68,6 +68,23 @@ def test_a_start_is_made_of_the_idle_instance_and_its_record_goes() -> None:
     in_world(scenario)
 
 
+def test_what_was_made_of_a_donor_is_kept_while_etcd_is_away() -> None:
+    """It is provisional still, and its agent is asked for it again; nobody names the donor any more."""
+
+    async def scenario(world: World, scheduler: Scheduler) -> None:
+        node = world.nodes["n1"]
+        world.etcd.stop()
+        answer = await world.start(scheduler, NEW.variant)
+        assert answer.instance.start_path is StartPath.TRANSFORM
+        await asyncio.sleep(300.0)
+        assert node.expires_s[answer.instance.instance_id] > world.clock.monotonic_s()
+        world.etcd.start()
+        await until(lambda: [item.instance_id for item in world.recorded()] == [answer.instance.instance_id])
+        assert [item.instance_id for item in node.live()] == [answer.instance.instance_id]
+
+    in_world(scenario)
+
+
 def test_a_donor_that_refuses_is_passed_by_and_stays() -> None:
     """The last report before the refusal showed the start under way: the next try is a start of its own nevertheless."""
 

@@ -51,6 +51,11 @@ class StartPath(StrEnum):
     FORK = "fork"
     CONTAINER = "container"
 
+    @property
+    def again(self) -> StartPath:
+        """How the same start is asked for once more: a transformation's donor is gone, and no record names it."""
+        return StartPath.BIND if self is StartPath.TRANSFORM else self
+
 
 class Stage(StrEnum):
     QUEUE = "queue"

@@ -83,9 +83,10 @@ class Instance:
 
 
 def accepted(record: AssignmentRecord, now_s: float) -> Instance:
-    """What a record in etcd assigns, not begun yet. Of a donor it says nothing, and by now there may be none."""
-    path = StartPath.BIND if record.start_path is StartPath.TRANSFORM else record.start_path
-    return Instance(record.instance_id, record.variant, record.artifact, record.generation, InstanceState.ACCEPTED, now_s, None, path)
+    """What a record in etcd assigns, not begun yet."""
+    return Instance(
+        record.instance_id, record.variant, record.artifact, record.generation, InstanceState.ACCEPTED, now_s, None, record.start_path.again
+    )
 
 
 @dataclass(frozen=True, slots=True)

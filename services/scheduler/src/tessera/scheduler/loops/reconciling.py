@@ -244,7 +244,7 @@ class Reconciler:
             generation=record.generation,
             variant=record.variant,
             artifact=record.artifact or None,
-            start_path=record.start_path,
+            start_path=record.start_path.again,
             expires_after_s=self._limits.provisional_s,
             budget_s=STOP_BUDGET_S,
             request_id=RequestId(""),

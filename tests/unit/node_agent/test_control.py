@@ -182,6 +182,8 @@ async def test_a_watched_process_tells_its_end_once_and_is_reaped(tmp_path: Path
     watched = Watched(pid, lambda: ends.append(pid))
     assert os.getsid(pid) == pid
     assert not await watched.wait(0.3)
+    while log_tail(tmp_path / "log") != "begun":  # noqa: ASYNC110 - another process is waited for
+        await asyncio.sleep(0.01)
     assert mapping_count(pid) > 5
     await watched.end(5.0)
     assert (ends, watched.alive, mapping_count(pid)) == ([pid], False, 0)

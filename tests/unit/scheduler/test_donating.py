@@ -63,7 +63,7 @@ def test_a_start_is_made_of_the_idle_instance_and_its_record_goes() -> None:
         assert world.nodes["n1"].stopped == [], "nobody tells the agent to stop what is gone"
         again = await world.start(scheduler, OLD.variant)
         assert again.instance.start_path is StartPath.BIND, "the other one has not been idle"
-        assert scheduler.starter._donors._trust.factor(ProfileClass("p")) > 1.0, "it took twice what was planned"
+        assert scheduler.starter._donors._trust.factor(ProfileClass("p"), "aten") > 1.0, "it took twice what was planned"
 
     in_world(scenario)
 

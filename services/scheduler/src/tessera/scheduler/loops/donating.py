@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tessera.clock import Clock
-from tessera.domain.ids import InstanceId, NodeId, VariantKey
+from tessera.domain.ids import InstanceId, NodeId, ProfileClass, VariantKey
 from tessera.domain.instance import Stage
 from tessera.domain.records import VariantRecord
 from tessera.policy.start.base import Donor, Donors
 from tessera.policy.start.costs import CostModel
 from tessera.policy.view import Candidate, NodeView
 from tessera.scheduler.core.cluster import Cluster
-from tessera.scheduler.core.donors import DonorRules, donors
+from tessera.scheduler.core.donors import PLANNED, DonorRules, donors, replaced_ms
 from tessera.scheduler.core.observed import ObservedInstance
 from tessera.scheduler.core.trust import Trust
 from tessera.scheduler.ports import Plans, Records
@@ -39,11 +39,10 @@ class Donating:
             return {}
         found: dict[tuple[VariantKey, NodeId], tuple[Donor, ...]] = {}
         for profile_class in sorted({node.profile_class for node in nodes}):
-            factor = self._trust.factor(profile_class)
 
-            def transform_ms(source: VariantRecord, target: VariantRecord, factor: float = factor) -> float | None:
+            def transform_ms(source: VariantRecord, target: VariantRecord, profile_class: ProfileClass = profile_class) -> float | None:
                 planned_ms = self._planned_ms(source, target)
-                return None if planned_ms is None else planned_ms * factor
+                return None if planned_ms is None else planned_ms * self._trust.factor(profile_class, target.backend)
 
             some = [node for node in nodes if node.profile_class == profile_class]
             found |= donors(
@@ -77,10 +76,12 @@ class Donating:
         node = self._cluster.observed.get(instance.node_id)
         planned_ms = self._planned_ms(source, target) if source is not None and target is not None else None
         took_ms = sum(stage.ms for stage in instance.stages if stage.stage in TRANSFORMED)
-        if node is not None and planned_ms and took_ms > 0:
-            self._trust.note(node.report.profile_class, planned_ms, took_ms)
+        if node is not None and target is not None and planned_ms and took_ms > 0:
+            self._trust.note(node.report.profile_class, target.backend, planned_ms, took_ms)
 
     def _planned_ms(self, source: VariantRecord, target: VariantRecord) -> float | None:
+        if target.backend != PLANNED:
+            return replaced_ms(source, target)
         if source.graph is None or target.graph is None:
             return None
         return self._plans.transform_ms(source.graph, target.graph)

@@ -210,7 +210,8 @@ def refs(**large: str) -> Artifact:
     for slot, where in large.items():
         digest, _, offset = where.partition("@")
         found.append(TensorRef(slot, "FP32", (16,), Digest(digest), 64, int(offset) if offset else None))
-    pack = Blob(Digest("pack-" + "".join(where[0] for where in large.values())), 256) if any("@" in each for each in large.values()) else None
+    packed = [ref.digest for ref in found if ref.pack_offset is not None]
+    pack = Blob(Digest(f"pack-{''.join(packed)}"), 256) if packed else None
     return Artifact("ort", "fp32", "onnx", None, pack, tuple(found), SIGNATURE, None, 1)
 
 

@@ -149,8 +149,8 @@ class InstanceManager:
         """Makes an instance. Its blobs are held from here on, before anything is mapped. Once they are mapped it takes requests, which wait
         until it is open: `mapped` is told then, of what is known by then. When it cannot be opened, whoever waits in it gets the error.
 
-        With a donor it is made of that one, which ends with it; whatever goes wrong leaves the donor as it was, unless it was spent by then:
-        it is gone in that case. Requests to the donor wait meanwhile, and are sent on at the end.
+        With a donor it is made of that one, which ends with it. Whatever goes wrong leaves the donor as it was, unless it was spent by
+        then: it is gone too. Requests to the donor wait meanwhile, and are sent on at its end.
 
         Raises:
             AlreadyExists: the instance id or generation is taken.

@@ -18,7 +18,7 @@ from tessera import failpoint
 from tessera.domain.artifact import Artifact, Blob
 from tessera.domain.errors import FailedPrecondition, Internal
 from tessera.domain.ids import Digest
-from tessera.runtime.backends.interface import BlobSource, Donor
+from tessera.runtime.backends.interface import Donor, MappedBlobs
 
 _LINE = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) r--s ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) ([0-9]+) ", re.MULTILINE)
 _MAYMOVE, _FIXED = 1, 2
@@ -46,7 +46,7 @@ class Overlay(NamedTuple):
     changed: frozenset[str]
 
 
-def checked(donor: Donor, seats: Seats, artifact: Artifact, blobs: BlobSource) -> Overlay:
+def checked(donor: Donor, seats: Seats, artifact: Artifact, blobs: MappedBlobs) -> Overlay:
     """How the donor, whose graph is the artifact's, gets the artifact's bytes.
 
     Raises:

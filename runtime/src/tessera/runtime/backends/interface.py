@@ -47,6 +47,10 @@ class BlobSource(Protocol):
         find it there."""
         ...
 
+
+class MappedBlobs(BlobSource, Protocol):
+    """A runtime's."""
+
     def mapped(self, digest: Digest) -> Mapped:
         """A blob of the artifact where it is mapped. Raises FailedPrecondition where sharing is off: nothing is."""
         ...
@@ -89,7 +93,7 @@ class Donor:
     transformation; set before anything of it is changed."""
 
     artifact: Artifact
-    blobs: BlobSource
+    blobs: MappedBlobs
     loaded: Loaded | None
     spent: bool = False
 
@@ -122,7 +126,7 @@ class Backend(Protocol):
 class TransformingBackend(Protocol):
     """A backend that can make what it has loaded into something else."""
 
-    def transform(self, donor: Donor, delta: bytes, artifact: Artifact, digest: Digest, blobs: BlobSource) -> Loaded:
+    def transform(self, donor: Donor, delta: bytes, artifact: Artifact, digest: Digest, blobs: MappedBlobs) -> Loaded:
         """Opens an artifact out of an open one. No delta: both have one graph, and Replace is all there is to do.
 
         Nobody runs or closes the donor meanwhile. Until it is `spent` it is as it was; a spent one has gone into the other one, or is of no
@@ -139,7 +143,7 @@ def refuse_another_graph(donor: Donor, artifact: Artifact) -> None:
     """Raises: FailedPrecondition: donor and artifact do not share their graph."""
     here, there = (each.graph.digest[:12] if each.graph is not None else "none" for each in (donor.artifact, artifact))
     if donor.artifact.graph != artifact.graph:
-        raise FailedPrecondition(f"graph {here} cannot become {there} without a delta: backend {artifact.backend} replaces weights of one graph")
+        raise FailedPrecondition(f"graph {here} cannot become {there} without a delta")
 
 
 def refuse_unknown_options(artifact: Artifact, *known: str) -> None:

@@ -77,7 +77,8 @@ class AtenBackend:
         ends = [each.graph.digest if each.graph is not None else "" for each in (donor.artifact, artifact)]
         if ends != [wanted.source, wanted.target]:
             raise FailedPrecondition(f"the delta is from graph {wanted.source} to {wanted.target}: these are {ends[0]} and {ends[1]}")
-        return _bound(artifact, transform(live, wanted), blobs)
+        # of one graph nothing changes but what is bound
+        return _bound(artifact, live if wanted.source == wanted.target else transform(live, wanted), blobs)
 
     def release(self) -> None:
         """PyTorch gives CPU memory back by itself; the heap is trimmed by the caller."""

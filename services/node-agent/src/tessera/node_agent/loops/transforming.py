@@ -81,8 +81,8 @@ class Transformer:
         return choice.runtime_id
 
     async def becoming(self, instance: Instance, load: Load, delta: bytes = b"") -> Becoming:
-        """What the runtime is told. Where no delta came with the order, a pair of graphs takes a plan the first time, in a thread; one graph
-        takes none.
+        """What the runtime is told. Where no delta came with the order, a pair of graphs takes a plan the first time, in a thread; one
+        graph takes none.
 
         Raises:
             NotFound, FailedPrecondition: as `place`. The latter also where one of the graphs cannot be planned: loading them by

@@ -1,9 +1,9 @@
 """Which idle instances a start could be made of, with what it takes and what it costs. Pure.
 
-Donors are ready instances of the candidate's backend and trust domain that nobody has asked for a while. Programs of `aten` become any other
-that there is a plan for; what has its graph inside (`ort`, `aoti`) only others of that graph, and only where its recipe reads weights in
-place (docs/adr/0013). A donor's model comes back with the chance that the gaps seen so far give it: of those that lasted as long as this
-one already, those that end within the keep-alive.
+Donors are ready instances of the candidate's backend and trust domain that nobody has asked for a while. A program of `aten` becomes any
+other that there is a plan for; what has its graph inside (`ort`, `aoti`) another of that graph, where its recipe reads weights in place
+(docs/adr/0013). A donor's model comes back with the chance that the gaps seen so far give it: of those that lasted as long as this one
+already, those that end within the keep-alive.
 """
 
 from __future__ import annotations

@@ -60,11 +60,12 @@ class Donating:
         self._taken.discard(donor)
 
     def delta(self, donor: InstanceId, target: VariantKey) -> bytes:
-        """How the donor becomes an instance of the target; empty where that is not known any more: its agent plans it then."""
+        """How the donor becomes an instance of the target; empty where both have one graph, and where it is not known any more: its agent
+        plans it then."""
         there = self._cluster.find(donor)
         records = [self._records.variant(key) for key in ((there.variant, target) if there is not None else ())]
         graphs = [record.graph for record in records if record is not None and record.graph is not None]
-        return (self._plans.delta(graphs[0], graphs[1]) or b"") if len(graphs) == 2 else b""
+        return (self._plans.delta(graphs[0], graphs[1]) or b"") if len(set(graphs)) == 2 else b""
 
     def became(self, donor: InstanceId, instance: ObservedInstance) -> None:
         """The donor is gone: its assignment ends, and its start says how good the plan was."""

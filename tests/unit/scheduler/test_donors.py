@@ -95,6 +95,8 @@ def test_an_idle_session_is_a_donor_that_costs_a_session_when_it_is_asked_again(
     (donor,) = found(idle(ORT), candidate=other)[other, NodeId("n1")]
     assert (donor.variant, donor.return_ms) == (ORT, 4.0)
     assert found(idle(OLD), candidate=other) == {}, "nothing is made of another backend's"
+    assert found(replace(idle(ORT), parked=True), candidate=other) == {}, "it has no session"
+    assert NEW in {variant for variant, _ in found(replace(idle(OLD), parked=True))}, "its program can be read again"
     packed = key("ort-fp32-prepacked", "new")
     assert found(idle(ORT), candidate=packed) == {}
 

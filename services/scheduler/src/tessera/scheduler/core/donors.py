@@ -1,9 +1,9 @@
 """Which idle instances a start could be made of, with what it takes and what it costs. Pure.
 
 Donors are ready instances of the candidate's backend and trust domain that nobody has asked for a while. A program of `aten` becomes any
-other that there is a plan for; what has its graph inside (`ort`, `aoti`) another of that graph, where its recipe reads weights in place
-(docs/adr/0013). A donor's model comes back with the chance that the gaps seen so far give it: of those that lasted as long as this one
-already, those that end within the keep-alive.
+other that there is a plan for, parked or not; what has its graph inside (`ort`, `aoti`) another of that graph, where its recipe reads
+weights in place and it is open (docs/adr/0013). A donor's model comes back with the chance that the gaps seen so far give it: of those that
+lasted as long as this one already, those that end within the keep-alive.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ def donors(
                 and item.variant.trust_domain == candidate.key.trust_domain
                 and (there := record(item.variant)) is not None
                 and there.backend == candidate.record.backend
+                and (there.backend == PLANNED or not item.parked)
                 and (ms := transform_ms(there, candidate.record)) is not None
             ]
             if made:

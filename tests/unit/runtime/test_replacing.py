@@ -237,6 +237,22 @@ def test_tensors_that_are_tied_or_packed_otherwise_have_none(source: Artifact, t
         counterparts(source, target)
 
 
+async def test_a_file_that_came_in_its_place_is_another_mapping(world: World) -> None:
+    """By its name alone the donor's would seem to be its own."""
+    one, other = world.put(1), world.put(2)
+    before = await world.fresh(one)
+    await world.load("donor", 1, one)
+    folder = world.running.config.store / "blobs"
+    for blob in artifacts.decode((folder / one).read_bytes()).blobs():
+        data = (folder / blob.digest).read_bytes()
+        (folder / blob.digest).unlink()
+        world._blob(data)
+    assert await world.fresh(one) == before
+    with pytest.raises(FailedPrecondition, match="is mapped for others too"):
+        await world.load("other", 2, other, donor="donor")
+    assert await world.answer(1) == before
+
+
 async def test_what_is_no_mapping_of_its_file_is_not_mapped_over(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = world.put(1), world.put(2)
     before = await world.fresh(one)

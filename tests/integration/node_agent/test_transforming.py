@@ -133,3 +133,59 @@ async def test_only_a_transformation_names_a_donor(agent: Any, kit: Any) -> None
         await agent.start_instance("a", model.artifact, donor_instance_id="b")
     with pytest.raises((NotFound, Unavailable)):
         await become(agent, "a", model.artifact, "b")
+
+
+ORT = {"flavours": ["ort"], "warm_runtimes": 0}
+
+
+async def test_a_live_session_becomes_a_siblings_and_answers_as_a_bound_one(agent: Any, kit: Any, coord: Any) -> None:
+    """With other weights, with another bias alone, and back: the process stays, its answers are those of fresh loads, bit for bit."""
+    models = [kit.make_linear(agent.repository, "ort", **seeds) for seeds in ({}, {"seed": 1}, {"seed": 1, "bias_seed": 2})]
+    await agent.start(**ORT)
+    x = inputs(kit.width)
+    answers = []
+    for at, model in enumerate(models):
+        bound = await agent.start_instance(f"bound{at}", model.artifact)
+        client = await kit.direct(bound)
+        answers.append((await kit.ask(client, bound.generation, x)).tobytes())
+        client.close()
+        await agent.stop_instance(f"bound{at}")
+    first = await agent.start_instance("i0", models[0].artifact)
+    client = await kit.direct(first)
+    for at, which in enumerate([1, 2, 0, 2], start=1):
+        found = await become(agent, f"i{at}", models[which].artifact, f"i{at - 1}")
+        assert (found.state, found.start_path, found.runtime_id, found.pid) == ("ready", "transform", first.runtime_id, first.pid)
+        assert (await kit.ask(client, found.generation, x)).tobytes() == answers[which]
+    with pytest.raises(WrongGeneration):
+        await kit.ask(client, first.generation, x)
+    client.close()
+    other = kit.make_linear(agent.repository, "ort", width=kit.width * 2)
+    with pytest.raises(FailedPrecondition, match="no plan from graph"):
+        await become(agent, "wide", other.artifact, "i4")
+
+    async def recorded() -> bool:
+        return (await coord.instances()).keys() == {"i4"}
+
+    await agent.until(recorded)
+    assert await agent.check() == []
+
+
+async def test_a_session_that_is_lost_half_way_fails_with_the_start_and_nobody_gets_its_bytes(agent: Any, kit: Any) -> None:
+    agent.environment["TESSERA_FAILPOINTS"] = "runtime.replace=1*off->1*error(no more mappings)"
+    donor, other = kit.make_linear(agent.repository, "ort"), kit.make_linear(agent.repository, "ort", seed=1)
+    await agent.start(**ORT)
+    first = await agent.start_instance("donor", donor.artifact)
+    with pytest.raises(TesseraError, match="no more mappings"):
+        await become(agent, "other", other.artifact, "donor")
+    lost = await agent.instance("donor")
+    assert (lost.state, lost.error) == ("failed", "instance donor was lost on its way to become other")
+    client = await kit.direct(first)
+    x = inputs(kit.width)
+    with pytest.raises(WrongGeneration):
+        await kit.ask(client, first.generation, x)
+    for name, model in (("again", donor), ("another", other)):
+        found = await agent.start_instance(name, model.artifact, variant=_variant(name))
+        assert found.runtime_id == first.runtime_id
+        np.testing.assert_allclose(await kit.ask(client, found.generation, x), model.expected(x), atol=1e-4)
+    client.close()
+    assert await agent.check() == []

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tessera.domain.artifact import Artifact, Blob, TensorRef
-from tessera.domain.errors import DataCorrupted, FailedPrecondition, NotFound, ResourceExhausted
+from tessera.domain.errors import DataCorrupted, FailedPrecondition, Internal, NotFound, ResourceExhausted
 from tessera.domain.ids import Digest, InstanceId
 from tessera.domain.instance import InstanceState, Stage, StartPath
 from tessera.domain.records import AssignmentRecord
@@ -72,19 +72,49 @@ async def test_a_full_runtime_takes_what_is_made_of_one_of_its_own(node: Any) ->
     assert len(runtime.loaded) == node.limits.max_instances
 
 
-async def test_siblings_share_a_delta_that_is_planned_once(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    models = [a_model(node, 2, seed) for seed in (1, 2, 3)]
+async def test_a_pair_of_graphs_is_planned_once_for_all_siblings(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = [a_model(node, 2 + at % 2, seed=1 + at) for at in range(4)]
     await node.start("i0", models[0])
     reads: list[Digest] = []
     transformer = node.starter._transformer
     read = transformer._read
     monkeypatch.setattr(transformer, "_read", lambda digest: (reads.append(digest), read(digest))[1])
-    for at in (1, 2):
+    for at in (1, 2, 3):
         await become(node, f"i{at}", models[at], f"i{at - 1}")
     (runtime,) = node.runtimes.live
-    assert len(set(runtime.deltas)) == 1
-    assert json.loads(runtime.deltas[0])["nodes"] == []
-    assert len(reads) == 2, "both ends of the first"
+    assert runtime.deltas[0] == runtime.deltas[2] != runtime.deltas[1]
+    assert len(reads) == 4, "both ends of both ways"
+
+
+async def test_one_graph_needs_no_plan(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it is: only its runtime looks into it."""
+    models = [a_model(node, 2, seed, graph=b"no flat program") for seed in (1, 2)]
+    await node.start("donor", models[0])
+    monkeypatch.setattr(node.starter._transformer, "_read", None)
+    await become(node, "other", models[1], "donor")
+    (runtime,) = node.runtimes.live
+    assert runtime.deltas == [b""]
+
+
+async def test_a_donor_that_was_lost_on_the_way_has_failed_too(node: Any) -> None:
+    short, long = a_model(node, 2), a_model(node, 3, seed=2)
+    donor = await node.start("donor", short)
+    node.runtimes.faults[donor.variant.model] = [Internal("half of it is mapped")]
+    node.runtimes.gate.clear()
+    becoming = asyncio.ensure_future(become(node, "other", long, "donor"))
+    while node.table.find(InstanceId("other")) is None or node.table.get(InstanceId("other")).state is not InstanceState.LOADING:  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
+    (runtime,) = node.runtimes.live
+    del runtime.loaded[InstanceId("donor")], runtime.mapped[InstanceId("donor")]
+    node.runtimes.gate.set()
+    with pytest.raises(Internal, match="half of it is mapped"):
+        await becoming
+    lost = node.table.get(InstanceId("donor"))
+    assert (lost.state, str(lost.error)) == (FAILED, "instance donor was lost on its way to become other")
+    assert node.store.holders().get(donor.runtime_id, frozenset()) == frozenset()
+    assert set(node.records.published) == set()
+    again = await node.start("again", short)
+    assert (again.state, again.runtime_id) == (READY, donor.runtime_id)
 
 
 async def test_a_delta_that_came_with_the_order_is_passed_on_unread(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:

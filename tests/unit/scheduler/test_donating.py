@@ -9,12 +9,15 @@ import pytest
 from scheduler_builders import key, variant
 from scheduler_world import DOMAIN, World, until
 
+from tessera.coord import keys
 from tessera.domain.errors import FailedPrecondition
-from tessera.domain.ids import Digest, InstanceId, ProfileClass, RuntimeId
-from tessera.domain.instance import InstanceState, StartPath
+from tessera.domain.ids import Digest, InstanceId, ProfileClass, RequestId, RuntimeId
+from tessera.domain.instance import InstanceState, Stage, StageTime, StartPath
+from tessera.domain.records import LoadCost, ProfileRecord
 from tessera.policy.view import RuntimeView
 from tessera.scheduler.adapters.graph_plans import GraphPlans
 from tessera.scheduler.app import Scheduler
+from tessera.scheduler.loops.starting import StartRequest
 from tessera.scheduler.ports import StartOrder
 from tessera.testing import run_virtual
 
@@ -63,7 +66,7 @@ def test_a_start_is_made_of_the_idle_instance_and_its_record_goes() -> None:
         assert world.nodes["n1"].stopped == [], "nobody tells the agent to stop what is gone"
         again = await world.start(scheduler, OLD.variant)
         assert again.instance.start_path is StartPath.BIND, "the other one has not been idle"
-        assert scheduler.starter._donors._trust.factor(ProfileClass("p")) > 1.0, "it took twice what was planned"
+        assert scheduler.starter._donors._trust.factor(ProfileClass("p"), "aten") > 1.0, "it took twice what was planned"
 
     in_world(scenario)
 
@@ -139,3 +142,33 @@ def test_who_was_asked_a_minute_ago_is_no_donor() -> None:
         assert answer.instance.start_path is StartPath.BIND
 
     in_world(scenario)
+
+
+@pytest.mark.parametrize(("bind_ms", "path"), [(4.0, StartPath.BIND), (10.0, StartPath.TRANSFORM)])
+def test_a_session_is_a_donor_to_its_siblings_and_taken_where_opening_one_is_dearer(bind_ms: float, path: StartPath) -> None:
+    """By what the profile of the one that is wanted says; no delta travels, since there is one graph. Where it is prepacked it is bound."""
+    there, wanted, packed = (key("ort-fp32", model) for model in ("there", "wanted", "packed"))
+
+    async def main() -> None:
+        async with World() as world:
+            for each in (there, wanted, packed):
+                recipe = "ort-fp32-prepacked" if each is packed else "ort-fp32"
+                await world.add_variant(variant(key=each, recipe=recipe, graph=GRAPHS[OLD]))
+                if each is not there:
+                    cost = LoadCost(StartPath.BIND, (StageTime(Stage.LOAD, bind_ms),))
+                    await world.put(keys.profile(each, ProfileClass("p")), ProfileRecord(each, ProfileClass("p"), (cost,), (), 0.0))
+            scheduler = await world.add_scheduler(transform_idle_s=60.0)
+            node = world.nodes["n1"]
+            await scheduler.starter.start(StartRequest(RequestId("first"), (there,), 10.0))
+            await until(lambda: len(world.recorded()) == 1, 2.0)
+            node.idle(node.orders[0].instance_id, 120.0)
+            node.push()
+            for each, expected in ((packed, StartPath.BIND), (wanted, path)):
+                answer = await scheduler.starter.start(StartRequest(RequestId(each.model), (each,), 10.0))
+                assert answer.instance.start_path is expected
+            assert (node.orders[-1].donor, node.orders[-1].delta) == (
+                node.orders[0].instance_id if path is StartPath.TRANSFORM else None,
+                b"",
+            )
+
+    run_virtual(main)

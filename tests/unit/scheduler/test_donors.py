@@ -7,14 +7,15 @@ from dataclasses import replace
 import pytest
 from scheduler_builders import key, variant
 
-from tessera.domain.ids import BuildClass, Generation, InstanceId, NodeId, ProfileClass, TrustDomain, VariantKey
+from tessera.domain.ids import BuildClass, Digest, Generation, InstanceId, NodeId, ProfileClass, TrustDomain, VariantKey
 from tessera.domain.instance import InstanceState, Stage, StageTime, StartPath
 from tessera.domain.records import LoadCost, ProfileRecord, VariantRecord
 from tessera.policy.scaling.gaps import GapHistogram
 from tessera.policy.start.base import Donors
 from tessera.policy.start.costs import CostModel
+from tessera.policy.transform.costs import ASSUMED_BASE_MS
 from tessera.policy.view import Candidate, InstanceView, NodeCondition, NodeView
-from tessera.scheduler.core.donors import MOST_DONORS, UNKNOWN, DonorRules, donors
+from tessera.scheduler.core.donors import MOST_DONORS, UNKNOWN, DonorRules, donors, replaced_ms
 from tessera.scheduler.core.trust import LEAST, MOST, Trust
 
 RULES = DonorRules(idle_s=60.0, keep_alive_s=600.0)
@@ -22,7 +23,7 @@ OLD, NEW, ORT = key("aten-fp32", "old"), key("aten-fp32", "new"), key("ort-fp32"
 
 
 def record(of: VariantKey) -> VariantRecord:
-    return replace(variant(of.variant), key=of, backend=of.variant.split("-")[0])
+    return replace(variant(of.variant), key=of, backend=of.variant.split("-")[0], recipe=of.variant)
 
 
 def idle(of: VariantKey, idle_s: float = 100.0, name: str = "i-1", state: InstanceState = InstanceState.READY) -> InstanceView:
@@ -72,6 +73,34 @@ def test_who_is_busy_of_another_kind_or_taken_is_none(nobody: Donors) -> None:
     assert nobody == {}
 
 
+SIBLING = replace(variant("v"), backend="ort", recipe="ort-fp32", graph=Digest("1" * 64), tensor_bytes=10 << 20)
+
+
+def test_what_has_its_graph_inside_gets_other_weights_where_they_are_read_in_place() -> None:
+    donor, packed = replace(SIBLING, tensor_bytes=1), replace(SIBLING, recipe="ort-fp32-prepacked")
+    assert replaced_ms(donor, SIBLING) == pytest.approx(ASSUMED_BASE_MS + 1.7 + 0.7)
+    for source, target in (
+        (SIBLING, replace(SIBLING, graph=Digest("2" * 64))),
+        (replace(SIBLING, graph=None), replace(SIBLING, graph=None)),
+        (packed, packed),
+        (packed, SIBLING),
+        (SIBLING, packed),
+        (replace(SIBLING, recipe=""), replace(SIBLING, recipe="")),
+    ):
+        assert replaced_ms(source, target) is None
+
+
+def test_an_idle_session_is_a_donor_that_costs_a_session_when_it_is_asked_again() -> None:
+    other = key("ort-fp32", "new")
+    (donor,) = found(idle(ORT), candidate=other)[other, NodeId("n1")]
+    assert (donor.variant, donor.return_ms) == (ORT, 4.0)
+    assert found(idle(OLD), candidate=other) == {}, "nothing is made of another backend's"
+    assert found(replace(idle(ORT), parked=True), candidate=other) == {}, "it has no session"
+    assert NEW in {variant for variant, _ in found(replace(idle(OLD), parked=True))}, "its program can be read again"
+    packed = key("ort-fp32-prepacked", "new")
+    assert found(idle(ORT), candidate=packed) == {}
+
+
 def test_of_many_those_that_have_been_idle_for_the_longest_are_looked_at() -> None:
     many = [idle(OLD, 100.0 + at, f"i-{at:02}") for at in range(MOST_DONORS + 8)]
     looked = found(*many)[NEW, NodeId("n1")]
@@ -99,14 +128,14 @@ def test_plans_that_were_wrong_are_believed_less_and_forgiven_slowly() -> None:
     trust = Trust()
     here, there = ProfileClass("p"), ProfileClass("q")
     for _ in range(60):
-        trust.note(here, planned_ms=1.0, took_ms=3.0)
-    assert trust.factor(here) == pytest.approx(3.0, rel=0.02)
-    assert trust.factor(there) == 1.0
-    trust.note(here, 1.0, 1.0)
-    assert 2.7 < trust.factor(here) < 3.0
-    trust.note(there, 1.0, 1000.0)
-    assert trust.factor(there) == pytest.approx(2 ** (1 / 8)), "one that waited says little"
+        trust.note(here, "aten", planned_ms=1.0, took_ms=3.0)
+    assert trust.factor(here, "aten") == pytest.approx(3.0, rel=0.02)
+    assert trust.factor(there, "aten") == trust.factor(here, "ort") == 1.0
+    trust.note(here, "aten", 1.0, 1.0)
+    assert 2.7 < trust.factor(here, "aten") < 3.0
+    trust.note(there, "aten", 1.0, 1000.0)
+    assert trust.factor(there, "aten") == pytest.approx(2 ** (1 / 8)), "one that waited says little"
     for took_ms, limit in ((1000.0, MOST), (0.0001, LEAST)):
         for _ in range(120):
-            trust.note(there, 1.0, took_ms)
-        assert trust.factor(there) == pytest.approx(limit)
+            trust.note(there, "aten", 1.0, took_ms)
+        assert trust.factor(there, "aten") == pytest.approx(limit)

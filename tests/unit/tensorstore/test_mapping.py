@@ -44,7 +44,10 @@ def test_a_blob_is_mapped_once_read_only_and_let_go_at_the_end(store: LocalTenso
     assert first.readonly
     assert _mappings(Digest(path.name)) == 1
     assert maps.mapped_bytes == 500
+    file = path.stat()
+    assert maps.mapped(path) == (first, file.st_dev, file.st_ino, False), "open twice"
     assert not maps.close(path)
+    assert maps.mapped(path).alone is not keep_idle
     assert maps.trim() == []
     assert maps.close(path.name) is not keep_idle
     assert maps.trim([ABSENT, Digest(path.name)]) == ([Digest(path.name)] if keep_idle else [])

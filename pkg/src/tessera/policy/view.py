@@ -32,13 +32,15 @@ class RuntimeView:
 
 @dataclass(frozen=True, slots=True)
 class InstanceView:
-    """An instance as its agent reports it. `idle_s` is seconds since its last request ended, 0 while one executes."""
+    """An instance as its agent reports it. `idle_s` is seconds since its last request ended, 0 while one executes. `parked`: only its
+    mappings are there."""
 
     instance_id: InstanceId
     variant: VariantKey
     generation: Generation
     state: InstanceState
     idle_s: float
+    parked: bool = False
 
 
 @dataclass(frozen=True, slots=True)

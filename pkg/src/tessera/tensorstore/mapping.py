@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +60,15 @@ def tensor_view(view: memoryview, ref: TensorRef) -> npt.NDArray[Any]:
     array: npt.NDArray[Any] = np.ndarray(ref.shape, dtype, view if count else None, offset if count else 0)
     array.flags.writeable = False
     return array
+
+
+class Mapped(NamedTuple):
+    """Where a blob is mapped, and the file's device and inode. `alone`: whoever asked is the only one who has it open."""
+
+    view: memoryview
+    device: int
+    inode: int
+    alone: bool
 
 
 @dataclass(slots=True)
@@ -114,6 +123,12 @@ class BlobMap:
         """Whether an open blob was not written to between its arrival in the store and its mapping (`tessera.tensorstore.seal`)."""
         digest = Digest(os.path.basename(path))
         return is_sealed(self._mapped[digest].file[2], digest)
+
+    def mapped(self, path: Path | str) -> Mapped:
+        """An open blob as it is mapped now."""
+        mapped = self._mapped[Digest(os.path.basename(path))]
+        device, inode, _ = mapped.file
+        return Mapped(mapped.view, device, inode, mapped.references == 1 and not self._keep_idle)
 
     def close(self, path: Path | str) -> bool:
         """Gives one `open` of a path or digest back. True: that was the last one and the blob is let go.

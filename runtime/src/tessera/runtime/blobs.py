@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tessera.domain.artifact import Artifact
-from tessera.domain.errors import DataCorrupted, NotFound
+from tessera.domain.errors import DataCorrupted, FailedPrecondition, NotFound
 from tessera.domain.ids import Digest
 from tessera.tensorstore import artifact as artifacts
-from tessera.tensorstore.mapping import BlobMap, tensor_view
+from tessera.tensorstore.mapping import BlobMap, Mapped, tensor_view
 
 T = TypeVar("T")
 
@@ -65,7 +65,7 @@ class ArtifactBlobs:
         self._artifact = artifact
         self._folder = f"{store}/blobs/"
         self._mapped = mapped
-        self._open: list[Digest] = []
+        self._open: dict[Digest, memoryview] = {}
         self._derived: Any = None
         self._arrays: dict[str, npt.NDArray[Any]] = {}
         self.mapped_bytes = 0
@@ -91,7 +91,6 @@ class ArtifactBlobs:
         return all(self._mapped.is_current(self._folder + digest) for digest in self._open)
 
     def _map(self, private: bool, verify: bool) -> None:
-        views: dict[Digest, memoryview] = {}
         graph = self._artifact.graph.digest if self._artifact.graph else None
         for blob in self._artifact.blobs():
             if blob.digest == graph:
@@ -100,8 +99,7 @@ class ArtifactBlobs:
                 view = self._mapped.open(self._folder + blob.digest)
             except NotFound:
                 raise NotFound(f"blob {blob.digest} is not in the store") from None
-            self._open.append(blob.digest)
-            views[blob.digest] = view
+            self._open[blob.digest] = view
             if len(view) != blob.size_bytes:
                 raise DataCorrupted(f"blob {blob.digest} is {len(view)} bytes long: the artifact says {blob.size_bytes}")
             if verify:
@@ -111,11 +109,10 @@ class ArtifactBlobs:
             self.mapped_bytes += blob.size_bytes
         pack = self._artifact.pack.digest if self._artifact.pack else None
         for ref in self._artifact.tensors:
-            view = views[pack if ref.pack_offset is not None and pack is not None else ref.digest]
+            view = self._open[pack if ref.pack_offset is not None and pack is not None else ref.digest]
             array = tensor_view(view, ref)
             self._arrays[ref.slot] = np.array(array) if private else array
         if private:
-            views.clear()
             self._end_mappings()
             self.mapped_bytes = 0
 
@@ -131,6 +128,14 @@ class ArtifactBlobs:
         found: T = self._derived
         return found
 
+    def mapped(self, digest: Digest) -> Mapped:
+        view = self._open.get(digest)
+        if view is None:
+            raise FailedPrecondition(f"blob {digest} is not mapped: sharing is off")
+        found = self._mapped.mapped(digest)
+        # a file that came in its place since is another mapping, and somebody may have this one still
+        return found if found.view is view else found._replace(view=view, alone=False)
+
     def forget_derived(self) -> None:
         """Lets go of what was derived; the bytes stay mapped. Nothing may use it any more."""
         self._derived = None
@@ -142,4 +147,4 @@ class ArtifactBlobs:
 
     def _end_mappings(self) -> None:
         while self._open:
-            self._mapped.close(self._open.pop())
+            self._mapped.close(self._open.popitem()[0])

@@ -148,8 +148,8 @@ class InstanceManager:
         """Makes an instance. Its blobs are held from here on, before anything is mapped. Once they are mapped it takes requests, which wait
         until it is open: `mapped` is told then, of what is known by then. When it cannot be opened, whoever waits in it gets the error.
 
-        With a donor it is made of that one, which ends with it; whatever goes wrong leaves the donor as it was. Requests to the donor wait
-        meanwhile, and are sent on at the end.
+        With a donor it is made of that one, which ends with it. Whatever goes wrong leaves the donor as it was, unless it was spent by
+        then: it is gone too. Requests to the donor wait meanwhile, and are sent on at its end.
 
         Raises:
             AlreadyExists: the instance id or generation is taken.
@@ -173,6 +173,7 @@ class InstanceManager:
 
     async def _load(self, request: LoadRequest, identity: InstanceIdentity, mapped: Callable[[LoadAnswer], None] | None) -> LoadAnswer:
         donor = self._donor(request.donor.instance_id) if request.donor is not None else None
+        source = Donor(donor.instance.artifact, donor.blobs, donor.instance.loaded) if donor is not None else None
         try:
             artifact, digests = self._artifact(request.artifact)
             self.holds.use(request.instance_id, digests)
@@ -180,11 +181,11 @@ class InstanceManager:
             instance = self._add(identity, artifact, BatchLimits(artifact.max_batch, request.max_delay_us), opening.blobs)
             if mapped is not None:
                 mapped(opening.answer)
-            await instance.open(self._loop.run_in_executor(self._loader, self._open, request, artifact, opening, donor))
+            await instance.open(self._loop.run_in_executor(self._loader, self._open, request, artifact, opening, source))
         except BaseException as error:
-            if donor is not None:
-                donor.instance.release()
             await self._drop(request.instance_id)
+            if donor is not None and source is not None:
+                await self._leave(donor, source.spent)
             if isinstance(error, TesseraError) or not isinstance(error, Exception):
                 raise
             raise Internal(f"artifact {request.artifact} cannot be loaded: {type(error).__name__}: {error}") from error
@@ -192,6 +193,13 @@ class InstanceManager:
             await self._take_out(donor)
         self._parking.watch()
         return opening.answer
+
+    async def _leave(self, donor: _Held, spent: bool) -> None:
+        """A donor of which nothing was made: it goes on, or is gone."""
+        if not spent:
+            donor.instance.release()
+        elif donor.instance.hand_over():
+            await self._take_out(donor)
 
     def _donor(self, instance_id: InstanceId) -> _Held:
         """An idle instance, reserved. Raises: NotFound, FailedPrecondition."""
@@ -236,7 +244,7 @@ class InstanceManager:
         grown = max(0, memory.anonymous_bytes() - private_before)
         return Opening(blobs, (self._clock.monotonic_s() - started) * 1e3, grown)
 
-    def _open(self, request: LoadRequest, artifact: Artifact, opening: Opening, donor: _Held | None) -> Loaded:
+    def _open(self, request: LoadRequest, artifact: Artifact, opening: Opening, donor: Donor | None) -> Loaded:
         """On the loader thread."""
         failpoint.hit("runtime.open")
         started = self._clock.monotonic_s()
@@ -245,11 +253,10 @@ class InstanceManager:
         if donor is None or request.donor is None:
             loaded = backend.load(artifact, request.artifact, opening.blobs)
         else:
-            there = donor.instance.artifact
-            if not isinstance(backend, TransformingBackend) or there.backend != artifact.backend:
-                raise Unsupported(f"an instance of backend {there.backend} cannot become one of backend {artifact.backend}")
-            source = Donor(there, donor.blobs, donor.instance.loaded)
-            loaded = backend.transform(source, request.donor.delta, artifact, request.artifact, opening.blobs)
+            there = donor.artifact.backend
+            if not isinstance(backend, TransformingBackend) or there != artifact.backend:
+                raise Unsupported(f"an instance of backend {there} cannot become one of backend {artifact.backend}")
+            loaded = backend.transform(donor, request.donor.delta, artifact, request.artifact, opening.blobs)
         opening.load_ms = (self._clock.monotonic_s() - started) * 1e3
         opening.grown_bytes += max(0, memory.anonymous_bytes() - private_before)
         return loaded

@@ -246,4 +246,5 @@ class ControlServer:
 def _becoming(message: Message) -> Becoming | None:
     if "donor" not in message:
         return None
-    return Becoming(InstanceId(control.text_field(message, "donor")), control.text_field(message, "delta").encode())
+    delta = control.text_field(message, "delta") if "delta" in message else ""
+    return Becoming(InstanceId(control.text_field(message, "donor")), delta.encode())

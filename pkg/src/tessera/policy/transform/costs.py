@@ -39,6 +39,11 @@ ASSUMED: Mapping[MetaOperator, CostLine] = {
 nothing a byte, since weights are mapped and not copied."""
 
 
+REPLACED: Mapping[str, CostLine] = {"ort-fp32": CostLine(1.7, 0.07), "aoti-fp32": CostLine(1.0)}
+"""By recipe: Replace on everything of what is open, where weights are read in place. Under `ort` each MiB counts: the kernel takes the
+donor's pages out of the process one by one, which is more than opening a session takes, but for the smallest (docs/performance.md)."""
+
+
 ASSUMED_BASE_MS = 1.1
 
 

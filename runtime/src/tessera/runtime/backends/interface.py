@@ -6,14 +6,16 @@ Its module `backend` has `create(config) -> Backend`, and `prepare()`: what a zy
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy.typing as npt
 
 from tessera.domain.artifact import Artifact
-from tessera.domain.errors import Unsupported
+from tessera.domain.errors import FailedPrecondition, Unsupported
 from tessera.domain.ids import Digest
+from tessera.tensorstore.mapping import Mapped
 
 T = TypeVar("T")
 
@@ -46,6 +48,18 @@ class BlobSource(Protocol):
         ...
 
 
+class MappedBlobs(BlobSource, Protocol):
+    """A runtime's."""
+
+    def mapped(self, digest: Digest) -> Mapped:
+        """A blob of the artifact where it is mapped. Raises FailedPrecondition where sharing is off: nothing is."""
+        ...
+
+    def close(self) -> None:
+        """Of a donor that is spent: nothing finds what it mapped any more; what is pointed into stays."""
+        ...
+
+
 class BackendConfig(NamedTuple):
     """What a runtime tells its backends once, after the fork. `folder` is the runtime's own run folder."""
 
@@ -73,12 +87,15 @@ class Loaded(Protocol):
         ...
 
 
-class Donor(NamedTuple):
-    """An instance that becomes another one. `loaded` None: it is parked."""
+@dataclass(slots=True)
+class Donor:
+    """An instance that becomes another one. `loaded` None: it is parked. `spent`: it can serve no more, whatever comes of the
+    transformation; set before anything of it is changed."""
 
     artifact: Artifact
-    blobs: BlobSource
+    blobs: MappedBlobs
     loaded: Loaded | None
+    spent: bool = False
 
 
 class Backend(Protocol):
@@ -109,14 +126,25 @@ class Backend(Protocol):
 class TransformingBackend(Protocol):
     """A backend that can make what it has loaded into something else."""
 
-    def transform(self, donor: Donor, delta: bytes, artifact: Artifact, digest: Digest, blobs: BlobSource) -> Loaded:
-        """Opens an artifact out of an open one, which stays as it is until it is closed: whoever is interrupted has it still.
+    def transform(self, donor: Donor, delta: bytes, artifact: Artifact, digest: Digest, blobs: MappedBlobs) -> Loaded:
+        """Opens an artifact out of an open one. No delta: both have one graph, and Replace is all there is to do.
+
+        Nobody runs or closes the donor meanwhile. Until it is `spent` it is as it was; a spent one has gone into the other one, or is of no
+        use to anybody. Whoever is refused or interrupted has it still, or it is gone.
 
         Raises:
         DataCorrupted, Unsupported: as `Backend.load`.
-        InvalidInput, FailedPrecondition: the delta is none, or does not fit, or is from or to another graph.
+        InvalidInput, FailedPrecondition: the delta is none, does not fit, or is from or to another graph; or this donor cannot become this
+            artifact; says why.
         """
         ...
+
+
+def refuse_another_graph(donor: Donor, artifact: Artifact) -> None:
+    """Raises: FailedPrecondition: donor and artifact do not share their graph."""
+    here, there = (each.graph.digest[:12] if each.graph is not None else "none" for each in (donor.artifact, artifact))
+    if donor.artifact.graph != artifact.graph:
+        raise FailedPrecondition(f"graph {here} cannot become {there} without a delta")
 
 
 def refuse_unknown_options(artifact: Artifact, *known: str) -> None:

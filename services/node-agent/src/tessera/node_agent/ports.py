@@ -156,8 +156,8 @@ class Runtime(Protocol):
         """It holds the artifact's blobs from here on; they are pinned for it before. `mapped` is told, of what is known by then, when the
         instance takes requests, which is before it is open.
 
-        Raises: DataCorrupted, Unsupported, InvalidInput, Internal: the runtime's own reasons. FailedPrecondition, NotFound: of a donor too;
-        it is as it was then.
+        Raises: DataCorrupted, Unsupported, InvalidInput, Internal: the runtime's own reasons; a donor may be gone then. FailedPrecondition,
+        NotFound: of a donor too; it is as it was then.
         """
         ...
 

@@ -57,6 +57,7 @@ def instance_of(message: node_pb2.Instance, node_id: NodeId, field: str = "insta
         items_per_s=message.items_per_s,
         run_ms=message.run_p50_ms,
         run_items=message.run_items,
+        parked=message.parked,
     )
 
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
+from tessera import failpoint
 from tessera.domain.artifact import Artifact
 from tessera.domain.errors import DataCorrupted, FailedPrecondition, Internal, Unsupported
 from tessera.domain.ids import Digest
 from tessera.runtime.backends.aoti.package import Header, unpack
 from tessera.runtime.backends.aten.values import expect_read_only, inference, to_tensor, to_torch
-from tessera.runtime.backends.interface import BackendConfig, BlobSource, Tensor, refuse_unknown_options
+from tessera.runtime.backends.interface import BackendConfig, BlobSource, Donor, Tensor, refuse_another_graph, refuse_unknown_options
 
 _MODEL = "model"
 _RUNNERS = 1
@@ -40,6 +41,20 @@ class AotiLoaded:
             answers = library.run([to_torch(inputs[name].array, inputs[name].datatype) for name in self._header.inputs])
             return {name: to_tensor(name, value) for name, value in zip(self._header.outputs, answers, strict=True)}
 
+    def becomes(self, constants: dict[str, torch.Tensor]) -> AotiLoaded:
+        """The same library with other constants; this one is closed by it. Raises: RuntimeError: half of it may be done."""
+        library = self._library
+        try:
+            failpoint.hit("runtime.replace")
+            library.load_constants(constants, False, True, True)
+        finally:
+            self.close()
+        return AotiLoaded(library, self._header, constants)
+
+    @property
+    def open(self) -> bool:
+        return self._library is not None
+
     def close(self) -> None:
         self._library = None
         self._constants = {}
@@ -62,9 +77,7 @@ class AotiBackend:
         header, package = unpack(blobs.graph())
         if header.torch != str(torch.__version__):
             raise FailedPrecondition(f"the artifact was compiled for torch {header.torch}; here is {torch.__version__}")
-        _check(artifact, header)
-        arrays = blobs.tensors()
-        constants = {name: to_torch(arrays[constant.slot], constant.dtype) for name, constant in header.constants.items()}
+        constants = _constants(artifact, header, blobs)
         with tempfile.NamedTemporaryFile(dir=self._config.folder, suffix=".pt2") as file:
             file.write(package)
             file.flush()
@@ -79,6 +92,20 @@ class AotiBackend:
                 raise Unsupported(f"AOTInductor's package cannot be opened: {' '.join(str(error).split())[:500]}") from error
         return AotiLoaded(library, header, constants)
 
+    def transform(self, donor: Donor, delta: bytes, artifact: Artifact, digest: Digest, blobs: BlobSource) -> AotiLoaded:
+        """See `TransformingBackend`. Replace alone: the library's constants are swapped for the artifact's."""
+        refuse_unknown_options(artifact)
+        refuse_another_graph(donor, artifact)
+        live = donor.loaded
+        if not isinstance(live, AotiLoaded) or not live.open:
+            raise FailedPrecondition("the donor is parked: its library is closed")
+        constants = _constants(artifact, unpack(blobs.graph())[0], blobs)
+        donor.spent = True
+        try:
+            return live.becomes(constants)
+        except RuntimeError as error:
+            raise Internal(f"AOTInductor's constants cannot be swapped: {' '.join(str(error).split())[:500]}") from error
+
     def release(self) -> None:
         """PyTorch gives CPU memory back by itself; the heap is trimmed by the caller."""
 
@@ -89,6 +116,13 @@ def prepare() -> None:
 
 def create(config: BackendConfig) -> AotiBackend:
     return AotiBackend(config)
+
+
+def _constants(artifact: Artifact, header: Header, blobs: BlobSource) -> dict[str, torch.Tensor]:
+    """By the library's names, on mapped memory. Raises: DataCorrupted: they do not fit."""
+    _check(artifact, header)
+    arrays = blobs.tensors()
+    return {name: to_torch(arrays[constant.slot], constant.dtype) for name, constant in header.constants.items()}
 
 
 def _check(artifact: Artifact, header: Header) -> None:

@@ -15,7 +15,7 @@ from tessera.domain.ids import Digest
 from tessera.runtime.backends.aten.program import Plan, execute, read_plan
 from tessera.runtime.backends.aten.transform import read_delta, transform
 from tessera.runtime.backends.aten.values import expect_read_only, inference, to_tensor, to_torch
-from tessera.runtime.backends.interface import BackendConfig, BlobSource, Donor, Tensor, refuse_unknown_options
+from tessera.runtime.backends.interface import BackendConfig, BlobSource, Donor, Tensor, refuse_another_graph, refuse_unknown_options
 
 _in_bfloat16 = partial(torch.autocast, "cpu", torch.bfloat16, cache_enabled=False)
 
@@ -69,11 +69,14 @@ class AtenBackend:
     def transform(self, donor: Donor, delta: bytes, artifact: Artifact, digest: Digest, blobs: BlobSource) -> AtenLoaded:
         """See `TransformingBackend`."""
         refuse_unknown_options(artifact, AUTOCAST)
+        live = (donor.loaded.plan if isinstance(donor.loaded, AtenLoaded) else None) or read_plan(donor.blobs.graph())
+        if not delta:
+            refuse_another_graph(donor, artifact)
+            return _bound(artifact, live, blobs)
         wanted = read_delta(delta)
         ends = [each.graph.digest if each.graph is not None else "" for each in (donor.artifact, artifact)]
         if ends != [wanted.source, wanted.target]:
             raise FailedPrecondition(f"the delta is from graph {wanted.source} to {wanted.target}: these are {ends[0]} and {ends[1]}")
-        live = (donor.loaded.plan if isinstance(donor.loaded, AtenLoaded) else None) or read_plan(donor.blobs.graph())
         # of one graph nothing changes but what is bound
         return _bound(artifact, live if wanted.source == wanted.target else transform(live, wanted), blobs)
 

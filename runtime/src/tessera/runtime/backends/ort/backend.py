@@ -4,6 +4,8 @@ The graph was optimised when it was baked, so it is opened with optimisation and
 `prepacked`); every external initializer is handed over as an OrtValue on mapped memory. All sessions of a process share one arena. Each has
 threads of its own, one less than the runtime may use: the pool that sessions can share cannot be kept from spinning, which burns a core for
 13 to 35 ms after every run.
+
+What is not prepacked reads its weights where they lie, at every run: a session becomes a sibling's when that one's are mapped over its own.
 """
 
 from __future__ import annotations
@@ -17,16 +19,32 @@ import onnxruntime as ort
 from onnxruntime.capi import _pybind_state as C
 
 from tessera.domain.artifact import PREPACKED, Artifact
-from tessera.domain.errors import DataCorrupted, Internal, InvalidInput, ResourceExhausted, TesseraError, Unsupported
+from tessera.domain.errors import DataCorrupted, FailedPrecondition, Internal, InvalidInput, ResourceExhausted, TesseraError, Unsupported
 from tessera.domain.ids import Digest
-from tessera.runtime.backends.interface import BackendConfig, BlobSource, Tensor, refuse_unknown_options
-from tessera.runtime.backends.ort.graph import ELEMENT_TYPES, Initializer, external_initializers, warm_graph
+from tessera.runtime import overlay
+from tessera.runtime.backends.interface import (
+    BackendConfig,
+    BlobSource,
+    Donor,
+    MappedBlobs,
+    Tensor,
+    refuse_another_graph,
+    refuse_unknown_options,
+)
+from tessera.runtime.backends.ort.graph import ELEMENT_TYPES, Initializer, external_initializers, readers, warm_graph
 
 EXTERNAL_NAME = "tessera"
 _ERROR_LEVEL = 3
 _CPU = C.OrtDevice(C.OrtDevice.cpu(), C.OrtDevice.default_memory(), 0)
 _SPIN_US = "100"
 """Bridges the gap between two operators of a run (MiniLM: 6.8 ms instead of 8.1 without), and costs next to nothing after it."""
+READ_AT_RUNS = frozenset({
+    "Add", "Attention", "BatchNormalization", "BiasGelu", "Conv", "Div", "EmbedLayerNormalization", "FastGelu", "FusedConv", "FusedGemm",
+    "FusedMatMul", "Gather", "Gemm", "LayerNormalization", "MatMul", "Mul", "PRelu", "Pow", "QuickGelu", "SkipLayerNormalization", "Sub",
+    "Where",
+})  # fmt: skip
+"""Operators whose kernels keep nothing of their weights when a session is opened without prepacking. Others may: `QLinearSigmoid` makes
+itself a table."""
 _SHRINK = "memory.enable_memory_arena_shrinkage"
 
 
@@ -39,14 +57,16 @@ class _Opening(NamedTuple):
 
 
 class OrtLoaded:
-    """A session. ONNX Runtime keeps bare pointers: it ends first, then the values in its `_Opening`, then the mappings."""
+    """A session. ONNX Runtime keeps bare pointers: it ends first, then the values in its `_Opening`, then the mappings. `seats`: those that
+    were another instance's."""
 
     inline = False
 
-    def __init__(self, session: Any, opening: _Opening, datatypes: dict[str, str]) -> None:
+    def __init__(self, session: Any, opening: _Opening | None, artifact: Artifact, seats: overlay.Seats) -> None:
         self._session = session
-        self._opening: _Opening | None = opening
-        self._datatypes = datatypes
+        self._opening = opening
+        self._datatypes = {spec.name: spec.datatype for spec in artifact.signature.outputs}
+        self.seats = seats
         self._names = [output.name for output in session.get_outputs()]
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -59,9 +79,24 @@ class OrtLoaded:
             raise _run_error(error) from error
         return {name: Tensor(self._datatypes[name], array) for name, array in zip(self._names, arrays, strict=True)}
 
+    def becomes(self, artifact: Artifact, change: overlay.Overlay) -> OrtLoaded:
+        """Carries a change out, and is closed by it. Raises: Internal: half of it may be done."""
+        session, opening = self._session, self._opening
+        try:
+            overlay.map_over(change)
+        finally:
+            self.close()
+        return OrtLoaded(session, opening, artifact, change.seats)
+
+    @property
+    def session(self) -> Any:
+        """None once it is closed."""
+        return self._session
+
     def close(self) -> None:
         self._session = None
         self._opening = None
+        self.seats = {}
 
 
 class OrtBackend:
@@ -87,7 +122,6 @@ class OrtBackend:
         refuse_unknown_options(artifact, PREPACKED)
         graph, arrays = blobs.graph(), blobs.tensors()
         _check_initializers(artifact, external_initializers(graph))
-        datatypes = {spec.name: spec.datatype for spec in artifact.signature.outputs}
         try:
             weights = {ref.slot: (arrays[ref.slot], ref.dtype) for ref in artifact.tensors}
             opening = blobs.derived(lambda: self._opening(weights, prepacked=PREPACKED in artifact.options))
@@ -97,7 +131,27 @@ class OrtBackend:
                 f"ONNX Runtime cannot open graph {artifact.graph.digest if artifact.graph else ''}: {_first_line(error)}"
             ) from error
         _check_signature(artifact, session)
-        return OrtLoaded(session, opening, datatypes)
+        return OrtLoaded(session, opening, artifact, {})
+
+    def transform(self, donor: Donor, delta: bytes, artifact: Artifact, digest: Digest, blobs: MappedBlobs) -> OrtLoaded:
+        """See `TransformingBackend`. Replace alone: the donor's session reads the artifact's tensors, mapped over its own."""
+        refuse_unknown_options(artifact, PREPACKED)
+        refuse_another_graph(donor, artifact)
+        live = donor.loaded
+        if PREPACKED in (*donor.artifact.options, *artifact.options):
+            raise FailedPrecondition("prepacked weights are copies: the session does not read what is mapped")
+        if not isinstance(live, OrtLoaded) or live.session is None:
+            raise FailedPrecondition("the donor is parked: it has no session")
+        graph = blobs.graph()
+        _check_initializers(artifact, external_initializers(graph))
+        _check_signature(artifact, live.session)
+        change = overlay.checked(donor, live.seats, artifact, blobs)
+        _check_readers(change.changed, readers(graph))
+        donor.spent = True
+        try:
+            return live.becomes(artifact, change)
+        finally:
+            donor.blobs.close()
 
     def release(self) -> None:
         """The shared arena gives its free regions back after a run that asks for it."""
@@ -174,6 +228,14 @@ def _check_initializers(artifact: Artifact, wanted: Mapping[str, Initializer]) -
     for name in wanted:
         if name not in given:
             raise DataCorrupted(f"initializer {name}: the artifact has no tensor for it")
+
+
+def _check_readers(changed: frozenset[str], found: Mapping[str, frozenset[str]]) -> None:
+    """Raises: FailedPrecondition, naming a tensor that a session may have read when it was opened, and who did."""
+    for slot in sorted(changed):
+        others = found.get(slot, frozenset({"nobody"})) - READ_AT_RUNS
+        if others:
+            raise FailedPrecondition(f"tensor {slot} is read by {min(others)}, perhaps when the session was opened")
 
 
 def _check_signature(artifact: Artifact, session: Any) -> None:

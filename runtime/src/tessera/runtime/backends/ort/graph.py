@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -18,6 +19,9 @@ ELEMENT_TYPES: dict[str, int] = {
 """Open Inference datatype -> onnx.TensorProto.DataType."""
 
 _EXTERNAL = 1
+_NODE, _INITIALIZER = 1, 5
+_GRAPHS = (6, 11)
+"""Fields of an attribute that hold graphs: `g`, `graphs`."""
 
 
 class Initializer(NamedTuple):
@@ -33,17 +37,51 @@ def external_initializers(graph: bytes) -> dict[str, Initializer]:
         DataCorrupted: it is no ONNX model.
     """
     found: dict[str, Initializer] = {}
+    _each(graph, _INITIALIZER, lambda tensor: _initializer(tensor, found))
+    return found
+
+
+@lru_cache(maxsize=64)
+def readers(graph: bytes) -> dict[str, frozenset[str]]:
+    """Of each value that the main graph's nodes take in, by name: their operators. What a subgraph reads, any node with one reads.
+
+    Raises:
+        DataCorrupted: it is no ONNX model.
+    """
+    found: dict[str, set[str]] = {}
+    within: set[str] = set()
+    _each(graph, _NODE, lambda node: _reads(node, found, within))
+    return {name: frozenset(operators | within) for name, operators in found.items()}
+
+
+def _each(graph: bytes, wanted: int, take: Callable[[memoryview], None]) -> None:
+    """Every field `wanted` of a model's main graph. Raises: DataCorrupted."""
     try:
         for number, kind, value in wire.fields(memoryview(graph), "ModelProto"):
             if number == 7 and kind == wire.LENGTH:
                 assert isinstance(value, memoryview)
-                for inner, inner_kind, tensor in wire.fields(value, "GraphProto"):
-                    if inner == 5 and inner_kind == wire.LENGTH:
-                        assert isinstance(tensor, memoryview)
-                        _initializer(tensor, found)
+                for inner, inner_kind, found in wire.fields(value, "GraphProto"):
+                    if inner == wanted and inner_kind == wire.LENGTH:
+                        assert isinstance(found, memoryview)
+                        take(found)
     except InvalidInput as error:
         raise DataCorrupted(f"graph: {error}") from error
-    return found
+
+
+def _reads(node: memoryview, found: dict[str, set[str]], within: set[str]) -> None:
+    names: list[str] = []
+    operator, has_graph = "", False
+    for number, _, value in wire.fields(node, "NodeProto"):
+        if number == 1 and isinstance(value, memoryview):
+            names.append(wire.text(value, "input"))
+        elif number == 4 and isinstance(value, memoryview):
+            operator = wire.text(value, "op_type")
+        elif number == 5 and isinstance(value, memoryview):
+            has_graph |= any(inner in _GRAPHS for inner, _, _ in wire.fields(value, "AttributeProto"))
+    for name in names:
+        found.setdefault(name, set()).add(operator)
+    if has_graph:
+        within.add(operator)
 
 
 def _initializer(data: memoryview, found: dict[str, Initializer]) -> None:

@@ -113,7 +113,9 @@ class ControlledRuntime(ABC):
         mapped: Callable[[LoadReport], None] | None = None,
         becoming: Becoming | None = None,
     ) -> LoadReport:
-        made_of = {} if becoming is None else {"donor": becoming.donor, "delta": becoming.delta.decode()}
+        made_of: dict[str, str] = {} if becoming is None else {"donor": becoming.donor}
+        if becoming is not None and becoming.delta:
+            made_of["delta"] = becoming.delta.decode()
         answer = await self._call(
             "load",
             timeout_s,

@@ -351,6 +351,8 @@ class Starter:
             # Refused: nothing of it stays held.
             self._table.note(instance_id, runtime_id=None, blobs=frozenset())
             self._fleet.unpin(runtime_id, load.blobs)
+            if instance.start_path is StartPath.TRANSFORM:
+                await self._transformer.refused(instance, self._fail)
             raise
 
     def _mapped(self, instance_id: InstanceId, flight: Flight, watch: Stopwatch, loading: Loading, report: LoadReport) -> None:

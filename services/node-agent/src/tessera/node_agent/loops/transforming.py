@@ -1,6 +1,6 @@
 """Starts by transformation: an idle instance of the node becomes another one, in its own runtime (docs/adr/0012).
 
-The donor ends only when the other one is open; whatever goes wrong before leaves it as it was, and the start has failed.
+The donor ends when the other one is open. Whatever goes wrong before fails the start; it leaves the donor as it was, or it has cost it too.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from tessera.clock import Clock
-from tessera.domain.errors import DataCorrupted, FailedPrecondition, Unsupported
-from tessera.domain.ids import Digest, RuntimeId
+from tessera.domain.errors import DataCorrupted, FailedPrecondition, Internal, TesseraError, Unavailable, Unsupported
+from tessera.domain.ids import Digest, InstanceId, RuntimeId
 from tessera.domain.instance import InstanceState, StartPath
 from tessera.node_agent.core.artifacts import Load
 from tessera.node_agent.core.runtimes import RuntimeLimits, Wanted, choose_runtime
@@ -28,6 +28,9 @@ from tessera.telemetry import get_logger
 
 KEPT_DELTAS = 256
 """Of pairs of graphs: siblings have one. Some 40 KB each."""
+
+OLD_LOOK_S = 3600.0
+"""Memory figures of a runtime that is asked who is there may be as old."""
 
 _log = get_logger(__name__)
 
@@ -79,7 +82,8 @@ class Transformer:
         return choice.runtime_id
 
     async def becoming(self, instance: Instance, load: Load, delta: bytes = b"") -> Becoming:
-        """What the runtime is told. Where no delta came with the order, a pair of graphs takes a plan the first time, in a thread.
+        """What the runtime is told. Where no delta came with the order, a pair of graphs takes a plan the first time, in a thread; one
+        graph takes none.
 
         Raises:
             NotFound, FailedPrecondition: as `place`. The latter also where one of the graphs cannot be planned: loading them by
@@ -91,6 +95,8 @@ class Transformer:
             return Becoming(donor.instance_id, delta)
         source = self._larder.load(donor.artifact)
         pair = (source.program, load.program)
+        if source.program == load.program:
+            return Becoming(donor.instance_id, b"")
         known = self._deltas.get(pair)
         if known is None:
             known = self._deltas[pair] = await asyncio.to_thread(self._delta, pair)
@@ -113,6 +119,20 @@ class Transformer:
         self._fleet.unpin(donor.runtime_id, donor.blobs)
         self._notes.remove(donor.runtime_id, donor.instance_id)
         _log.info("instance transformed", instance_id=donor.instance_id, variant=str(donor.variant), into=instance.instance_id)
+
+    async def refused(self, instance: Instance, fail: Callable[[InstanceId, TesseraError], None]) -> None:
+        """Nothing was made of the donor. `fail` is told of one that its runtime does not have any more."""
+        donor = self._table.find(instance.donor) if instance.donor is not None else None
+        if donor is None or donor.state is not InstanceState.READY or donor.runtime_id is None:
+            return
+        try:
+            there = await self._fleet.get(donor.runtime_id).activity(1.0, OLD_LOOK_S)
+        except Unavailable:
+            return  # whoever deals with the loss of the runtime deals with the donor
+        if donor.instance_id not in {each.instance_id for each in there.instances}:
+            fail(donor.instance_id, Internal(f"instance {donor.instance_id} was lost on its way to become {instance.instance_id}"))
+            self._fleet.unpin(donor.runtime_id, donor.blobs)
+            self._notes.remove(donor.runtime_id, donor.instance_id)
 
     def _donor(self, instance: Instance) -> Instance:
         if instance.donor is None:

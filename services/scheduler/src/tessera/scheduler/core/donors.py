@@ -1,7 +1,9 @@
 """Which idle instances a start could be made of, with what it takes and what it costs. Pure.
 
-Donors are ready instances of the candidate's backend and trust domain that nobody has asked for a while. A donor's model comes back with
-the chance that the gaps seen so far give it: of those that lasted as long as this one already, those that end within the keep-alive.
+Donors are ready instances of the candidate's backend and trust domain that nobody has asked for a while. A program of `aten` becomes any
+other that there is a plan for, parked or not; what has its graph inside (`ort`, `aoti`) another of that graph, where its recipe reads
+weights in place and it is open (docs/adr/0013). A donor's model comes back with the chance that the gaps seen so far give it: of those that
+lasted as long as this one already, those that end within the keep-alive.
 """
 
 from __future__ import annotations
@@ -15,12 +17,16 @@ from tessera.domain.records import ProfileRecord, VariantRecord
 from tessera.policy.scaling.gaps import BIN_S, GapHistogram
 from tessera.policy.start.base import Donor, Donors
 from tessera.policy.start.costs import CostModel
+from tessera.policy.transform.costs import ASSUMED_BASE_MS, REPLACED
 from tessera.policy.view import Candidate, InstanceView, NodeCondition, NodeView
 
 MOST_DONORS = 32
 """Of a node that one decision looks at: those that have been idle for the longest."""
 UNKNOWN = 0.5
 """The chance that a model comes back of which no gap was seen. An assumption."""
+
+PLANNED = "aten"
+"""The backend whose programs are transformed by plans."""
 
 TransformMs = Callable[[VariantRecord, VariantRecord], float | None]
 """From, to: what a transformation takes in ms; None where no plan is known."""
@@ -46,18 +52,19 @@ def donors(
     taken: Collection[InstanceId] = (),
 ) -> Donors:
     """Of every candidate on every usable node, those that there are and that are not `taken`."""
-    able = [candidate for candidate in candidates if candidate.record.backend == "aten"]
+    able = [candidate for candidate in candidates if candidate.record.backend == PLANNED or candidate.record.recipe in REPLACED]
     found: dict[tuple[VariantKey, NodeId], tuple[Donor, ...]] = {}
     for node in nodes if able else ():
         idle = [item for item in _idle(node, rules.idle_s) if item.instance_id not in taken]
         for candidate in able:
             made = [
-                Donor(item.instance_id, item.variant, ms, _return_ms(item, node, costs, profiles), _again(item, gaps, rules.keep_alive_s))
+                Donor(item.instance_id, item.variant, ms, _return_ms(there, node, costs, profiles), _again(item, gaps, rules.keep_alive_s))
                 for item in idle
                 if item.variant != candidate.key
                 and item.variant.trust_domain == candidate.key.trust_domain
                 and (there := record(item.variant)) is not None
                 and there.backend == candidate.record.backend
+                and (there.backend == PLANNED or not item.parked)
                 and (ms := transform_ms(there, candidate.record)) is not None
             ]
             if made:
@@ -72,10 +79,17 @@ def _idle(node: NodeView, least_s: float) -> list[InstanceView]:
     return sorted(ready, key=lambda item: (-item.idle_s, item.instance_id))[:MOST_DONORS]
 
 
+def replaced_ms(source: VariantRecord, target: VariantRecord) -> float | None:
+    """What it takes to give a live instance of one graph other weights. None: the graphs differ, or it reads copies of its weights."""
+    if source.graph is None or (source.graph, source.recipe) != (target.graph, target.recipe) or target.recipe not in REPLACED:
+        return None
+    return ASSUMED_BASE_MS + REPLACED[target.recipe].ms(target.tensor_bytes)
+
+
 def _return_ms(
-    item: InstanceView, node: NodeView, costs: CostModel, profiles: Mapping[tuple[VariantKey, ProfileClass], ProfileRecord]
+    there: VariantRecord, node: NodeView, costs: CostModel, profiles: Mapping[tuple[VariantKey, ProfileClass], ProfileRecord]
 ) -> float:
-    return costs.path(StartPath.BIND, "aten", profiles.get((item.variant, node.profile_class)))[0]
+    return costs.path(StartPath.BIND, there.backend, profiles.get((there.key, node.profile_class)))[0]
 
 
 def _again(item: InstanceView, gaps: Mapping[VariantKey, GapHistogram], keep_alive_s: float) -> float:

@@ -46,9 +46,10 @@ class ObservedInstance:
     items_per_s: float = 0.0
     run_ms: float = 0.0
     run_items: float = 0.0
+    parked: bool = False
 
     def view(self) -> InstanceView:
-        return InstanceView(self.instance_id, self.variant, self.generation, self.state, self.idle_s)
+        return InstanceView(self.instance_id, self.variant, self.generation, self.state, self.idle_s, self.parked)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tessera.clock import Clock
-from tessera.domain.ids import InstanceId, NodeId, VariantKey
+from tessera.domain.ids import InstanceId, NodeId, ProfileClass, VariantKey
 from tessera.domain.instance import Stage
 from tessera.domain.records import VariantRecord
 from tessera.policy.start.base import Donor, Donors
 from tessera.policy.start.costs import CostModel
 from tessera.policy.view import Candidate, NodeView
 from tessera.scheduler.core.cluster import Cluster
-from tessera.scheduler.core.donors import DonorRules, donors
+from tessera.scheduler.core.donors import PLANNED, DonorRules, donors, replaced_ms
 from tessera.scheduler.core.observed import ObservedInstance
 from tessera.scheduler.core.trust import Trust
 from tessera.scheduler.ports import Plans, Records
@@ -39,11 +39,10 @@ class Donating:
             return {}
         found: dict[tuple[VariantKey, NodeId], tuple[Donor, ...]] = {}
         for profile_class in sorted({node.profile_class for node in nodes}):
-            factor = self._trust.factor(profile_class)
 
-            def transform_ms(source: VariantRecord, target: VariantRecord, factor: float = factor) -> float | None:
+            def transform_ms(source: VariantRecord, target: VariantRecord, profile_class: ProfileClass = profile_class) -> float | None:
                 planned_ms = self._planned_ms(source, target)
-                return None if planned_ms is None else planned_ms * factor
+                return None if planned_ms is None else planned_ms * self._trust.factor(profile_class, target.backend)
 
             some = [node for node in nodes if node.profile_class == profile_class]
             found |= donors(
@@ -61,11 +60,12 @@ class Donating:
         self._taken.discard(donor)
 
     def delta(self, donor: InstanceId, target: VariantKey) -> bytes:
-        """How the donor becomes an instance of the target; empty where that is not known any more: its agent plans it then."""
+        """How the donor becomes an instance of the target; empty where both have one graph, and where it is not known any more: its agent
+        plans it then."""
         there = self._cluster.find(donor)
         records = [self._records.variant(key) for key in ((there.variant, target) if there is not None else ())]
         graphs = [record.graph for record in records if record is not None and record.graph is not None]
-        return (self._plans.delta(graphs[0], graphs[1]) or b"") if len(graphs) == 2 else b""
+        return (self._plans.delta(graphs[0], graphs[1]) or b"") if len(set(graphs)) == 2 else b""
 
     def became(self, donor: InstanceId, instance: ObservedInstance) -> None:
         """The donor is gone: its assignment ends, and its start says how good the plan was."""
@@ -77,10 +77,12 @@ class Donating:
         node = self._cluster.observed.get(instance.node_id)
         planned_ms = self._planned_ms(source, target) if source is not None and target is not None else None
         took_ms = sum(stage.ms for stage in instance.stages if stage.stage in TRANSFORMED)
-        if node is not None and planned_ms and took_ms > 0:
-            self._trust.note(node.report.profile_class, planned_ms, took_ms)
+        if node is not None and target is not None and planned_ms and took_ms > 0:
+            self._trust.note(node.report.profile_class, target.backend, planned_ms, took_ms)
 
     def _planned_ms(self, source: VariantRecord, target: VariantRecord) -> float | None:
+        if target.backend != PLANNED:
+            return replaced_ms(source, target)
         if source.graph is None or target.graph is None:
             return None
         return self._plans.transform_ms(source.graph, target.graph)

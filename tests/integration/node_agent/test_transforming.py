@@ -143,15 +143,13 @@ async def test_a_live_session_becomes_a_siblings_and_answers_as_a_bound_one(agen
     models = [kit.make_linear(agent.repository, "ort", **seeds) for seeds in ({}, {"seed": 1}, {"seed": 1, "bias_seed": 2})]
     await agent.start(**ORT)
     x = inputs(kit.width)
-    answers = []
-    for at, model in enumerate(models):
-        bound = await agent.start_instance(f"bound{at}", model.artifact)
-        client = await kit.direct(bound)
-        answers.append((await kit.ask(client, bound.generation, x)).tobytes())
-        client.close()
-        await agent.stop_instance(f"bound{at}")
     first = await agent.start_instance("i0", models[0].artifact)
     client = await kit.direct(first)
+    answers = [(await kit.ask(client, first.generation, x)).tobytes()]
+    for at in (1, 2):
+        bound = await agent.start_instance(f"bound{at}", models[at].artifact)
+        answers.append((await kit.ask(client, bound.generation, x)).tobytes())
+        await agent.stop_instance(f"bound{at}")
     for at, which in enumerate([1, 2, 0, 2], start=1):
         found = await become(agent, f"i{at}", models[which].artifact, f"i{at - 1}")
         assert (found.state, found.start_path, found.runtime_id, found.pid) == ("ready", "transform", first.runtime_id, first.pid)

@@ -18,7 +18,7 @@ from tessera import failpoint
 from tessera.domain.artifact import Artifact, Blob
 from tessera.domain.errors import FailedPrecondition, Internal
 from tessera.domain.ids import Digest
-from tessera.runtime.backends.interface import Donor, MappedBlobs
+from tessera.runtime.backends.interface import MappedBlobs
 
 _LINE = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) r--s ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) ([0-9]+) ", re.MULTILINE)
 _MAYMOVE, _FIXED = 1, 2
@@ -46,8 +46,8 @@ class Overlay(NamedTuple):
     changed: frozenset[str]
 
 
-def checked(donor: Donor, seats: Seats, artifact: Artifact, blobs: MappedBlobs) -> Overlay:
-    """How the donor, whose graph is the artifact's, gets the artifact's bytes.
+def checked(source: Artifact, there: MappedBlobs, seats: Seats, target: Artifact, blobs: MappedBlobs) -> Overlay:
+    """How what is open of the source, with some of its blobs in `seats`, gets the bytes of the target, whose graph it has.
 
     Raises:
         FailedPrecondition: its tensors do not lie as the artifact's do, or somebody else reads what would be mapped over; names the first.
@@ -55,24 +55,23 @@ def checked(donor: Donor, seats: Seats, artifact: Artifact, blobs: MappedBlobs) 
     pairs: list[tuple[memoryview, memoryview]] = []
     after: Seats = {}
     regions = _file_mappings()
-    others = counterparts(donor.artifact, artifact)
-    for digest, other in others.items():
-        here = donor.blobs.mapped(digest)
+    for digest, other in counterparts(source, target).items():
+        here = there.mapped(digest)
         seat = seats.get(digest)
         if digest != other.digest:
             if seat is None and not here.alone:
                 raise FailedPrecondition(f"blob {digest} is mapped for others too")
-            there = blobs.mapped(other.digest)
+            new = blobs.mapped(other.digest)
             seat = here.view if seat is None else seat
             length = -(-len(seat) // mmap.PAGESIZE) * mmap.PAGESIZE
-            for view, file in ((seat, here), (there.view, there)):
+            for view, file in ((seat, here), (new.view, new)):
                 if regions.get(address_of(view)) != (length, 0, file.device, file.inode):
                     raise FailedPrecondition(f"blob {digest}: {len(view)} bytes at {address_of(view):#x} are no mapping of its file")
-            pairs.append((seat, there.view))
+            pairs.append((seat, new.view))
         if seat is not None:
             after[other.digest] = seat
-    before = {ref.slot: ref.digest for ref in donor.artifact.tensors}
-    return Overlay(pairs, after, frozenset(ref.slot for ref in artifact.tensors if ref.digest != before[ref.slot]))
+    before = {ref.slot: ref.digest for ref in source.tensors}
+    return Overlay(pairs, after, frozenset(ref.slot for ref in target.tensors if ref.digest != before[ref.slot]))
 
 
 def counterparts(source: Artifact, target: Artifact) -> dict[Digest, Blob]:

@@ -48,8 +48,9 @@ class BlobSource(Protocol):
         ...
 
 
+@runtime_checkable
 class MappedBlobs(BlobSource, Protocol):
-    """A runtime's."""
+    """A runtime's, whose files it maps."""
 
     def mapped(self, digest: Digest) -> Mapped:
         """A blob of the artifact where it is mapped. Raises FailedPrecondition where sharing is off: nothing is."""
@@ -93,7 +94,7 @@ class Donor:
     transformation; set before anything of it is changed."""
 
     artifact: Artifact
-    blobs: MappedBlobs
+    blobs: BlobSource
     loaded: Loaded | None
     spent: bool = False
 
@@ -126,7 +127,7 @@ class Backend(Protocol):
 class TransformingBackend(Protocol):
     """A backend that can make what it has loaded into something else."""
 
-    def transform(self, donor: Donor, delta: bytes, artifact: Artifact, digest: Digest, blobs: MappedBlobs) -> Loaded:
+    def transform(self, donor: Donor, delta: bytes, artifact: Artifact, digest: Digest, blobs: BlobSource) -> Loaded:
         """Opens an artifact out of an open one. No delta: both have one graph, and Replace is all there is to do.
 
         Nobody runs or closes the donor meanwhile. Until it is `spent` it is as it was; a spent one has gone into the other one, or is of no

@@ -133,7 +133,7 @@ class OrtBackend:
         _check_signature(artifact, session)
         return OrtLoaded(session, opening, artifact, {})
 
-    def transform(self, donor: Donor, delta: bytes, artifact: Artifact, digest: Digest, blobs: MappedBlobs) -> OrtLoaded:
+    def transform(self, donor: Donor, delta: bytes, artifact: Artifact, digest: Digest, blobs: BlobSource) -> OrtLoaded:
         """See `TransformingBackend`. Replace alone: the donor's session reads the artifact's tensors, mapped over its own."""
         refuse_unknown_options(artifact, PREPACKED)
         refuse_another_graph(donor, artifact)
@@ -142,16 +142,19 @@ class OrtBackend:
             raise FailedPrecondition("prepacked weights are copies: the session does not read what is mapped")
         if not isinstance(live, OrtLoaded) or live.session is None:
             raise FailedPrecondition("the donor is parked: it has no session")
+        there = donor.blobs
+        if not isinstance(there, MappedBlobs) or not isinstance(blobs, MappedBlobs):
+            raise FailedPrecondition("the tensors are not mapped from files")
         graph = blobs.graph()
         _check_initializers(artifact, external_initializers(graph))
         _check_signature(artifact, live.session)
-        change = overlay.checked(donor, live.seats, artifact, blobs)
+        change = overlay.checked(donor.artifact, there, live.seats, artifact, blobs)
         _check_readers(change.changed, readers(graph))
         donor.spent = True
         try:
             return live.becomes(artifact, change)
         finally:
-            donor.blobs.close()
+            there.close()
 
     def release(self) -> None:
         """The shared arena gives its free regions back after a run that asks for it."""

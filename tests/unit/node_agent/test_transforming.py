@@ -102,7 +102,7 @@ async def test_a_donor_that_was_lost_on_the_way_has_failed_too(node: Any) -> Non
     node.runtimes.faults[donor.variant.model] = [Internal("half of it is mapped")]
     node.runtimes.gate.clear()
     becoming = asyncio.ensure_future(become(node, "other", long, "donor"))
-    while node.table.find(InstanceId("other")) is None or node.table.get(InstanceId("other")).state is not InstanceState.LOADING:  # noqa: ASYNC110
+    while len(node.runtimes.early) < 2:  # noqa: ASYNC110 - its runtime is awaited
         await asyncio.sleep(0.005)
     (runtime,) = node.runtimes.live
     del runtime.loaded[InstanceId("donor")], runtime.mapped[InstanceId("donor")]

@@ -15,7 +15,6 @@ from tessera.policy.start.base import Donors
 from tessera.policy.start.costs import CostModel
 from tessera.policy.view import Candidate, InstanceView, NodeCondition, NodeView
 from tessera.scheduler.core.donors import MOST_DONORS, UNKNOWN, DonorRules, donors
-from tessera.scheduler.core.trust import LEAST, MOST, Trust
 
 RULES = DonorRules(idle_s=60.0, keep_alive_s=600.0)
 OLD, NEW, ORT = key("aten-fp32", "old"), key("aten-fp32", "new"), key("ort-fp32", "old")
@@ -93,20 +92,3 @@ def test_what_its_own_start_takes_is_measured_where_it_was() -> None:
     profile = ProfileRecord(OLD, ProfileClass("p"), (LoadCost(StartPath.BIND, (StageTime(Stage.LOAD, 2.5),)),), (), 0.0)
     (donor,) = found(idle(OLD), profiles={(OLD, ProfileClass("p")): profile})[NEW, NodeId("n1")]
     assert donor.return_ms == 2.5
-
-
-def test_plans_that_were_wrong_are_believed_less_and_forgiven_slowly() -> None:
-    trust = Trust()
-    here, there = ProfileClass("p"), ProfileClass("q")
-    for _ in range(60):
-        trust.note(here, planned_ms=1.0, took_ms=3.0)
-    assert trust.factor(here) == pytest.approx(3.0, rel=0.02)
-    assert trust.factor(there) == 1.0
-    trust.note(here, 1.0, 1.0)
-    assert 2.7 < trust.factor(here) < 3.0
-    trust.note(there, 1.0, 1000.0)
-    assert trust.factor(there) == pytest.approx(2 ** (1 / 8)), "one that waited says little"
-    for took_ms, limit in ((1000.0, MOST), (0.0001, LEAST)):
-        for _ in range(120):
-            trust.note(there, 1.0, took_ms)
-        assert trust.factor(there) == pytest.approx(limit)

@@ -34,8 +34,8 @@ def plan_of(matrix: CostMatrix, kept: Pairs, planner: str, costs: MetaCosts) -> 
             continue
         alike = here.forms[source] == there.forms[at]
         if new_bytes or not alike:
-            operator = MetaOperator.REPLACE if alike else MetaOperator.RESHAPE
-            made.append(MetaStep(operator, operation.kind, source, at, new_bytes, matrix.pair_ms(source, at)))
+            operator, changed_bytes = (MetaOperator.REPLACE, 0) if alike else (MetaOperator.RESHAPE, matrix.changed_bytes(source, at))
+            made.append(MetaStep(operator, operation.kind, source, at, new_bytes, matrix.pair_ms(source, at), changed_bytes))
         if tuple(moved.get(origin) for origin in here.operations[source].edges) != operation.edges:
             edges.append(MetaStep(MetaOperator.EDGE, operation.kind, source, at, 0, costs.line(MetaOperator.EDGE, operation.kind).ms()))
     cost_ms = sum(step.cost_ms for step in (*gone, *made))

@@ -31,13 +31,13 @@ CONV = "aten.conv.default"
 BY_KIND = MetaCosts({**TRUE.lines, (ADD, CONV): CostLine(0.8, 5.0), (RESHAPE, CONV): CostLine(0.9, 5.0, 20.0)}, base_ms=0.7)
 
 
-def observations(count: int, noise: float = 0.0, true: MetaCosts = TRUE, kinds: tuple[str, ...] = KINDS, seed: int = 4) -> list[Observation]:
+def observations(count: int, noise: float = 0.0, true: MetaCosts = TRUE, seed: int = 4) -> list[Observation]:
     draw = random.Random(seed)
     planner = registry.make("group")
     found = []
     for _ in range(count):
         programs = [
-            a_program([(draw.choice(kinds), *(draw.randrange(low, 4) for low in (0, 1, 0, 0))) for _ in range(draw.randrange(1, 12))])
+            a_program([(draw.choice(KINDS), *(draw.randrange(low, 4) for low in (0, 1, 0, 0))) for _ in range(draw.randrange(1, 12))])
             for _ in range(2)
         ]
         steps = plan(*programs, planner, MetaCosts()).sums()

@@ -1,8 +1,8 @@
 """Cost lines from what transformations took.
 
 Least squares of the relative error, as the fits of latencies (`tessera.domain.fit`): a transformation of half a millisecond counts as much
-as one of five, and one that waited for a processor for long hardly counts. No cost is below 0. `fit` knows nothing before, which is what the
-profiler measures; `refit` follows, from such lines on, what starts take.
+as one of five, and one that waited for a processor for long hardly counts. No cost is below 0. `fit` begins with nothing, for the profiler;
+`refit` begins with such lines and follows what starts take.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ LEAST_MS = 1e-3
 """Whatever is divided by."""
 BETTER = 0.9
 """Lines of more kinds predict better where the mean square of what they miss falls below this share."""
+MOST_OWN = 128
+"""Lines of kinds, those that most observations have."""
 _WITH_WEIGHTS = (MetaOperator.REPLACE, MetaOperator.RESHAPE, MetaOperator.ADD)
 
 Line = tuple[MetaOperator, str]
@@ -42,7 +44,7 @@ def fit(observations: Sequence[Observation]) -> MetaCosts:
     """
     _check(observations)
     seen = Counter(line for one in observations for line in {(step.operator, step.kind) for step in one.steps})
-    own = sorted(line for line, count in seen.items() if count >= LEAST_OBSERVATIONS)
+    own = sorted(line for line, count in seen.most_common(MOST_OWN) if count >= LEAST_OBSERVATIONS)
     if own and _held_out(observations, own) < BETTER * _held_out(observations, ()):
         return _fitted(observations, own)
     return _fitted(observations, ())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tessera.domain.transformation import MetaOperator, MetaStep, TransformationPlan
 from tessera.policy.transform.base import Pairs, Planner
 from tessera.policy.transform.costs import MetaCosts
@@ -40,6 +42,15 @@ def plan_of(matrix: CostMatrix, kept: Pairs, planner: str, costs: MetaCosts) -> 
             edges.append(MetaStep(MetaOperator.EDGE, operation.kind, source, at, 0, costs.line(MetaOperator.EDGE, operation.kind).ms()))
     cost_ms = sum(step.cost_ms for step in (*gone, *made))
     return TransformationPlan(planner, kept, (*gone, *made, *edges), cost_ms, sum(step.cost_ms for step in edges))
+
+
+def priced(found: TransformationPlan, costs: MetaCosts) -> TransformationPlan:
+    """The same plan by other costs than those that it was made with."""
+    steps = tuple(
+        replace(step, cost_ms=costs.line(step.operator, step.kind).ms(step.new_bytes, step.changed_bytes)) for step in found.steps
+    )
+    edges_ms = sum(step.cost_ms for step in steps if step.operator is MetaOperator.EDGE)
+    return replace(found, steps=steps, cost_ms=sum(step.cost_ms for step in steps) - edges_ms, edges_ms=edges_ms)
 
 
 def carried_out(source: Program, found: TransformationPlan, target: Program) -> Program:

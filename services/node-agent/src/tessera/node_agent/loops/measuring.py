@@ -7,8 +7,7 @@ undisturbed counts: the row goes on in slices. Each try that has none is followe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
 from tessera.clock import Clock
@@ -17,8 +16,8 @@ from tessera.domain.ids import Digest, Generation, InstanceId, VariantKey
 from tessera.domain.instance import Stage, StartPath
 from tessera.domain.records import LatencyRow, LoadCost
 from tessera.node_agent.core.artifacts import Load
-from tessera.node_agent.core.runtimes import Purpose
 from tessera.node_agent.core.slices import LEAST_S, Pace, Slice, enough, together
+from tessera.node_agent.loops.dedicated import dedicated
 from tessera.node_agent.loops.fleet import Fleet
 from tessera.node_agent.loops.larder import Larder, holder_of
 from tessera.node_agent.loops.stopwatch import Stopwatch
@@ -193,7 +192,8 @@ class Measurer:
     async def _run(self, this: _Try) -> None:
         """What was disturbed is not kept, and ends the try."""
         order, pace, kept = this.order, this.pace, this.kept
-        async with self._dedicated(this.load, order.threads) as (runtime, watch):
+        watch = Stopwatch(self._clock)
+        async with dedicated(self._fleet, this.load.flavour, this.load.blobs, watch, order.threads) as runtime:
             new = await self._load(runtime, this.holder, order.variant, this.load, watch, self._fleet.start_path)
             await runtime.unload(this.holder, 0)
             watch = Stopwatch(self._clock)
@@ -216,21 +216,6 @@ class Measurer:
                 kept.slices.append(found)
                 limits = order.concurrency, order.seconds, order.min_repeats, order.spread
                 kept.complete = pace.slice_s is None or enough(together(kept.slices), *limits)
-
-    @asynccontextmanager
-    async def _dedicated(self, load: Load, threads: int) -> AsyncIterator[tuple[Runtime, Stopwatch]]:
-        """A runtime of its own, gone afterwards."""
-        watch = Stopwatch(self._clock)
-        with watch.stage(self._fleet.stage):
-            runtime_id = await self._fleet.create(load.flavour, Purpose.MEASURE, threads)
-        try:
-            runtime = self._fleet.get(runtime_id)
-            runtime.slow_down()
-            self._fleet.pin(runtime_id, load.blobs)
-            yield runtime, watch
-        finally:
-            self._fleet.discard(runtime_id)
-            await self._fleet.kill(runtime_id)  # whoever gets the last answer finds nothing of it
 
     async def _load(
         self, runtime: Runtime, name: InstanceId, variant: VariantKey, load: Load, watch: Stopwatch, path: StartPath

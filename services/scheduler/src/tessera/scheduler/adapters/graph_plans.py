@@ -47,8 +47,8 @@ class GraphPlans:
     """Implements `ports.Plans`. Belongs to one loop."""
 
     def __init__(self, read: Callable[[Digest], bytes]) -> None:
-        """`read`: a blob of the repository; blocks, and raises TesseraError or OSError. All nodes have one plan of a pair, made with what is
-        assumed; what it takes is theirs."""
+        """`read`: a blob of the repository; blocks, and raises TesseraError or OSError. All nodes have one plan of a
+        pair, made with assumed costs."""
         self._read = read
         self._costs = MetaCosts()
         self._structures: OrderedDict[Digest, Structure] = OrderedDict()

@@ -1,5 +1,5 @@
-"""What transformations are expected to take, by profile class: what the profiler measured there (or what is assumed), corrected by what starts
-took. In memory: a new leader begins with the records, since what a node has to do beside changes more often than leaders do.
+"""What transformations are expected to take, by profile class: what the profiler measured there (or what is assumed), corrected by what
+starts took. In memory: a new leader begins with the records, since what a node has to do beside changes more often than leaders do.
 """
 
 from __future__ import annotations

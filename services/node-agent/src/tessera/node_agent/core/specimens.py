@@ -22,7 +22,7 @@ from tessera.tensorstore.artifact import digest_of, encode
 from tessera.tensorstore.pack import PackWriter
 
 CLASSES = 10
-TOKENS, WORDS = 8, 64
+TOKENS, WORDS = 8, 128
 PIXELS, CHANNELS = 16, 3
 
 Value = dict[str, int]

@@ -21,11 +21,12 @@ from tessera.domain.records import MetaCostRecord, NodeRecord
 from tessera.domain.transformation import MetaOperator
 from tessera.node_agent.core.specimens import specimens
 from tessera.policy.transform.costs import costs_of
-from tessera.policy.transform.fitting import LEAST_OBSERVATIONS, fit, relative_error
+from tessera.policy.transform.fitting import fit, relative_error
+from tessera.profiler import loops
 from tessera.profiler.adapters.agents import GrpcAgents
 from tessera.profiler.adapters.records import EtcdRecords
 from tessera.profiler.core.planning import Limits
-from tessera.profiler.loops import Profiler, RunLimits, RunRequest
+from tessera.profiler.loops import LEAST_OBSERVATIONS, Profiler, RunLimits, RunRequest
 from tessera.program import Stop, Tasks
 from tessera.testing.builders import a_model, a_variant, a_variant_key, a_version, a_version_key
 from tessera.wire import decode_observation
@@ -48,7 +49,7 @@ async def test_specimens_become_each_other_and_what_it_takes_can_be_predicted(ag
     await agent.start(**ATEN)
     seen = [decode_observation(event.transformation) async for event in observing(agent, 60.0) if event.HasField("transformation")]
     count = len(specimens())
-    assert len(seen) == 2 * 2 * count * (count - 1)
+    assert len(seen) == count * (count - 1)
     assert {step.operator for one in seen for step in one.steps} == set(MetaOperator)
     costs = fit(seen)
     assert costs.base_ms > 0
@@ -116,8 +117,9 @@ async def costs_in_etcd(coord: Any) -> list[MetaCostRecord]:
 
 
 async def test_a_profile_run_stores_the_costs_of_the_nodes_class_and_one_that_is_killed_half_way_stores_nothing(
-    agent: Any, kit: Any, coord: Any, sigkill: Any
+    agent: Any, kit: Any, coord: Any, sigkill: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(loops, "MOST_ERROR", 1.0)  # how steady this machine is now is not what is tested
     await agent.start(**ATEN)
 
     async def registered() -> Any:

@@ -49,7 +49,8 @@ class FakeAgents:
     most_at_once: dict[str, int] = field(default_factory=dict)
     ended_early: int = 0
     observed: list[str] = field(default_factory=list)
-    observations: int = 20
+    observations: int = 40
+    uneven: float = 1.0
     observing_fails: dict[str, Exception] = field(default_factory=dict)
     p50_ms: float = 2.0
     took_s: float = 0.0
@@ -96,7 +97,9 @@ class FakeAgents:
             for count in range(self.observations):
                 if self.hold is not None and count:
                     await self.hold.wait()
-                yield Observation((StepSum(MetaOperator.ADD, "aten.relu.default", count),), 1.0 + 0.1 * count)
+                yield Observation(
+                    (StepSum(MetaOperator.ADD, "aten.relu.default", count),), (1.0 + 0.1 * count) * (self.uneven if count % 2 else 1.0)
+                )
             if address in self.observing_fails:
                 raise self.observing_fails[address]
             finished = True

@@ -14,7 +14,7 @@ from tessera.domain.errors import ResourceExhausted, Unavailable
 from tessera.domain.ids import DEFAULT_TRUST_DOMAIN, NodeId
 from tessera.domain.transformation import MetaOperator
 from tessera.policy.transform.costs import costs_of
-from tessera.policy.transform.fitting import LEAST_OBSERVATIONS
+from tessera.profiler.loops import LEAST_OBSERVATIONS
 from tessera.testing.builders import PROFILE_CLASS, a_node, a_variant, a_variant_key
 
 
@@ -31,10 +31,10 @@ async def forget(found: Bench) -> None:
 
 async def test_a_full_run_finds_it_out_once_after_the_rows() -> None:
     async with bench() as found:
-        assert f"transformations on {PROFILE_CLASS}: 20 observed, error 0%" in await told(found)
+        assert f"transformations on {PROFILE_CLASS}: 40 observed, error 0%" in await told(found)
         record = await found.costs()
         assert record is not None
-        assert (record.profile_class, record.dialect, record.observations) == (PROFILE_CLASS, "aten", 20)
+        assert (record.profile_class, record.dialect, record.observations) == (PROFILE_CLASS, "aten", 40)
         assert record.error == pytest.approx(0.0, abs=1e-6)
         costs = costs_of(record)
         assert costs.base_ms == pytest.approx(1.0)
@@ -68,10 +68,18 @@ async def test_nodes_without_torch_are_not_asked() -> None:
 async def test_too_few_observations_are_said_and_nothing_is_stored(observations: int) -> None:
     async with bench() as found:
         found.agents.observations = observations
-        assert f"observations {observations}: at least 8 transformations" in await told(found)
+        assert f"{observations} observed within 10 s, at least 32 are needed" in await told(found)
         assert await found.costs() is None
-        found.agents.observations = 20
-        assert "20 observed" in await told(found), "the next run tries again"
+        found.agents.observations = 40
+        assert "40 observed" in await told(found), "the next run tries again"
+
+
+async def test_what_no_costs_fit_is_not_stored() -> None:
+    """Every time another one: the machine had something else to do."""
+    async with bench() as found:
+        found.agents.uneven = 100.0
+        assert "40 observed, but costs miss them by" in await told(found)
+        assert await found.costs() is None
 
 
 async def test_a_node_that_goes_away_hands_over_and_one_that_refuses_ends_it() -> None:
@@ -85,7 +93,7 @@ async def test_a_node_that_goes_away_hands_over_and_one_that_refuses_ends_it() -
         await told(found)
         record = await found.costs()
         assert record is not None
-        assert record.observations == 20
+        assert record.observations == 40
 
 
 async def test_a_run_that_is_broken_off_half_way_leaves_nothing_and_the_next_one_starts_over() -> None:
@@ -106,4 +114,4 @@ async def test_a_run_that_is_broken_off_half_way_leaves_nothing_and_the_next_one
         await found.run()
         record = await found.costs()
         assert record is not None
-        assert record.observations == 20
+        assert record.observations == 40

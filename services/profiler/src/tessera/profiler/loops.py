@@ -13,7 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 from tessera.clock import Clock
-from tessera.domain.errors import Conflict, Internal, ResourceExhausted, TesseraError, Unavailable, error_of
+from tessera.domain.errors import Conflict, FailedPrecondition, Internal, ResourceExhausted, TesseraError, Unavailable, error_of
 from tessera.domain.ids import NodeId, ProfileClass, TrustDomain
 from tessera.domain.records import LatencyRow, LoadCost, MetaCostRecord, NodeRecord, ProfileRecord
 from tessera.domain.transformation import ATEN, Observation
@@ -34,7 +34,10 @@ STORE_TRIES = 10
 STORE_RETRY_S = 1.0
 OBSERVED_S = 10.0
 """How long transformations are measured, once per class."""
-MOST_OBSERVATIONS = 4096
+LEAST_OBSERVATIONS, MOST_OBSERVATIONS = 32, 4096
+MOST_ERROR = 0.5
+"""Costs that miss what they were fitted to by more say that the node was not at rest. Transformations that are held dear without a reason
+are made no more, and then nothing corrects it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,10 +200,7 @@ class _Run:
                     if not await self._lacks_costs(profile_class):
                         return  # another run was here
                     seen = await self._observed(node)
-                costs = await asyncio.to_thread(fit, seen)
-                record = MetaCostRecord(
-                    domain, profile_class, ATEN, costs.base_ms, lines_of(costs), costs.error or 0.0, len(seen), self._owner._clock.wall_s()
-                )
+                record = await asyncio.to_thread(_costs, domain, profile_class, seen, self._owner._clock.wall_s())
                 await self._owner._records.store_meta_costs(record)
                 self._tell(f"transformations on {profile_class}: {len(seen)} observed, error {record.error:.0%}")
                 return
@@ -300,6 +300,19 @@ class _Run:
 
     def _fraction(self) -> float:
         return min(1.0, sum(self._settled.values()) / self._total) if self._total else 1.0
+
+
+def _costs(domain: TrustDomain, profile_class: ProfileClass, seen: Sequence[Observation], now_unix_s: float) -> MetaCostRecord:
+    """Raises: FailedPrecondition: too few were seen, or no costs fit what was."""
+    if len(seen) < LEAST_OBSERVATIONS:
+        raise FailedPrecondition(f"{len(seen)} observed within {OBSERVED_S:.0f} s, at least {LEAST_OBSERVATIONS} are needed")
+    costs = fit(seen)
+    assert costs.error is not None
+    if costs.error > MOST_ERROR:
+        raise FailedPrecondition(
+            f"{len(seen)} observed, but costs miss them by {costs.error:.0%}, more than {MOST_ERROR:.0%}: others were busy"
+        )
+    return MetaCostRecord(domain, profile_class, ATEN, costs.base_ms, lines_of(costs), costs.error, len(seen), now_unix_s)
 
 
 class _Writer:

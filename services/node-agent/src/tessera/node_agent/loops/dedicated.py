@@ -1,4 +1,4 @@
-"""A runtime that serves nobody, for what is measured: at low priority, and gone afterwards."""
+"""A runtime that serves nobody, for what is measured: gone afterwards."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ async def dedicated(fleet: Fleet, flavour: str, blobs: Collection[Digest], watch
         runtime_id = await fleet.create(flavour, Purpose.MEASURE, threads)
     try:
         runtime = fleet.get(runtime_id)
-        runtime.slow_down()
         fleet.pin(runtime_id, blobs)
         yield runtime
     finally:

@@ -194,6 +194,7 @@ class Measurer:
         order, pace, kept = this.order, this.pace, this.kept
         watch = Stopwatch(self._clock)
         async with dedicated(self._fleet, this.load.flavour, this.load.blobs, watch, order.threads) as runtime:
+            runtime.slow_down()
             new = await self._load(runtime, this.holder, order.variant, this.load, watch, self._fleet.start_path)
             await runtime.unload(this.holder, 0)
             watch = Stopwatch(self._clock)

@@ -14,18 +14,14 @@ from dataclasses import dataclass
 from itertools import permutations
 from statistics import median
 
-from tessera.clock import Clock
 from tessera.domain.errors import InvalidInput, ResourceExhausted
 from tessera.domain.ids import Generation, InstanceId, ModelName, VariantKey, VariantName, VersionNumber
 from tessera.domain.instance import Stage
 from tessera.domain.transformation import ATEN, Observation, StepSum
 from tessera.node_agent.core.specimens import Specimen, specimens
-from tessera.node_agent.loops.dedicated import dedicated
-from tessera.node_agent.loops.fleet import Fleet
-from tessera.node_agent.loops.larder import Larder, holder_of
+from tessera.node_agent.loops.place import MeasuringPlace
 from tessera.node_agent.loops.stopwatch import Stopwatch
-from tessera.node_agent.loops.traffic import Traffic
-from tessera.node_agent.ports import Becoming, RandomBytes, Runtime
+from tessera.node_agent.ports import Becoming, Runtime
 from tessera.policy.transform.aligned import AlignedPlanner
 from tessera.policy.transform.base import Planner
 from tessera.policy.transform.costs import MetaCosts
@@ -42,30 +38,8 @@ REPEATS = 3
 class Observer:
     """Of one trust domain on one node."""
 
-    def __init__(
-        self,
-        fleet: Fleet,
-        larder: Larder,
-        traffic: Traffic,
-        load_timeout_s: float,
-        random_bytes: RandomBytes,
-        clock: Clock,
-        turn: asyncio.Lock,
-    ) -> None:
-        """`turn`: whose turn it is among all jobs of the node."""
-        self._fleet = fleet
-        self._larder = larder
-        self._traffic = traffic
-        self._load_timeout_s = load_timeout_s
-        self._random_bytes = random_bytes
-        self._clock = clock
-        self._turn = turn
-        self._holders: set[InstanceId] = set()
-
-    @property
-    def holders(self) -> frozenset[str]:
-        """Who holds specimens now."""
-        return frozenset(map(holder_of, self._holders))
+    def __init__(self, place: MeasuringPlace) -> None:
+        self._place = place
 
     async def observe(self, seconds: float) -> AsyncGenerator[str | Observation, None]:
         """Words of progress, then what each transformation took, for `seconds` at most beside what making specimens and plans takes.
@@ -77,15 +51,14 @@ class Observer:
         """
         if not 0 < seconds <= MOST_SECONDS:
             raise InvalidInput("seconds", seconds, f"must be more than 0 and at most {MOST_SECONDS:.0f}")
-        holder = InstanceId(f"specimens-{self._random_bytes(6).hex()}")
-        self._holders.add(holder)
-        try:
-            if self._turn.locked():
+        place = self._place
+        with place.holder("specimens") as holder:
+            if place.turn.locked():
                 yield "waiting for another job of this node"
-            async with self._turn:
+            async with place.turn:
                 yield "making specimens"
                 made = await asyncio.to_thread(specimens)
-                await asyncio.to_thread(self._larder.put, {digest: data for each in made for digest, data in each.blobs.items()}, holder)
+                await asyncio.to_thread(place.larder.put, {digest: data for each in made for digest, data in each.blobs.items()}, holder)
                 ways = await asyncio.to_thread(_ways, made)
                 yield f"observing {len(ways)} transformations, {REPEATS} times each"
                 count = 0
@@ -95,14 +68,11 @@ class Observer:
                         yield seen
                 if not count:
                     raise ResourceExhausted(f"requests leave no time to observe a transformation: none within {seconds:.0f} s")
-        finally:
-            self._larder.release(holder)
-            self._holders.discard(holder)
 
     async def _observed(self, ways: Sequence[_Way], holder: InstanceId, seconds: float) -> AsyncGenerator[Observation, None]:
         blobs = {digest for way in ways for digest in way.source.blobs}
-        async with dedicated(self._fleet, ATEN, blobs, Stopwatch(self._clock), self._fleet.threads) as runtime:
-            until_s = self._clock.monotonic_s() + seconds
+        async with self._place.runtime(ATEN, blobs, Stopwatch(self._place.clock), self._place.fleet.threads) as runtime:
+            until_s = self._place.clock.monotonic_s() + seconds
             for way in ways:
                 took: list[float] = []
                 while len(took) < REPEATS:
@@ -114,29 +84,29 @@ class Observer:
 
     async def _quiet(self, until_s: float) -> bool:
         """Waits until the node has been quiet for long enough; False: it was not before `until_s`."""
-        while self._clock.monotonic_s() < until_s:
-            quiet_s = await self._traffic.quiet_s()
+        while self._place.clock.monotonic_s() < until_s:
+            quiet_s = await self._place.traffic.quiet_s()
             if quiet_s >= QUIET_S:
                 return True
-            await self._clock.sleep(QUIET_S - quiet_s)
+            await self._place.clock.sleep(QUIET_S - quiet_s)
         return False
 
     async def _transformed(self, runtime: Runtime, way: _Way, holder: InstanceId) -> float | None:
         """Milliseconds, with nothing of the target mapped before; None: a request came meanwhile."""
-        begun_s = self._clock.monotonic_s()
+        begun_s = self._place.clock.monotonic_s()
         donor, name = InstanceId(f"{holder}-donor"), InstanceId(f"{holder}-target")
         await self._load(runtime, donor, way.source, Stage.LOAD)
         ms = await self._load(runtime, name, way.target, Stage.TRANSFORM, Becoming(donor, way.delta))
         await runtime.unload(name, 0)
         await runtime.trim()
-        return None if await self._traffic.quiet_s() < self._clock.monotonic_s() - begun_s else ms
+        return None if await self._place.traffic.quiet_s() < self._place.clock.monotonic_s() - begun_s else ms
 
     async def _load(self, runtime: Runtime, name: InstanceId, what: Specimen, rest: Stage, becoming: Becoming | None = None) -> float:
-        watch = Stopwatch(self._clock)
-        generation = Generation(int.from_bytes(self._random_bytes(8), "little") | 1)
-        variant = VariantKey(self._fleet.trust_domain, ModelName("specimen"), VersionNumber(1), VariantName("aten-fp32"))
+        watch = Stopwatch(self._place.clock)
+        generation = Generation(int.from_bytes(self._place.random_bytes(8), "little") | 1)
+        variant = VariantKey(self._place.fleet.trust_domain, ModelName("specimen"), VersionNumber(1), VariantName("aten-fp32"))
         with watch.loading(rest) as loading:
-            report = await runtime.load(name, generation, variant, what.artifact, False, self._load_timeout_s, None, becoming)
+            report = await runtime.load(name, generation, variant, what.artifact, False, self._place.load_timeout_s, None, becoming)
             loading.take(report.stages)
         return sum(stage.ms for stage in watch.stages())
 

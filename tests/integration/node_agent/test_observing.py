@@ -26,7 +26,7 @@ from tessera.profiler import loops
 from tessera.profiler.adapters.agents import GrpcAgents
 from tessera.profiler.adapters.records import EtcdRecords
 from tessera.profiler.core.planning import Limits
-from tessera.profiler.loops import LEAST_OBSERVATIONS, Profiler, RunLimits, RunRequest
+from tessera.profiler.loops import LEAST_OBSERVED, Profiler, RunLimits, RunRequest
 from tessera.program import Stop, Tasks
 from tessera.testing.builders import a_model, a_variant, a_variant_key, a_version, a_version_key
 from tessera.wire import decode_observation
@@ -141,7 +141,7 @@ async def test_a_profile_run_stores_the_costs_of_the_nodes_class_and_one_that_is
         await told(profiler, words)
         (record,) = await costs_in_etcd(coord)
         assert record.profile_class == node.profile_class
-        assert record.observations >= LEAST_OBSERVATIONS
+        assert record.observations >= LEAST_OBSERVED
         assert len(encode(record)) < 64 << 10
         assert costs_of(record).error == record.error
         assert f"transformations on {node.profile_class}: {record.observations} observed, error {record.error:.0%}" in words

@@ -14,7 +14,7 @@ from tessera.domain.errors import ResourceExhausted, Unavailable
 from tessera.domain.ids import DEFAULT_TRUST_DOMAIN, NodeId
 from tessera.domain.transformation import MetaOperator
 from tessera.policy.transform.costs import costs_of
-from tessera.profiler.loops import LEAST_OBSERVATIONS
+from tessera.profiler.loops import LEAST_OBSERVED
 from tessera.testing.builders import PROFILE_CLASS, a_node, a_variant, a_variant_key
 
 
@@ -64,7 +64,7 @@ async def test_nodes_without_torch_are_not_asked() -> None:
         assert found.agents.observed == []
 
 
-@pytest.mark.parametrize("observations", [0, LEAST_OBSERVATIONS - 1])
+@pytest.mark.parametrize("observations", [0, LEAST_OBSERVED - 1])
 async def test_too_few_observations_are_said_and_nothing_is_stored(observations: int) -> None:
     async with bench() as found:
         found.agents.observations = observations

@@ -34,7 +34,7 @@ STORE_TRIES = 10
 STORE_RETRY_S = 1.0
 OBSERVED_S = 10.0
 """How long transformations are measured, once per class."""
-LEAST_OBSERVATIONS, MOST_OBSERVATIONS = 32, 4096
+LEAST_OBSERVED, MOST_OBSERVED = 32, 4096
 MOST_ERROR = 0.5
 """Costs that miss what they were fitted to by more say that the node was not at rest. Transformations that are held dear without a reason
 are made no more, and then nothing corrects it."""
@@ -220,7 +220,7 @@ class _Run:
             async for event in events:
                 if isinstance(event, str):
                     self._tell(f"transformations on {node.node_id}: {event}")
-                elif len(seen) < MOST_OBSERVATIONS:
+                elif len(seen) < MOST_OBSERVED:
                     seen.append(event)
         return seen
 
@@ -304,8 +304,8 @@ class _Run:
 
 def _costs(domain: TrustDomain, profile_class: ProfileClass, seen: Sequence[Observation], now_unix_s: float) -> MetaCostRecord:
     """Raises: FailedPrecondition: too few were seen, or no costs fit what was."""
-    if len(seen) < LEAST_OBSERVATIONS:
-        raise FailedPrecondition(f"{len(seen)} observed within {OBSERVED_S:.0f} s, at least {LEAST_OBSERVATIONS} are needed")
+    if len(seen) < LEAST_OBSERVED:
+        raise FailedPrecondition(f"{len(seen)} observed within {OBSERVED_S:.0f} s, at least {LEAST_OBSERVED} are needed")
     costs = fit(seen)
     assert costs.error is not None
     if costs.error > MOST_ERROR:

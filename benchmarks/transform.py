@@ -34,11 +34,11 @@ from benchmarks.report import Report, median, percentile
 from tessera.clock import SystemClock
 from tessera.domain.artifact import Artifact
 from tessera.domain.ids import Digest, Generation, InstanceId
-from tessera.domain.transformation import MetaOperator, TransformationPlan
+from tessera.domain.transformation import MetaOperator, Observation, TransformationPlan
 from tessera.policy.transform import registry
 from tessera.policy.transform.costs import MetaCosts
 from tessera.policy.transform.delta import delta_of
-from tessera.policy.transform.fitting import Observation, expected_ms, fit, relative_error
+from tessera.policy.transform.fitting import fit, relative_error
 from tessera.policy.transform.matrix import CostMatrix
 from tessera.policy.transform.plan import plan_of
 from tessera.policy.transform.structure import Program, structure_of
@@ -290,7 +290,7 @@ def _ratio(pair: Pair, planner: str = "tessera") -> float:
 
 
 def observed(pair: Pair) -> Observation:
-    return Observation(pair.plans["tessera"], pair.ms)
+    return Observation(pair.plans["tessera"].sums(), pair.ms)
 
 
 def published_rows(report: Report, pairs: Sequence[Pair], known: Sequence[Model]) -> None:
@@ -351,7 +351,7 @@ async def run(store: LocalTensorStore, folder: Path, chosen: Sequence[Architectu
         errors.append(relative_error(costs, [observed(pair) for pair in half]))
         for pair in half:
             plan(pair, costs)
-            pair.expected_ms = expected_ms(costs, pair.plans["tessera"])
+            pair.expected_ms = costs.ms(pair.plans["tessera"].sums())
     family_rows(report, pairs)
     published_rows(report, pairs, known)
     slow = random.Random(SEED).sample(list(known), min(SLOW, len(known)))

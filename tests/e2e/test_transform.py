@@ -94,6 +94,8 @@ def test_a_plan_is_shown_with_its_operators_and_costs(changing: Platform, planne
     told = changing.tessera("plan", "show", "narrow", "wide", "--planner", planner, "--steps")
     assert (told.returncode, told.stdout.count("aten.conv2d.default")) == (0, sum(step["kind"] == "aten.conv2d.default" for step in steps))
     assert f"{shown['kept']} of {shown['source_operations']} operations stay" in told.stderr
+    assert "assumed: no node class was measured" in told.stderr
+    assert (shown["costs"], changing.json("plan", "costs")) == (None, [])
 
 
 @pytest.mark.parametrize(
@@ -105,6 +107,7 @@ def test_a_plan_is_shown_with_its_operators_and_costs(changing: Platform, planne
         (("narrow", "wide@1/ort-fp32"), 1, "is of backend ort: instances of aten alone become others"),
         (("narrow", "wide", "--planner", "best"), 2, "planner 'best': one of group, munkres, tessera"),
         (("narrow@x", "wide"), 2, "model version 'x'"),
+        (("narrow", "wide", "--class", "odd"), 1, "transformations on profile class 'odd': not measured; measured are none"),
     ],
 )
 def test_what_cannot_be_planned_is_said(changing: Platform, words: tuple[str, ...], code: int, said: str) -> None:

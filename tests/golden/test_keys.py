@@ -35,6 +35,7 @@ def _schema() -> str:
         "alias": keys.alias(LAB, ModelName("prod")),
         "source": keys.source(LAB, Digest("ab" * 32)),
         "profile": keys.profile(KEY, ProfileClass("x86_64-avx2")),
+        "metacost": keys.meta_cost(LAB, "aten", ProfileClass("x86_64-avx2")),
         "job": keys.job(LAB, JobId("j1")),
         "batch": keys.batch(LAB, JobId("b1")),
         "node": keys.node(LAB, NodeId("node-0")),

@@ -30,6 +30,7 @@ SCHEMA = {
     "/tessera/v1/d/default/aliases/minilm": (keys.alias(D, M), keys.aliases(D)),
     "/tessera/v1/d/default/sources/ab": (keys.source(D, Digest("ab")), keys.domain(D)),
     "/tessera/v1/d/default/profiles/minilm/3/ort-fp32/pc": (keys.profile(VARIANT, ProfileClass("pc")), keys.profiles_of(VERSION)),
+    "/tessera/v1/d/default/meta-costs/aten/pc": (keys.meta_cost(D, "aten", ProfileClass("pc")), keys.meta_costs(D)),
     "/tessera/v1/d/default/jobs/j": (keys.job(D, JobId("j")), keys.jobs(D)),
     "/tessera/v1/d/default/nodes/n": (keys.node(D, NodeId("n")), keys.nodes(D)),
     "/tessera/v1/d/default/instances/n/i": (keys.instance(D, NodeId("n"), InstanceId("i")), keys.instances(D)),

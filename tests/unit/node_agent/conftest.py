@@ -55,6 +55,8 @@ from tessera.node_agent.loops.jobs import Jobs
 from tessera.node_agent.loops.keeper import Keeper
 from tessera.node_agent.loops.larder import Larder
 from tessera.node_agent.loops.measuring import Measurer
+from tessera.node_agent.loops.observing import Observer
+from tessera.node_agent.loops.place import MeasuringPlace
 from tessera.node_agent.loops.pulse import Pulse
 from tessera.node_agent.loops.starter import Starter
 from tessera.node_agent.loops.traffic import Traffic
@@ -198,18 +200,33 @@ class Node:
             )  # fmt: skip
             baker = ProcessBaker(folder / "bake" / name, store.root)
             jobs = Jobs(larder, baker, self.repository.has, baker.scratch, baker.remove, store.path, os.urandom, self.job_turn)
-            measurer = Measurer(fleet, larder, self.traffic, 5.0, os.urandom, clock, self.job_turn)
-            holders = lambda: starter.holders | jobs.holders | measurer.holders  # noqa: E731
+            place = MeasuringPlace(fleet, larder, self.traffic, 5.0, os.urandom, clock, self.job_turn)
+            holders = lambda: starter.holders | jobs.holders | place.holders  # noqa: E731
             inspector = Inspector(store, fleet, self.table, holders, lambda: {os.getpid()}, StepClock())
             keeper = Keeper(store, fleet.trim, FakeMemory(), PressureLimits(0.0, 0, 1, 0.0), clock)
             appraiser = Appraiser(store, FakeVariants(), self.repository.read)
             return Domain(
-                store, runtimes, fleet, larder, evictor, starter, jobs, measurer, inspector, keeper, appraiser, meter, clock, warm
+                store,
+                runtimes,
+                fleet,
+                larder,
+                evictor,
+                starter,
+                jobs,
+                Measurer(place),
+                Observer(place),
+                inspector,
+                keeper,
+                appraiser,
+                meter,
+                clock,
+                warm,
             )
 
         first = domain(DOMAIN, store, runtimes, ("ort",))
         self.fleet, self.larder, self.starter, self.jobs = first.fleet, first.larder, first.starter, first.jobs
         self.measurer = first.measurer
+        self.observer = first.observer
         self.inspector, self.fake_variants = first.inspector, FakeVariants
         self.others = {name: domain(name, *made, ()) for name, made in (others or {}).items()}
         self.domains = Domains([first, *self.others.values()])

@@ -11,8 +11,9 @@ from typing import Any
 from tessera.coord import keys
 from tessera.coord.interface import ModRevisionIs, Put
 from tessera.coord.records import decode, encode
-from tessera.domain.ids import DEFAULT_TRUST_DOMAIN, ModelName, NodeId, ProfileClass
-from tessera.domain.records import ProfileRecord
+from tessera.domain.ids import DEFAULT_TRUST_DOMAIN, ModelName, NodeId, ProfileClass, TrustDomain
+from tessera.domain.records import MetaCostRecord, ProfileRecord
+from tessera.domain.transformation import MetaOperator, Observation, StepSum
 from tessera.profiler.adapters.records import EtcdRecords
 from tessera.profiler.core.grid import BATCHES, Cell
 from tessera.profiler.loops import Profiler, Progress, RunLimits, RunRequest
@@ -47,6 +48,10 @@ class FakeAgents:
     running: dict[str, int] = field(default_factory=dict)
     most_at_once: dict[str, int] = field(default_factory=dict)
     ended_early: int = 0
+    observed: list[str] = field(default_factory=list)
+    observations: int = 40
+    uneven: float = 1.0
+    observing_fails: dict[str, Exception] = field(default_factory=dict)
     p50_ms: float = 2.0
     took_s: float = 0.0
     spreads: dict[int, list[float]] = field(default_factory=dict)
@@ -82,6 +87,25 @@ class FakeAgents:
             self.running[address] -= 1
             self.ended_early += not finished
 
+    async def observe(
+        self, address: str, trust_domain: TrustDomain, seconds: float, budget_s: float
+    ) -> AsyncGenerator[Observation | str, None]:
+        self.observed.append(address)
+        finished = False
+        try:
+            yield "making specimens"
+            for count in range(self.observations):
+                if self.hold is not None and count:
+                    await self.hold.wait()
+                yield Observation(
+                    (StepSum(MetaOperator.ADD, "aten.relu.default", count),), (1.0 + 0.1 * count) * (self.uneven if count % 2 else 1.0)
+                )
+            if address in self.observing_fails:
+                raise self.observing_fails[address]
+            finished = True
+        finally:
+            self.ended_early += not finished
+
     async def close(self) -> None: ...
 
 
@@ -98,6 +122,10 @@ class Bench:
     async def stored(self, profile_class: str = PROFILE_CLASS) -> ProfileRecord | None:
         found = await self.etcd.get(keys.profile(KEY, ProfileClass(profile_class)))
         return None if found is None else decode(ProfileRecord, found.value)
+
+    async def costs(self, profile_class: str = PROFILE_CLASS) -> MetaCostRecord | None:
+        found = await self.etcd.get(keys.meta_cost(DEFAULT_TRUST_DOMAIN, "aten", ProfileClass(profile_class)))
+        return None if found is None else decode(MetaCostRecord, found.value)
 
     async def run(self, model: str = "digits", **fields: Any) -> list[Progress]:
         return [progress async for progress in self.profiler.run(RunRequest(DEFAULT_TRUST_DOMAIN, model, **fields))]

@@ -53,6 +53,7 @@ class FakeNode:
         self.expires_s: dict[InstanceId, float] = {}
         self.reachable = True
         self.reporting = True
+        self.transform_ms = 3.0
 
     async def load(self, order: StartOrder) -> None:
         """Three milliseconds, as a bind takes."""
@@ -166,7 +167,7 @@ class FakeNode:
             state=state,
             start_path=order.start_path,
             fetched=False,
-            stages=(StageTime(Stage.LOAD if order.donor is None else Stage.TRANSFORM, 3.0),),
+            stages=(StageTime(Stage.LOAD, 3.0) if order.donor is None else StageTime(Stage.TRANSFORM, self.transform_ms),),
             host_id="h",
             unix_path="/run/r-1",
             relay_address="127.0.0.1:1",

@@ -14,25 +14,28 @@ from tessera.domain.errors import FailedPrecondition
 from tessera.domain.ids import Digest, InstanceId, ProfileClass, RequestId, RuntimeId
 from tessera.domain.instance import InstanceState, Stage, StageTime, StartPath
 from tessera.domain.records import LoadCost, ProfileRecord
+from tessera.domain.transformation import MetaOperator, StepSum
+from tessera.policy.transform.fitting import LEAST_OBSERVATIONS
 from tessera.policy.view import RuntimeView
 from tessera.scheduler.adapters.graph_plans import GraphPlans
 from tessera.scheduler.app import Scheduler
 from tessera.scheduler.loops.starting import StartRequest
 from tessera.scheduler.ports import StartOrder
 from tessera.testing import run_virtual
+from tessera.testing.builders import a_meta_cost_record
 
 OLD, NEW = key("aten-old"), key("aten-new")
 GRAPHS = {OLD: Digest("1" * 64), NEW: Digest("2" * 64)}
-PLANNED_MS = 1.5
+STEPS = (StepSum(MetaOperator.ADD, "aten.linear.default", 20),)
 
 
 @pytest.fixture(autouse=True)
 def planned(monkeypatch: pytest.MonkeyPatch) -> None:
-    def transform_ms(self: GraphPlans, source: Digest, target: Digest) -> float:
+    def steps(self: GraphPlans, source: Digest, target: Digest) -> tuple[StepSum, ...]:
         assert {source, target} == set(GRAPHS.values())
-        return PLANNED_MS
+        return STEPS
 
-    monkeypatch.setattr(GraphPlans, "transform_ms", transform_ms)
+    monkeypatch.setattr(GraphPlans, "steps", steps)
     monkeypatch.setattr(GraphPlans, "delta", lambda self, source, target: f"{source[0]}-{target[0]}".encode())
 
 
@@ -66,7 +69,6 @@ def test_a_start_is_made_of_the_idle_instance_and_its_record_goes() -> None:
         assert world.nodes["n1"].stopped == [], "nobody tells the agent to stop what is gone"
         again = await world.start(scheduler, OLD.variant)
         assert again.instance.start_path is StartPath.BIND, "the other one has not been idle"
-        assert scheduler.starter._donors._trust.factor(ProfileClass("p"), "aten") > 1.0, "it took twice what was planned"
 
     in_world(scenario)
 
@@ -107,6 +109,40 @@ def test_a_donor_that_refuses_is_passed_by_and_stays() -> None:
         assert len({order.instance_id for order in node.orders}) == 3
         await until(lambda: len(world.recorded()) == 2, 2.0)
         assert {item.state for item in node.live()} == {InstanceState.READY}
+
+    in_world(scenario)
+
+
+@pytest.mark.parametrize(("profile_class", "path"), [("p", StartPath.BIND), ("another", StartPath.TRANSFORM)])
+def test_what_was_measured_on_the_nodes_class_is_what_a_transformation_is_expected_to_take(profile_class: str, path: StartPath) -> None:
+    async def scenario(world: World, scheduler: Scheduler) -> None:
+        place = (DOMAIN, ProfileClass(profile_class))
+        await world.put(keys.meta_cost(DOMAIN, "aten", place[1]), a_meta_cost_record(profile_class=place[1], base_ms=500.0))
+        await until(lambda: scheduler.records.meta_costs(*place) is not None, 2.0)
+        assert (await world.start(scheduler, NEW.variant)).instance.start_path is path
+        assert scheduler.records.meta_costs(DOMAIN, ProfileClass("a third")) is None
+
+    in_world(scenario)
+
+
+def test_transformations_that_take_longer_than_expected_are_made_no_more() -> None:
+    async def scenario(world: World, scheduler: Scheduler) -> None:
+        node, wanted = world.nodes["n1"], [NEW, OLD]
+
+        async def late(order: StartOrder) -> None:
+            await node.load(order)
+            node.transform_ms = 300.0
+
+        node.behave = late
+        paths = []
+        for _ in range(LEAST_OBSERVATIONS + 1):
+            answer = await world.start(scheduler, wanted[0].variant)
+            paths.append(answer.instance.start_path)
+            wanted.reverse()
+            await asyncio.sleep(1.0)
+            node.idle(answer.instance.instance_id, 120.0)
+            node.push()
+        assert paths == [StartPath.TRANSFORM] * LEAST_OBSERVATIONS + [StartPath.BIND]
 
     in_world(scenario)
 

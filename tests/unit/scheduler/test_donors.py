@@ -15,8 +15,8 @@ from tessera.policy.start.base import Donors
 from tessera.policy.start.costs import CostModel
 from tessera.policy.transform.costs import ASSUMED_BASE_MS
 from tessera.policy.view import Candidate, InstanceView, NodeCondition, NodeView
-from tessera.scheduler.core.donors import MOST_DONORS, UNKNOWN, DonorRules, donors, replaced_ms
-from tessera.scheduler.core.trust import LEAST, MOST, Trust
+from tessera.scheduler.core.donors import MOST_DONORS, UNKNOWN, DonorRules, donors, replaced
+from tessera.scheduler.core.transform_costs import NOT_MEASURED
 
 RULES = DonorRules(idle_s=60.0, keep_alive_s=600.0)
 OLD, NEW, ORT = key("aten-fp32", "old"), key("aten-fp32", "new"), key("ort-fp32", "old")
@@ -78,7 +78,9 @@ SIBLING = replace(variant("v"), backend="ort", recipe="ort-fp32", graph=Digest("
 
 def test_what_has_its_graph_inside_gets_other_weights_where_they_are_read_in_place() -> None:
     donor, packed = replace(SIBLING, tensor_bytes=1), replace(SIBLING, recipe="ort-fp32-prepacked")
-    assert replaced_ms(donor, SIBLING) == pytest.approx(ASSUMED_BASE_MS + 1.7 + 0.7)
+    steps = replaced(donor, SIBLING)
+    assert steps is not None
+    assert NOT_MEASURED.ms(steps) == pytest.approx(ASSUMED_BASE_MS + 1.7 + 0.7)
     for source, target in (
         (SIBLING, replace(SIBLING, graph=Digest("2" * 64))),
         (replace(SIBLING, graph=None), replace(SIBLING, graph=None)),
@@ -87,7 +89,7 @@ def test_what_has_its_graph_inside_gets_other_weights_where_they_are_read_in_pla
         (SIBLING, packed),
         (replace(SIBLING, recipe=""), replace(SIBLING, recipe="")),
     ):
-        assert replaced_ms(source, target) is None
+        assert replaced(source, target) is None
 
 
 def test_an_idle_session_is_a_donor_that_costs_a_session_when_it_is_asked_again() -> None:
@@ -122,20 +124,3 @@ def test_what_its_own_start_takes_is_measured_where_it_was() -> None:
     profile = ProfileRecord(OLD, ProfileClass("p"), (LoadCost(StartPath.BIND, (StageTime(Stage.LOAD, 2.5),)),), (), 0.0)
     (donor,) = found(idle(OLD), profiles={(OLD, ProfileClass("p")): profile})[NEW, NodeId("n1")]
     assert donor.return_ms == 2.5
-
-
-def test_plans_that_were_wrong_are_believed_less_and_forgiven_slowly() -> None:
-    trust = Trust()
-    here, there = ProfileClass("p"), ProfileClass("q")
-    for _ in range(60):
-        trust.note(here, "aten", planned_ms=1.0, took_ms=3.0)
-    assert trust.factor(here, "aten") == pytest.approx(3.0, rel=0.02)
-    assert trust.factor(there, "aten") == trust.factor(here, "ort") == 1.0
-    trust.note(here, "aten", 1.0, 1.0)
-    assert 2.7 < trust.factor(here, "aten") < 3.0
-    trust.note(there, "aten", 1.0, 1000.0)
-    assert trust.factor(there, "aten") == pytest.approx(2 ** (1 / 8)), "one that waited says little"
-    for took_ms, limit in ((1000.0, MOST), (0.0001, LEAST)):
-        for _ in range(120):
-            trust.note(there, "aten", 1.0, took_ms)
-        assert trust.factor(there, "aten") == pytest.approx(limit)

@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 
 from tessera import wire
 from tessera.api.common.v1 import common_pb2
+from tessera.api.node.v1 import node_pb2
 from tessera.domain.errors import InvalidInput
 from tessera.domain.fit import fit_of, saturation_items_per_s
 from tessera.domain.ids import RuntimeId, Term, TrustDomain, VariantKey, VariantName, VersionNumber
 from tessera.domain.instance import Stage, StageTime, StartPath
 from tessera.domain.records import LatencyRow, LoadCost
 from tessera.domain.signature import Signature, TensorSpec
+from tessera.domain.transformation import MetaOperator, Observation, StepSum
 from tessera.testing import builders
 
 names = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,40}", fullmatch=True)
@@ -31,6 +33,8 @@ stages = st.lists(st.builds(StageTime, st.sampled_from(Stage), times), max_size=
 
 load_costs = st.builds(LoadCost, st.sampled_from(StartPath), stages, sizes)
 rows = st.builds(LatencyRow, small, small, small, times, times, times, sizes, small, times)
+sums = st.builds(StepSum, st.sampled_from(MetaOperator), names, small, sizes, sizes)
+observations = st.builds(Observation, st.lists(sums, max_size=8).map(tuple), st.floats(1e-6, 1e6))
 endpoints = st.builds(wire.Endpoint, names, names, names, names.map(RuntimeId))
 
 
@@ -42,6 +46,7 @@ def test_what_is_sent_comes_back_equal(data: st.DataObject) -> None:
         (load_costs, wire.encode_load_cost, wire.decode_load_cost),
         (rows, wire.encode_latency_row, wire.decode_latency_row),
         (endpoints, wire.encode_endpoint, wire.decode_endpoint),
+        (observations, wire.encode_observation, wire.decode_observation),
     ]
     for records, encode, decode in pairs:
         record = data.draw(records)
@@ -133,3 +138,32 @@ def test_what_is_malformed_is_named(decode: Callable[[Any], Any], message: Any, 
         decode(message)
     assert field in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"ms": 0.0}, "transformation.ms 0.0: must be more than 0"),
+        ({"ms": -1.0}, "transformation.ms"),
+        ({"ms": float("nan")}, "transformation.ms"),
+        (
+            {"steps": [node_pb2.Transformation.StepSum(operator="melt", steps=1)]},
+            r"steps\[0\].operator 'melt': must be one of reduce, replace",
+        ),
+        ({"steps": [node_pb2.Transformation.StepSum(operator="add")]}, r"transformation.steps\[0\].steps 0: must be at least 1"),
+        ({"steps": [node_pb2.Transformation.StepSum(operator="add", steps=1)] * 1025}, "transformation.steps 1025: at most 1024"),
+    ],
+)
+def test_a_transformation_that_cannot_be_is_named(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        wire.decode_observation(node_pb2.Transformation(**{"ms": 1.0, **changes}))
+
+
+def test_costs_are_sent_with_every_line() -> None:
+    record = builders.a_meta_cost_record()
+    sent = wire.encode_meta_costs(record)
+    assert (sent.profile_class, sent.dialect, sent.base_ms) == (record.profile_class, "aten", 1.5)
+    assert (sent.error, sent.observations, sent.measured_unix_s) == (record.error, record.observations, record.measured_unix_s)
+    assert [(line.operator, line.kind, line.fixed_ms, line.per_mib_ms) for line in sent.lines] == [
+        ("add", "", 0.03, 0.0), ("add", "aten.linear.default", 0.05, 0.1),
+    ]  # fmt: skip

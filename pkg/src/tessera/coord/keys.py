@@ -7,6 +7,7 @@
 /tessera/v1/d/<domain>/aliases/<alias>                        AliasRecord
 /tessera/v1/d/<domain>/sources/<source digest>                "<model>@<version>": registering again is recognised here
 /tessera/v1/d/<domain>/profiles/<model>/<version>/<variant>/<profile class>   ProfileRecord
+/tessera/v1/d/<domain>/meta-costs/<dialect>/<profile class>   MetaCostRecord
 /tessera/v1/d/<domain>/jobs/<job>                             JobRecord
 /tessera/v1/d/<domain>/batches/<job>                          BatchRecord
 /tessera/v1/d/<domain>/nodes/<node>                           NodeRecord, under the agent's lease
@@ -85,6 +86,14 @@ def profiles_of(key: VersionKey) -> str:
 
 def profile(key: VariantKey, profile_class: ProfileClass) -> str:
     return f"{profiles_of(key.version_key)}{key.variant}/{profile_class}"
+
+
+def meta_costs(trust_domain: TrustDomain) -> str:
+    return f"{domain(trust_domain)}meta-costs/"
+
+
+def meta_cost(trust_domain: TrustDomain, dialect: str, profile_class: ProfileClass) -> str:
+    return f"{meta_costs(trust_domain)}{dialect}/{profile_class}"
 
 
 def jobs(trust_domain: TrustDomain) -> str:

@@ -25,6 +25,7 @@ from tessera.domain.ids import (
 from tessera.domain.instance import InstanceState, StageTime, StartPath
 from tessera.domain.objectives import NO_OBJECTIVES, Objectives
 from tessera.domain.signature import Signature
+from tessera.domain.transformation import MetaOperator
 
 
 class LoadState(StrEnum):
@@ -256,6 +257,35 @@ class ProfileRecord:
     def latency_ms(self, batch: int, threads: int) -> float | None:
         """Median latency of the measured row of one instance by itself, or None where it was not measured."""
         return next((row.p50_ms for row in self.rows if (row.batch, row.threads, row.concurrency) == (batch, threads, 1)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class MetaCostLine:
+    """`fixed_ms` a step, `per_mib_ms` a MiB of new weights, `per_changed_mib_ms` a MiB by which shapes differ."""
+
+    operator: MetaOperator
+    kind: str
+    fixed_ms: float
+    per_mib_ms: float = 0.0
+    per_changed_mib_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class MetaCostRecord:
+    """What meta-operators take on a profile class, in a dialect. Writer: profiler, whole.
+
+    `lines`: those of kind "" hold for every kind that has none of its own. `error`: root of the mean square of (expected - taken) / taken,
+    over the `observations` that they were fitted to.
+    """
+
+    trust_domain: TrustDomain
+    profile_class: ProfileClass
+    dialect: str
+    base_ms: float
+    lines: tuple[MetaCostLine, ...]
+    error: float
+    observations: int
+    measured_unix_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+ATEN = "aten"
+"""The dialect of graphs whose instances become others by meta-operators."""
 DELTA_FORMAT = 1
 """Of a plan as runtimes get it (docs/adr/0012)."""
 
@@ -27,7 +29,8 @@ class MetaOperator(StrEnum):
 @dataclass(frozen=True, slots=True)
 class MetaStep:
     """`source` and `target`: places among the operations of the two programs, None where it has none. `kind`: the operation's operator.
-    `new_bytes`: of weights that the target has there and the source had not."""
+    `new_bytes`: of weights that the target has there and the source had not. `changed_bytes`: by how much the shapes of its weights differ,
+    in elements times 4, whatever their types."""
 
     operator: MetaOperator
     kind: str
@@ -35,6 +38,26 @@ class MetaStep:
     target: int | None
     new_bytes: int
     cost_ms: float
+    changed_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StepSum:
+    """All steps of a plan by one meta-operator on one kind of operation: all that costs need to know of them."""
+
+    operator: MetaOperator
+    kind: str
+    steps: int
+    new_bytes: int = 0
+    changed_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """A plan that was carried out, and the milliseconds that it took, more than 0."""
+
+    steps: tuple[StepSum, ...]
+    ms: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,5 +77,11 @@ class TransformationPlan:
     def expected_ms(self) -> float:
         return self.cost_ms + self.edges_ms
 
-    def count(self, operator: MetaOperator) -> int:
-        return sum(step.operator is operator for step in self.steps)
+    def sums(self) -> tuple[StepSum, ...]:
+        """By operator and kind, in the order in which they come first."""
+        found: dict[tuple[MetaOperator, str], list[int]] = {}
+        for step in self.steps:
+            known = found.setdefault((step.operator, step.kind), [0, 0, 0])
+            for at, number in enumerate((1, step.new_bytes, step.changed_bytes)):
+                known[at] += number
+        return tuple(StepSum(operator, kind, *numbers) for (operator, kind), numbers in found.items())

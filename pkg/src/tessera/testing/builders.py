@@ -30,6 +30,8 @@ from tessera.domain.records import (
     InstanceRecord,
     LatencyRow,
     LoadCost,
+    MetaCostLine,
+    MetaCostRecord,
     ModelRecord,
     NodeRecord,
     ProfileRecord,
@@ -38,6 +40,7 @@ from tessera.domain.records import (
     VersionRecord,
 )
 from tessera.domain.signature import Signature, TensorSpec
+from tessera.domain.transformation import ATEN, MetaOperator
 
 BUILD_CLASS = BuildClass("x86_64-avx512_vnni-ort1.32.0")
 PROFILE_CLASS = ProfileClass("x86_64-avx512_vnni-ort1.32.0-test-cpu-2")
@@ -155,6 +158,20 @@ def a_profile(variant: VariantKey | None = None, **fields: Any) -> ProfileRecord
         "measured_unix_s": CREATED_UNIX_S,
     }
     return ProfileRecord(**{**values, **fields})
+
+
+def a_meta_cost_record(**fields: Any) -> MetaCostRecord:
+    values: dict[str, Any] = {
+        "trust_domain": DEFAULT_TRUST_DOMAIN,
+        "profile_class": PROFILE_CLASS,
+        "dialect": ATEN,
+        "base_ms": 1.5,
+        "lines": (MetaCostLine(MetaOperator.ADD, "", 0.03), MetaCostLine(MetaOperator.ADD, "aten.linear.default", 0.05, 0.1)),
+        "error": 0.1,
+        "observations": 60,
+        "measured_unix_s": CREATED_UNIX_S,
+    }
+    return MetaCostRecord(**{**values, **fields})
 
 
 def a_batch(job_id: str = "b1", **fields: Any) -> BatchRecord:

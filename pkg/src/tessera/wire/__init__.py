@@ -27,6 +27,7 @@ from tessera.wire._profile import (
     encode_load_cost,
     encode_profile,
 )
+from tessera.wire._transformation import decode_observation, encode_meta_costs, encode_observation
 from tessera.wire._variant import decode_agreement, decode_blob, encode_agreement, encode_blob, encode_variant_info
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "decode_latency_row",
     "decode_load_cost",
     "decode_objectives",
+    "decode_observation",
     "decode_stage_times",
     "decode_start_path",
     "decode_term",
@@ -47,7 +49,9 @@ __all__ = [
     "encode_endpoint",
     "encode_latency_row",
     "encode_load_cost",
+    "encode_meta_costs",
     "encode_objectives",
+    "encode_observation",
     "encode_profile",
     "encode_signature",
     "encode_stage_times",

@@ -218,9 +218,12 @@ class AsyncClient:
         """A model or an alias."""
         return (await self._registry.GetModel(registry_pb2.GetModelRequest(trust_domain=self.trust_domain, name=name))).model
 
-    async def plan(self, source: str, target: str, planner: str = "") -> registry_pb2.ShowPlanResponse:
-        """What turns an instance of one variant into one of another; references as MODEL, MODEL@VERSION or MODEL@VERSION/VARIANT."""
-        request = registry_pb2.ShowPlanRequest(trust_domain=self.trust_domain, source=source, target=target, planner=planner)
+    async def plan(self, source: str, target: str, planner: str = "", profile_class: str = "") -> registry_pb2.ShowPlanResponse:
+        """What turns an instance of one variant into one of another; references as MODEL, MODEL@VERSION or MODEL@VERSION/VARIANT. Costs are
+        those of `profile_class`; "": those that were measured last, or assumed ones."""
+        request = registry_pb2.ShowPlanRequest(
+            trust_domain=self.trust_domain, source=source, target=target, planner=planner, profile_class=profile_class
+        )
         return await self._registry.ShowPlan(request)
 
     async def delete_model(self, name: str, version: int | None = None) -> int:
@@ -284,6 +287,11 @@ class AsyncClient:
     async def profiles(self, model: str, version: int | None = None) -> list[profiler_pb2.Profile]:
         request = profiler_pb2.GetProfilesRequest(trust_domain=self.trust_domain, model=model, version=version or 0)
         return list((await self._profiler.GetProfiles(request)).profiles)
+
+    async def meta_costs(self) -> list[profiler_pb2.MetaCosts]:
+        """What transformations take, on each profile class where it was measured."""
+        request = profiler_pb2.GetMetaCostsRequest(trust_domain=self.trust_domain)
+        return list((await self._profiler.GetMetaCosts(request)).costs)
 
     # Batch jobs
 

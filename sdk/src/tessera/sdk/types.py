@@ -6,7 +6,7 @@ from tessera.api.batch.v1.batch_pb2 import BatchInfo
 from tessera.api.common.v1.common_pb2 import Agreement, Span, StageTime, TensorSpec, VariantKey
 from tessera.api.gateway.v1.gateway_pb2 import ExplainResponse, InstanceOption, ServiceStatus
 from tessera.api.node.v1.node_pb2 import CheckStoresResponse, Instance, LatencyRow, NodeStatus, Runtime
-from tessera.api.profiler.v1.profiler_pb2 import Fit, Profile
+from tessera.api.profiler.v1.profiler_pb2 import Fit, MetaCosts, Profile
 from tessera.api.registry.v1.registry_pb2 import (
     AliasInfo,
     Comparison,
@@ -29,6 +29,7 @@ __all__ = [
     "InstanceOption",
     "JobEvent",
     "LatencyRow",
+    "MetaCosts",
     "ModelInfo",
     "NodeStatus",
     "Profile",

@@ -1,31 +1,34 @@
 """What meta-operators take on a node class, in a dialect: a line each, by the operator's kind where that was measured.
 
-Lines are fitted from measurements (`tessera.profiler`) and refreshed by what transformations took; Optimus profiles the same offline and
-gives no form for it (papers section 2), so these forms are ours.
+Lines are fitted to transformations that the profiler asked for, and follow what later ones took (`fitting`); Optimus profiles the same
+offline and gives no form for it (papers section 2), so these forms are ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from tessera.domain.transformation import MetaOperator
+from tessera.domain.records import MetaCostLine, MetaCostRecord
+from tessera.domain.transformation import MetaOperator, StepSum
 
 MIB = float(1 << 20)
 
 
 @dataclass(frozen=True, slots=True)
 class CostLine:
-    """`fixed_ms + per_mib_ms * MiB of the new weights + per_changed_mib_ms * MiB by which shapes differ`. `error`: root mean square of the
-    relative error over what it was fitted to; None where it is assumed."""
+    """`fixed_ms + per_mib_ms * MiB of the new weights + per_changed_mib_ms * MiB by which shapes differ`."""
 
     fixed_ms: float
     per_mib_ms: float = 0.0
     per_changed_mib_ms: float = 0.0
-    error: float | None = None
 
-    def ms(self, new_bytes: int = 0, changed_bytes: int = 0) -> float:
-        return self.fixed_ms + (self.per_mib_ms * new_bytes + self.per_changed_mib_ms * changed_bytes) / MIB
+    def ms(self, new_bytes: int = 0, changed_bytes: int = 0, steps: int = 1) -> float:
+        """Of one step, or of several together."""
+        return self.fixed_ms * steps + (self.per_mib_ms * new_bytes + self.per_changed_mib_ms * changed_bytes) / MIB
+
+    def times(self, factor: float) -> CostLine:
+        return CostLine(self.fixed_ms * factor, self.per_mib_ms * factor, self.per_changed_mib_ms * factor)
 
 
 ASSUMED: Mapping[MetaOperator, CostLine] = {
@@ -50,10 +53,29 @@ ASSUMED_BASE_MS = 1.1
 @dataclass(frozen=True, slots=True)
 class MetaCosts:
     """`lines` by meta-operator and kind of operation; "" is what holds for kinds that were not measured. `base_ms`: what every
-    transformation takes, whatever its steps: the runtime is told, the artifact is read. Planners need not know it."""
+    transformation takes, whatever its steps: the runtime is told, the artifact is read. Planners need not know it. `error`: as
+    `MetaCostRecord` has it; None where they are assumed."""
 
     lines: Mapping[tuple[MetaOperator, str], CostLine] = field(default_factory=dict)
     base_ms: float = ASSUMED_BASE_MS
+    error: float | None = None
 
     def line(self, operator: MetaOperator, kind: str) -> CostLine:
         return self.lines.get((operator, kind)) or self.lines.get((operator, "")) or ASSUMED[operator]
+
+    def ms(self, steps: Iterable[StepSum]) -> float:
+        """What a plan takes by these costs, whatever costs it was made with."""
+        return self.base_ms + sum(self.line(each.operator, each.kind).ms(each.new_bytes, each.changed_bytes, each.steps) for each in steps)
+
+
+def lines_of(costs: MetaCosts) -> tuple[MetaCostLine, ...]:
+    """As a record has them."""
+    return tuple(
+        MetaCostLine(operator, kind, line.fixed_ms, line.per_mib_ms, line.per_changed_mib_ms)
+        for (operator, kind), line in sorted(costs.lines.items())
+    )
+
+
+def costs_of(record: MetaCostRecord) -> MetaCosts:
+    lines = {(each.operator, each.kind): CostLine(each.fixed_ms, each.per_mib_ms, each.per_changed_mib_ms) for each in record.lines}
+    return MetaCosts(lines, record.base_ms, record.error)

@@ -44,7 +44,11 @@ class CostMatrix:
         new_bytes = self.new_bytes(source, target)
         if here == there:
             return self._costs.line(MetaOperator.REPLACE, here[0]).ms(new_bytes) if new_bytes else 0.0
-        return self._costs.line(MetaOperator.RESHAPE, here[0]).ms(new_bytes, int(_changed_bytes([here], [there])[0, 0]))
+        return self._costs.line(MetaOperator.RESHAPE, here[0]).ms(new_bytes, self.changed_bytes(source, target))
+
+    def changed_bytes(self, source: int, target: int) -> int:
+        """By how much the shapes of their weights differ."""
+        return int(_changed_bytes([self.source.structure.forms[source]], [self.target.structure.forms[target]])[0, 0])
 
     def new_bytes(self, source: int | None, target: int) -> int:
         """Of the target operation's weights, those that the source operation (None: nobody) has not at the same place."""

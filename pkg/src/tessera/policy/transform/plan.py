@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tessera.domain.transformation import MetaOperator, MetaStep, TransformationPlan
 from tessera.policy.transform.base import Pairs, Planner
 from tessera.policy.transform.costs import MetaCosts
@@ -34,12 +36,21 @@ def plan_of(matrix: CostMatrix, kept: Pairs, planner: str, costs: MetaCosts) -> 
             continue
         alike = here.forms[source] == there.forms[at]
         if new_bytes or not alike:
-            operator = MetaOperator.REPLACE if alike else MetaOperator.RESHAPE
-            made.append(MetaStep(operator, operation.kind, source, at, new_bytes, matrix.pair_ms(source, at)))
+            operator, changed_bytes = (MetaOperator.REPLACE, 0) if alike else (MetaOperator.RESHAPE, matrix.changed_bytes(source, at))
+            made.append(MetaStep(operator, operation.kind, source, at, new_bytes, matrix.pair_ms(source, at), changed_bytes))
         if tuple(origins.get(origin) for origin in here.operations[source].edges) != operation.edges:
             edges.append(MetaStep(MetaOperator.EDGE, operation.kind, source, at, 0, costs.line(MetaOperator.EDGE, operation.kind).ms()))
     cost_ms = sum(step.cost_ms for step in (*gone, *made))
     return TransformationPlan(planner, kept, (*gone, *made, *edges), cost_ms, sum(step.cost_ms for step in edges))
+
+
+def priced(found: TransformationPlan, costs: MetaCosts) -> TransformationPlan:
+    """The same plan by other costs than those that it was made with."""
+    steps = tuple(
+        replace(step, cost_ms=costs.line(step.operator, step.kind).ms(step.new_bytes, step.changed_bytes)) for step in found.steps
+    )
+    edges_ms = sum(step.cost_ms for step in steps if step.operator is MetaOperator.EDGE)
+    return replace(found, steps=steps, cost_ms=sum(step.cost_ms for step in steps) - edges_ms, edges_ms=edges_ms)
 
 
 def moved(here: Structure, there: Structure, kept: Pairs) -> dict[Origin, Origin]:

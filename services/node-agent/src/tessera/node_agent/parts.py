@@ -46,6 +46,8 @@ from tessera.node_agent.loops.jobs import Jobs
 from tessera.node_agent.loops.keeper import Keeper
 from tessera.node_agent.loops.larder import Larder
 from tessera.node_agent.loops.measuring import Measurer
+from tessera.node_agent.loops.observing import Observer
+from tessera.node_agent.loops.place import MeasuringPlace
 from tessera.node_agent.loops.pulse import Pulse
 from tessera.node_agent.loops.reporter import Reporter
 from tessera.node_agent.loops.starter import Starter
@@ -200,16 +202,17 @@ def domain_of(node: Parts, opened: OpenStore, warm_flavours: Sequence[str]) -> D
     baker = ProcessBaker(baking, store.root, opened.user)
     baker.sweep()
     jobs = Jobs(larder, baker, node.repository.has, baker.scratch, baker.remove, store.path, os.urandom, node.job_turn)
-    measurer = Measurer(fleet, larder, node.traffic, config.load_timeout_s, os.urandom, clock, node.job_turn)
-    inspector = Inspector(store, fleet, node.table, lambda: starter.holders | jobs.holders | measurer.holders, own_pids, clock)
+    place = MeasuringPlace(fleet, larder, node.traffic, config.load_timeout_s, os.urandom, clock, node.job_turn)
+    inspector = Inspector(store, fleet, node.table, lambda: starter.holders | jobs.holders | place.holders, own_pids, clock)
     pressure = PressureLimits(
         config.pressure_stall_share, config.pressure_reserve_bytes, config.pressure_step_bytes, config.pressure_pause_s
     )
     keeper = Keeper(store, fleet.trim, KernelMemory(), pressure, clock)
     appraiser = Appraiser(store, EtcdVariants(world.coordinator, opened.trust_domain), node.repository.read)
     return Domain(
-        store, runtimes, fleet, larder, evictor, starter, jobs, measurer, inspector, keeper, appraiser, node.meter, clock, warm_flavours
-    )
+        store, runtimes, fleet, larder, evictor, starter, jobs, Measurer(place), Observer(place), inspector, keeper, appraiser,
+        node.meter, clock, warm_flavours,
+    )  # fmt: skip
 
 
 def _from_thread(trim: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:

@@ -33,12 +33,14 @@ from tessera.wire import (
     encode_endpoint,
     encode_latency_row,
     encode_load_cost,
+    encode_observation,
     encode_stage_times,
     encode_variant_key,
 )
 
 DEFAULT_BUDGET_S = 60.0
 DEFAULT_EXPIRY_S = 30.0
+DEFAULT_OBSERVED_S = 10.0
 MAX_EXPIRY_S = 3600.0
 FRESH_S = 0.25
 """Memory figures that somebody asked for may be this old."""
@@ -132,6 +134,17 @@ class NodeAgentServer(node_pb2_grpc.NodeAgentServicer):
         async with aclosing(measurer.measure(order)) as events:
             async for event in events:
                 yield _measure_event(event)
+
+    async def MeasureTransformations(
+        self, request: node_pb2.MeasureTransformationsRequest, context: Any
+    ) -> AsyncIterator[node_pb2.MeasureTransformationsEvent]:
+        observer = self._agent.domain(_trust_domain(request.trust_domain)).observer
+        async with aclosing(observer.observe(request.seconds or DEFAULT_OBSERVED_S)) as events:
+            async for event in events:
+                if isinstance(event, str):
+                    yield node_pb2.MeasureTransformationsEvent(progress=event)
+                else:
+                    yield node_pb2.MeasureTransformationsEvent(transformation=encode_observation(event))
 
 
 def _delta(data: bytes) -> bytes:

@@ -13,9 +13,12 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 from tessera.clock import Clock
-from tessera.domain.errors import Conflict, Internal, ResourceExhausted, TesseraError, Unavailable, error_of
+from tessera.domain.errors import Conflict, FailedPrecondition, Internal, ResourceExhausted, TesseraError, Unavailable, error_of
 from tessera.domain.ids import NodeId, ProfileClass, TrustDomain
-from tessera.domain.records import LatencyRow, LoadCost, NodeRecord, ProfileRecord
+from tessera.domain.records import LatencyRow, LoadCost, MetaCostRecord, NodeRecord, ProfileRecord
+from tessera.domain.transformation import ATEN, Observation
+from tessera.policy.transform.costs import lines_of
+from tessera.policy.transform.fitting import fit
 from tessera.profiler.core.grid import Cell, below, cell_of
 from tessera.profiler.core.merging import merge, steadier
 from tessera.profiler.core.planning import Limits, Taken, next_cell, row_seconds, settled
@@ -29,6 +32,12 @@ log = get_logger("tessera.profiler")
 
 STORE_TRIES = 10
 STORE_RETRY_S = 1.0
+OBSERVED_S = 10.0
+"""How long transformations are measured, once per class."""
+LEAST_OBSERVED, MOST_OBSERVED = 32, 4096
+MOST_ERROR = 0.5
+"""Costs that miss what they were fitted to by more say that the node was not at rest. Transformations that are held dear without a reason
+are made no more, and then nothing corrects it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +102,10 @@ class Profiler:
             async for progress in events:
                 yield progress
 
+    async def meta_costs(self, trust_domain: TrustDomain) -> list[MetaCostRecord]:
+        """Of every class where they were measured."""
+        return await self._records.all_meta_costs(trust_domain)
+
     async def profiles(self, trust_domain: TrustDomain, model: str, version: int) -> list[Valued]:
         """Stored profiles of a version, by variant and class."""
         key = await self._records.resolve(trust_domain, model, version)
@@ -128,8 +141,10 @@ class _Run:
             planned[target.profile_class].append((target, writer))
         for target, record in known:
             yield Progress(f"{target.key} on {target.profile_class}: already measured", self._fraction(), record)
+        due = await self._unobserved()
         workers = [
-            self._owner._tasks.start(f"profile {profile_class}", self._work(plans)) for profile_class, plans in sorted(planned.items())
+            self._owner._tasks.start(f"profile {name}", self._work(planned[name], name, due.get(name, ())))
+            for name in sorted({*planned, *due})
         ]
         try:
             left = len(workers)
@@ -146,8 +161,21 @@ class _Run:
             first = self._failures[0]
             raise error_of(first.kind, f"{len(self._failures)} of {len(self._targets)} profiles failed; the first: {first.message}")
 
-    async def _work(self, plans: Sequence[tuple[Target, _Writer]]) -> None:
-        """All targets of one class. A failed one does not keep the others from being measured."""
+    async def _unobserved(self) -> dict[ProfileClass, tuple[NodeRecord, ...]]:
+        """Classes of which a full run has to find out what transformations take, and the nodes that can tell."""
+        if self._request.quick:
+            return {}
+        able: defaultdict[ProfileClass, dict[NodeId, NodeRecord]] = defaultdict(dict)
+        for target in self._targets:
+            able[target.profile_class] |= {node.node_id: node for node in target.nodes if ATEN in node.flavours}
+        return {name: tuple(nodes.values()) for name, nodes in able.items() if nodes and await self._lacks_costs(name)}
+
+    async def _lacks_costs(self, profile_class: ProfileClass) -> bool:
+        known = None if self._request.again else await self._owner._records.meta_costs(self._request.trust_domain, profile_class)
+        return known is None
+
+    async def _work(self, plans: Sequence[tuple[Target, _Writer]], profile_class: ProfileClass, observers: Sequence[NodeRecord]) -> None:
+        """All targets of one class, then its transformations. A failed one does not keep the others from being measured."""
         try:
             for target, writer in plans:
                 try:
@@ -156,8 +184,45 @@ class _Run:
                     log.warning("profile failed", variant=str(target.key), profile_class=target.profile_class, reason=error.message)
                     self._failures.append(error)
                     self._tell(f"{target.key} on {target.profile_class} failed: {error.message}")
+            if observers:
+                await self._observe(profile_class, observers)
         finally:
             self._events.put_nowait(None)
+
+    async def _observe(self, profile_class: ProfileClass, nodes: Sequence[NodeRecord]) -> None:
+        """Stores, whole, what transformations take on a class. No part of what was asked for: where it fails that is told, and the next run
+        tries again."""
+        domain = self._request.trust_domain
+        error: TesseraError | None = None
+        for node in nodes:
+            try:
+                async with self._owner._nodes[node.node_id]:
+                    if not await self._lacks_costs(profile_class):
+                        return  # another run was here
+                    seen = await self._observed(node)
+                record = await asyncio.to_thread(_costs, domain, profile_class, seen, self._owner._clock.wall_s())
+                await self._owner._records.store_meta_costs(record)
+                self._tell(f"transformations on {profile_class}: {len(seen)} observed, error {record.error:.0%}")
+                return
+            except Unavailable as unavailable:
+                error = unavailable
+            except TesseraError as refused:
+                error = refused
+                break
+        assert error is not None
+        log.warning("transformations not observed", profile_class=profile_class, reason=error.message)
+        self._tell(f"transformations on {profile_class}: {error.message}")
+
+    async def _observed(self, node: NodeRecord) -> list[Observation]:
+        seen: list[Observation] = []
+        agents, budget_s = self._owner._agents, self._owner._limits.row_timeout_s
+        async with aclosing(agents.observe(node.agent_address, self._request.trust_domain, OBSERVED_S, budget_s)) as events:
+            async for event in events:
+                if isinstance(event, str):
+                    self._tell(f"transformations on {node.node_id}: {event}")
+                elif len(seen) < MOST_OBSERVED:
+                    seen.append(event)
+        return seen
 
     async def _target(self, target: Target, writer: _Writer) -> None:
         """Measures until there is nothing left, or the budget is spent. A row for which there is no memory, or no time between requests,
@@ -235,6 +300,19 @@ class _Run:
 
     def _fraction(self) -> float:
         return min(1.0, sum(self._settled.values()) / self._total) if self._total else 1.0
+
+
+def _costs(domain: TrustDomain, profile_class: ProfileClass, seen: Sequence[Observation], now_unix_s: float) -> MetaCostRecord:
+    """Raises: FailedPrecondition: too few were seen, or no costs fit what was."""
+    if len(seen) < LEAST_OBSERVED:
+        raise FailedPrecondition(f"{len(seen)} observed within {OBSERVED_S:.0f} s, at least {LEAST_OBSERVED} are needed")
+    costs = fit(seen)
+    assert costs.error is not None
+    if costs.error > MOST_ERROR:
+        raise FailedPrecondition(
+            f"{len(seen)} observed, but costs miss them by {costs.error:.0%}, more than {MOST_ERROR:.0%}: others were busy"
+        )
+    return MetaCostRecord(domain, profile_class, ATEN, costs.base_ms, lines_of(costs), costs.error, len(seen), now_unix_s)
 
 
 class _Writer:

@@ -6,8 +6,9 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
-from tessera.domain.ids import Digest, NodeId, TrustDomain, VariantKey, VersionKey
-from tessera.domain.records import LatencyRow, LoadCost, ModelRecord, NodeRecord, ProfileRecord, VariantRecord
+from tessera.domain.ids import Digest, NodeId, ProfileClass, TrustDomain, VariantKey, VersionKey
+from tessera.domain.records import LatencyRow, LoadCost, MetaCostRecord, ModelRecord, NodeRecord, ProfileRecord, VariantRecord
+from tessera.domain.transformation import Observation
 from tessera.profiler.core.grid import Cell
 
 
@@ -36,6 +37,13 @@ class Agents(Protocol):
         ends the measuring. Raises: TesseraError, the agent's own reason."""
         ...
 
+    def observe(self, address: str, trust_domain: TrustDomain, seconds: float, budget_s: float) -> AsyncGenerator[Observation | str, None]:
+        """What transformations between the agent's specimens take, with words in between. Closing it early ends it.
+
+        Raises: TesseraError, the agent's own reason.
+        """
+        ...
+
     async def close(self) -> None: ...
 
 
@@ -55,6 +63,16 @@ class Records(Protocol):
     async def profile(self, variant: VariantKey, profile_class: str) -> ProfileRecord | None: ...
 
     async def profiles(self, version: VersionKey) -> list[ProfileRecord]: ...
+
+    async def meta_costs(self, trust_domain: TrustDomain, profile_class: ProfileClass) -> MetaCostRecord | None:
+        """Of dialect `aten`."""
+        ...
+
+    async def all_meta_costs(self, trust_domain: TrustDomain) -> list[MetaCostRecord]: ...
+
+    async def store_meta_costs(self, record: MetaCostRecord) -> None:
+        """In the place of what was there."""
+        ...
 
     async def store(self, profile: ProfileRecord, based_on: ProfileRecord | None) -> None:
         """Writes when the record is still `based_on`. Raises: Conflict; NotFound when the variant is gone."""

@@ -10,7 +10,7 @@ from tessera.api.profiler.v1 import profiler_pb2, profiler_pb2_grpc
 from tessera.domain.ids import TrustDomain, checked_name
 from tessera.profiler.core.valuing import Valued
 from tessera.profiler.loops import Profiler, RunRequest
-from tessera.wire import encode_profile
+from tessera.wire import encode_meta_costs, encode_profile
 
 
 class ProfilerServer(profiler_pb2_grpc.ProfilerServicer):
@@ -37,6 +37,10 @@ class ProfilerServer(profiler_pb2_grpc.ProfilerServicer):
         domain = TrustDomain(checked_name("trust_domain", request.trust_domain))
         found = await self._profiler.profiles(domain, request.model, request.version)
         return profiler_pb2.GetProfilesResponse(profiles=[_profile_message(each) for each in found])
+
+    async def GetMetaCosts(self, request: profiler_pb2.GetMetaCostsRequest, context: Any) -> profiler_pb2.GetMetaCostsResponse:
+        found = await self._profiler.meta_costs(TrustDomain(checked_name("trust_domain", request.trust_domain)))
+        return profiler_pb2.GetMetaCostsResponse(costs=[encode_meta_costs(each) for each in found])
 
 
 def _profile_message(found: Valued) -> profiler_pb2.Profile:

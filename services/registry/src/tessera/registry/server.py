@@ -188,7 +188,9 @@ class RegistryServer(registry_pb2_grpc.RegistryServicer):
         return registry_pb2.GetModelResponse(model=_model(known, self._variants.progress))
 
     async def ShowPlan(self, request: registry_pb2.ShowPlanRequest, context: Any) -> registry_pb2.ShowPlanResponse:
-        found = await self._planning.show(self._domain(request.trust_domain), request.source, request.target, request.planner)
+        found = await self._planning.show(
+            self._domain(request.trust_domain), request.source, request.target, request.planner, request.profile_class
+        )
         steps = [
             registry_pb2.ShowPlanResponse.Step(
                 operator=step.operator, kind=step.kind, source=step.source, target=step.target, new_bytes=step.new_bytes,
@@ -196,11 +198,15 @@ class RegistryServer(registry_pb2_grpc.RegistryServicer):
             )
             for step in found.plan.steps
         ]  # fmt: skip
-        return registry_pb2.ShowPlanResponse(
+        answer = registry_pb2.ShowPlanResponse(
             source=str(found.source.key), target=str(found.target.key), planner=found.plan.planner, steps=steps, kept=len(found.plan.kept),
-            source_operations=found.operations[0], target_operations=found.operations[1], base_ms=found.base_ms,
-            expected_ms=found.base_ms + found.plan.expected_ms,
+            source_operations=found.operations[0], target_operations=found.operations[1], base_ms=found.costs.base_ms,
+            expected_ms=found.costs.base_ms + found.plan.expected_ms,
         )  # fmt: skip
+        if found.record is not None:
+            answer.profile_class, answer.error = found.record.profile_class, found.record.error
+            answer.observations, answer.measured_unix_s = found.record.observations, found.record.measured_unix_s
+        return answer
 
     async def ListModels(self, request: registry_pb2.ListModelsRequest, context: Any) -> registry_pb2.ListModelsResponse:
         if request.task:

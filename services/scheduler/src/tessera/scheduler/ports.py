@@ -21,8 +21,17 @@ from tessera.domain.ids import (
     VersionKey,
 )
 from tessera.domain.instance import StartPath
-from tessera.domain.records import AssignmentRecord, LoadRecord, ModelRecord, NodeRecord, ProfileRecord, VariantRecord
+from tessera.domain.records import (
+    AssignmentRecord,
+    LoadRecord,
+    MetaCostRecord,
+    ModelRecord,
+    NodeRecord,
+    ProfileRecord,
+    VariantRecord,
+)
 from tessera.domain.source import Source
+from tessera.domain.transformation import StepSum
 from tessera.scheduler.core.observed import ObservedInstance
 
 RandomBytes = Callable[[int], bytes]
@@ -86,7 +95,7 @@ class ArtifactBlobs(Protocol):
 class Plans(Protocol):
     """Plans between flat programs, as far as they are made: never waits."""
 
-    def transform_ms(self, source: Digest, target: Digest) -> float | None:
+    def steps(self, source: Digest, target: Digest) -> tuple[StepSum, ...] | None:
         """From one graph to another. None: there is no plan (yet); it is made behind where it can be."""
         ...
 
@@ -105,6 +114,10 @@ class Records(Protocol):
     def model(self, trust_domain: TrustDomain, name: ModelName) -> ModelRecord | None: ...
 
     def profiles(self) -> Mapping[tuple[VariantKey, ProfileClass], ProfileRecord]: ...
+
+    def meta_costs(self, trust_domain: TrustDomain, profile_class: ProfileClass) -> MetaCostRecord | None:
+        """Of dialect `aten`."""
+        ...
 
     def nodes(self) -> Mapping[NodeId, tuple[NodeRecord, ...]]:
         """Of each node one record for each trust domain that it serves, at least one."""

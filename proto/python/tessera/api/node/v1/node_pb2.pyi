@@ -808,6 +808,116 @@ class MeasureEvent(_message.Message):
 Global___MeasureEvent: _TypeAlias = MeasureEvent  # noqa: Y015
 
 @_typing.final
+class MeasureTransformationsRequest(_message.Message):
+    """Measured when the node answers no requests, as rows are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRUST_DOMAIN_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    trust_domain: _builtins.str
+    """whose store and runtimes"""
+    seconds: _builtins.float
+    """of measuring; 0 = 10"""
+    def __init__(
+        self,
+        *,
+        trust_domain: _builtins.str = ...,
+        seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["seconds", b"seconds", "trust_domain", b"trust_domain"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MeasureTransformationsRequest: _TypeAlias = MeasureTransformationsRequest  # noqa: Y015
+
+@_typing.final
+class MeasureTransformationsEvent(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    TRANSFORMATION_FIELD_NUMBER: _builtins.int
+    progress: _builtins.str
+    @_builtins.property
+    def transformation(self) -> Global___Transformation: ...
+    def __init__(
+        self,
+        *,
+        progress: _builtins.str = ...,
+        transformation: Global___Transformation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "progress", b"progress", "transformation", b"transformation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "progress", b"progress", "transformation", b"transformation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["progress", "transformation"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___MeasureTransformationsEvent: _TypeAlias = MeasureTransformationsEvent  # noqa: Y015
+
+@_typing.final
+class Transformation(_message.Message):
+    """A plan that was carried out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class StepSum(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        OPERATOR_FIELD_NUMBER: _builtins.int
+        KIND_FIELD_NUMBER: _builtins.int
+        STEPS_FIELD_NUMBER: _builtins.int
+        NEW_BYTES_FIELD_NUMBER: _builtins.int
+        CHANGED_BYTES_FIELD_NUMBER: _builtins.int
+        operator: _builtins.str
+        """"reduce", "replace", "reshape", "add" or "edge" """
+        kind: _builtins.str
+        """the operation, as "aten.conv2d.default" """
+        steps: _builtins.int
+        new_bytes: _builtins.int
+        """of weights that the source has not there"""
+        changed_bytes: _builtins.int
+        """by how much the weights' shapes differ, in elements times 4"""
+        def __init__(
+            self,
+            *,
+            operator: _builtins.str = ...,
+            kind: _builtins.str = ...,
+            steps: _builtins.int = ...,
+            new_bytes: _builtins.int = ...,
+            changed_bytes: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["changed_bytes", b"changed_bytes", "kind", b"kind", "new_bytes", b"new_bytes", "operator", b"operator", "steps", b"steps"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    STEPS_FIELD_NUMBER: _builtins.int
+    MS_FIELD_NUMBER: _builtins.int
+    ms: _builtins.float
+    """mapping and transforming, the way there and back included"""
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___Transformation.StepSum]: ...
+    def __init__(
+        self,
+        *,
+        steps: _abc.Iterable[Global___Transformation.StepSum] | None = ...,
+        ms: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ms", b"ms", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Transformation: _TypeAlias = Transformation  # noqa: Y015
+
+@_typing.final
 class LoadCost(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

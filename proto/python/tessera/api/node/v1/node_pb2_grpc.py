@@ -59,6 +59,11 @@ class NodeAgentStub:
                 request_serializer=tessera_dot_api_dot_node_dot_v1_dot_node__pb2.MeasureRequest.SerializeToString,
                 response_deserializer=tessera_dot_api_dot_node_dot_v1_dot_node__pb2.MeasureEvent.FromString,
                 _registered_method=True)
+        self.MeasureTransformations = channel.unary_stream(
+                '/tessera.api.node.v1.NodeAgent/MeasureTransformations',
+                request_serializer=tessera_dot_api_dot_node_dot_v1_dot_node__pb2.MeasureTransformationsRequest.SerializeToString,
+                response_deserializer=tessera_dot_api_dot_node_dot_v1_dot_node__pb2.MeasureTransformationsEvent.FromString,
+                _registered_method=True)
         self.CheckStores = channel.unary_unary(
                 '/tessera.api.node.v1.NodeAgent/CheckStores',
                 request_serializer=tessera_dot_api_dot_node_dot_v1_dot_node__pb2.CheckStoresRequest.SerializeToString,
@@ -104,6 +109,13 @@ class NodeAgentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def MeasureTransformations(self, request, context):
+        """Makes small programs of its own become each other in a runtime of their own, and says what each transformation took. For the profiler.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CheckStores(self, request, context):
         """Compares every store of this node with what lies on disk, what runtimes declare and what the kernel maps.
         """
@@ -138,6 +150,11 @@ def add_NodeAgentServicer_to_server(servicer, server):
                     servicer.Measure,
                     request_deserializer=tessera_dot_api_dot_node_dot_v1_dot_node__pb2.MeasureRequest.FromString,
                     response_serializer=tessera_dot_api_dot_node_dot_v1_dot_node__pb2.MeasureEvent.SerializeToString,
+            ),
+            'MeasureTransformations': grpc.unary_stream_rpc_method_handler(
+                    servicer.MeasureTransformations,
+                    request_deserializer=tessera_dot_api_dot_node_dot_v1_dot_node__pb2.MeasureTransformationsRequest.FromString,
+                    response_serializer=tessera_dot_api_dot_node_dot_v1_dot_node__pb2.MeasureTransformationsEvent.SerializeToString,
             ),
             'CheckStores': grpc.unary_unary_rpc_method_handler(
                     servicer.CheckStores,
@@ -280,6 +297,33 @@ class NodeAgent:
             '/tessera.api.node.v1.NodeAgent/Measure',
             tessera_dot_api_dot_node_dot_v1_dot_node__pb2.MeasureRequest.SerializeToString,
             tessera_dot_api_dot_node_dot_v1_dot_node__pb2.MeasureEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MeasureTransformations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tessera.api.node.v1.NodeAgent/MeasureTransformations',
+            tessera_dot_api_dot_node_dot_v1_dot_node__pb2.MeasureTransformationsRequest.SerializeToString,
+            tessera_dot_api_dot_node_dot_v1_dot_node__pb2.MeasureTransformationsEvent.FromString,
             options,
             channel_credentials,
             insecure,

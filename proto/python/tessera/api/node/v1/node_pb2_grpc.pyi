@@ -45,6 +45,8 @@ class NodeAgentStub:
     """
     Measure: _grpc.UnaryStreamMultiCallable[_node_pb2.MeasureRequest, _node_pb2.MeasureEvent]
     """Loads a variant in a runtime of its own and measures it. One event per row."""
+    MeasureTransformations: _grpc.UnaryStreamMultiCallable[_node_pb2.MeasureTransformationsRequest, _node_pb2.MeasureTransformationsEvent]
+    """Makes small programs of its own become each other in a runtime of their own, and says what each transformation took. For the profiler."""
     CheckStores: _grpc.UnaryUnaryMultiCallable[_node_pb2.CheckStoresRequest, _node_pb2.CheckStoresResponse]
     """Compares every store of this node with what lies on disk, what runtimes declare and what the kernel maps."""
 
@@ -63,6 +65,8 @@ class NodeAgentAsyncStub(NodeAgentStub):
     """
     Measure: _aio.UnaryStreamMultiCallable[_node_pb2.MeasureRequest, _node_pb2.MeasureEvent]  # type: ignore[assignment]
     """Loads a variant in a runtime of its own and measures it. One event per row."""
+    MeasureTransformations: _aio.UnaryStreamMultiCallable[_node_pb2.MeasureTransformationsRequest, _node_pb2.MeasureTransformationsEvent]  # type: ignore[assignment]
+    """Makes small programs of its own become each other in a runtime of their own, and says what each transformation took. For the profiler."""
     CheckStores: _aio.UnaryUnaryMultiCallable[_node_pb2.CheckStoresRequest, _node_pb2.CheckStoresResponse]  # type: ignore[assignment]
     """Compares every store of this node with what lies on disk, what runtimes declare and what the kernel maps."""
 
@@ -108,6 +112,14 @@ class NodeAgentServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_node_pb2.MeasureEvent], _abc.AsyncIterator[_node_pb2.MeasureEvent]]:
         """Loads a variant in a runtime of its own and measures it. One event per row."""
+
+    @_abc_1.abstractmethod
+    def MeasureTransformations(
+        self,
+        request: _node_pb2.MeasureTransformationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_node_pb2.MeasureTransformationsEvent], _abc.AsyncIterator[_node_pb2.MeasureTransformationsEvent]]:
+        """Makes small programs of its own become each other in a runtime of their own, and says what each transformation took. For the profiler."""
 
     @_abc_1.abstractmethod
     def CheckStores(

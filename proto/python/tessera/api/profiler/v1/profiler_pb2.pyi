@@ -267,3 +267,118 @@ class GetProfilesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetProfilesResponse: _TypeAlias = GetProfilesResponse  # noqa: Y015
+
+@_typing.final
+class GetMetaCostsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRUST_DOMAIN_FIELD_NUMBER: _builtins.int
+    trust_domain: _builtins.str
+    def __init__(
+        self,
+        *,
+        trust_domain: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["trust_domain", b"trust_domain"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMetaCostsRequest: _TypeAlias = GetMetaCostsRequest  # noqa: Y015
+
+@_typing.final
+class GetMetaCostsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COSTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def costs(self) -> _containers.RepeatedCompositeFieldContainer[Global___MetaCosts]: ...
+    def __init__(
+        self,
+        *,
+        costs: _abc.Iterable[Global___MetaCosts] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["costs", b"costs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMetaCostsResponse: _TypeAlias = GetMetaCostsResponse  # noqa: Y015
+
+@_typing.final
+class MetaCosts(_message.Message):
+    """What meta-operators take on a profile class (docs/adr/0012)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Line(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        OPERATOR_FIELD_NUMBER: _builtins.int
+        KIND_FIELD_NUMBER: _builtins.int
+        FIXED_MS_FIELD_NUMBER: _builtins.int
+        PER_MIB_MS_FIELD_NUMBER: _builtins.int
+        PER_CHANGED_MIB_MS_FIELD_NUMBER: _builtins.int
+        operator: _builtins.str
+        """"reduce", "replace", "reshape", "add" or "edge" """
+        kind: _builtins.str
+        """the operation; empty: every one that has no line of its own"""
+        fixed_ms: _builtins.float
+        """a step"""
+        per_mib_ms: _builtins.float
+        """of new weights"""
+        per_changed_mib_ms: _builtins.float
+        """by which shapes differ"""
+        def __init__(
+            self,
+            *,
+            operator: _builtins.str = ...,
+            kind: _builtins.str = ...,
+            fixed_ms: _builtins.float = ...,
+            per_mib_ms: _builtins.float = ...,
+            per_changed_mib_ms: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["fixed_ms", b"fixed_ms", "kind", b"kind", "operator", b"operator", "per_changed_mib_ms", b"per_changed_mib_ms", "per_mib_ms", b"per_mib_ms"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PROFILE_CLASS_FIELD_NUMBER: _builtins.int
+    DIALECT_FIELD_NUMBER: _builtins.int
+    BASE_MS_FIELD_NUMBER: _builtins.int
+    LINES_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    OBSERVATIONS_FIELD_NUMBER: _builtins.int
+    MEASURED_UNIX_S_FIELD_NUMBER: _builtins.int
+    profile_class: _builtins.str
+    dialect: _builtins.str
+    base_ms: _builtins.float
+    """what every transformation takes"""
+    error: _builtins.float
+    """root of the mean square of (expected - taken) / taken, over the transformations below"""
+    observations: _builtins.int
+    measured_unix_s: _builtins.float
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___MetaCosts.Line]: ...
+    def __init__(
+        self,
+        *,
+        profile_class: _builtins.str = ...,
+        dialect: _builtins.str = ...,
+        base_ms: _builtins.float = ...,
+        lines: _abc.Iterable[Global___MetaCosts.Line] | None = ...,
+        error: _builtins.float = ...,
+        observations: _builtins.int = ...,
+        measured_unix_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_ms", b"base_ms", "dialect", b"dialect", "error", b"error", "lines", b"lines", "measured_unix_s", b"measured_unix_s", "observations", b"observations", "profile_class", b"profile_class"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MetaCosts: _TypeAlias = MetaCosts  # noqa: Y015

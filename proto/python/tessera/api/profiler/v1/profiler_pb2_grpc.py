@@ -44,6 +44,11 @@ class ProfilerStub:
                 request_serializer=tessera_dot_api_dot_profiler_dot_v1_dot_profiler__pb2.GetProfilesRequest.SerializeToString,
                 response_deserializer=tessera_dot_api_dot_profiler_dot_v1_dot_profiler__pb2.GetProfilesResponse.FromString,
                 _registered_method=True)
+        self.GetMetaCosts = channel.unary_unary(
+                '/tessera.api.profiler.v1.Profiler/GetMetaCosts',
+                request_serializer=tessera_dot_api_dot_profiler_dot_v1_dot_profiler__pb2.GetMetaCostsRequest.SerializeToString,
+                response_deserializer=tessera_dot_api_dot_profiler_dot_v1_dot_profiler__pb2.GetMetaCostsResponse.FromString,
+                _registered_method=True)
 
 
 class ProfilerServicer:
@@ -63,6 +68,13 @@ class ProfilerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetMetaCosts(self, request, context):
+        """What transformations take, on each profile class where it was measured.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ProfilerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +87,11 @@ def add_ProfilerServicer_to_server(servicer, server):
                     servicer.GetProfiles,
                     request_deserializer=tessera_dot_api_dot_profiler_dot_v1_dot_profiler__pb2.GetProfilesRequest.FromString,
                     response_serializer=tessera_dot_api_dot_profiler_dot_v1_dot_profiler__pb2.GetProfilesResponse.SerializeToString,
+            ),
+            'GetMetaCosts': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMetaCosts,
+                    request_deserializer=tessera_dot_api_dot_profiler_dot_v1_dot_profiler__pb2.GetMetaCostsRequest.FromString,
+                    response_serializer=tessera_dot_api_dot_profiler_dot_v1_dot_profiler__pb2.GetMetaCostsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -131,6 +148,33 @@ class Profiler:
             '/tessera.api.profiler.v1.Profiler/GetProfiles',
             tessera_dot_api_dot_profiler_dot_v1_dot_profiler__pb2.GetProfilesRequest.SerializeToString,
             tessera_dot_api_dot_profiler_dot_v1_dot_profiler__pb2.GetProfilesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMetaCosts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tessera.api.profiler.v1.Profiler/GetMetaCosts',
+            tessera_dot_api_dot_profiler_dot_v1_dot_profiler__pb2.GetMetaCostsRequest.SerializeToString,
+            tessera_dot_api_dot_profiler_dot_v1_dot_profiler__pb2.GetMetaCostsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,6 +36,8 @@ class ProfilerStub:
     unless `again` is set, so that a broken-off run goes on where it stopped.
     """
     GetProfiles: _grpc.UnaryUnaryMultiCallable[_profiler_pb2.GetProfilesRequest, _profiler_pb2.GetProfilesResponse]
+    GetMetaCosts: _grpc.UnaryUnaryMultiCallable[_profiler_pb2.GetMetaCostsRequest, _profiler_pb2.GetMetaCostsResponse]
+    """What transformations take, on each profile class where it was measured."""
 
 @_typing.type_check_only
 class ProfilerAsyncStub(ProfilerStub):
@@ -45,6 +47,8 @@ class ProfilerAsyncStub(ProfilerStub):
     unless `again` is set, so that a broken-off run goes on where it stopped.
     """
     GetProfiles: _aio.UnaryUnaryMultiCallable[_profiler_pb2.GetProfilesRequest, _profiler_pb2.GetProfilesResponse]  # type: ignore[assignment]
+    GetMetaCosts: _aio.UnaryUnaryMultiCallable[_profiler_pb2.GetMetaCostsRequest, _profiler_pb2.GetMetaCostsResponse]  # type: ignore[assignment]
+    """What transformations take, on each profile class where it was measured."""
 
 class ProfilerServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -63,5 +67,13 @@ class ProfilerServicer(metaclass=_abc_1.ABCMeta):
         request: _profiler_pb2.GetProfilesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_profiler_pb2.GetProfilesResponse, _abc.Awaitable[_profiler_pb2.GetProfilesResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetMetaCosts(
+        self,
+        request: _profiler_pb2.GetMetaCostsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_profiler_pb2.GetMetaCostsResponse, _abc.Awaitable[_profiler_pb2.GetMetaCostsResponse]]:
+        """What transformations take, on each profile class where it was measured."""
 
 def add_ProfilerServicer_to_server(servicer: ProfilerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

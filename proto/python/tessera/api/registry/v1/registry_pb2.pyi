@@ -1159,12 +1159,15 @@ class ShowPlanRequest(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     TARGET_FIELD_NUMBER: _builtins.int
     PLANNER_FIELD_NUMBER: _builtins.int
+    PROFILE_CLASS_FIELD_NUMBER: _builtins.int
     trust_domain: _builtins.str
     source: _builtins.str
     """MODEL, MODEL@VERSION or MODEL@VERSION/VARIANT; an alias too; the newest version, and aten-fp32"""
     target: _builtins.str
     planner: _builtins.str
     """"group", "munkres" or "tessera" (default)"""
+    profile_class: _builtins.str
+    """whose costs; empty: those that were measured last, or assumed ones where none were"""
     def __init__(
         self,
         *,
@@ -1172,10 +1175,11 @@ class ShowPlanRequest(_message.Message):
         source: _builtins.str = ...,
         target: _builtins.str = ...,
         planner: _builtins.str = ...,
+        profile_class: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["planner", b"planner", "source", b"source", "target", b"target", "trust_domain", b"trust_domain"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["planner", b"planner", "profile_class", b"profile_class", "source", b"source", "target", b"target", "trust_domain", b"trust_domain"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1237,6 +1241,10 @@ class ShowPlanResponse(_message.Message):
     TARGET_OPERATIONS_FIELD_NUMBER: _builtins.int
     BASE_MS_FIELD_NUMBER: _builtins.int
     EXPECTED_MS_FIELD_NUMBER: _builtins.int
+    PROFILE_CLASS_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    OBSERVATIONS_FIELD_NUMBER: _builtins.int
+    MEASURED_UNIX_S_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     """MODEL@VERSION/VARIANT"""
     target: _builtins.str
@@ -1249,6 +1257,12 @@ class ShowPlanResponse(_message.Message):
     """what every transformation takes"""
     expected_ms: _builtins.float
     """that, and all steps"""
+    profile_class: _builtins.str
+    """where these costs were measured; empty: they are assumed"""
+    error: _builtins.float
+    """root of the mean square of (expected - taken) / taken, over the transformations below"""
+    observations: _builtins.int
+    measured_unix_s: _builtins.float
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShowPlanResponse.Step]:
         """in the order in which they are carried out"""
@@ -1265,10 +1279,14 @@ class ShowPlanResponse(_message.Message):
         target_operations: _builtins.int = ...,
         base_ms: _builtins.float = ...,
         expected_ms: _builtins.float = ...,
+        profile_class: _builtins.str = ...,
+        error: _builtins.float = ...,
+        observations: _builtins.int = ...,
+        measured_unix_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_ms", b"base_ms", "expected_ms", b"expected_ms", "kept", b"kept", "planner", b"planner", "source", b"source", "source_operations", b"source_operations", "steps", b"steps", "target", b"target", "target_operations", b"target_operations"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_ms", b"base_ms", "error", b"error", "expected_ms", b"expected_ms", "kept", b"kept", "measured_unix_s", b"measured_unix_s", "observations", b"observations", "planner", b"planner", "profile_class", b"profile_class", "source", b"source", "source_operations", b"source_operations", "steps", b"steps", "target", b"target", "target_operations", b"target_operations"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -16,6 +16,7 @@ from tessera.node_agent.loops.jobs import Jobs
 from tessera.node_agent.loops.keeper import Keeper
 from tessera.node_agent.loops.larder import Larder
 from tessera.node_agent.loops.measuring import Measurer
+from tessera.node_agent.loops.observing import Observer
 from tessera.node_agent.loops.starter import Starter
 from tessera.node_agent.ports import Meter, Runtimes
 from tessera.program import Stop
@@ -37,6 +38,7 @@ class Domain:
         starter: Starter,
         jobs: Jobs,
         measurer: Measurer,
+        observer: Observer,
         inspector: Inspector,
         keeper: Keeper,
         appraiser: Appraiser,
@@ -54,6 +56,7 @@ class Domain:
         self.starter = starter
         self.jobs = jobs
         self.measurer = measurer
+        self.observer = observer
         self.inspector = inspector
         self._keeper = keeper
         self._appraiser = appraiser

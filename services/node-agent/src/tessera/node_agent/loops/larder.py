@@ -67,6 +67,15 @@ class Larder:
             self._put(digest, data)
         return digest
 
+    def put(self, blobs: Mapping[Digest, bytes], instance_id: InstanceId) -> None:
+        """Holds what was made here, written where it is not there. Blocks. Raises: ResourceExhausted: there is no room."""
+        holder = holder_of(instance_id)
+        for digest, data in blobs.items():
+            try:
+                self._store.pin(holder, [digest])
+            except NotFound:
+                self._put(digest, data, holder)
+
     def _put(self, digest: Digest, data: bytes, holder: str | None = None) -> None:
         with self._store.ingest(digest, len(data), holder) as writer:
             writer.write(data)

@@ -7,23 +7,18 @@ undisturbed counts: the row goes on in slices. Each try that has none is followe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
-from tessera.clock import Clock
 from tessera.domain.errors import InvalidInput, ResourceExhausted, TesseraError
 from tessera.domain.ids import Digest, Generation, InstanceId, VariantKey
 from tessera.domain.instance import Stage, StartPath
 from tessera.domain.records import LatencyRow, LoadCost
 from tessera.node_agent.core.artifacts import Load
-from tessera.node_agent.core.runtimes import Purpose
 from tessera.node_agent.core.slices import LEAST_S, Pace, Slice, enough, together
-from tessera.node_agent.loops.fleet import Fleet
-from tessera.node_agent.loops.larder import Larder, holder_of
+from tessera.node_agent.loops.place import MeasuringPlace
 from tessera.node_agent.loops.stopwatch import Stopwatch
-from tessera.node_agent.loops.traffic import Traffic
-from tessera.node_agent.ports import RandomBytes, Runtime
+from tessera.node_agent.ports import Runtime
 
 QUIET_S = 1.0
 """The node has answered no request for so long before a row is begun."""
@@ -81,30 +76,12 @@ class _Try:
 class Measurer:
     """Of one trust domain on one node."""
 
-    def __init__(
-        self,
-        fleet: Fleet,
-        larder: Larder,
-        traffic: Traffic,
-        load_timeout_s: float,
-        random_bytes: RandomBytes,
-        clock: Clock,
-        turn: asyncio.Lock,
-    ) -> None:
-        """`turn`: whose turn it is among all jobs of the node; given back while requests are waited for to end."""
-        self._fleet = fleet
-        self._larder = larder
-        self._traffic = traffic
-        self._load_timeout_s = load_timeout_s
-        self._random_bytes = random_bytes
-        self._clock = clock
-        self._turn = turn
-        self._holders: set[InstanceId] = set()
-
-    @property
-    def holders(self) -> frozenset[str]:
-        """Who holds blobs for rows under way."""
-        return frozenset(map(holder_of, self._holders))
+    def __init__(self, place: MeasuringPlace) -> None:
+        self._place = place
+        self._fleet = place.fleet
+        self._larder = place.larder
+        self._traffic = place.traffic
+        self._clock = place.clock
 
     async def measure(self, order: MeasureOrder) -> AsyncGenerator[str | Measured, None]:
         """The cost of a start by fork (or container) and by bind, then the row. Words of progress in between; the last words before a row
@@ -116,9 +93,7 @@ class Measurer:
             TesseraError: the variant cannot be loaded or run; says why.
         """
         _check(order)
-        holder = InstanceId(f"measure-{self._random_bytes(6).hex()}")
-        self._holders.add(holder)
-        try:
+        with self._place.holder("measure") as holder:
             artifact = self._larder.artifact_of(order.variant, order.artifact)
             load: Load | None = None
             kept, pace, vain = _Kept(), Pace(QUIET_S), 0
@@ -126,9 +101,9 @@ class Measurer:
                 if await self._traffic.quiet_s() < pace.quiet_s:
                     yield "waiting while the node answers requests"
                     pace = await self._quiet(pace)
-                if self._turn.locked():
+                if self._place.turn.locked():
                     yield "waiting for another job of this node"
-                async with self._turn:
+                async with self._place.turn:
                     load = load or self._larder.take(artifact, holder)
                     if load is None:
                         yield "fetching"
@@ -145,9 +120,6 @@ class Measurer:
             for cost in kept.loads:
                 yield cost
             yield _row(order, together(kept.slices))
-        finally:
-            self._larder.release(holder)
-            self._holders.discard(holder)
 
     async def _quiet(self, pace: Pace) -> Pace:
         """Waits for the pause that `pace` asks for, and for ever shorter ones where it does not come; says for which in the end."""
@@ -193,7 +165,9 @@ class Measurer:
     async def _run(self, this: _Try) -> None:
         """What was disturbed is not kept, and ends the try."""
         order, pace, kept = this.order, this.pace, this.kept
-        async with self._dedicated(this.load, order.threads) as (runtime, watch):
+        watch = Stopwatch(self._clock)
+        async with self._place.runtime(this.load.flavour, this.load.blobs, watch, order.threads) as runtime:
+            runtime.slow_down()
             new = await self._load(runtime, this.holder, order.variant, this.load, watch, self._fleet.start_path)
             await runtime.unload(this.holder, 0)
             watch = Stopwatch(self._clock)
@@ -217,27 +191,12 @@ class Measurer:
                 limits = order.concurrency, order.seconds, order.min_repeats, order.spread
                 kept.complete = pace.slice_s is None or enough(together(kept.slices), *limits)
 
-    @asynccontextmanager
-    async def _dedicated(self, load: Load, threads: int) -> AsyncIterator[tuple[Runtime, Stopwatch]]:
-        """A runtime of its own, gone afterwards."""
-        watch = Stopwatch(self._clock)
-        with watch.stage(self._fleet.stage):
-            runtime_id = await self._fleet.create(load.flavour, Purpose.MEASURE, threads)
-        try:
-            runtime = self._fleet.get(runtime_id)
-            runtime.slow_down()
-            self._fleet.pin(runtime_id, load.blobs)
-            yield runtime, watch
-        finally:
-            self._fleet.discard(runtime_id)
-            await self._fleet.kill(runtime_id)  # whoever gets the last answer finds nothing of it
-
     async def _load(
         self, runtime: Runtime, name: InstanceId, variant: VariantKey, load: Load, watch: Stopwatch, path: StartPath
     ) -> LoadCost:
-        generation = Generation(int.from_bytes(self._random_bytes(8), "little") | 1)
+        generation = Generation(int.from_bytes(self._place.random_bytes(8), "little") | 1)
         with watch.loading(Stage.LOAD if path is StartPath.BIND else self._fleet.stage) as loading:
-            report = await runtime.load(name, generation, variant, load.artifact, False, self._load_timeout_s)
+            report = await runtime.load(name, generation, variant, load.artifact, False, self._place.load_timeout_s)
             loading.take(report.stages)
         return LoadCost(path, watch.stages(), report.private_bytes)
 

@@ -7,9 +7,11 @@ from collections.abc import AsyncGenerator
 import grpc.aio
 
 from tessera.api.node.v1 import node_pb2, node_pb2_grpc
+from tessera.domain.ids import TrustDomain
+from tessera.domain.transformation import Observation
 from tessera.profiler.ports import Measured, MeasureOrder
 from tessera.rpc import connect
-from tessera.wire import decode_latency_row, decode_load_cost, encode_variant_key
+from tessera.wire import decode_latency_row, decode_load_cost, decode_observation, encode_variant_key
 
 
 class GrpcAgents:
@@ -39,6 +41,17 @@ class GrpcAgents:
                         yield event.progress
         finally:
             # Closed early or cancelled: the agent must stop measuring.
+            call.cancel()
+
+    async def observe(
+        self, address: str, trust_domain: TrustDomain, seconds: float, budget_s: float
+    ) -> AsyncGenerator[Observation | str, None]:
+        request = node_pb2.MeasureTransformationsRequest(trust_domain=trust_domain, seconds=seconds)
+        call = self._stub(address).MeasureTransformations(request, timeout=budget_s)
+        try:
+            async for event in call:
+                yield decode_observation(event.transformation) if event.HasField("transformation") else event.progress
+        finally:
             call.cancel()
 
     async def close(self) -> None:

@@ -8,7 +8,8 @@ from tessera.coord.reading import read_record, read_records, read_version
 from tessera.coord.records import encode
 from tessera.domain.errors import Conflict, NotFound, VersionNotFound
 from tessera.domain.ids import ModelName, ProfileClass, TrustDomain, VariantKey, VersionKey, VersionNumber, checked_name
-from tessera.domain.records import ModelRecord, NodeRecord, ProfileRecord, VariantRecord
+from tessera.domain.records import MetaCostRecord, ModelRecord, NodeRecord, ProfileRecord, VariantRecord
+from tessera.domain.transformation import ATEN
 
 
 class EtcdRecords:
@@ -36,6 +37,17 @@ class EtcdRecords:
 
     async def profiles(self, version: VersionKey) -> list[ProfileRecord]:
         return await read_records(self._coordinator, ProfileRecord, keys.profiles_of(version))
+
+    async def meta_costs(self, trust_domain: TrustDomain, profile_class: ProfileClass) -> MetaCostRecord | None:
+        return (await read_record(self._coordinator, MetaCostRecord, keys.meta_cost(trust_domain, ATEN, profile_class)))[0]
+
+    async def all_meta_costs(self, trust_domain: TrustDomain) -> list[MetaCostRecord]:
+        return await read_records(self._coordinator, MetaCostRecord, keys.meta_costs(trust_domain))
+
+    async def store_meta_costs(self, record: MetaCostRecord) -> None:
+        key = keys.meta_cost(record.trust_domain, record.dialect, record.profile_class)
+        found = await self._coordinator.get(key)
+        await self._coordinator.transact([ModRevisionIs(key, 0 if found is None else found.mod_revision)], [Put(key, encode(record))])
 
     async def store(self, profile: ProfileRecord, based_on: ProfileRecord | None) -> None:
         key = keys.profile(profile.variant, profile.profile_class)

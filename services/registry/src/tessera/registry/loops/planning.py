@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from tessera.domain.errors import FailedPrecondition, VariantNotFound, VersionNotFound
+from tessera.domain.errors import FailedPrecondition, NotFound, VariantNotFound, VersionNotFound
 from tessera.domain.ids import TrustDomain, parse_reference
-from tessera.domain.records import VariantRecord, VariantState
+from tessera.domain.records import MetaCostRecord, VariantRecord, VariantState
 from tessera.domain.transformation import TransformationPlan
 from tessera.policy.transform import registry
-from tessera.policy.transform.costs import MetaCosts
-from tessera.policy.transform.plan import plan
+from tessera.policy.transform.costs import MetaCosts, costs_of
+from tessera.policy.transform.plan import plan, priced
 from tessera.policy.transform.structure import Program, structure_of
 from tessera.registry.core.recipes import ATEN
 from tessera.registry.loops.catalogue import Catalogue
@@ -22,36 +22,50 @@ DEFAULT_PLANNER = "tessera"
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A plan between two variants, with how many operations each of them has, and what every transformation takes."""
+    """A plan between two variants, with how many operations each of them has, and by which costs. `record` None: these are assumed."""
 
     source: VariantRecord
     target: VariantRecord
     plan: TransformationPlan
     operations: tuple[int, int]
-    base_ms: float
+    costs: MetaCosts
+    record: MetaCostRecord | None
 
 
 class Planning:
     def __init__(self, catalogue: Catalogue, blobs: Blobs) -> None:
         self._catalogue = catalogue
         self._blobs = blobs
-        self._costs = MetaCosts()
 
-    async def show(self, domain: TrustDomain, source: str, target: str, planner: str = "") -> Shown:
-        """By digests: a weight that both have costs nothing.
+    async def show(self, domain: TrustDomain, source: str, target: str, planner: str = "", profile_class: str = "") -> Shown:
+        """The plan that all nodes have, but by digests: a weight that both have costs nothing. What it takes by the costs of
+        `profile_class`; "": those that were measured last.
 
         Raises:
             InvalidInput: a reference is malformed, or no planner has the name.
+            NotFound: nothing was measured on the profile class.
             ModelNotFound, VersionNotFound, VariantNotFound: there is no such thing.
             FailedPrecondition: a variant is not ready, or is none that can be transformed; or the planner's library is missing.
             DataCorrupted, Unsupported: as `structure_of`.
         """
         chosen = registry.make(planner or DEFAULT_PLANNER)
+        measured = await self._measured(domain, profile_class)
+        costs = MetaCosts() if measured is None else costs_of(measured)
         records = [await self._variant(domain, reference) for reference in (source, target)]
         programs = [await self._program(record) for record in records]
-        found = await asyncio.to_thread(plan, programs[0], programs[1], chosen, self._costs)
+        found = await asyncio.to_thread(plan, programs[0], programs[1], chosen, MetaCosts())
         operations = (len(programs[0].structure.operations), len(programs[1].structure.operations))
-        return Shown(records[0], records[1], found, operations, self._costs.base_ms)
+        return Shown(records[0], records[1], priced(found, costs), operations, costs, measured)
+
+    async def _measured(self, domain: TrustDomain, profile_class: str) -> MetaCostRecord | None:
+        known = await self._catalogue.meta_costs(domain)
+        if not profile_class:
+            return max(known, key=lambda record: record.measured_unix_s, default=None)
+        found = next((record for record in known if record.profile_class == profile_class), None)
+        if found is None:
+            there = ", ".join(record.profile_class for record in known) or "none"
+            raise NotFound(f"transformations on profile class {profile_class!r}: not measured; measured are {there}")
+        return found
 
     async def _variant(self, domain: TrustDomain, text: str) -> VariantRecord:
         reference = parse_reference(text)

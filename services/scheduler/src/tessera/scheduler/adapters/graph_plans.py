@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from tessera.domain.errors import TesseraError
 from tessera.domain.ids import Digest
+from tessera.domain.transformation import StepSum
 from tessera.policy.transform.aligned import AlignedPlanner
 from tessera.policy.transform.base import Planner
 from tessera.policy.transform.costs import MetaCosts
@@ -38,30 +39,31 @@ Pair = tuple[Digest, Digest]
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    expected_ms: float
+    steps: tuple[StepSum, ...]
     delta: bytes
 
 
 class GraphPlans:
     """Implements `ports.Plans`. Belongs to one loop."""
 
-    def __init__(self, read: Callable[[Digest], bytes], costs: MetaCosts | None = None) -> None:
-        """`read`: a blob of the repository; blocks, and raises TesseraError or OSError."""
+    def __init__(self, read: Callable[[Digest], bytes]) -> None:
+        """`read`: a blob of the repository; blocks, and raises TesseraError or OSError. All nodes have one plan of a
+        pair, made with assumed costs."""
         self._read = read
-        self._costs = costs or MetaCosts()
+        self._costs = MetaCosts()
         self._structures: OrderedDict[Digest, Structure] = OrderedDict()
         self._plans: OrderedDict[Pair, Planned] = OrderedDict()
         self._wanted: asyncio.Queue[Pair] = asyncio.Queue(QUEUE_LENGTH)
         self._asked: set[Pair] = set()
 
-    def transform_ms(self, source: Digest, target: Digest) -> float | None:
+    def steps(self, source: Digest, target: Digest) -> tuple[StepSum, ...] | None:
         """See `Plans`."""
         found = self._plans.get((source, target))
         if found is None:
             self._want((source, target))
             return None
         self._plans.move_to_end((source, target))
-        return self._costs.base_ms + found.expected_ms
+        return found.steps
 
     def delta(self, source: Digest, target: Digest) -> bytes | None:
         """See `Plans`."""
@@ -113,7 +115,7 @@ class GraphPlans:
         many = max(len(source.operations), len(target.operations)) > MOST_OPERATIONS
         planner: Planner = GroupPlanner() if many else AlignedPlanner()
         made, delta = planned(source, target, planner, self._costs, pair)
-        return Planned(made.expected_ms, delta)
+        return Planned(made.sums(), delta)
 
 
 EMPTY = Structure((), (), (), ())

@@ -9,7 +9,17 @@ from tessera.coord import keys
 from tessera.coord.interface import Coordinator
 from tessera.coord.view import View
 from tessera.domain.ids import InstanceId, ModelName, NodeId, ProfileClass, TrustDomain, VariantKey, VersionKey
-from tessera.domain.records import AssignmentRecord, LoadRecord, ModelRecord, NodeRecord, ProfileRecord, VariantRecord, VariantState
+from tessera.domain.records import (
+    AssignmentRecord,
+    LoadRecord,
+    MetaCostRecord,
+    ModelRecord,
+    NodeRecord,
+    ProfileRecord,
+    VariantRecord,
+    VariantState,
+)
+from tessera.domain.transformation import ATEN
 
 Nothing = Callable[[], None]
 
@@ -28,6 +38,7 @@ class EtcdRecords:
         self._models: dict[tuple[TrustDomain, ModelName], ModelRecord] = {}
         self._of_version: dict[VersionKey, dict[VariantKey, VariantRecord]] = {}
         self._profiles: dict[tuple[VariantKey, ProfileClass], ProfileRecord] = {}
+        self._meta_costs: dict[tuple[TrustDomain, ProfileClass, str], MetaCostRecord] = {}
         self._nodes: dict[NodeId, tuple[NodeRecord, ...]] = {}
         self._assignments: dict[InstanceId, AssignmentRecord] = {}
         self._loads: dict[InstanceId, LoadRecord] = {}
@@ -41,13 +52,15 @@ class EtcdRecords:
             variants.on_change(self._variant)
             profiles = View(coordinator, keys.profiles(domain), ProfileRecord)
             profiles.on_change(self._profile)
+            meta_costs = View(coordinator, keys.meta_costs(domain), MetaCostRecord)
+            meta_costs.on_change(self._meta_cost)
             nodes = View(coordinator, keys.nodes(domain), NodeRecord)
             nodes.on_change(self._node)
             assignments = View(coordinator, keys.assignments(domain), AssignmentRecord)
             assignments.on_change(self._assignment)
             loads = View(coordinator, keys.loads(domain), LoadRecord)
             loads.on_change(self._load)
-            self.views += [models, variants, profiles, nodes, assignments, loads]
+            self.views += [models, variants, profiles, meta_costs, nodes, assignments, loads]
 
     async def wait_synced(self) -> None:
         """Until every prefix was listed once."""
@@ -65,6 +78,10 @@ class EtcdRecords:
 
     def profiles(self) -> Mapping[tuple[VariantKey, ProfileClass], ProfileRecord]:
         return self._profiles
+
+    def meta_costs(self, trust_domain: TrustDomain, profile_class: ProfileClass) -> MetaCostRecord | None:
+        """See `Records`."""
+        return self._meta_costs.get((trust_domain, profile_class, ATEN))
 
     def nodes(self) -> Mapping[NodeId, tuple[NodeRecord, ...]]:
         return self._nodes
@@ -100,6 +117,12 @@ class EtcdRecords:
             self._profiles.pop((old.variant, old.profile_class), None)
         if new is not None:
             self._profiles[(new.variant, new.profile_class)] = new
+
+    def _meta_cost(self, _key: str, old: MetaCostRecord | None, new: MetaCostRecord | None) -> None:
+        if old is not None:
+            self._meta_costs.pop((old.trust_domain, old.profile_class, old.dialect), None)
+        if new is not None:
+            self._meta_costs[(new.trust_domain, new.profile_class, new.dialect)] = new
 
     def _node(self, _key: str, old: NodeRecord | None, new: NodeRecord | None) -> None:
         changed = new or old

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from tessera.domain.ids import InstanceId, NodeId, ProfileClass, VariantKey
 from tessera.domain.instance import InstanceState, StartPath
 from tessera.domain.records import ProfileRecord, VariantRecord
+from tessera.domain.transformation import MetaOperator, StepSum
 from tessera.policy.scaling.gaps import BIN_S, GapHistogram
 from tessera.policy.start.base import Donor, Donors
 from tessera.policy.start.costs import CostModel
-from tessera.policy.transform.costs import ASSUMED_BASE_MS, REPLACED
+from tessera.policy.transform.costs import REPLACED
 from tessera.policy.view import Candidate, InstanceView, NodeCondition, NodeView
 
 MOST_DONORS = 32
@@ -79,11 +80,11 @@ def _idle(node: NodeView, least_s: float) -> list[InstanceView]:
     return sorted(ready, key=lambda item: (-item.idle_s, item.instance_id))[:MOST_DONORS]
 
 
-def replaced_ms(source: VariantRecord, target: VariantRecord) -> float | None:
-    """What it takes to give a live instance of one graph other weights. None: the graphs differ, or it reads copies of its weights."""
+def replaced(source: VariantRecord, target: VariantRecord) -> tuple[StepSum, ...] | None:
+    """Giving a live instance of one graph other weights. None: the graphs differ, or it reads copies of its weights."""
     if source.graph is None or (source.graph, source.recipe) != (target.graph, target.recipe) or target.recipe not in REPLACED:
         return None
-    return ASSUMED_BASE_MS + REPLACED[target.recipe].ms(target.tensor_bytes)
+    return (StepSum(MetaOperator.REPLACE, target.recipe, 1, target.tensor_bytes, 0),)
 
 
 def _return_ms(

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 from collections.abc import Sequence
 
 from tessera.clock import Clock
 from tessera.domain.ids import InstanceId, NodeId, ProfileClass, VariantKey
 from tessera.domain.instance import Stage
-from tessera.domain.records import VariantRecord
+from tessera.domain.records import MetaCostRecord, VariantRecord
+from tessera.domain.transformation import StepSum
 from tessera.policy.start.base import Donor, Donors
 from tessera.policy.start.costs import CostModel
 from tessera.policy.view import Candidate, NodeView
 from tessera.scheduler.core.cluster import Cluster
-from tessera.scheduler.core.donors import PLANNED, DonorRules, donors, replaced_ms
+from tessera.scheduler.core.donors import PLANNED, DonorRules, donors, replaced
 from tessera.scheduler.core.observed import ObservedInstance
-from tessera.scheduler.core.trust import Trust
+from tessera.scheduler.core.transform_costs import Place, TransformCosts
 from tessera.scheduler.ports import Plans, Records
 
 TRANSFORMED = (Stage.MAP, Stage.TRANSFORM)
+NOTE_AFTER_S = 0.002
+"""Costs are corrected, which takes half a millisecond, when whoever waited for the start has its answer."""
 
 
 class Donating:
@@ -30,20 +35,16 @@ class Donating:
         self._plans = plans
         self._rules = rules
         self._costs = costs
-        self._trust = Trust()
+        self._transform_costs = TransformCosts()
         self._taken: set[InstanceId] = set()
 
     def of(self, candidates: Sequence[Candidate], nodes: Sequence[NodeView]) -> Donors:
-        """What a decision may choose from, by what transformations took on nodes of the same class. Nobody that a start has taken."""
+        """What a decision may choose from, by what transformations take on nodes of the same class. Nobody that a start has taken."""
         if self._rules is None:
             return {}
         found: dict[tuple[VariantKey, NodeId], tuple[Donor, ...]] = {}
         for profile_class in sorted({node.profile_class for node in nodes}):
-
-            def transform_ms(source: VariantRecord, target: VariantRecord, profile_class: ProfileClass = profile_class) -> float | None:
-                planned_ms = self._planned_ms(source, target)
-                return None if planned_ms is None else planned_ms * self._trust.factor(profile_class, target.backend)
-
+            transform_ms = functools.partial(self._transform_ms, profile_class)
             some = [node for node in nodes if node.profile_class == profile_class]
             found |= donors(
                 candidates, some, self._records.variant, transform_ms, self._cluster.usage.gaps, self._rules, self._costs,
@@ -75,14 +76,30 @@ class Donating:
         self._cluster.stop(assignment.record, f"became {instance.instance_id} ({instance.variant})", self._clock.monotonic_s())
         source, target = self._records.variant(assignment.record.variant), self._records.variant(instance.variant)
         node = self._cluster.observed.get(instance.node_id)
-        planned_ms = self._planned_ms(source, target) if source is not None and target is not None else None
         took_ms = sum(stage.ms for stage in instance.stages if stage.stage in TRANSFORMED)
-        if node is not None and target is not None and planned_ms and took_ms > 0:
-            self._trust.note(node.report.profile_class, target.backend, planned_ms, took_ms)
+        if source is None or target is None or node is None or took_ms <= 0:
+            return
+        steps = self._steps(source, target)
+        if steps is not None:
+            place, record = self._place(target, node.report.profile_class)
+            note = functools.partial(self._transform_costs.note, place, record, steps, took_ms)
+            asyncio.get_running_loop().call_later(NOTE_AFTER_S, note)
 
-    def _planned_ms(self, source: VariantRecord, target: VariantRecord) -> float | None:
-        if target.backend != PLANNED:
-            return replaced_ms(source, target)
-        if source.graph is None or target.graph is None:
+    def _transform_ms(self, profile_class: ProfileClass, source: VariantRecord, target: VariantRecord) -> float | None:
+        steps = self._steps(source, target)
+        if steps is None or source.graph is None or target.graph is None:
             return None
-        return self._plans.transform_ms(source.graph, target.graph)
+        place, record = self._place(target, profile_class)
+        return self._transform_costs.ms(place, record, (source.graph, target.graph), steps)
+
+    def _place(self, target: VariantRecord, profile_class: ProfileClass) -> tuple[Place, MetaCostRecord | None]:
+        """Where costs are alike, and what the profiler measured of them: programs that are planned, and nothing else."""
+        domain = target.key.trust_domain
+        measured = self._records.meta_costs(domain, profile_class) if target.backend == PLANNED else None
+        return (domain, profile_class, target.backend), measured
+
+    def _steps(self, source: VariantRecord, target: VariantRecord) -> tuple[StepSum, ...] | None:
+        """None where no plan is known."""
+        if target.backend != PLANNED:
+            return replaced(source, target)
+        return self._plans.steps(source.graph, target.graph) if source.graph is not None and target.graph is not None else None

@@ -135,7 +135,7 @@ class Scheduler:
         domains = [TrustDomain(name) for name in config.trust_domains]
         self.records = EtcdRecords(coordinator, domains, changed.fire, self._variant_ready)
         rules = DonorRules(config.transform_idle_s, config.instance_keep_alive_s) if config.transform_idle_s else None
-        self._transforms, self._plans = rules is not None, GraphPlans(self._blobs.read)
+        self._transforms, self._plans = rules is not None, GraphPlans(self._blobs.read, clock, self.leading.until_ours)
         self.starter = Starter(
             clock=clock,
             tasks=tasks,

@@ -41,8 +41,8 @@ class Ways(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Landmarks:
-    """`medoids`: all but the empty graph, which comes first in `structures`. `twice`: what a way through each counts twice, which is replacing
-    all of its own weights. `ways`: of the graphs that were there; `of`: how many they were."""
+    """`medoids`: all but the empty graph, which comes first in `structures`. `twice`: what a way through each counts twice, which is
+    replacing all of its own weights. `ways`: of the graphs that were there; `of`: how many they were."""
 
     medoids: tuple[Digest, ...]
     structures: tuple[Structure, ...]

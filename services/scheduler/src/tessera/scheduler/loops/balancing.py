@@ -1,0 +1,132 @@
+"""Where models live, as a balancer sees it: homes for all when nodes come or go, when there are twice as many models, and every so often;
+in between one for each model that comes. Every variant that is ready is a model here, of its trust domain's nodes.
+
+What it costs is paid in a thread, and only while this scheduler leads. Homes of a moment ago serve until there are others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+
+from tessera.clock import Clock
+from tessera.domain.artifact import Blob
+from tessera.domain.errors import TesseraError
+from tessera.domain.ids import Digest, NodeId, Term, TrustDomain, VariantKey
+from tessera.domain.records import VariantRecord, VariantState
+from tessera.policy.balance.base import Balancer, Homes, Model, Node
+from tessera.policy.view import NodeCondition
+from tessera.scheduler.core.cluster import Cluster
+from tessera.scheduler.core.usage import NO_DEMAND, Usage
+from tessera.scheduler.loops.leading import Leading
+from tessera.scheduler.ports import ArtifactBlobs, Records
+from tessera.telemetry import get_logger
+
+log = get_logger("tessera.scheduler")
+
+LOOK_S = 1.0
+ADDED_AT_ONCE = 16
+"""Models that come between two looks and are given homes one by one; more are as good a reason to look at all."""
+
+
+Known = tuple[VariantRecord, tuple[Blob, ...] | None]
+"""A model, and its blobs where their list is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Balanced:
+    """Of a trust domain: homes of `models`, by name, and for whom and when those of all of them were found."""
+
+    homes: Homes
+    models: Mapping[str, Model]
+    nodes: frozenset[NodeId]
+    term: Term
+    at_s: float
+    of: int
+
+    def holds(self, term: Term, nodes: frozenset[NodeId], models: Set[str], since_s: float) -> bool:
+        """Whether homes need not be found anew for all of these `models`."""
+        few = len(models - self.models.keys()) <= ADDED_AT_ONCE and len(models) < 2 * self.of
+        return few and (self.term, self.nodes) == (term, nodes) and self.at_s > since_s
+
+
+class Balancing:
+    def __init__(
+        self,
+        clock: Clock,
+        leading: Leading,
+        cluster: Cluster,
+        records: Records,
+        blobs: ArtifactBlobs,
+        balancer: Balancer,
+        domains: Sequence[TrustDomain],
+        period_s: float,
+    ) -> None:
+        """`period_s`: after which everybody's home is found anew, with the demand since."""
+        self._clock = clock
+        self._leading = leading
+        self._cluster = cluster
+        self._records = records
+        self._blobs = blobs
+        self._balancer = balancer
+        self._domains = domains
+        self._period_s = period_s
+        self._balanced: dict[TrustDomain, Balanced] = {}
+
+    def home(self, variant: VariantKey) -> NodeId | None:
+        found = self._balanced.get(variant.trust_domain)
+        return found.homes.node_of.get(str(variant)) if found is not None else None
+
+    async def run(self) -> None:
+        while True:
+            await self._leading.until_ours()
+            for domain in self._domains:
+                try:
+                    await self._look(domain, self._leading.require().term)
+                except TesseraError as error:
+                    log.warning("homes stay as they were", trust_domain=domain, balancer=self._balancer.name, reason=str(error))
+            await self._clock.sleep(LOOK_S)
+
+    async def _look(self, domain: TrustDomain, term: Term) -> None:
+        nodes, ready = self._nodes(domain), self._ready(domain)
+        if not nodes or not ready:
+            return
+        names, now_s = frozenset(node.node_id for node in nodes), self._clock.monotonic_s()
+        known, usage = self._balanced.get(domain), self._cluster.usage
+        if known is None or not known.holds(term, names, ready.keys(), now_s - self._period_s):
+            models, homes = await asyncio.to_thread(self._assigned, [self._known(each) for each in ready.values()], nodes, usage, now_s)
+            self._balanced[domain] = Balanced(homes, models, names, term, now_s, len(models))
+            log.info("homes found", trust_domain=domain, balancer=self._balancer.name, models=len(models), nodes=len(nodes))
+            return
+        for name in sorted(ready.keys() - known.models.keys()):
+            model = _model(self._known(ready[name]), usage, known.at_s)
+            home = await asyncio.to_thread(self._balancer.add, model, tuple(known.models.values()), nodes, known.homes)
+            homes = replace(known.homes, node_of={**known.homes.node_of, name: home})
+            known = self._balanced[domain] = replace(known, homes=homes, models={**known.models, name: model})
+
+    def _assigned(self, some: Sequence[Known], nodes: Sequence[Node], usage: Usage, now_s: float) -> tuple[dict[str, Model], Homes]:
+        models = [_model(each, usage, now_s) for each in some]
+        return {model.name: model for model in models}, self._balancer.assign(models, nodes)
+
+    def _ready(self, domain: TrustDomain) -> dict[str, VariantRecord]:
+        variants = self._records.variants()
+        return {str(each.key): each for each in variants if each.key.trust_domain == domain and each.state is VariantState.READY}
+
+    def _nodes(self, domain: TrustDomain) -> tuple[Node, ...]:
+        """Also those that are suspect: what lives there still answers."""
+        views = [node for node in self._cluster.views(self._records.nodes(), {}) if node.condition is not NodeCondition.SILENT]
+        stores = [(node.node_id, node.stores[domain]) for node in views if domain in node.stores]
+        return tuple(Node(node_id, store.budget_bytes, store.digests) for node_id, store in stores)
+
+    def _known(self, record: VariantRecord) -> Known:
+        return record, self._blobs.blobs(record.artifact) if record.artifact else None
+
+
+def _model(known: Known, usage: Usage, now_s: float) -> Model:
+    """Without a list of its blobs it is one of its size."""
+    record, blobs = known
+    artifact = record.artifact or Digest("")
+    used = usage.variants.get(record.key)
+    demand = used.demand(now_s) if used is not None else NO_DEMAND
+    return Model(str(record.key), record.graph or artifact, blobs or (Blob(artifact, record.tensor_bytes),), demand)

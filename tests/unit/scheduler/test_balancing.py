@@ -13,15 +13,17 @@ from scheduler_builders import key, variant
 from scheduler_world import World, until
 
 from tessera.domain.errors import FailedPrecondition, InvalidInput
-from tessera.domain.ids import Digest, NodeId, VariantKey
+from tessera.domain.ids import Digest, NodeId, RequestId, VariantKey
+from tessera.domain.records import VariantRecord
 from tessera.policy.balance import registry
 from tessera.policy.balance.base import Homes, Model, Node
 from tessera.policy.balance.hashed import HashBalancer
 from tessera.scheduler.core.usage import NO_DEMAND
 from tessera.scheduler.loops import balancing
+from tessera.scheduler.loops.starting import StartRequest
 from tessera.testing import run_virtual
 
-NAMES = [f"v{at}" for at in range(8)]
+NAMES = [f"m{at}" for at in range(8)]
 
 
 def virtual(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
@@ -59,11 +61,19 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
 
 
 def full(*names: str) -> list[str]:
-    return sorted(str(key(name)) for name in names)
+    return sorted(f"{name}@1" for name in names)
 
 
-def homes(scheduler: Any) -> dict[VariantKey, NodeId | None]:
-    return {key(name): scheduler._balancing.home(key(name)) for name in NAMES}
+def homes(scheduler: Any) -> dict[str, NodeId | None]:
+    return {name: scheduler._balancing.home(of(name)) for name in NAMES}
+
+
+def of(model: str) -> VariantKey:
+    return key(model=model)
+
+
+def model(name: str) -> VariantRecord:
+    return variant(key=of(name))
 
 
 @virtual
@@ -71,31 +81,31 @@ async def test_starts_go_where_models_live(watched: Watched) -> None:
     async with World() as world:
         await world.add_node("n2")
         for name in NAMES:
-            await world.add_variant(variant(name))
+            await world.add_variant(model(name))
         scheduler = await world.add_scheduler(balance_policy="hash")
         await until(lambda: None not in homes(scheduler).values())
         lives = homes(scheduler)
         assert set(lives.values()) == {"n1", "n2"}
         for name in NAMES:
-            answer = await world.start(scheduler, name)
-            assert answer.instance.node_id == lives[key(name)]
+            answer = await scheduler.starter.start(StartRequest(RequestId(name), (of(name),), 5.0))
+            assert answer.instance.node_id == lives[name]
 
 
 @virtual
 async def test_one_that_comes_gets_a_home_and_all_when_they_are_twice_as_many_or_nodes_come_or_time_has_passed(watched: Watched) -> None:
     async with World() as world:
-        for name in ("v0", "v1"):
-            await world.add_variant(variant(name))
+        for name in ("m0", "m1"):
+            await world.add_variant(model(name))
         scheduler = await world.add_scheduler(balance_policy="hash", balance_s=100.0)
-        first = ("ort-fp32", "v0", "v1")
+        first = ("m", "m0", "m1")
         await until(lambda: watched.assigned == [(full(*first), ["n1"])])
-        await world.add_variant(variant("v2"))
-        await until(lambda: scheduler._balancing.home(key("v2")) == "n1")
-        assert (watched.added, len(watched.assigned)) == (full("v2"), 1)
-        for name in ("v3", "v4"):
-            await world.add_variant(variant(name))
+        await world.add_variant(model("m2"))
+        await until(lambda: scheduler._balancing.home(of("m2")) == "n1")
+        assert (watched.added, len(watched.assigned)) == (full("m2"), 1)
+        for name in ("m3", "m4"):
+            await world.add_variant(model(name))
         await until(lambda: len(watched.assigned) == 2)
-        assert watched.assigned[1] == (full(*first, "v2", "v3", "v4"), ["n1"])
+        assert watched.assigned[1] == (full(*first, "m2", "m3", "m4"), ["n1"])
         await world.add_node("n2")
         await until(lambda: len(watched.assigned) == 3)
         assert watched.assigned[2][1] == ["n1", "n2"]
@@ -107,26 +117,29 @@ async def test_many_that_come_at_once_are_a_reason_to_look_at_all(watched: Watch
     monkeypatch.setattr(balancing, "ADDED_AT_ONCE", 1)
     async with World() as world:
         for name in NAMES[:4]:
-            await world.add_variant(variant(name))
+            await world.add_variant(model(name))
         await world.add_scheduler(balance_policy="hash")
         await until(lambda: len(watched.assigned) == 1)
         for name in NAMES[4:6]:
-            await world.add_variant(variant(name))
+            await world.add_variant(model(name))
         await until(lambda: len(watched.assigned) == 2)
 
 
 @virtual
-async def test_balancers_see_demand_bytes_and_graphs(watched: Watched) -> None:
+async def test_all_variants_of_a_version_are_one_model_with_the_graph_that_can_be_transformed(watched: Watched) -> None:
     async with World() as world:
+        flat = variant("aten-fp32", backend="aten", graph=Digest("a" * 64), artifact=Digest("b" * 64), tensor_bytes=500)
+        await world.add_variant(flat)
         scheduler = await world.add_scheduler(balance_policy="hash", balance_s=5.0)
-        await until(lambda: bool(watched.models))
-        name = str(key())
-        assert watched.models[name] == Model(name, Digest("e" * 64), watched.models[name].blobs, NO_DEMAND)
-        assert [(blob.digest, blob.size_bytes) for blob in watched.models[name].blobs] == [("f" * 64, 1000)]
-        answer = await world.start(scheduler)
-        node = world.nodes["n1"]
-        node.instances[answer.instance.instance_id] = replace(answer.instance, served=12)
-        await until(lambda: sum(watched.models[name].demand) == 12)
+        await until(lambda: scheduler._balancing.home(key()) is not None)
+        known = watched.models["m@1"]
+        assert (known.graph, known.demand) == ("a" * 64, NO_DEMAND)
+        assert {(blob.digest, blob.size_bytes) for blob in known.blobs} == {("f" * 64, 1000), ("b" * 64, 500)}
+        assert scheduler._balancing.home(key()) == scheduler._balancing.home(flat.key) == "n1"
+        for name, count in (("ort-fp32", 12), ("aten-fp32", 5)):
+            started = (await world.start(scheduler, name)).instance
+            world.nodes["n1"].instances[started.instance_id] = replace(started, served=count)
+        await until(lambda: sum(watched.models["m@1"].demand) == 17)
 
 
 @virtual

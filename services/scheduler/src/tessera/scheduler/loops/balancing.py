@@ -1,5 +1,6 @@
 """Where models live, as a balancer sees it: homes for all when nodes come or go, when there are twice as many models, and every so often;
-in between one for each model that comes. Every variant that is ready is a model here, of its trust domain's nodes.
+in between one for each model that comes. A model is a version here: all variants of it that are ready live together, and its graph is
+that of the one which can be transformed.
 
 What it costs is paid in a thread, and only while this scheduler leads. Homes of a moment ago serve until there are others.
 """
@@ -31,7 +32,7 @@ ADDED_AT_ONCE = 16
 
 
 Known = tuple[VariantRecord, tuple[Blob, ...] | None]
-"""A model, and its blobs where their list is known."""
+"""A variant, and its blobs where their list is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ class Balancing:
 
     def home(self, variant: VariantKey) -> NodeId | None:
         found = self._balanced.get(variant.trust_domain)
-        return found.homes.node_of.get(str(variant)) if found is not None else None
+        return found.homes.node_of.get(str(variant.version_key)) if found is not None else None
 
     async def run(self) -> None:
         while True:
@@ -95,23 +96,30 @@ class Balancing:
         names, now_s = frozenset(node.node_id for node in nodes), self._clock.monotonic_s()
         known, usage = self._balanced.get(domain), self._cluster.usage
         if known is None or not known.holds(term, names, ready.keys(), now_s - self._period_s):
-            models, homes = await asyncio.to_thread(self._assigned, [self._known(each) for each in ready.values()], nodes, usage, now_s)
+            models, homes = await asyncio.to_thread(
+                self._assigned, {name: self._known(each) for name, each in ready.items()}, nodes, usage, now_s
+            )
             self._balanced[domain] = Balanced(homes, models, names, term, now_s, len(models))
             log.info("homes found", trust_domain=domain, balancer=self._balancer.name, models=len(models), nodes=len(nodes))
             return
         for name in sorted(ready.keys() - known.models.keys()):
-            model = _model(self._known(ready[name]), usage, known.at_s)
+            model = _model(name, self._known(ready[name]), usage, known.at_s)
             home = await asyncio.to_thread(self._balancer.add, model, tuple(known.models.values()), nodes, known.homes)
             homes = replace(known.homes, node_of={**known.homes.node_of, name: home})
             known = self._balanced[domain] = replace(known, homes=homes, models={**known.models, name: model})
 
-    def _assigned(self, some: Sequence[Known], nodes: Sequence[Node], usage: Usage, now_s: float) -> tuple[dict[str, Model], Homes]:
-        models = [_model(each, usage, now_s) for each in some]
-        return {model.name: model for model in models}, self._balancer.assign(models, nodes)
+    def _assigned(
+        self, some: Mapping[str, Sequence[Known]], nodes: Sequence[Node], usage: Usage, now_s: float
+    ) -> tuple[dict[str, Model], Homes]:
+        models = {name: _model(name, variants, usage, now_s) for name, variants in some.items()}
+        return models, self._balancer.assign(tuple(models.values()), nodes)
 
-    def _ready(self, domain: TrustDomain) -> dict[str, VariantRecord]:
-        variants = self._records.variants()
-        return {str(each.key): each for each in variants if each.key.trust_domain == domain and each.state is VariantState.READY}
+    def _ready(self, domain: TrustDomain) -> dict[str, list[VariantRecord]]:
+        found: dict[str, list[VariantRecord]] = {}
+        for each in self._records.variants():
+            if each.key.trust_domain == domain and each.state is VariantState.READY:
+                found.setdefault(str(each.key.version_key), []).append(each)
+        return found
 
     def _nodes(self, domain: TrustDomain) -> tuple[Node, ...]:
         """Also those that are suspect: what lives there still answers."""
@@ -119,14 +127,15 @@ class Balancing:
         stores = [(node.node_id, node.stores[domain]) for node in views if domain in node.stores]
         return tuple(Node(node_id, store.budget_bytes, store.digests) for node_id, store in stores)
 
-    def _known(self, record: VariantRecord) -> Known:
-        return record, self._blobs.blobs(record.artifact) if record.artifact else None
+    def _known(self, variants: Sequence[VariantRecord]) -> list[Known]:
+        return [(each, self._blobs.blobs(each.artifact) if each.artifact else None) for each in variants]
 
 
-def _model(known: Known, usage: Usage, now_s: float) -> Model:
-    """Without a list of its blobs it is one of its size."""
-    record, blobs = known
-    artifact = record.artifact or Digest("")
-    used = usage.variants.get(record.key)
-    demand = used.demand(now_s) if used is not None else NO_DEMAND
-    return Model(str(record.key), record.graph or artifact, blobs or (Blob(artifact, record.tensor_bytes),), demand)
+def _model(name: str, variants: Sequence[Known], usage: Usage, now_s: float) -> Model:
+    """A variant without a list of its blobs has one of its size."""
+    record, _ = min(variants, key=lambda known: (known[0].backend != "aten", known[0].key))
+    blobs: dict[Digest, Blob] = {}
+    for each, some in variants:
+        blobs |= {blob.digest: blob for blob in some or (Blob(each.artifact or Digest(str(each.key)), each.tensor_bytes),)}
+    used = [usage.variants[each.key].demand(now_s) for each, _ in variants if each.key in usage.variants]
+    return Model(name, record.graph or Digest(name), tuple(blobs.values()), tuple(map(sum, zip(NO_DEMAND, *used, strict=True))))

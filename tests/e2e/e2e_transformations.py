@@ -34,7 +34,7 @@ IDLE_S, REPORT_S, KEEP_ALIVE_S = 0.02, 0.1, 50.0
 """A keep-alive of less than the minute that gaps are counted by: no donor is kept for the sake of its own model."""
 ENV = {
     "TESSERA_TRANSFORM_IDLE_S": str(IDLE_S), "TESSERA_REPORT_S": str(REPORT_S), "TESSERA_INSTANCE_KEEP_ALIVE_S": str(KEEP_ALIVE_S),
-    "TESSERA_AUTOSCALING_POLICY": "none", "TESSERA_MOVE_INTERFERED": "false",
+    "TESSERA_AUTOSCALING_POLICY": "none", "TESSERA_MOVE_INTERFERED": "false", "TESSERA_EXPLANATIONS": "256",
 }  # fmt: skip
 OTHER_PATHS_MS = 200.0
 SHAPES = {"narrow": (16, 0), "deeper": (24, 5), "wide": (24, 0), "deep": (16, 3)}

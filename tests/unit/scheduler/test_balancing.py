@@ -120,9 +120,11 @@ async def test_many_that_come_at_once_are_a_reason_to_look_at_all(watched: Watch
             await world.add_variant(model(name))
         await world.add_scheduler(balance_policy="hash")
         await until(lambda: len(watched.assigned) == 1)
+        await world.add_variant(variant(key=of("without-tensors"), tensor_bytes=0))
         for name in NAMES[4:6]:
             await world.add_variant(model(name))
         await until(lambda: len(watched.assigned) == 2)
+        assert watched.assigned[1][0] == full("m", *NAMES[:6])
 
 
 @virtual

@@ -36,7 +36,7 @@ QUEUE_LENGTH = 1024
 KEPT_PLANS = 1024
 """Of pairs of graphs; tens of KB each."""
 KEPT_GRAPHS = 1024
-"""Those that were needed last; some 80 KB each."""
+"""Those that were needed last; some 80 KB each. With all plans 128 MiB at most, however many models there are (docs/performance.md)."""
 MOST_OPERATIONS = 300
 """Of a program that is planned by the planner that looks at every pair of operations: some ten milliseconds of this process. Beyond it the
 published one plans, which is linear."""

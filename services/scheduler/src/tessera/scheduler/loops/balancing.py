@@ -115,9 +115,10 @@ class Balancing:
         return models, self._balancer.assign(tuple(models.values()), nodes)
 
     def _ready(self, domain: TrustDomain) -> dict[str, list[VariantRecord]]:
+        """By version. What has no tensors lives everywhere."""
         found: dict[str, list[VariantRecord]] = {}
         for each in self._records.variants():
-            if each.key.trust_domain == domain and each.state is VariantState.READY:
+            if each.key.trust_domain == domain and each.state is VariantState.READY and each.tensor_bytes:
                 found.setdefault(str(each.key.version_key), []).append(each)
         return found
 

@@ -235,17 +235,22 @@ def main() -> int:
     parser.add_argument("--transformations", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        soak = Transformations(Path(folder) / "state", given.seed)
-        try:
-            print(f"seed {given.seed}: {len(soak.models)} models of {len(SHAPES)} graphs, asked by two clients", flush=True)
-            findings = soak.run(given.transformations, rounds=max(2, given.transformations // 200))
-        except KeyboardInterrupt:
-            findings = [f"interrupted: {soak.tally}"]
-        finally:
-            soak.end()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            findings = _soaked(Path(folder) / "state", given.transformations, given.seed)
+    except KeyboardInterrupt:
+        findings = ["interrupted"]
     print("\n".join(findings) or "sound: every answer a fresh load's, no error, no leak, no growth")
     return 1 if findings else 0
+
+
+def _soaked(state: Path, transformations: int, seed: int) -> list[str]:
+    soak = Transformations(state, seed)
+    try:
+        print(f"seed {seed}: {len(soak.models)} models of {len(SHAPES)} graphs, asked by two clients", flush=True)
+        return soak.run(transformations, rounds=max(2, transformations // 200))
+    finally:
+        soak.end()
 
 
 if __name__ == "__main__":

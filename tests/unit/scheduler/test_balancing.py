@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -18,6 +19,7 @@ from tessera.domain.records import VariantRecord
 from tessera.policy.balance import registry
 from tessera.policy.balance.base import Homes, Model, Node
 from tessera.policy.balance.hashed import HashBalancer
+from tessera.scheduler.adapters.graph_plans import GraphPlans
 from tessera.scheduler.core.usage import NO_DEMAND
 from tessera.scheduler.loops import balancing
 from tessera.scheduler.loops.starting import StartRequest
@@ -142,6 +144,19 @@ async def test_all_variants_of_a_version_are_one_model_with_the_graph_that_can_b
             started = (await world.start(scheduler, name)).instance
             world.nodes["n1"].instances[started.instance_id] = replace(started, served=count)
         await until(lambda: sum(watched.models["m@1"].demand) == 17)
+
+
+@virtual
+async def test_homes_are_found_anew_when_twice_as_many_graphs_are_known(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = [0]
+    monkeypatch.setattr(GraphPlans, "graphs", property(lambda plans: known[-1]))
+    async with World() as world:
+        await world.add_scheduler(balance_policy="hash")
+        for graphs, times in ((0, 1), (1, 2), (2, 3), (3, 3), (4, 4)):
+            known.append(graphs)
+            await until(lambda times=times: len(watched.assigned) >= times)
+            await asyncio.sleep(2 * balancing.LOOK_S)
+            assert len(watched.assigned) == times, graphs
 
 
 @virtual

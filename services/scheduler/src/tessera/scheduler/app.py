@@ -258,7 +258,9 @@ class Scheduler:
         if config.balance_policy == "none":
             return None
         balancer = balancers.make(config.balance_policy, self._plans.edits_ms)
-        return Balancing(clock, self.leading, self.cluster, self.records, self._blobs, balancer, domains, config.balance_s)
+        return Balancing(
+            clock, self.leading, self.cluster, self.records, self._blobs, balancer, lambda: self._plans.graphs, domains, config.balance_s
+        )
 
     def _pool(
         self,

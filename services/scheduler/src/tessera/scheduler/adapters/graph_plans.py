@@ -72,6 +72,11 @@ class GraphPlans:
         self._wanted: OrderedDict[Pair, None] = OrderedDict()
         self._more = asyncio.Event()
 
+    @property
+    def graphs(self) -> int:
+        """How many are read and planned to and from the medoids."""
+        return len(self._cache)
+
     def transform_ms(self, source: Digest, target: Digest) -> float | None:
         """See `Plans`."""
         found = self._plans.get((source, target))

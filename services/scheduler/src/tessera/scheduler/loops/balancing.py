@@ -1,6 +1,6 @@
-"""Where models live, as a balancer sees it: homes for all when nodes come or go, when there are twice as many models, and every so often;
-in between one for each model that comes. A model is a version here: all variants of it that are ready live together, and its graph is
-that of the one which can be transformed.
+"""Where models live, as a balancer sees it: homes for all when nodes come or go, when there are twice as many models or graphs that are
+read, and every so often; in between one for each model that comes. A model is a version here: all variants of it that are ready live
+together, and its graph is that of the one which can be transformed.
 
 What it costs is paid in a thread, and only while this scheduler leads. Homes of a moment ago serve until there are others.
 """
@@ -8,7 +8,7 @@ What it costs is paid in a thread, and only while this scheduler leads. Homes of
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 from tessera.clock import Clock
@@ -37,7 +37,7 @@ Known = tuple[VariantRecord, tuple[Blob, ...] | None]
 
 @dataclass(frozen=True, slots=True)
 class Balanced:
-    """Of a trust domain: homes of `models`, by name, and for whom and when those of all of them were found."""
+    """Of a trust domain: homes of `models`, by name, and for whom and when those of all of them were found. `graphs`: so many were read."""
 
     homes: Homes
     models: Mapping[str, Model]
@@ -45,10 +45,11 @@ class Balanced:
     term: Term
     at_s: float
     of: int
+    graphs: int
 
-    def holds(self, term: Term, nodes: frozenset[NodeId], models: Set[str], since_s: float) -> bool:
+    def holds(self, term: Term, nodes: frozenset[NodeId], models: Set[str], graphs: int, since_s: float) -> bool:
         """Whether homes need not be found anew for all of these `models`."""
-        few = len(models - self.models.keys()) <= ADDED_AT_ONCE and len(models) < 2 * self.of
+        few = len(models - self.models.keys()) <= ADDED_AT_ONCE and len(models) < 2 * self.of and graphs < max(2 * self.graphs, 1)
         return few and (self.term, self.nodes) == (term, nodes) and self.at_s > since_s
 
 
@@ -61,16 +62,19 @@ class Balancing:
         records: Records,
         blobs: ArtifactBlobs,
         balancer: Balancer,
+        graphs: Callable[[], int],
         domains: Sequence[TrustDomain],
         period_s: float,
     ) -> None:
-        """`period_s`: after which everybody's home is found anew, with the demand since."""
+        """`graphs`: how many the balancer knows what plans cost of; a new leader reads them one by one. `period_s`: after which everybody's
+        home is found anew, with the demand since."""
         self._clock = clock
         self._leading = leading
         self._cluster = cluster
         self._records = records
         self._blobs = blobs
         self._balancer = balancer
+        self._graphs = graphs
         self._domains = domains
         self._period_s = period_s
         self._balanced: dict[TrustDomain, Balanced] = {}
@@ -94,12 +98,12 @@ class Balancing:
         if not nodes or not ready:
             return
         names, now_s = frozenset(node.node_id for node in nodes), self._clock.monotonic_s()
-        known, usage = self._balanced.get(domain), self._cluster.usage
-        if known is None or not known.holds(term, names, ready.keys(), now_s - self._period_s):
+        known, usage, graphs = self._balanced.get(domain), self._cluster.usage, self._graphs()
+        if known is None or not known.holds(term, names, ready.keys(), graphs, now_s - self._period_s):
             models, homes = await asyncio.to_thread(
                 self._assigned, {name: self._known(each) for name, each in ready.items()}, nodes, usage, now_s
             )
-            self._balanced[domain] = Balanced(homes, models, names, term, now_s, len(models))
+            self._balanced[domain] = Balanced(homes, models, names, term, now_s, len(models), graphs)
             log.info("homes found", trust_domain=domain, balancer=self._balancer.name, models=len(models), nodes=len(nodes))
             return
         for name in sorted(ready.keys() - known.models.keys()):

@@ -106,8 +106,8 @@ bench: setup ## one benchmark: make bench NAME=start|memory|density|gateway|pack
 	@test -n "$(NAME)" || { echo "NAME is missing: make bench NAME=start|memory|density|gateway|packing|reclaim|fetch|hugepages|autoscaling|decision|picking|variants|modelless|transform|balance|startpaths" >&2; exit 2; }
 	@$(BIN)/python -m benchmarks.$(NAME)
 
-soak: setup ## random requests, stops, evictions and kills, all checked: make soak MINUTES=30 [SEED=1] [KILLS=1]
-	@cd tests/e2e && ../../$(BIN)/python -W ignore e2e_soak.py --minutes $(or $(MINUTES),30) --seed $(or $(SEED),1) $(if $(KILLS),--kills)
+soak: setup ## random requests, stops, evictions and kills, all checked: make soak MINUTES=30 [SEED=1] [KILLS=1]; or models that become each other: TRANSFORMATIONS=2000
+	@cd tests/e2e && ../../$(BIN)/python -W ignore $(if $(TRANSFORMATIONS),e2e_transformations.py --transformations $(TRANSFORMATIONS),e2e_soak.py --minutes $(or $(MINUTES),30) $(if $(KILLS),--kills)) --seed $(or $(SEED),1)
 
 news: setup ## print the next release's changes as they stand (newsfragments/)
 	@$(BIN)/towncrier build --draft --version Unreleased

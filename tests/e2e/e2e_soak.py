@@ -24,26 +24,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from e2e_asking import Failed, ask_sdk, ask_triton, open_sdk, open_triton
 from e2e_models import Member, agrees, save
 from e2e_platform import Platform, until
+from e2e_weights import MIB, Weights, children, growth, shown, weigh
 
 from tessera.domain.ids import Digest
 from tessera.repository import Repository
 from tessera.repository.artifacts import decode
 from tessera.sdk import Client, TesseraError
 
-MIB = 1 << 20
 VARIANTS = ("ort-fp32", "aten-fp32")
 CLEAR = frozenset({"unavailable", "resource_exhausted", "deadline_exceeded", "cancelled", "failed_precondition", "wrong_generation"})
 """Kinds of error that a request may end with while things are killed and stores are too small for everybody."""
-GROWTH_SHARE, GROWTH_MIB = 0.10, 12.0
-"""What a process may weigh more at the end than after the first round: caches fill, allocators round up."""
 TRANSFORM_IDLE_S = "0.2"
 """So that models become each other all the time; a minute is what nobody here is left alone for."""
-ETCD_GROWTH_MIB = 64.0
-"""etcd keeps what was overwritten until its next compaction, minutes later."""
 
 
 @dataclass(frozen=True)
@@ -196,40 +191,24 @@ class Soak:
         if what == "supervisor":
             return [found.pid] if (found := self.platform.supervisor) else []
         if what in ("runtime", "zygote", "relay"):
-            return [pid for pid, name in self._children().items() if name == what]
+            return [pid for pid, name in children(self.platform).items() if name == what]
         names = {"agent": ["node-agent-0"], "scheduler": ["scheduler", "scheduler-standby"]}.get(what, [what])
         return [process["pid"] for process in self.platform.recorded()["processes"] if process["name"] in names]
-
-    def _children(self) -> dict[int, str]:
-        """Zygotes, runtimes and the relay: processes whose command or folder names this platform's run folder."""
-        run = str(self.platform.recorded()["run_folder"])
-        found = {}
-        for process in psutil.process_iter(["cmdline"]):
-            words = process.info["cmdline"] or []
-            if run not in " ".join(words):
-                continue
-            if "tessera.runtime.zygote" in words:
-                # A runtime is a fork of its zygote and keeps its command line; its parent is the zygote, or nobody who knows it.
-                parent = _cmdline(process.ppid())
-                found[process.pid] = "runtime" if _is_runtime(process) or "tessera.runtime.zygote" in parent else "zygote"
-            elif any("relay" in word for word in words):
-                found[process.pid] = "relay"
-        return found
 
     # rounds
 
     def run(self, seconds: float, rounds: int) -> list[str]:
         """Returns what is not as it should be, in words."""
-        weights: list[dict[str, tuple[int, float]]] = []
+        weights: list[Weights] = []
         findings: list[str] = []
         for number in range(rounds):
             self._round(random.Random(f"{self.seed}-{number}"), seconds / rounds)
             findings += self._settle()
-            weights.append(self._weigh())
-            print(f"round {number + 1} of {rounds}: {self.summary()}; MiB {_shown(weights[-1])}", flush=True)
+            weights.append(weigh(self.platform))
+            print(f"round {number + 1} of {rounds}: {self.summary()}; MiB {shown(weights[-1])}", flush=True)
         findings += [f"wrong answer: {words}" for words in self.tally.wrong]
         findings += [f"unclear error: {words}" for words in self.tally.unclear]
-        findings += _growth(weights)
+        findings += growth(weights)
         if not self.tally.answers:
             findings.append("nothing was answered")
         return findings
@@ -281,58 +260,12 @@ class Soak:
                 pass
         return len(left)
 
-    def _weigh(self) -> dict[str, tuple[int, float]]:
-        """(pid, private MiB) of every service, the relay and the zygotes."""
-        pids = {process["name"]: process["pid"] for process in self.platform.recorded()["processes"]}
-        pids |= {f"{name} {pid}": pid for pid, name in self._children().items() if name != "runtime"}
-        found = {}
-        for name, pid in pids.items():
-            try:
-                found[name] = (pid, psutil.Process(pid).memory_full_info().uss / MIB)
-            except psutil.NoSuchProcess:
-                continue
-        return found
-
     def summary(self) -> str:
         tally = self.tally
         disturbed = ", ".join(f"{count} {what}" for what, count in sorted(tally.disturbances.items()))
         errors = ", ".join(f"{count} {kind}" for kind, count in sorted(tally.errors.items()))
         paths = ", ".join(f"{count} {path}" for path, count in sorted(tally.paths.items()))
         return f"{tally.answers} answers ({paths}), {len(tally.wrong)} wrong; errors: {errors or 'none'}; disturbed: {disturbed or 'not'}"
-
-
-def _cmdline(pid: int) -> list[str]:
-    try:
-        return psutil.Process(pid).cmdline()
-    except psutil.Error:
-        return []
-
-
-def _is_runtime(process: psutil.Process) -> bool:
-    """A runtime has a control socket in a folder of its own; a zygote has one beside them."""
-    try:
-        return any(str(found.laddr).endswith("/data.sock") for found in process.net_connections("unix"))
-    except psutil.Error:
-        return False
-
-
-def _shown(weights: dict[str, tuple[int, float]]) -> str:
-    return ", ".join(f"{name.partition(' ')[0]} {mib:.0f}" for name, (_, mib) in sorted(weights.items()))
-
-
-def _growth(weights: list[dict[str, tuple[int, float]]]) -> list[str]:
-    """Processes that lived from the end of one round to the end of the last and weigh more than they may. The first round warms up."""
-    findings = []
-    last = weights[-1]
-    for name, (pid, end_mib) in last.items():
-        since = next(((at, seen[name]) for at, seen in enumerate(weights[:-1]) if name in seen and seen[name][0] == pid), None)
-        if since is None:
-            continue
-        at, (_, begin_mib) = since
-        slack_mib = ETCD_GROWTH_MIB if name == "etcd" else GROWTH_MIB
-        if end_mib > begin_mib + max(slack_mib, GROWTH_SHARE * begin_mib):
-            findings.append(f"{name} (pid {pid}) grew from {begin_mib:.1f} MiB after round {at + 1} to {end_mib:.1f} MiB")
-    return findings
 
 
 def prepared(state: Path, families: int, members: int) -> tuple[Platform, Models]:

@@ -27,6 +27,7 @@ from tessera.domain.ids import (
 from tessera.domain.instance import InstanceState, Stage, StageTime, StartPath
 from tessera.domain.records import LoadCost, ProfileRecord, VariantRecord, VariantState
 from tessera.policy.placement.bytes_present import BytesPresentPlacement
+from tessera.policy.placement.homes import HomesPlacement
 from tessera.policy.start import registry
 from tessera.policy.start.base import Donor, StartDecision, StartQuestion
 from tessera.policy.start.cheapest import CheapestStart
@@ -221,6 +222,45 @@ def test_bytes_are_fetched_whoever_it_is_made_of() -> None:
     assert decision.chosen is not None
     assert decision.chosen.expected_ms == pytest.approx(1.0 + 2.0)
     assert "2.0 ms for 976.6 KiB to fetch" in decision.chosen.reason
+
+
+def at_home(home: str) -> CheapestStart:
+    return CheapestStart(HomesPlacement(BytesPresentPlacement(), lambda variant: NodeId(home)))
+
+
+def test_it_starts_where_it_lives_unless_elsewhere_is_much_sooner_or_ready() -> None:
+    nodes = [node("n1"), node("n2", runtimes=())]
+    decision = at_home("n2").decide(StartQuestion((candidate(),), tuple(nodes)))
+    assert decision.chosen is not None
+    assert (decision.chosen.node_id, decision.chosen.start_path, decision.chosen.price_ms) == ("n2", StartPath.FORK, 0.0)
+    assert [loser.reason for loser in decision.losers] == [
+        "4.0 ms assumed, and 1000 ms because it lives elsewhere; 990.0 ms more than fork on n2",
+        "14.0 ms assumed, and 1000 ms because it lives elsewhere; 1000.0 ms more than fork on n2",
+    ]
+    far = [node("n1"), node("n2", runtimes=(), new_runtime=StartPath.CONTAINER)]
+    slow = {(key(), ProfileClass("p")): profile(StartPath.CONTAINER, 2000.0)}
+    for home, others in (("n2", {"profiles": slow}), ("n9", {})):
+        found = at_home(home).decide(StartQuestion((candidate(),), tuple(far), **others))
+        assert found.chosen is not None
+        assert found.chosen.node_id == "n1", f"{home}: too slow, or no node"
+    ready = at_home("n2").decide(StartQuestion((candidate(),), (node("n1", instances=(instance(),)), node("n2"))))
+    assert ready.chosen is not None
+    assert (ready.chosen.node_id, ready.chosen.start_path) == ("n1", StartPath.WARM)
+
+
+def test_a_home_that_refuses_is_none() -> None:
+    decision = at_home("n2").decide(StartQuestion((candidate(),), (node("n1"), node("n2", build_class=BuildClass("b")))))
+    assert decision.chosen is not None
+    assert decision.chosen.node_id == "n1"
+
+
+def test_donors_elsewhere_pay_for_it_too() -> None:
+    aten = (runtime("aten"),)
+    decision = at_home("n2").decide(StartQuestion((ATEN,), (node("n1", runtimes=aten), node("n2", runtimes=aten)), donors=of(donor())))
+    assert decision.chosen is not None
+    assert (decision.chosen.node_id, decision.chosen.start_path) == ("n2", StartPath.BIND)
+    (lost,) = [loser for loser in decision.losers if loser.start_path is StartPath.TRANSFORM]
+    assert lost.price_ms == 1001.0
 
 
 def test_what_failed_is_not_tried_again() -> None:

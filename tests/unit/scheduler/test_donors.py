@@ -107,6 +107,8 @@ def test_of_many_those_that_have_been_idle_for_the_longest_are_looked_at() -> No
     many = [idle(OLD, 100.0 + at, f"i-{at:02}") for at in range(MOST_DONORS + 8)]
     looked = found(*many)[NEW, NodeId("n1")]
     assert [donor.instance_id for donor in looked] == [f"i-{at:02}" for at in range(MOST_DONORS + 7, 7, -1)]
+    others = [idle(ORT, 1000.0, f"o-{at:02}") for at in range(MOST_DONORS)]
+    assert found(*others, *many)[NEW, NodeId("n1")] == looked, "those that cannot become it hide nobody"
 
 
 def test_the_chance_that_its_model_comes_back_is_that_of_the_gaps_that_lasted_as_long() -> None:

@@ -1,14 +1,17 @@
-"""Plans between graphs: made ahead for those that came last, behind for whatever else is asked for, and never while somebody waits."""
+"""Plans between graphs: made ahead to and from medoids, behind for whatever else is asked for, and never while somebody waits."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import product
 
 import pytest
 from scheduler_builders import eventually
 
+from tessera.clock import SystemClock
 from tessera.domain.errors import NotFound
 from tessera.domain.ids import Digest
 from tessera.domain.transformation import StepSum
@@ -40,7 +43,11 @@ class World:
     def __init__(self) -> None:
         self.blobs = {name(length): chain(length) for length in range(1, 40)} | {Digest("f" * 64): b"{"}
         self.reads: list[Digest] = []
-        self.plans = GraphPlans(self.read)
+        self.ours = asyncio.Event()
+        self.plans = GraphPlans(self.read, SystemClock(), self.turn)
+
+    async def turn(self) -> None:
+        await self.ours.wait()
 
     def read(self, digest: Digest) -> bytes:
         self.reads.append(digest)
@@ -49,15 +56,17 @@ class World:
         return self.blobs[digest]
 
     async def done(self) -> None:
-        await eventually(lambda: self.plans._wanted.empty() and not self.plans._asked)
+        await eventually(lambda: not self.plans._wanted and not self.plans._coming)
 
     def steps(self, source: int, target: int) -> tuple[StepSum, ...] | None:
         return self.plans.steps(name(source), name(target))
 
 
 @asynccontextmanager
-async def running() -> AsyncIterator[World]:
+async def running(leading: bool = True) -> AsyncIterator[World]:
     world = World()
+    if leading:
+        world.ours.set()
     async with Tasks(Stop()) as tasks:
         tasks.start("plans", world.plans.run())
         yield world
@@ -74,18 +83,65 @@ async def test_a_pair_that_was_never_asked_for_is_planned_behind() -> None:
         assert world.steps(4, 1) is None, "the way back is another plan"
 
 
-async def test_graphs_that_come_are_planned_to_and_from_those_that_came_last_and_each_is_read_once() -> None:
+async def test_graphs_that_come_are_planned_to_and_from_the_medoids_and_each_is_read_once() -> None:
     async with running() as world:
         for length in range(1, 20):
             world.plans.learn(name(length))
             await world.done()
-        latest = range(20 - graph_plans.AMONG, 20)
-        assert all(world.steps(19, other) is not None and world.steps(other, 19) is not None for other in latest)
+        medoids = range(1, 17)
+        assert all(world.steps(19, other) is not None and world.steps(other, 19) is not None for other in medoids)
         assert world.steps(19, 19) == (), "siblings: nothing but the way there"
-        assert world.steps(19, 1) is None
+        assert world.steps(19, 18) is None, "neither is a medoid"
         await world.done()
-        assert world.steps(19, 1) is not None
+        assert world.steps(19, 18) is not None
         assert sorted(world.reads) == sorted(map(name, range(1, 20)))
+
+
+async def test_a_thousand_siblings_have_one_plan() -> None:
+    async with running() as world:
+        for _ in range(1000):
+            world.plans.learn(name(7))
+        await world.done()
+        assert (world.reads, list(world.plans._plans)) == ([name(7)], [(name(7), name(7))])
+
+
+async def test_a_standby_reads_and_plans_nothing_and_a_new_leader_all_that_came() -> None:
+    async with running(leading=False) as world:
+        for length in (1, 2, 3):
+            world.plans.learn(name(length))
+        assert world.steps(1, 2) is None
+        await asyncio.sleep(0.05)
+        assert world.reads == []
+        world.ours.set()
+        await world.done()
+        assert None not in {world.steps(source, target) for source, target in product((1, 2), repeat=2)}
+
+
+async def test_the_latest_of_too_many_are_learnt_and_planned_ahead_while_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph_plans, "KEPT_GRAPHS", 5)
+    monkeypatch.setattr(graph_plans, "KEPT_PLANS", 10)
+    async with running(leading=False) as world:
+        for length in range(1, 9):
+            world.plans.learn(name(length))
+        world.ours.set()
+        await world.done()
+        assert world.reads == [name(length) for length in range(4, 9)]
+        assert len(world.plans._plans) <= 10
+        assert world.steps(4, 4) is not None, "what was planned first is kept"
+
+
+async def test_what_becoming_one_another_costs_is_estimated_for_all_pairs_at_once() -> None:
+    async with running() as world:
+        nothing = world.plans.edits_ms([name(1), name(2)], [name(1)])
+        assert nothing.tolist() == [[0.0], [0.0]], "nothing is read yet"
+        for length in (3, 6, 9):
+            world.plans.learn(name(length))
+        await world.done()
+        unknown = Digest("e" * 64)
+        found = world.plans.edits_ms([name(3), unknown], [name(3), name(9), unknown])
+        made = plan(Program(structure_of(chain(3))), Program(structure_of(chain(9))), GroupPlanner(), COSTS)
+        assert found[0, 1] == pytest.approx(made.cost_ms)
+        assert found.tolist() == [[0.0, found[0, 1], found[0, 1]], [found[0, 1], found[0, 1], 0.0]]
 
 
 async def test_large_programs_are_planned_by_the_linear_planner(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +163,7 @@ async def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
             world.steps(1, target)
             await world.done()
         assert len(world.plans._plans) == 3
-        assert len(world.plans._structures) <= 2
+        assert len(world.plans._cache) <= 2
         assert [world.steps(1, target) is not None for target in range(2, 8)] == [False, False, False, True, True, True]
 
 
@@ -120,3 +176,36 @@ async def test_what_cannot_be_read_or_planned_stays_unknown_and_holds_nothing_up
         await world.done()
         assert world.steps(1, 2) is not None
         assert world.plans.steps(name(1), Digest("f" * 64)) is None
+
+
+async def test_what_cannot_be_planned_is_tried_again_after_a_while_and_not_at_every_decision(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running() as world:
+        lost = Digest("e" * 64)
+        for _ in range(3):
+            assert world.plans.steps(name(1), lost) is None
+            await world.done()
+        assert world.reads.count(lost) == 1
+        world.blobs[lost] = chain(20)
+        monkeypatch.setattr(graph_plans, "FAILED_S", 0.0)
+        assert world.plans.steps(name(1), lost) is None
+        await world.done()
+        assert world.plans.steps(name(1), lost) is not None
+
+
+async def test_a_delta_that_no_start_takes_is_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running() as world:
+        monkeypatch.setattr(graph_plans, "MOST_DELTA_BYTES", 100)
+        world.steps(1, 30)
+        await world.done()
+        assert world.steps(1, 30) is None
+
+
+async def test_what_planning_did_not_expect_ends_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running() as world:
+        monkeypatch.setattr(graph_plans, "structure_of", lambda graph: 1 / 0)
+        world.steps(1, 2)
+        await world.done()
+        monkeypatch.undo()
+        world.steps(3, 4)
+        await world.done()
+        assert world.steps(3, 4) is not None

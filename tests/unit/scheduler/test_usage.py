@@ -5,7 +5,7 @@ from __future__ import annotations
 from scheduler_builders import instance, key, node
 
 from tessera.scheduler.core.observed import ObservedNode, ended
-from tessera.scheduler.core.usage import FORGET_S, Usage, observe
+from tessera.scheduler.core.usage import FORGET_S, NO_DEMAND, SLOT_S, SLOTS, Usage, observe
 
 
 def seen(at_s: float, served: int, idle_s: float, name: str = "i-1", node_id: str = "n1") -> ObservedNode:
@@ -49,3 +49,17 @@ def test_a_variant_that_nobody_uses_any_more_is_forgotten() -> None:
     usage = observe(Usage(), [seen(0.0, 1, 0.0)], 0.0)
     assert observe(usage, [], FORGET_S).variants
     assert not observe(usage, [], FORGET_S + 1.0).variants
+
+
+def test_demand_is_counted_in_slots_over_all_instances() -> None:
+    assert Usage().variants.get(key()) is None
+    usage = observe(Usage(), [seen(10.0, 3, 0.0)], 10.0)
+    usage = observe(usage, [seen(20.0, 5, 0.0), seen(20.0, 4, 0.0, "i-2", "n2")], 20.0)
+    usage = observe(usage, [seen(20.0, 5, 1.0)], 21.0)
+    usage = observe(usage, [seen(2 * SLOT_S + 5.0, 6, 0.0)], 2 * SLOT_S + 5.0)
+    known = usage.variants[key()]
+    assert known.demand(2 * SLOT_S + 9.0) == (*[0] * (SLOTS - 3), 9, 0, 1)
+    assert known.demand(4 * SLOT_S)[-5:] == (9, 0, 1, 0, 0)
+    assert known.demand((SLOTS + 2) * SLOT_S) == NO_DEMAND
+    late_s = (SLOTS + 1) * SLOT_S
+    assert observe(usage, [seen(late_s, 7, 0.0)], late_s).variants[key()].answers == {2: 1, SLOTS + 1: 1}, "what is too old is forgotten"

@@ -15,7 +15,8 @@ class Placement:
     """What it takes to put a candidate on a node.
 
     `exact` is False where the candidate's blob list was not known and the bytes were estimated from its record's sizes. `bytes_coming`:
-    of those to fetch, what another start is fetching there already.
+    of those to fetch, what another start is fetching there already. `away_ms`: what it costs that the candidate lives elsewhere; no
+    instance that is ready pays it.
     """
 
     node_id: NodeId
@@ -24,6 +25,7 @@ class Placement:
     load: int
     exact: bool = True
     bytes_coming: int = 0
+    away_ms: float = 0.0
 
     @property
     def bytes_to_wait_for(self) -> float:

@@ -60,8 +60,8 @@ class StartQuestion:
 class StartOption:
     """One way to answer. `measured` says whether its path cost comes from a profile; refused options have no expected time.
 
-    `rank` is the candidate's place in the gateway's order (0 = its choice). `donor`: of a transformation; `price_ms` is what it costs
-    beyond its time, which counts in the choice alone.
+    `rank` is the candidate's place in the gateway's order (0 = its choice). `donor`: of a transformation; `price_ms` is what the option
+    costs beyond its time, which counts in the choice alone.
     """
 
     variant: VariantKey

@@ -105,9 +105,10 @@ class CheapestStart:
         fetch_ms = self.costs.fetch_ms(placement.bytes_to_wait_for)
         reason = f"out of {best.instance_id} ({best.variant}): {best.transform_ms:.1f} ms planned{_fetch_words(placement, fetch_ms)}"
         reason += f", and {best.opportunity_ms:.1f} ms for its model, which comes back with a chance of {best.again:.0%}"
+        reason += _away_words(placement)
         option = StartOption(
             candidate.key, rank, node.node_id, StartPath.TRANSFORM, best.transform_ms + fetch_ms, placement.bytes_to_fetch, False, reason,
-            donor=best.instance_id, price_ms=best.opportunity_ms,
+            donor=best.instance_id, price_ms=best.opportunity_ms + placement.away_ms,
         )  # fmt: skip
         return _unless_failed(question, option)
 
@@ -117,8 +118,11 @@ class CheapestStart:
         profile = question.profiles.get((candidate.key, node.profile_class))
         path_ms, measured = self.costs.path(path, candidate.record.backend, profile)
         fetch_ms = self.costs.fetch_ms(placement.bytes_to_wait_for)
-        reason = f"{path_ms:.1f} ms {'measured' if measured else 'assumed'}{_fetch_words(placement, fetch_ms)}"
-        return StartOption(candidate.key, rank, node.node_id, path, path_ms + fetch_ms, placement.bytes_to_fetch, measured, reason)
+        reason = f"{path_ms:.1f} ms {'measured' if measured else 'assumed'}{_fetch_words(placement, fetch_ms)}{_away_words(placement)}"
+        return StartOption(
+            candidate.key, rank, node.node_id, path, path_ms + fetch_ms, placement.bytes_to_fetch, measured, reason,
+            price_ms=placement.away_ms,
+        )  # fmt: skip
 
 
 def _fetch_words(placement: Placement, fetch_ms: float) -> str:
@@ -130,6 +134,10 @@ def _fetch_words(placement: Placement, fetch_ms: float) -> str:
 
 def _late(option: StartOption, within_ms: float | None) -> bool:
     return within_ms is not None and option.expected_ms > within_ms
+
+
+def _away_words(placement: Placement) -> str:
+    return f", and {placement.away_ms:.0f} ms because it lives elsewhere" if placement.away_ms else ""
 
 
 def _unless_failed(question: StartQuestion, option: StartOption) -> StartOption:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -16,14 +17,19 @@ Clustering = Callable[[Costs, int], list[int]]
 def faster_pam(distances: Costs, count: int) -> list[int]:
     """FasterPAM (Schubert and Rousseeuw, Information Systems 101, 2021), begun from places that lie far from each other.
 
-    Raises: FailedPrecondition: `kmedoids` is not installed (extra `kmedoids`).
+    Raises: FailedPrecondition, as `library`.
     """
+    begun = np.array(farthest_first(distances, count))
+    return sorted(library().fasterpam(distances, begun, n_cpu=1).medoids.tolist())
+
+
+def library() -> Any:
+    """Raises: FailedPrecondition: `kmedoids` is not installed (extra `kmedoids`)."""
     try:
         import kmedoids
     except ImportError as error:
         raise FailedPrecondition(f"k-medoids needs tessera-pkg[kmedoids]: {error}") from error
-    begun = np.array(farthest_first(distances, count))
-    return sorted(kmedoids.fasterpam(distances, begun, n_cpu=1).medoids.tolist())
+    return kmedoids
 
 
 def farthest_first(distances: Costs, count: int) -> list[int]:

@@ -41,9 +41,10 @@ class Ways(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Landmarks:
-    """`twice`: what a way through each counts twice, which is replacing all of its own weights. `ways`: of the graphs that were there;
-    `of`: how many they were."""
+    """`medoids`: all but the empty graph, which comes first in `structures`. `twice`: what a way through each counts twice, which is
+    replacing all of its own weights. `ways`: of the graphs that were there; `of`: how many they were."""
 
+    medoids: tuple[Digest, ...]
     structures: tuple[Structure, ...]
     twice: Costs
     ways: Mapping[Digest, Ways]
@@ -64,7 +65,7 @@ class PlanCache:
         self._medoids, self._most_plans = medoids, plans
         self._structures: dict[Digest, Structure] = {}
         self._plans: OrderedDict[tuple[Digest, Digest], TransformationPlan] = OrderedDict()
-        self._landmarks = self._planned({}, [EMPTY])
+        self._landmarks = self._planned({}, {})
         self._ways: dict[Digest, Ways] = {}
 
     def __len__(self) -> int:
@@ -72,6 +73,11 @@ class PlanCache:
 
     def __contains__(self, graph: Digest) -> bool:
         return graph in self._structures
+
+    @property
+    def medoids(self) -> tuple[Digest, ...]:
+        """Those that estimates go through now; some may have been removed meanwhile."""
+        return self._landmarks.medoids
 
     @property
     def due(self) -> bool:
@@ -86,10 +92,17 @@ class PlanCache:
 
     def remove(self, graph: Digest) -> None:
         """No model has it any more. Raises: NotFound."""
-        self._structure(graph)
+        self.structure(graph)
         del self._structures[graph], self._ways[graph]
         for pair in [pair for pair in self._plans if graph in pair]:
             del self._plans[pair]
+
+    def structure(self, graph: Digest) -> Structure:
+        """Raises: NotFound: the graph was never added."""
+        found = self._structures.get(graph)
+        if found is None:
+            raise NotFound(f"graph {graph[:12]} is none that plans are kept of")
+        return found
 
     def clustered(self) -> Landmarks:
         """Medoids of the graphs as they are now (of a sample, where they are many), and what all plans to and from them cost.
@@ -98,14 +111,15 @@ class PlanCache:
         """
         structures = dict(self._structures)
         # Digests are as good as random: the first ones in their order are a sample.
-        sample = [structures[graph] for graph in sorted(structures)[:SAMPLE]]
+        sample = sorted(structures)[:SAMPLE]
         chosen = sample
         if len(sample) > self._medoids:
-            one_way = group_costs(sample, sample, self._costs)
+            some = [structures[graph] for graph in sample]
+            one_way = group_costs(some, some, self._costs)
             distances = (one_way + one_way.T) / 2
             np.fill_diagonal(distances, 0.0)
             chosen = [sample[at] for at in self._clustering(distances, self._medoids)]
-        return self._planned(structures, [EMPTY, *chosen])
+        return self._planned(structures, {graph: structures[graph] for graph in chosen})
 
     def adopt(self, landmarks: Landmarks) -> None:
         """Estimates by these from now on. Graphs that came in the meantime are planned, those that went are forgotten."""
@@ -128,7 +142,7 @@ class PlanCache:
         found = np.full((len(sources), len(targets)), np.inf)
         if found.size:
             for graph in {*sources, *targets}:
-                self._structure(graph)
+                self.structure(graph)
             to = np.array([self._ways[graph].to for graph in sources])
             since = np.array([self._ways[graph].since for graph in targets]) - self._landmarks.twice
             for at in range(len(self._landmarks.structures)):
@@ -139,25 +153,20 @@ class PlanCache:
         """The whole plan, made now unless it is kept. Raises: NotFound: a graph was never added."""
         found = self._plans.get((source, target))
         if found is None:
-            found = plan(Program(self._structure(source)), Program(self._structure(target)), self._planner, self._costs)
+            found = plan(Program(self.structure(source)), Program(self.structure(target)), self._planner, self._costs)
             self._plans[source, target] = found
             if len(self._plans) > self._most_plans:
                 self._plans.popitem(last=False)
         self._plans.move_to_end((source, target))
         return found
 
-    def _planned(self, structures: Mapping[Digest, Structure], chosen: Sequence[Structure]) -> Landmarks:
+    def _planned(self, structures: Mapping[Digest, Structure], medoids: Mapping[Digest, Structure]) -> Landmarks:
+        chosen = (EMPTY, *medoids.values())
         twice = group_costs(chosen, chosen, self._costs).diagonal()
-        return Landmarks(tuple(chosen), twice, self._between(structures, chosen), len(structures))
+        return Landmarks(tuple(medoids), chosen, twice, self._between(structures, chosen), len(structures))
 
     def _between(self, structures: Mapping[Digest, Structure], landmarks: Sequence[Structure]) -> dict[Digest, Ways]:
         some = list(structures.values())
         to, since = group_costs(some, landmarks, self._costs), group_costs(landmarks, some, self._costs).T
         # Copies: a view would keep the whole of what it is a row of.
         return {graph: Ways(to[at].copy(), since[at].copy()) for at, graph in enumerate(structures)}
-
-    def _structure(self, graph: Digest) -> Structure:
-        found = self._structures.get(graph)
-        if found is None:
-            raise NotFound(f"graph {graph[:12]} is none that plans are kept of")
-        return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+from collections.abc import Sequence
 
 import grpc.aio
 
@@ -18,9 +19,11 @@ from tessera.domain.ids import TrustDomain
 from tessera.domain.records import ServiceRecord, VariantRecord
 from tessera.engine import EngineCalls
 from tessera.policy.autoscaling import registry as autoscalers
+from tessera.policy.balance import registry as balancers
 from tessera.policy.load import registry as load_policies
 from tessera.policy.nodes import registry as node_policies
 from tessera.policy.placement import registry as placements
+from tessera.policy.placement.homes import HomesPlacement
 from tessera.policy.scaling import registry as keep_alives
 from tessera.policy.start import registry as starts
 from tessera.policy.start.costs import CostModel
@@ -39,6 +42,7 @@ from tessera.scheduler.core.cluster import Cluster
 from tessera.scheduler.core.donors import DonorRules
 from tessera.scheduler.core.explanations import Explanations
 from tessera.scheduler.loops.autoscaling import Autoscaler
+from tessera.scheduler.loops.balancing import Balancing
 from tessera.scheduler.loops.donating import Donating
 from tessera.scheduler.loops.judging import Judge
 from tessera.scheduler.loops.leading import Elector, LeaderFollower, Leading
@@ -122,11 +126,9 @@ class Scheduler:
         random_bytes: RandomBytes,
         meter: Meter,
     ) -> None:
-        """Raises: InvalidInput when the settings name a policy that does not exist."""
+        """Raises: InvalidInput when the settings name a policy that does not exist; FailedPrecondition: one that needs a library more."""
         self._tasks = tasks
-        placement = placements.make(config.placement_policy)
         costs = CostModel(ms_per_byte=config.fetch_ms_per_mib / (1 << 20))
-        policy = starts.make(config.start_policy, placement, costs)
         keep_alive = keep_alives.make(config.keep_alive_policy, config.instance_keep_alive_s)
         changed, wake = Pulse(), asyncio.Event()
         address = config.advertised(config.address)
@@ -135,14 +137,19 @@ class Scheduler:
         domains = [TrustDomain(name) for name in config.trust_domains]
         self.records = EtcdRecords(coordinator, domains, changed.fire, self._variant_ready)
         rules = DonorRules(config.transform_idle_s, config.instance_keep_alive_s) if config.transform_idle_s else None
-        self._transforms, self._plans = rules is not None, GraphPlans(self._blobs.read)
+        self._plans = GraphPlans(self._blobs.read, clock, self.leading.until_ours)
+        self._balancing = self._balances(config, domains, clock)
+        self._plans_wanted = rules is not None or self._balancing is not None
+        placement = placements.make(config.placement_policy)
+        if self._balancing is not None:
+            placement = HomesPlacement(placement, self._balancing.home)
         self.starter = Starter(
             clock=clock,
             tasks=tasks,
             leading=self.leading,
             cluster=self.cluster,
             records=self.records,
-            policy=policy,
+            policy=starts.make(config.start_policy, placement, costs),
             agents=agents,
             blobs=self._blobs,
             random_bytes=random_bytes,
@@ -238,12 +245,22 @@ class Scheduler:
         self._tasks.start("autoscaling", self.autoscaler.run())
         if self.pool is not None:
             self._tasks.start("node pool", self.pool.run())
+        if self._balancing is not None:
+            self._tasks.start("balancing", self._balancing.run())
         self._tasks.start("presence", announce(self._coordinator, self._clock, self._presence, self._lease_ttl_s))
 
     async def close(self) -> None:
         """After its tasks."""
         if self._provider is not None:
             await self._provider.close()
+
+    def _balances(self, config: SchedulerConfig, domains: Sequence[TrustDomain], clock: Clock) -> Balancing | None:
+        if config.balance_policy == "none":
+            return None
+        balancer = balancers.make(config.balance_policy, self._plans.edits_ms)
+        return Balancing(
+            clock, self.leading, self.cluster, self.records, self._blobs, balancer, lambda: self._plans.graphs, domains, config.balance_s
+        )
 
     def _pool(
         self,
@@ -279,7 +296,7 @@ class Scheduler:
     def _variant_ready(self, variant: VariantRecord) -> None:
         if variant.artifact:
             self._blobs.want(variant.artifact)
-        if self._transforms and variant.backend == "aten" and variant.graph:
+        if self._plans_wanted and variant.backend == "aten" and variant.graph:
             self._plans.learn(variant.graph)
 
 

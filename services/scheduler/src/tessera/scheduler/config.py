@@ -48,6 +48,11 @@ class SchedulerConfig(ServiceConfig):
 
     start_policy: str = "cheapest"
     placement_policy: str = "bytes-present"
+    balance_policy: str = "none"
+    """Where models live, which placement then goes by: `none`, or a balancer: `bytes-shared`, `k-medoids` (needs `tessera-pkg[kmedoids]`),
+    `least-loaded`, `hash`."""
+    balance_s: float = Field(600.0, gt=0.0)
+    """How often everybody's home is found anew, with the demand since."""
     keep_alive_policy: str = "fixed"
     """`fixed`: `instance_keep_alive_s` for all. `histogram`: by how long each variant is usually left alone."""
     load_policy: str = "published"

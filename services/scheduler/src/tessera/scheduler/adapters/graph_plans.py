@@ -1,17 +1,23 @@
 """Plans of transformations between flat programs, made ahead of the starts that need them: nothing is planned while somebody waits.
 
-Graphs are read from the repository when their variants become ready; each is planned to and from the few that came last, and whatever other
-pair is asked for is planned behind. Until a pair has a plan, nothing is made of it. Bounded and best effort.
+Graphs are read from the repository when their variants become ready, and planned to and from the medoids of all graphs alone (`PlanCache`).
+Whole plans are made of a graph with itself, which is what all its siblings share, and with the medoids while there is room; of whatever
+other pair is asked for, behind. Until a pair has a whole plan, nothing is made of it. Bounded and best effort.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from tessera.domain.errors import TesseraError
+import numpy as np
+
+from tessera.clock import Clock
+from tessera.domain.errors import TesseraError, Unsupported
 from tessera.domain.ids import Digest
 from tessera.domain.transformation import StepSum
 from tessera.policy.transform.aligned import AlignedPlanner
@@ -19,6 +25,9 @@ from tessera.policy.transform.base import Planner
 from tessera.policy.transform.costs import MetaCosts
 from tessera.policy.transform.delta import planned
 from tessera.policy.transform.group import GroupPlanner
+from tessera.policy.transform.matrix import Costs
+from tessera.policy.transform.medoids import farthest_first
+from tessera.policy.transform.plans import PlanCache
 from tessera.policy.transform.structure import Structure, structure_of
 from tessera.telemetry import get_logger
 
@@ -27,14 +36,20 @@ log = get_logger("tessera.scheduler")
 QUEUE_LENGTH = 1024
 KEPT_PLANS = 1024
 """Of pairs of graphs; tens of KB each."""
-KEPT_GRAPHS = 512
-AMONG = 16
-"""Graphs that a new one is planned to and from."""
+KEPT_GRAPHS = 1024
+"""Those that were needed last; some 80 KB each. With all plans 128 MiB at most, however many models there are (docs/performance.md)."""
 MOST_OPERATIONS = 300
 """Of a program that is planned by the planner that looks at every pair of operations: some ten milliseconds of this process. Beyond it the
 published one plans, which is linear."""
 
+FAILED_S = 60.0
+"""How long a pair of which no plan could be made is not tried again: its graphs may have been out of reach."""
+MOST_DELTA_BYTES = 512 << 10
+"""What goes with the order of a start, which takes 1 MiB. Some 40 KB are usual."""
+
 Pair = tuple[Digest, Digest]
+Subject = TypeVar("Subject")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +59,30 @@ class Planned:
 
 
 class GraphPlans:
-    """Implements `ports.Plans`. Belongs to one loop."""
+    """Implements `ports.Plans`. Belongs to one loop; `edits_ms` alone is for other threads."""
 
-    def __init__(self, read: Callable[[Digest], bytes]) -> None:
-        """`read`: a blob of the repository; blocks, and raises TesseraError or OSError. All nodes have one plan of a
-        pair, made with assumed costs."""
+    def __init__(self, read: Callable[[Digest], bytes], clock: Clock, turn: Callable[[], Awaitable[None]]) -> None:
+        """`read`: a blob of the repository; blocks, and raises TesseraError or OSError. `turn`: returns when it may read and plan. All
+        nodes have one plan of a pair, made with assumed costs."""
         self._read = read
+        self._clock = clock
+        self._turn = turn
         self._costs = MetaCosts()
-        self._structures: OrderedDict[Digest, Structure] = OrderedDict()
+        # Without a library that is under the GPL: its medoids are a little better, and nobody depends on them here.
+        self._cache = PlanCache(GroupPlanner(), self._costs, clustering=farthest_first)
+        self._cached = threading.Lock()
+        self._last_needed: OrderedDict[Digest, None] = OrderedDict()
         self._plans: OrderedDict[Pair, Planned] = OrderedDict()
-        self._wanted: asyncio.Queue[Pair] = asyncio.Queue(QUEUE_LENGTH)
-        self._asked: set[Pair] = set()
+        self._coming: OrderedDict[Digest, None] = OrderedDict()
+        self._wanted: OrderedDict[Pair, None] = OrderedDict()
+        self._failed_s: OrderedDict[Pair, float] = OrderedDict()
+        """When no plan could be made of a pair: decisions ask for it again and again."""
+        self._more = asyncio.Event()
+
+    @property
+    def graphs(self) -> int:
+        """How many are read and planned to and from the medoids."""
+        return len(self._cache)
 
     def steps(self, source: Digest, target: Digest) -> tuple[StepSum, ...] | None:
         """See `Plans`."""
@@ -71,52 +99,105 @@ class GraphPlans:
         return found.delta if found is not None else None
 
     def learn(self, graph: Digest) -> None:
-        """A variant has it."""
-        others = [other for other in reversed(self._structures) if other != graph][: AMONG - 1]
-        self._want((graph, graph))
-        for other in others:
-            self._want((graph, other))
-            self._want((other, graph))
-        self._keep(graph, self._structures.get(graph, EMPTY))
+        """A variant has it. It is read and planned when it is this scheduler's turn; the latest ones, where too many wait."""
+        self._coming[graph] = None
+        if len(self._coming) > KEPT_GRAPHS:
+            self._coming.popitem(last=False)
+        self._more.set()
 
-    def _want(self, pair: Pair) -> None:
-        if pair not in self._plans and pair not in self._asked and not self._wanted.full():
-            self._asked.add(pair)
-            self._wanted.put_nowait(pair)
-
-    async def run(self) -> None:
-        """Reads and plans what is wanted, one pair at a time."""
-        while True:
-            pair = await self._wanted.get()
-            try:
-                source, target = [await self._structure(graph) for graph in pair]
-                self._plans[pair] = await asyncio.to_thread(self._planned, source, target, pair)
-                if len(self._plans) > KEPT_PLANS:
-                    self._plans.popitem(last=False)
-            except (TesseraError, OSError) as error:
-                log.info("no plan between graphs", source=pair[0], target=pair[1], reason=str(error))
-            finally:
-                self._asked.discard(pair)
-
-    async def _structure(self, graph: Digest) -> Structure:
-        found = self._structures.get(graph, EMPTY)
-        if found is EMPTY:
-            found = structure_of(await asyncio.to_thread(self._read, graph))
-            self._keep(graph, found)
+    def edits_ms(self, sources: Sequence[Digest], targets: Sequence[Digest]) -> Costs:
+        """What plans are estimated to cost, a row for each source. A graph that is not read yet, or is no flat program, is as far from all
+        others as the farthest of those that are."""
+        found = np.full((len(sources), len(targets)), np.nan)
+        with self._cached:
+            rows, columns = [[at for at, graph in enumerate(some) if graph in self._cache] for some in (sources, targets)]
+            found[np.ix_(rows, columns)] = self._cache.estimates_ms([sources[at] for at in rows], [targets[at] for at in columns])
+        found[np.isnan(found)] = np.nanmax(found, initial=0.0)
+        for at, graph in enumerate(sources):
+            found[at, [place for place, other in enumerate(targets) if other == graph]] = 0.0
         return found
 
-    def _keep(self, graph: Digest, structure: Structure) -> None:
-        self._structures[graph] = structure
-        self._structures.move_to_end(graph)
-        if len(self._structures) > KEPT_GRAPHS:
-            self._structures.popitem(last=False)
+    def _want(self, pair: Pair) -> None:
+        failed_s = self._failed_s.get(pair)
+        again = failed_s is None or self._clock.monotonic_s() - failed_s >= FAILED_S
+        if pair not in self._plans and again and len(self._wanted) < QUEUE_LENGTH:
+            self._wanted[pair] = None
+            self._more.set()
+
+    async def run(self) -> None:
+        """Plans pairs that somebody asked for, then learns graphs that came: one piece at a time, in a thread. After each it rests for as
+        long as that took. (A thread of low priority would hold the interpreter while it waits for a processor.)"""
+        while True:
+            await self._turn()
+            self._more.clear()
+            began_s = self._clock.monotonic_s()
+            if self._wanted:
+                pair = next(iter(self._wanted))
+                await self._plan(pair)
+                del self._wanted[pair]
+            elif self._coming:
+                graph = next(iter(self._coming))
+                await self._learn(graph)
+                self._coming.pop(graph, None)
+            else:
+                await self._more.wait()
+                continue
+            await self._clock.sleep(self._clock.monotonic_s() - began_s)
+
+    async def _plan(self, pair: Pair) -> None:
+        made = await self._aside(self._made, pair)
+        if made is not None:
+            self._plans[pair] = made
+        else:
+            self._failed_s[pair] = self._clock.monotonic_s()
+        for kept in (self._plans, self._failed_s):
+            if len(kept) > KEPT_PLANS:
+                kept.popitem(last=False)
+
+    async def _learn(self, graph: Digest) -> None:
+        for other in await self._aside(self._medoids_with, graph) or ():
+            if len(self._plans) + len(self._wanted) < KEPT_PLANS:
+                self._want((graph, other))
+                self._want((other, graph))
+
+    async def _aside(self, what: Callable[[Subject], Result], subject: Subject) -> Result | None:
+        try:
+            return await asyncio.to_thread(what, subject)
+        except (TesseraError, OSError) as error:
+            log.info("no plan of graphs", subject=subject, reason=str(error))
+            return None
+        except Exception:
+            log.exception("a plan of graphs failed", subject=subject)
+            return None
+
+    def _made(self, pair: Pair) -> Planned:
+        source, target = [self._structure(graph) for graph in pair]
+        return self._planned(source, target, pair)
+
+    def _medoids_with(self, graph: Digest) -> tuple[Digest, ...]:
+        """The graph itself, and the medoids."""
+        self._structure(graph)
+        with self._cached:
+            if self._cache.due:
+                self._cache.adopt(self._cache.clustered())
+            return (graph, *(other for other in self._cache.medoids if other != graph and other in self._cache))
+
+    def _structure(self, graph: Digest) -> Structure:
+        if graph not in self._cache:
+            read = structure_of(self._read(graph))
+            with self._cached:
+                self._cache.add(graph, read)
+        self._last_needed[graph] = None
+        self._last_needed.move_to_end(graph)
+        if len(self._last_needed) > KEPT_GRAPHS:
+            with self._cached:
+                self._cache.remove(self._last_needed.popitem(last=False)[0])
+        return self._cache.structure(graph)
 
     def _planned(self, source: Structure, target: Structure, pair: Pair) -> Planned:
         many = max(len(source.operations), len(target.operations)) > MOST_OPERATIONS
         planner: Planner = GroupPlanner() if many else AlignedPlanner()
         made, delta = planned(source, target, planner, self._costs, pair)
+        if len(delta) > MOST_DELTA_BYTES:
+            raise Unsupported(f"a delta of {len(delta)} bytes: a start takes {MOST_DELTA_BYTES}")
         return Planned(made.sums(), delta)
-
-
-EMPTY = Structure((), (), (), ())
-"""Of a graph that is known and not read yet."""

@@ -70,6 +70,9 @@ class EtcdRecords:
     def variant(self, key: VariantKey) -> VariantRecord | None:
         return self._variants.get(key)
 
+    def variants(self) -> Collection[VariantRecord]:
+        return self._variants.values()
+
     def variants_of(self, version: VersionKey) -> Collection[VariantRecord]:
         return self._of_version.get(version, {}).values()
 

@@ -8,6 +8,7 @@ lasted as long as this one already, those that end within the keep-alive.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ from tessera.policy.transform.costs import REPLACED
 from tessera.policy.view import Candidate, InstanceView, NodeCondition, NodeView
 
 MOST_DONORS = 32
-"""Of a node that one decision looks at: those that have been idle for the longest."""
+"""Of a node and a candidate that one decision looks at: those that have been idle for the longest."""
 UNKNOWN = 0.5
 """The chance that a model comes back of which no gap was seen. An assumption."""
 
@@ -58,7 +59,7 @@ def donors(
     for node in nodes if able else ():
         idle = [item for item in _idle(node, rules.idle_s) if item.instance_id not in taken]
         for candidate in able:
-            made = [
+            able_ones = (
                 Donor(item.instance_id, item.variant, ms, _return_ms(there, node, costs, profiles), _again(item, gaps, rules.keep_alive_s))
                 for item in idle
                 if item.variant != candidate.key
@@ -67,9 +68,10 @@ def donors(
                 and there.backend == candidate.record.backend
                 and (there.backend == PLANNED or not item.parked)
                 and (ms := transform_ms(there, candidate.record)) is not None
-            ]
+            )
+            made = tuple(itertools.islice(able_ones, MOST_DONORS))
             if made:
-                found[candidate.key, node.node_id] = tuple(made)
+                found[candidate.key, node.node_id] = made
     return found
 
 
@@ -77,7 +79,7 @@ def _idle(node: NodeView, least_s: float) -> list[InstanceView]:
     if node.condition is not NodeCondition.USABLE:
         return []
     ready = [item for item in node.instances if item.state is InstanceState.READY and item.idle_s >= least_s]
-    return sorted(ready, key=lambda item: (-item.idle_s, item.instance_id))[:MOST_DONORS]
+    return sorted(ready, key=lambda item: (-item.idle_s, item.instance_id))
 
 
 def replaced(source: VariantRecord, target: VariantRecord) -> tuple[StepSum, ...] | None:

@@ -1,4 +1,5 @@
-"""When each variant was used, and how long it was left alone in between: learnt from the agents' reports, for keep-alive policies.
+"""When each variant was used, how long it was left alone in between, and how much it was asked for: learnt from the agents' reports, for
+keep-alive policies and balancers.
 
 Level, not edge: a pass compares each instance's count of answers with the one before, so that many uses between two reports are one, and
 a report that comes twice is none. What was learnt outlives the instances, and is lost with the leadership: another leader learns anew.
@@ -6,8 +7,9 @@ a report that comes twice is none. What was learnt outlives the instances, and i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from tessera.domain.ids import InstanceId, VariantKey
 from tessera.policy.scaling.gaps import BIN_S, BINS, GapHistogram
@@ -15,14 +17,29 @@ from tessera.scheduler.core.observed import ObservedNode
 
 FORGET_S = 6 * BINS * BIN_S
 """A day: a variant unused for this long is forgotten."""
+SLOT_S, SLOTS = 600.0, 48
+"""Of demand: eight hours in tens of minutes."""
+NO_DEMAND = (0,) * SLOTS
 
 
 @dataclass(frozen=True, slots=True)
 class VariantUsage:
-    """`last_used_s` is monotonic."""
+    """`last_used_s` is monotonic. `answers` by the number of the slot, of those slots alone in which there were any."""
 
     last_used_s: float
     gaps: GapHistogram = field(default_factory=GapHistogram)
+    answers: Mapping[int, int] = field(default_factory=dict)
+
+    def demand(self, now_s: float) -> tuple[int, ...]:
+        """Answers per slot, the oldest first; the last slot is the one that it is now."""
+        return tuple(self.answers.get(slot, 0) for slot in _slots(now_s))
+
+    def used(self, at_s: float, answers: int, now_s: float) -> VariantUsage:
+        slots = _slots(now_s)
+        counts = {slot: count for slot, count in self.answers.items() if slot in slots}
+        counts[slots[-1]] = counts.get(slots[-1], 0) + answers
+        gaps = self.gaps.add(at_s - self.last_used_s) if at_s > self.last_used_s else self.gaps
+        return VariantUsage(max(at_s, self.last_used_s), gaps, counts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +58,7 @@ def observe(usage: Usage, nodes: Iterable[ObservedNode], now_s: float) -> Usage:
     """Adds what the nodes report now."""
     served: dict[InstanceId, int] = {}
     used: dict[VariantKey, float] = {}
+    answers: Counter[VariantKey] = Counter()
     for node in nodes:
         for item in node.instances:
             before = usage.served.get(item.instance_id, 0)
@@ -48,11 +66,15 @@ def observe(usage: Usage, nodes: Iterable[ObservedNode], now_s: float) -> Usage:
             if item.served > before:
                 at_s = node.reported_at_s - item.idle_s
                 used[item.variant] = max(at_s, used.get(item.variant, at_s))
+                answers[item.variant] += item.served - before
     variants = {variant: known for variant, known in usage.variants.items() if now_s - known.last_used_s <= FORGET_S}
     for variant, at_s in used.items():
-        known = variants.get(variant)
-        if known is None:
-            variants[variant] = VariantUsage(at_s)
-        elif at_s > known.last_used_s:
-            variants[variant] = replace(known, last_used_s=at_s, gaps=known.gaps.add(at_s - known.last_used_s))
+        known = variants.get(variant) or VariantUsage(at_s)
+        variants[variant] = known.used(at_s, answers[variant], now_s)
     return Usage(variants, served)
+
+
+def _slots(now_s: float) -> range:
+    """Their numbers."""
+    current = int(now_s // SLOT_S)
+    return range(current - SLOTS + 1, current + 1)

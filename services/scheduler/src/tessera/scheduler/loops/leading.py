@@ -22,6 +22,8 @@ from tessera.telemetry import get_logger
 
 log = get_logger("tessera.scheduler")
 
+LOOK_AGAIN_S = 60.0
+
 
 @dataclass(frozen=True, slots=True)
 class KnownLeader:
@@ -53,6 +55,10 @@ class Leading:
             who = f"the leader is {self.known.address}" if self.known is not None else "no leader is known"
             raise Unavailable(f"scheduler {self.own_address} is a standby; {who}")
         return self.leadership
+
+    async def until_ours(self) -> None:
+        while self.leadership is None:
+            await self.changed.wait(LOOK_AGAIN_S)
 
 
 class Elector:

@@ -2,10 +2,10 @@
 
 python -m benchmarks.container LIBRARIES        imports them (separated by commas) and says so
 
-Three ways to a model: *load* builds its module and reads its weights; *map* builds it without memory and maps the weights from the page
-cache, where they always are; *transform* makes a live flat program into it and copies every weight, as Optimus does. Transformations happen
-between flat programs here, which is kinder than between modules: no module is built. What was loaded becomes a flat program after its first
-answer, when nobody waits.
+Three ways to a model: *load* builds its module and reads its weights; *map* builds it without memory, copies what is missing into a store
+on tmpfs, a file for each tensor, and maps all of it; *transform* makes a live flat program into it and copies every weight, as Optimus does.
+Transformations happen between flat programs here, which is kinder than between modules: no module is built. What was loaded becomes a flat
+program after its first answer, when nobody waits.
 """
 
 from __future__ import annotations
@@ -13,14 +13,18 @@ from __future__ import annotations
 import base64
 import importlib
 import json
+import os
+import shutil
 import sys
 import time
 from collections.abc import Mapping
+from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.startmodels import BY_MODEL, FOLDER, StartModel, first_of
+from benchmarks.startmodels import BY_MODEL, FOLDER, TENSORS, StartModel, first_of
 
 
 class Copied:
@@ -85,13 +89,15 @@ class Container:
         module.load_state_dict(torch.load(model.state, weights_only=True))
         self._modules[name] = module
 
-    def map(self, name: str) -> None:
+    def map(self, name: str, store: str) -> None:
         import torch
 
         model = BY_MODEL[name]
         with torch.device("meta"):
             module = model.architecture.build()
-        module.load_state_dict(torch.load(model.state, weights_only=True, mmap=True), assign=True)
+        index = json.loads(model.index.read_text())
+        state = {key: torch.from_numpy(mapped(Path(store), *found)) for key, found in index.items()}
+        module.load_state_dict(state, assign=True)
         self._modules[name] = materialised(module)
 
     def transform(self, name: str, donor: str, delta: str) -> None:
@@ -131,6 +137,18 @@ class Container:
         with torch.inference_mode():
             answer = self._modules[name](*(torch.from_numpy(array) for array in model.arrays()))
         return model.right(first_of(answer).numpy())
+
+
+def mapped(store: Path, digest: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A tensor of the store, put there first where it is missing."""
+    path = store / digest
+    if not path.exists():
+        partial = path.with_suffix(f".{os.getpid()}")
+        shutil.copyfile(TENSORS / digest, partial)
+        os.replace(partial, path)
+    if not prod(shape):
+        return np.zeros(shape, dtype)
+    return np.memmap(path, dtype, "r", shape=tuple(shape)) if shape else np.fromfile(path, dtype).reshape(())
 
 
 def materialised(module: Any) -> Any:

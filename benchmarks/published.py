@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import shutil
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from benchmarks.startmodels import StartModel
@@ -44,7 +47,7 @@ class System:
 SYSTEMS = (
     System("always-fresh", "a new process, its imports, the build, the weights"),
     System("pagurus", "an idle runtime of another model with its libraries; the build, the weights", reuses=True),
-    System("tetris", "two runtimes with their libraries, weights mapped and shared; the build anew", maps=True),
+    System("tetris", "two runtimes with their libraries, weights mapped and shared, kept for a minute; the build anew", maps=True),
     System("optimus", "an idle model by the group planner's plan, weights copied; else as pagurus", reuses=True, transforms=True),
 )
 RUNTIMES = 2
@@ -59,6 +62,8 @@ class Known:
     graph: Digest
     blobs: tuple[Blob, ...]
     structure: Structure
+    files: frozenset[str] = frozenset()
+    """Of its state in a store of tensors."""
 
     @property
     def size_bytes(self) -> int:
@@ -67,7 +72,8 @@ class Known:
     @classmethod
     def of(cls, model: StartModel, artifact: Any, graph: bytes) -> Known:
         tensors = tuple({ref.digest: Blob(ref.digest, ref.size_bytes) for ref in artifact.large_tensors()}.values())
-        return cls(model, artifact.graph.digest, (*tensors, *((artifact.pack,) if artifact.pack else ())), structure_of(graph))
+        files = frozenset(digest for digest, _, _ in json.loads(model.index.read_text()).values())
+        return cls(model, artifact.graph.digest, (*tensors, *((artifact.pack,) if artifact.pack else ())), structure_of(graph), files)
 
 
 class Plans:
@@ -147,6 +153,7 @@ class Node:
     idle_s: float
     scratch_ms: dict[str, float] = field(default_factory=dict)
     now_s: Callable[[], float] = time.monotonic
+    store: Path = Path()
     _held: dict[str, Held] = field(default_factory=dict)
     _starting: dict[str, asyncio.Future[Held]] = field(default_factory=dict)
     _reserved: Counter[str] = field(default_factory=Counter)
@@ -157,6 +164,7 @@ class Node:
 
     async def open(self) -> None:
         if self.system.maps:
+            self.store = Path(tempfile.mkdtemp(prefix="startpaths-", dir="/dev/shm"))
             self._shared = [await Runtime.spawned(ALL_LIBRARIES, self._made) for _ in range(RUNTIMES)]
 
     async def close(self) -> None:
@@ -165,6 +173,8 @@ class Node:
         await asyncio.gather(*self._behind, return_exceptions=True)
         for runtime in self._made:
             await runtime.end()
+        if self.system.maps:
+            shutil.rmtree(self.store)
 
     @property
     def pids(self) -> list[int]:
@@ -229,7 +239,10 @@ class Node:
                 if donor is not None:
                     await runtime.do("drop", name=donor.known.model.name)
                 begun = time.perf_counter()
-                await runtime.do("map" if self.system.maps else "load", name=name)
+                if self.system.maps:
+                    await runtime.do("map", name=name, store=str(self.store))
+                else:
+                    await runtime.do("load", name=name)
                 self.scratch_ms[name] = (time.perf_counter() - begun) * 1e3
         finally:
             self._reserved[name] -= 1
@@ -269,9 +282,16 @@ class Node:
             return
         if self.system.maps:
             await held.runtime.do("drop", name=held.known.model.name)
+            asyncio.get_running_loop().call_later(self.idle_s, self._reclaim, held.known.files)
         else:
             self._made.remove(held.runtime)
             await held.runtime.end()
+
+    def _reclaim(self, files: frozenset[str]) -> None:
+        """Tensors that nobody needs any more, a (compressed) minute after."""
+        names = {*self._held, *(name for name, count in self._reserved.items() if count)}
+        for file in files.difference(*(self.known[name].files for name in names)):
+            (self.store / file).unlink(missing_ok=True)
 
     def _bytes(self, more: str) -> int:
         """Weights of what lives or is about to, and of one more; of the system that maps, each blob once."""

@@ -5,6 +5,8 @@ python -m benchmarks.startmodels        makes what is missing: state dictionarie
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,8 @@ from benchmarks.architectures import BY_NAME, MAX_BATCH, Architecture, example
 from benchmarks.models import SEED, TOKENS
 
 FOLDER = Path(".demo/bench-startpaths").resolve()
+TENSORS = FOLDER / "made" / "tensors"
+"""A file for each tensor of all states, by digest."""
 NOISE = 0.05
 SIDE = 224
 
@@ -36,6 +40,11 @@ class StartModel:
     @property
     def exported(self) -> Path:
         return FOLDER / "made" / f"{self.name}.pt2"
+
+    @property
+    def index(self) -> Path:
+        """Its state by name: the file of `TENSORS`, type and shape of each tensor."""
+        return FOLDER / "made" / f"{self.name}.json"
 
     @property
     def answer(self) -> Path:
@@ -100,11 +109,28 @@ def make(model: StartModel) -> None:
     os.replace(partial, model.exported)
 
 
+def store_tensors(model: StartModel) -> None:
+    import torch
+
+    state = torch.load(model.state, weights_only=True)
+    model.index.write_text(json.dumps({name: _stored(tensor.numpy()) for name, tensor in state.items()}))
+
+
+def _stored(array: np.ndarray) -> tuple[str, str, tuple[int, ...]]:
+    data = array.tobytes()
+    digest = hashlib.sha256(data + str((array.dtype, array.shape)).encode()).hexdigest()
+    TENSORS.mkdir(parents=True, exist_ok=True)
+    (TENSORS / digest).write_bytes(data)
+    return digest, str(array.dtype), array.shape
+
+
 def main() -> None:
     for model in MODELS:
         if not model.exported.exists():
             print(f"making {model.name}", flush=True)
             make(model)
+        if not model.index.exists():
+            store_tensors(model)
 
 
 if __name__ == "__main__":

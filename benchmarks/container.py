@@ -3,9 +3,9 @@
 python -m benchmarks.container LIBRARIES        imports them (separated by commas) and says so
 
 Three ways to a model: *load* builds its module and reads its weights; *map* builds it without memory, copies what is missing into a store
-on tmpfs, a file for each tensor, and maps all of it; *transform* makes a live flat program into it and copies every weight, as Optimus does.
-Transformations happen between flat programs here, which is kinder than between modules: no module is built. What was loaded becomes a flat
-program after its first answer, when nobody waits.
+on tmpfs, a file for each tensor, and maps all of it; *transform* makes a live flat program into it and copies every weight, as Optimus
+does. Transformations happen between flat programs here, which is kinder than between modules: no module is built. What was loaded becomes
+a flat program after its first answer, when nobody waits.
 """
 
 from __future__ import annotations

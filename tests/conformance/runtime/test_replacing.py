@@ -189,17 +189,20 @@ def test_one_that_fails_half_way_is_gone(backend, after, models, pair, open_arti
         assert answers_of(open_artifact, digest, inputs) == fresh[digest], "nobody finds the other one's bytes under this one's name"
 
 
-def test_what_was_mapped_over_is_let_go_of_at_the_end(pair, open_artifact, become):
+def test_what_was_mapped_over_is_let_go_of_at_the_end(store, pair, open_artifact, become):
     first, second = pair("ort")
+    files = {ref.digest for ref in read(store, second).large_tensors()}
+
+    def mappings():
+        lines = Path("/proc/self/maps").read_text()
+        return {digest: lines.count(digest) for digest in files}, lines
+
+    before, _ = mappings()
     opened = open_artifact(first)
     seats = [address_of(opened.blobs.mapped(ref.digest).view) for ref in opened.artifact.large_tensors()]
     made = become(opened, second)
-
-    def lines():
-        return Path("/proc/self/maps").read_text()
-
-    assert all(f"{seat:x}-" in lines() for seat in seats)
-    files = {ref.digest for ref in made.artifact.large_tensors()}
-    assert all(lines().count(digest) == 2 for digest in files), "as the store has it, and where the session reads it"
+    there, lines = mappings()
+    assert all(f"{seat:x}-" in lines for seat in seats)
+    assert there == {digest: count + 2 for digest, count in before.items()}, "as the store has it, and where the session reads it"
     made.close()
-    assert not any(digest in lines() for digest in files)
+    assert mappings()[0] == before

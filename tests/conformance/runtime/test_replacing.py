@@ -206,3 +206,14 @@ def test_what_was_mapped_over_is_let_go_of_at_the_end(store, pair, open_artifact
     assert there == {digest: count + 2 for digest, count in before.items()}, "as the store has it, and where the session reads it"
     made.close()
     assert mappings()[0] == before
+
+
+@each_backend
+def test_nothing_stays_mapped_of_what_was_closed(backend, store, models, pair, open_artifact, become):
+    first, second = pair(backend)
+    files = {ref.digest for digest in (first, second) for ref in read(store, digest).large_tensors()}
+    opened = open_artifact(first)
+    bits(opened, models["bert"].inputs(1, 5))
+    become(opened, second).close()
+    lines = Path("/proc/self/maps").read_text()
+    assert not [digest for digest in files if digest in lines]

@@ -5,10 +5,13 @@ The package is written where the loader can open it and removed at once: the loa
 
 from __future__ import annotations
 
+import ctypes
 import tempfile
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from tessera import failpoint
@@ -23,11 +26,14 @@ _MODEL = "model"
 _RUNNERS = 1
 _ANY_DEVICE = -1
 
+Constants = dict[str, tuple[npt.NDArray[Any], str]]
+"""By the library's name: the array, and its type as Open Inference names it."""
+
 
 class AotiLoaded:
     inline = False
 
-    def __init__(self, library: Any, header: Header, constants: dict[str, torch.Tensor]) -> None:
+    def __init__(self, library: Any, header: Header, constants: Constants) -> None:
         self._library = library
         self._header = header
         self._constants = constants  # the library only points at them
@@ -41,12 +47,12 @@ class AotiLoaded:
             answers = library.run([to_torch(inputs[name].array, inputs[name].datatype) for name in self._header.inputs])
             return {name: to_tensor(name, value) for name, value in zip(self._header.outputs, answers, strict=True)}
 
-    def becomes(self, constants: dict[str, torch.Tensor]) -> AotiLoaded:
+    def becomes(self, constants: Constants) -> AotiLoaded:
         """The same library with other constants; this one is closed by it. Raises: RuntimeError: half of it may be done."""
         library = self._library
         try:
             failpoint.hit("runtime.replace")
-            library.load_constants(constants, False, True, True)
+            _given(library, constants)
         finally:
             self.close()
         return AotiLoaded(library, self._header, constants)
@@ -87,7 +93,7 @@ class AotiBackend:
                     raise DataCorrupted(
                         f"constants of the library are {sorted(library.get_constant_fqns())[:5]}..., not what the graph says"
                     )
-                library.load_constants(constants, False, True, True)
+                _given(library, constants)
             except RuntimeError as error:
                 raise Unsupported(f"AOTInductor's package cannot be opened: {' '.join(str(error).split())[:500]}") from error
         return AotiLoaded(library, header, constants)
@@ -118,11 +124,25 @@ def create(config: BackendConfig) -> AotiBackend:
     return AotiBackend(config)
 
 
-def _constants(artifact: Artifact, header: Header, blobs: BlobSource) -> dict[str, torch.Tensor]:
+def _constants(artifact: Artifact, header: Header, blobs: BlobSource) -> Constants:
     """By the library's names, on mapped memory. Raises: DataCorrupted: they do not fit."""
     _check(artifact, header)
     arrays = blobs.tensors()
-    return {name: to_torch(arrays[constant.slot], constant.dtype) for name, constant in header.constants.items()}
+    return {name: (arrays[constant.slot], constant.dtype) for name, constant in header.constants.items()}
+
+
+def _given(library: Any, constants: Constants) -> None:
+    """The library never lets go of the tensors that it gets: these own nothing, so that mappings end with those who have them."""
+    tensors = {name: to_torch(_unowned(array), dtype) for name, (array, dtype) in constants.items()}
+    library.load_constants(tensors, False, True, True)
+
+
+def _unowned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The same memory; it must outlive whoever reads it by this array."""
+    if not array.size:
+        return array.copy()
+    memory = (ctypes.c_ubyte * array.nbytes).from_address(array.__array_interface__["data"][0])
+    return np.frombuffer(memoryview(memory), array.dtype).reshape(array.shape)
 
 
 def _check(artifact: Artifact, header: Header) -> None:

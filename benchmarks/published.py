@@ -13,7 +13,6 @@ import shutil
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,7 +155,8 @@ class Node:
     store: Path = Path()
     _held: dict[str, Held] = field(default_factory=dict)
     _starting: dict[str, asyncio.Future[Held]] = field(default_factory=dict)
-    _reserved: Counter[str] = field(default_factory=Counter)
+    _reserved: set[str] = field(default_factory=set)
+    """Being started, with room."""
     _made: list[Runtime] = field(default_factory=list)
     _shared: list[Runtime] = field(default_factory=list)
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -245,7 +245,7 @@ class Node:
                     await runtime.do("load", name=name)
                 self.scratch_ms[name] = (time.perf_counter() - begun) * 1e3
         finally:
-            self._reserved[name] -= 1
+            self._reserved.discard(name)
         self._held[name] = Held(wanted, runtime, last_s=self.now_s(), ready=transformed or not self.system.transforms)
         return path
 
@@ -270,7 +270,7 @@ class Node:
                     await self._evict(min(idle, key=lambda held: held.last_s))
                 else:
                     await self._changed.wait()
-            self._reserved[name] += 1
+            self._reserved.add(name)
 
     async def _expire(self) -> None:
         now_s = self.now_s()
@@ -289,13 +289,12 @@ class Node:
 
     def _reclaim(self, files: frozenset[str]) -> None:
         """Tensors that nobody needs any more, a (compressed) minute after."""
-        names = {*self._held, *(name for name, count in self._reserved.items() if count)}
-        for file in files.difference(*(self.known[name].files for name in names)):
+        for file in files.difference(*(self.known[name].files for name in {*self._held, *self._reserved})):
             (self.store / file).unlink(missing_ok=True)
 
     def _bytes(self, more: str) -> int:
         """Weights of what lives or is about to, and of one more; of the system that maps, each blob once."""
-        names = {more, *self._held, *(name for name, count in self._reserved.items() if count)}
+        names = {more, *self._held, *self._reserved}
         if self.system.maps:
             return sum({blob.digest: blob.size_bytes for name in names for blob in self.known[name].blobs}.values())
         return sum(self.known[name].size_bytes for name in names)

@@ -175,8 +175,7 @@ def settings(transforms: bool) -> dict[str, str]:
 
 def ours(transforms: bool, budget_bytes: int, schedule: Sequence[Arrival]) -> Cell:
     """Through a platform of real processes, gateway included."""
-    with platform(env=settings(transforms), store=str(budget_bytes), state=STATE) as client:
-        client.is_live()
+    with platform(env=settings(transforms), store=str(budget_bytes), state=STATE):
         return asyncio.run(_ours(schedule))
 
 

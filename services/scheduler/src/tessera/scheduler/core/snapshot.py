@@ -37,13 +37,16 @@ def node_views(
 
 def with_coming(views: Sequence[NodeView], coming: Mapping[tuple[NodeId, TrustDomain], Collection[Digest]]) -> tuple[NodeView, ...]:
     """`coming`: digests that somebody is fetching into a node's store."""
-    found = list(views)
-    for at, node in enumerate(found):
-        here = {domain: replace(store, coming=frozenset(coming[node.node_id, domain]) - store.digests)
-                for domain, store in node.stores.items() if coming.get((node.node_id, domain))}  # fmt: skip
-        if here:
-            found[at] = replace(node, stores={**node.stores, **here})
-    return tuple(found)
+    fetching = {node_id for node_id, _ in coming}
+    return tuple(_fetching(node, coming) if node.node_id in fetching else node for node in views)
+
+
+def _fetching(node: NodeView, coming: Mapping[tuple[NodeId, TrustDomain], Collection[Digest]]) -> NodeView:
+    stores = {
+        domain: replace(store, coming=frozenset(coming.get((node.node_id, domain), ())) - store.digests)
+        for domain, store in node.stores.items()
+    }
+    return replace(node, stores=stores)
 
 
 def _reported(node_id: NodeId, node: ObservedNode, condition: NodeCondition, starting: int, stopping: Collection[InstanceId]) -> NodeView:

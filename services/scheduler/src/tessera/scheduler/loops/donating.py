@@ -43,11 +43,12 @@ class Donating:
         if self._rules is None:
             return {}
         found: dict[tuple[VariantKey, NodeId], tuple[Donor, ...]] = {}
+        gaps = self._cluster.usage.gaps
         for profile_class in sorted({node.profile_class for node in nodes}):
             transform_ms = functools.partial(self._transform_ms, profile_class)
             some = [node for node in nodes if node.profile_class == profile_class]
             found |= donors(
-                candidates, some, self._records.variant, transform_ms, self._cluster.usage.gaps, self._rules, self._costs,
+                candidates, some, self._records.variant, transform_ms, gaps, self._rules, self._costs,
                 self._records.profiles(), self._taken,
             )  # fmt: skip
         return found

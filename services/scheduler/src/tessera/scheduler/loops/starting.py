@@ -227,8 +227,8 @@ class Starter:
         coming: dict[tuple[NodeId, TrustDomain], set[Digest]] = {}
         for variant, node_id, flight in self._flights.all():
             record = self._records.variant(variant) if flight.option.bytes_to_fetch else None
-            blobs = self._blobs.blobs(record.artifact) if record is not None and record.artifact else None
-            coming.setdefault((node_id, variant.trust_domain), set()).update(blob.digest for blob in blobs or ())
+            if record is not None and record.artifact and (blobs := self._blobs.blobs(record.artifact)):
+                coming.setdefault((node_id, variant.trust_domain), set()).update(blob.digest for blob in blobs)
         return with_coming(self._cluster.views(self._records.nodes(), self._flights.starting()), coming)
 
     def _candidates(self, wanted: Sequence[VariantKey]) -> tuple[tuple[Candidate, ...], list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 
 import pytest
@@ -127,6 +128,26 @@ def test_a_deadlock_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(RuntimeError, match="deadlock"):
         run_virtual(main)
+
+
+def test_time_stands_still_while_a_thread_works() -> None:
+    async def main() -> float:
+        async with asyncio.timeout(1):
+            await asyncio.to_thread(time.sleep, 0.2)
+        return asyncio.get_running_loop().time()
+
+    assert run_virtual(main) == 0
+
+
+def test_a_thread_that_waits_for_time_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tessera.testing._loop.STALL_S", 0.05)
+
+    async def main() -> bool:
+        later = threading.Event()
+        asyncio.get_running_loop().call_later(100, later.set)
+        return await asyncio.to_thread(later.wait, 60)
+
+    assert run_virtual(main)
 
 
 def test_threads_and_sockets_are_served_in_real_time() -> None:

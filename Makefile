@@ -10,6 +10,9 @@ DISTRIBUTIONS := proto/python pkg runtime sdk cli $(addprefix services/,gateway 
 SOURCES := pkg runtime sdk cli services backends tests benchmarks examples deploy proto/generate.py
 STAMP := $(VENV)/.tessera-setup
 PYTEST := $(BIN)/python -m pytest -q
+# Tests that share nothing run in several processes, a module in one; end-to-end tests have a platform each and the machine to themselves.
+JOBS ?= 2
+PARALLEL := -n $(JOBS) --dist loadfile
 # One line for all runs of pytest: how many tests were left out, and why (tests/conftest.py).
 LEFT_OUT := awk '{n[$$0]++} END {for (why in n) {printf "%s%d (%s)", (at++ ? ", " : "left out here: "), n[why], why} if (at) print ""}'
 PORT_BASE ?= 8000
@@ -57,13 +60,13 @@ contracts: setup ## import contracts (.importlinter)
 	@$(BIN)/lint-imports --no-logo 2>&1 | tail -n 25; exit $${PIPESTATUS[0]}
 
 unit: setup ## unit tests: values, fakes, virtual time
-	@$(PYTEST) tests/unit tests/golden $(addsuffix /tests,$(BACKENDS))
+	@$(PYTEST) $(PARALLEL) tests/unit tests/golden $(addsuffix /tests,$(BACKENDS))
 
 golden: setup ## re-write the golden files; review the difference
 	@TESSERA_WRITE_GOLDEN=1 $(PYTEST) tests/golden && git diff --stat tests/golden
 
 conformance: setup ## one suite per interface, over every implementation
-	@$(PYTEST) tests/conformance
+	@$(PYTEST) $(PARALLEL) tests/conformance
 
 check: ## the quick half: format, lint, types, contracts, stubs, unit, conformance
 	@start=$$SECONDS; for part in proto-check lint types contracts unit conformance; do \
@@ -71,7 +74,8 @@ check: ## the quick half: format, lint, types, contracts, stubs, unit, conforman
 	  echo "check: all passed in $$((SECONDS - start)) s"
 
 integration: setup ## real etcd, real processes, real models, faults
-	@$(PYTEST) tests/integration tests/e2e
+	@$(PYTEST) $(PARALLEL) tests/integration
+	@$(PYTEST) tests/e2e
 
 test: ## everything: check, then integration and end-to-end tests
 	@left_out=$$(mktemp); export TESSERA_LEFT_OUT=$$left_out; \

@@ -2,7 +2,8 @@
 
 A marker per need (see pyproject.toml). Where the need is not met the test is left out and counted in one last line with the
 reason, as is what skips itself (`pytest.importorskip`); `TESSERA_REQUIRE_<NEED>=1` makes leaving it out a failure. `make test` is
-several runs: it names a file in `TESSERA_LEFT_OUT`, each run adds a line per test to it, and make counts them at the very end.
+several runs: it names a file in `TESSERA_LEFT_OUT`, each run adds a line per test to it, and make counts them at the very end. In a
+run of several processes (pytest-xdist) every worker collects everything, and what it left out comes to the one that reports.
 """
 
 from __future__ import annotations
@@ -64,6 +65,15 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "chromium": _missing_chromium,
 }
 _left_out: Counter[str] = Counter()
+_not_collected: Counter[str] = Counter()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        return  # refused before the workers exist
+    for need, missing in NEEDS.items():
+        if os.environ.get(f"TESSERA_REQUIRE_{need.upper()}") == "1" and (reason := missing()) is not None:
+            raise pytest.UsageError(f"TESSERA_REQUIRE_{need.upper()}=1, but tests that need it cannot run: {reason}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -72,11 +82,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         reason = missing() if wanted else None
         if reason is None:
             continue
-        if os.environ.get(f"TESSERA_REQUIRE_{need.upper()}") == "1":
-            raise pytest.UsageError(f"TESSERA_REQUIRE_{need.upper()}=1, but {len(wanted)} tests cannot run: {reason}")
         for item in wanted:
             items.remove(item)
-            _left_out[f"needs {need}: {reason}"] += 1
+            _not_collected[f"needs {need}: {reason}"] += 1
         config.hook.pytest_deselected(items=wanted)
 
 
@@ -104,29 +112,42 @@ def stores_are_sound(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    _note_skip(report)
+    _note_skip(report, _left_out)
 
 
 def pytest_collectreport(report: pytest.CollectReport) -> None:
-    _note_skip(report)
+    _note_skip(report, _not_collected)
 
 
-def _note_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+def _note_skip(report: pytest.TestReport | pytest.CollectReport, noted: Counter[str]) -> None:
     """What skips itself, in its set-up or while its module is read; a whole module counts once."""
     if report.skipped and not hasattr(report, "wasxfail"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        _left_out[" ".join(reason.removeprefix("Skipped: ").split())] += 1
+        noted[" ".join(reason.removeprefix("Skipped: ").split())] += 1
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["not_collected"] = dict(_not_collected)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Every worker collected the same: the union, not the sum."""
+    global _not_collected
+    _not_collected |= Counter(getattr(node, "workeroutput", {}).get("not_collected", {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if not _left_out:
+    left_out = _left_out + _not_collected
+    if not left_out:
         return
     collected = os.environ.get("TESSERA_LEFT_OUT")
     if collected:
         with open(collected, "a") as file:
-            file.writelines(f"{reason}\n" for reason in _left_out.elements())
+            file.writelines(f"{reason}\n" for reason in left_out.elements())
     else:
-        what = ", ".join(f"{count} ({reason})" for reason, count in sorted(_left_out.items()))
+        what = ", ".join(f"{count} ({reason})" for reason, count in sorted(left_out.items()))
         terminalreporter.write_line(f"left out here: {what}")
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from deploy.images.build import Builder, BuildFailed, inspect, size_bytes
 from deploy.images.spec import IMAGES, IMPORTED_BASE, PULLED_BASE, ROOT, WHEELHOUSE
@@ -29,6 +32,19 @@ def base_image(wanted: str) -> str:
     return IMPORTED_BASE
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """One at a time: a wheelhouse and its build contexts belong to who fills them."""
+    WHEELHOUSE.mkdir(parents=True, exist_ok=True)
+    with (WHEELHOUSE / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("images: waiting for who else builds some here")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def say(text: str) -> None:
     sys.stderr.write(text + "\n")
 
@@ -45,14 +61,15 @@ def main() -> int:
         parser.error(f"no such image: {', '.join(unknown)}; known are {', '.join(IMAGES)}")
     begun = time.monotonic()
     wanted = [IMAGES[name] for name in given.images or IMAGES]
+    built = {}
     try:
-        base = base_image(given.base_image)
-        builder = Builder(base, given.tag, WHEELHOUSE, say)
-        built = {}
-        for index, image in enumerate(wanted, start=1):
-            started = time.monotonic()
-            say(f"images {index}/{len(wanted)}: {image.name}")
-            built[image.name] = f"built in {time.monotonic() - started:.0f} s" if builder.build(image) else "up to date"
+        with alone():
+            base = base_image(given.base_image)
+            builder = Builder(base, given.tag, WHEELHOUSE, say)
+            for index, image in enumerate(wanted, start=1):
+                started = time.monotonic()
+                say(f"images {index}/{len(wanted)}: {image.name}")
+                built[image.name] = f"built in {time.monotonic() - started:.0f} s" if builder.build(image) else "up to date"
     except (BuildFailed, subprocess.CalledProcessError, OSError) as error:
         say(f"images: {error}")
         return 1

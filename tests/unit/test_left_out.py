@@ -41,17 +41,18 @@ def session(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(session: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(session: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TESSERA_")}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(session)]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, str(session)]
     return subprocess.run(command, capture_output=True, text=True, env=kept | environment, cwd=session, timeout=60, check=False)
 
 
 SKIPPED = "could not import 'no_such_module_anywhere': No module named 'no_such_module_anywhere'"
 
 
-def test_one_run_says_it_itself(session: Path) -> None:
-    done = run(session)
+@pytest.mark.parametrize("options", [(), ("-n", "2")], ids=["one process", "workers"])
+def test_one_run_says_it_itself(session: Path, options: tuple[str, ...]) -> None:
+    done = run(session, *options)
     assert done.returncode == 0, done.stdout
     assert f"left out here: 2 ({SKIPPED}), 1 (needs root: not root)" in done.stdout
 
@@ -70,7 +71,8 @@ def test_several_runs_are_counted_by_make_at_the_end(session: Path) -> None:
     assert "2 (needs root: not root)" in said
 
 
-def test_leaving_out_can_be_forbidden(session: Path) -> None:
-    done = run(session, TESSERA_REQUIRE_ROOT="1")
+@pytest.mark.parametrize("options", [(), ("-n", "2")], ids=["one process", "workers"])
+def test_leaving_out_can_be_forbidden(session: Path, options: tuple[str, ...]) -> None:
+    done = run(session, *options, TESSERA_REQUIRE_ROOT="1")
     assert done.returncode != 0
-    assert "TESSERA_REQUIRE_ROOT=1, but 1 tests cannot run: not root" in done.stdout + done.stderr
+    assert "TESSERA_REQUIRE_ROOT=1, but tests that need it cannot run: not root" in done.stdout + done.stderr

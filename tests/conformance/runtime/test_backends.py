@@ -218,7 +218,7 @@ def test_unload_gives_the_memory_back(backend, sharing, models, store, tmp_path)
         else:
             assert maps == 0
             assert mapped_bytes == 0
-            assert loaded - before > 0.9 * weights
+            assert loaded - before > weights - (8 << 20)  # the allocator fills what it kept of the round before first
 
 
 def test_every_backend_has_a_flavour_and_a_name():

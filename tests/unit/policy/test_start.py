@@ -7,70 +7,24 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from start_questions import DOMAIN, at_home, candidate, decide, instance, key, node, profile, runtime
 
 from tessera.domain.artifact import Blob
 from tessera.domain.errors import InvalidInput
 from tessera.domain.ids import (
     BuildClass,
     Digest,
-    Generation,
     InstanceId,
-    ModelName,
     NodeId,
     ProfileClass,
-    RuntimeId,
     TrustDomain,
-    VariantKey,
-    VariantName,
-    VersionNumber,
 )
-from tessera.domain.instance import InstanceState, Stage, StageTime, StartPath
-from tessera.domain.records import LoadCost, ProfileRecord, VariantRecord, VariantState
+from tessera.domain.instance import InstanceState, StartPath
 from tessera.policy.placement.bytes_present import BytesPresentPlacement
-from tessera.policy.placement.homes import HomesPlacement
 from tessera.policy.start import registry
-from tessera.policy.start.base import Donor, StartDecision, StartQuestion
-from tessera.policy.start.cheapest import CheapestStart
+from tessera.policy.start.base import StartQuestion
 from tessera.policy.start.costs import CostModel
-from tessera.policy.view import Candidate, InstanceView, NodeCondition, NodeView, RuntimeView, StoreView
-
-DOMAIN = TrustDomain("default")
-POLICY = CheapestStart()
-
-
-def key(variant: str = "ort-fp32") -> VariantKey:
-    return VariantKey(DOMAIN, ModelName("m"), VersionNumber(1), VariantName(variant))
-
-
-def candidate(variant: str = "ort-fp32", size_bytes: int = 0, *, backend: str = "ort", build_class: str | None = "a") -> Candidate:
-    record = VariantRecord(
-        key(variant), backend, backend, "fp32", VariantState.READY, 8, BuildClass(build_class) if build_class else None, Digest("f" * 64)
-    )
-    return Candidate(record, (Blob(Digest("1" * 64), size_bytes),) if size_bytes else ())
-
-
-def runtime(flavour: str = "ort", domain: TrustDomain = DOMAIN) -> RuntimeView:
-    return RuntimeView(RuntimeId(f"r-{flavour}"), flavour, domain, 0)
-
-
-def instance(variant: str = "ort-fp32", state: InstanceState = InstanceState.READY) -> InstanceView:
-    return InstanceView(InstanceId("i-1"), key(variant), Generation(1), state, 3.0)
-
-
-def node(name: str = "n1", **changes: object) -> NodeView:
-    values: dict[str, object] = {"flavours": ("ort", "aten"), "runtimes": (runtime(),), **changes}
-    build_class = BuildClass(str(values.pop("build_class", "a")))
-    store = StoreView(values.pop("store_budget_bytes", 1 << 40), 0, values.pop("digests", frozenset()))  # type: ignore[arg-type]
-    return NodeView(NodeId(name), build_class, ProfileClass("p"), {values.pop("trust_domain", DOMAIN): store}, **values)  # type: ignore[arg-type,dict-item]
-
-
-def decide(candidates: list[Candidate], nodes: list[NodeView], **more: object) -> StartDecision:
-    return POLICY.decide(StartQuestion(tuple(candidates), tuple(nodes), **more))  # type: ignore[arg-type]
-
-
-def profile(path: StartPath, ms: float, fetch_ms: float = 0.0, variant: str = "ort-fp32") -> ProfileRecord:
-    stages = (StageTime(Stage.FETCH, fetch_ms), StageTime(Stage.LOAD, ms))
-    return ProfileRecord(key(variant), ProfileClass("p"), (LoadCost(path, stages),), (), 0.0)
+from tessera.policy.view import NodeCondition, StoreView
 
 
 def test_a_ready_instance_is_the_answer() -> None:
@@ -171,63 +125,6 @@ def test_the_second_candidate_starts_where_every_node_refuses_the_first() -> Non
     assert any(loser.refused and "is of build class a; the variant was built for zen" in loser.reason for loser in decision.losers)
 
 
-def donor(name: str = "i-old", transform_ms: float = 1.0, return_ms: float = 4.0, again: float = 0.25) -> Donor:
-    return Donor(InstanceId(name), key("aten-old"), transform_ms, return_ms, again)
-
-
-def of(*found: Donor) -> dict[tuple[VariantKey, NodeId], tuple[Donor, ...]]:
-    return {(key("aten-fp32"), NodeId("n1")): found}
-
-
-ATEN = candidate("aten-fp32", backend="aten", build_class=None)
-
-
-def test_an_idle_instance_becomes_it_where_that_is_cheapest_with_what_its_own_model_costs_later() -> None:
-    """Binding takes 5 ms."""
-    here = node(runtimes=(runtime("aten"),))
-    decision = decide([ATEN], [here], donors=of(donor("i-often", 0.5, 10.0, 0.9), donor("i-seldom", 1.0, 10.0, 0.1)))
-    assert decision.chosen is not None
-    assert (decision.chosen.start_path, decision.chosen.donor, decision.chosen.expected_ms) == (StartPath.TRANSFORM, "i-seldom", 1.0)
-    assert decision.chosen.reason == (
-        "out of i-seldom (m@1/aten-old): 1.0 ms planned, and 1.0 ms for its model, which comes back with a chance of 10%"
-    )
-    assert decision.losers[0].start_path is StartPath.BIND
-    assert decision.losers[0].reason == "5.0 ms assumed; 3.0 ms more than transform on n1"
-
-
-@pytest.mark.parametrize("price", [donor(transform_ms=5.5, again=0.0), donor(transform_ms=1.0, return_ms=20.0, again=0.5)])
-def test_what_costs_more_than_binding_is_not_made_of_anything(price: Donor) -> None:
-    decision = decide([ATEN], [node(runtimes=(runtime("aten"),))], donors=of(price))
-    assert decision.chosen is not None
-    assert (decision.chosen.start_path, decision.chosen.donor) == (StartPath.BIND, None)
-    (lost,) = [loser for loser in decision.losers if loser.start_path is StartPath.TRANSFORM]
-    assert "more than bind on n1" in lost.reason
-
-
-def test_a_ready_instance_comes_before_any_donor_and_a_donor_that_failed_is_not_asked_again() -> None:
-    ready = replace(instance(), variant=ATEN.key)
-    warm = decide([ATEN], [node(instances=(ready,), runtimes=(runtime("aten"),))], donors=of(donor(transform_ms=0.1, again=0.0)))
-    assert warm.chosen is not None
-    assert warm.chosen.start_path is StartPath.WARM
-    failed = {(ATEN.key, NodeId("n1"), StartPath.TRANSFORM): "instance i-old is not idle"}
-    tried = decide([ATEN], [node(runtimes=(runtime("aten"),))], donors=of(donor()), failed=failed)
-    assert tried.chosen is not None
-    assert tried.chosen.start_path is StartPath.BIND
-    assert any("failed before: instance i-old is not idle" in loser.reason for loser in tried.losers)
-
-
-def test_bytes_are_fetched_whoever_it_is_made_of() -> None:
-    lacking = candidate("aten-fp32", 1_000_000, backend="aten", build_class=None)
-    decision = decide([lacking], [node(runtimes=(runtime("aten"),))], donors=of(donor()))
-    assert decision.chosen is not None
-    assert decision.chosen.expected_ms == pytest.approx(1.0 + 2.0)
-    assert "2.0 ms for 976.6 KiB to fetch" in decision.chosen.reason
-
-
-def at_home(home: str) -> CheapestStart:
-    return CheapestStart(HomesPlacement(BytesPresentPlacement(), lambda variant: NodeId(home)))
-
-
 def test_it_starts_where_it_lives_unless_elsewhere_is_much_sooner_or_ready() -> None:
     nodes = [node("n1"), node("n2", runtimes=())]
     decision = at_home("n2").decide(StartQuestion((candidate(),), tuple(nodes)))
@@ -252,15 +149,6 @@ def test_a_home_that_refuses_is_none() -> None:
     decision = at_home("n2").decide(StartQuestion((candidate(),), (node("n1"), node("n2", build_class=BuildClass("b")))))
     assert decision.chosen is not None
     assert decision.chosen.node_id == "n1"
-
-
-def test_donors_elsewhere_pay_for_it_too() -> None:
-    aten = (runtime("aten"),)
-    decision = at_home("n2").decide(StartQuestion((ATEN,), (node("n1", runtimes=aten), node("n2", runtimes=aten)), donors=of(donor())))
-    assert decision.chosen is not None
-    assert (decision.chosen.node_id, decision.chosen.start_path) == ("n2", StartPath.BIND)
-    (lost,) = [loser for loser in decision.losers if loser.start_path is StartPath.TRANSFORM]
-    assert lost.price_ms == 1001.0
 
 
 def test_what_failed_is_not_tried_again() -> None:
@@ -341,18 +229,6 @@ def test_where_all_are_late_the_deadline_decides_nothing() -> None:
     wanted = [candidate("aten-fp32", backend="aten"), candidate()]
     nodes = [node(runtimes=(runtime(), runtime("aten")))]
     assert decide(wanted, nodes, ready_within_ms=0.5).chosen == decide(wanted, nodes).chosen
-
-
-def test_a_donor_that_is_wanted_again_is_taken_where_nothing_else_is_in_time() -> None:
-    source = key("other")
-    donors = {(key("aten-fp32"), NodeId("n1")): (Donor(InstanceId("i-9"), source, 2.0, 100.0, 1.0),)}
-    wanted, nodes = [candidate("aten-fp32", backend="aten")], [node(runtimes=(runtime("aten"),))]
-    paths = {}
-    for within_ms in (None, 3.0):
-        chosen = decide(wanted, nodes, donors=donors, ready_within_ms=within_ms).chosen
-        assert chosen is not None
-        paths[within_ms] = chosen.start_path
-    assert paths == {None: StartPath.BIND, 3.0: StartPath.TRANSFORM}
 
 
 def test_bytes_that_another_start_is_fetching_count_half() -> None:

@@ -162,8 +162,9 @@ async def published(
 
 
 def settings(transforms: bool) -> dict[str, str]:
-    """Every timer compressed alike."""
+    """Every timer compressed alike; as many threads a runtime as PyTorch takes in the published systems' processes."""
     return {
+        "TESSERA_RUNTIME_THREADS": str(os.cpu_count()),
         "TESSERA_INSTANCE_KEEP_ALIVE_S": str(KEEP_ALIVE_S),
         "TESSERA_IDLE_AFTER_S": str(IDLE_S),
         "TESSERA_TENSOR_KEEP_ALIVE_S": str(IDLE_S),

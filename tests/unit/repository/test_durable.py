@@ -10,6 +10,7 @@ import pytest
 
 from tessera.domain.errors import DataCorrupted, ResourceExhausted
 from tessera.repository import Repository
+from tessera.repository.store import LOCAL_RANGE_BYTES
 from tessera.tensorstore.artifact import digest_of
 
 
@@ -103,12 +104,12 @@ def test_what_a_dead_writer_left_is_invisible_and_swept(repository: Repository, 
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_said(repository: Repository, tmp_path: Path) -> None:
-    data = bytes(3 << 20)
+    data = bytes(LOCAL_RANGE_BYTES + (2 << 20))
     digest = repository.put_bytes(data)
     chunks = repository.open_reader(digest)
     next(chunks)
     path = tmp_path / "repository/blobs" / digest[:2] / digest
     path.chmod(0o644)
-    os.truncate(path, 2 << 20)
+    os.truncate(path, LOCAL_RANGE_BYTES + (1 << 20))
     with pytest.raises(DataCorrupted, match=f"{digest}.* ends {1 << 20} bytes early"):
         list(chunks)

@@ -42,7 +42,7 @@ class CountingRepository(RepositoryReader):
 
     @property
     def range_bytes(self) -> int:
-        return self.inner.range_bytes
+        return MIB
 
     def read_range(self, digest: Digest, pieces: Sequence[Piece], offset: int, length: int) -> bytes:
         with self.lock:

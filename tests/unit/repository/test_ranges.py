@@ -16,6 +16,7 @@ from tessera.repository import Repository
 from tessera.repository.fetch import Fetcher
 from tessera.repository.interface import Piece
 from tessera.repository.ranges import TRIES, RangeReader
+from tessera.repository.store import LOCAL_RANGE_BYTES
 from tessera.tensorstore.local import LocalTensorStore
 from tessera.testing.blobs import blob_of
 
@@ -28,6 +29,7 @@ class FailingRanges:
     def __init__(self, inner: Repository, faults: dict[int, int]) -> None:
         self._inner = inner
         self._faults = faults
+        self.range_bytes = MIB
         self.read: list[int] = []
         self.threads: set[str] = set()
         self.lock = threading.Lock()
@@ -100,4 +102,4 @@ def test_no_more_than_a_range_per_thread_is_in_memory(repository: Repository, st
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert writer.commit()
-    assert peak < 6 * MIB, "of two threads, a range read and one being freed at most"
+    assert peak < 4.5 * LOCAL_RANGE_BYTES, "of two threads, a range read and one being freed at most"

@@ -25,6 +25,8 @@ from tessera.repository.interface import Piece
 from tessera.tensorstore.interface import BytesLike, flat
 
 CHUNK_BYTES = 1 << 20
+LOCAL_RANGE_BYTES = 4 << 20
+"""Most tensors whole: a thread that has to ask again gives its core away each time."""
 REMOTE_RANGE_BYTES = 8 << 20
 """Long enough that the round trip to an object store is a small part of reading it."""
 S3_OPTIONS = {"use_listings_cache": False, "default_block_size": REMOTE_RANGE_BYTES}
@@ -62,13 +64,14 @@ class Repository:
 
     @property
     def range_bytes(self) -> int:
-        return REMOTE_RANGE_BYTES if self._s3 else CHUNK_BYTES
+        return REMOTE_RANGE_BYTES if self._s3 else LOCAL_RANGE_BYTES if self._local else CHUNK_BYTES
 
     def locate(self, digest: Digest) -> list[Piece]:
         name = _object(digest)
         with translated(self.url):
             try:
-                size: int = self._fs.info(f"{self._root}/{name}")["size"]
+                path = f"{self._root}/{name}"
+                size: int = os.stat(path).st_size if self._local else self._fs.info(path)["size"]
             except FileNotFoundError as error:
                 raise NotFound(f"blob {digest} is not in repository {self.url}") from error
         return [Piece(name, 0, size)]
@@ -89,7 +92,8 @@ class Repository:
     def _read(self, digest: Digest, piece: Piece, offset: int, length: int) -> bytes:
         start = piece.offset + offset
         try:
-            data: bytes = self._fs.cat_file(f"{self._root}/{piece.object}", start=start, end=start + length)
+            path = f"{self._root}/{piece.object}"
+            data: bytes = _local_range(path, start, length) if self._local else self._fs.cat_file(path, start=start, end=start + length)
         except FileNotFoundError as error:
             raise NotFound(f"blob {digest} left repository {self.url} while it was read") from error
         if len(data) < length:
@@ -196,6 +200,15 @@ class Repository:
             for path in unfinished:
                 self._fs.rm_file(path)
         return len(unfinished)
+
+
+def _local_range(path: str, start: int, length: int) -> bytes:
+    """As `cat_file`, which opens a file for each range as well, in a tenth of a millisecond under the interpreter's lock."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.pread(fd, length, start)
+    finally:
+        os.close(fd)
 
 
 def _object(digest: Digest) -> str:

@@ -60,4 +60,5 @@ def test_every_key_of_a_domain_lies_below_its_prefix() -> None:
         what, key = line.split()
         if what not in {"service", "election", "batching"}:
             assert key.startswith(keys.domain(LAB)), what
+            assert keys.domain_of(key) == LAB, what
     assert not keys.domain(TrustDomain("lab2")).startswith(keys.domain(LAB))

@@ -174,7 +174,7 @@ class Registry:
         self.aliases = Aliases(self.coordinator, self.clock)
         self.log = JobLog(16)
         self.blobs = StoredBlobs(self.repository)
-        self.shelf = Shelf(self.catalogue, self.blobs, [DOMAIN])
+        self.shelf = Shelf(self.catalogue, self.blobs)
         self.uploads = UploadFolder(self.folder / "uploads", 1 << 20)
         self.variants = VariantMaker(
             clock=self.clock, coordinator=self.coordinator, catalogue=self.catalogue, baker=self.baker, blobs=self.blobs,
@@ -218,11 +218,11 @@ class Registry:
         key = keys.node(DOMAIN, record.node_id)
         await self.coordinator.transact([ModRevisionIs(key, 0)], [Put(key, encode(record))])
 
-    def upload(self, files: dict[str, bytes]) -> tuple[SourceFile, ...]:
+    def upload(self, files: dict[str, bytes], domain: TrustDomain = DOMAIN) -> tuple[SourceFile, ...]:
         listed = tuple(SourceFile(path, len(data), digest_of(data)) for path, data in sorted(files.items()))
         for file in listed:
-            if self.uploads.missing(DOMAIN, [file]):
-                incoming = self.uploads.receive(DOMAIN, file.digest)
+            if self.uploads.missing(domain, [file]):
+                incoming = self.uploads.receive(domain, file.digest)
                 incoming.write(0, files[file.path])
                 incoming.finish()
         return listed

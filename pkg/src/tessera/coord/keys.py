@@ -23,13 +23,19 @@ from __future__ import annotations
 from tessera.domain.ids import Digest, InstanceId, JobId, ModelName, NodeId, ProfileClass, TrustDomain, VariantKey, VersionKey
 
 ROOT = "/tessera/v1/"
+DOMAINS = ROOT + "d/"
 SERVICES = ROOT + "services/"
 SCHEDULER_ELECTION = ROOT + "elections/scheduler/"
 BATCH_ELECTION = ROOT + "elections/batch/"
 
 
 def domain(trust_domain: TrustDomain) -> str:
-    return f"{ROOT}d/{trust_domain}/"
+    return f"{DOMAINS}{trust_domain}/"
+
+
+def domain_of(key: str) -> TrustDomain:
+    """Whose a key below `DOMAINS` is."""
+    return TrustDomain(key.removeprefix(DOMAINS).partition("/")[0])
 
 
 def name(trust_domain: TrustDomain, model_or_alias: ModelName) -> str:

@@ -87,7 +87,7 @@ async def run(config: RegistryConfig, stop: Stop, coordinator: Coordinator, stat
     uploads = UploadFolder(state / "uploads", config.upload_max_file_bytes)
     blobs = StoredBlobs(Repository(config.repository_url, config.repository_options))
     catalogue, log, baker = Catalogue(coordinator), JobLog(config.jobs_remembered), GrpcBaker()
-    shelf = Shelf(catalogue, blobs, domains)
+    shelf = Shelf(catalogue, blobs)
     sandbox = Sandbox(
         limits=SandboxLimits(
             memory_bytes=config.import_memory_bytes,

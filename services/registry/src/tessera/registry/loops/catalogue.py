@@ -90,6 +90,10 @@ class Catalogue:
         aliases = tuple(alias for alias in await self.aliases(domain) if alias.model == model.name)
         return Known(model, tuple(sorted(versions, key=lambda v: v.version)), tuple(variants), aliases)
 
+    async def domains(self) -> list[TrustDomain]:
+        """Every trust domain that has records, served here or not."""
+        return sorted({keys.domain_of(item.key) for item in (await self._coordinator.list(keys.DOMAINS)).items})
+
     async def versions(self, domain: TrustDomain) -> list[VersionRecord]:
         return await self._records(keys.versions(domain), VersionRecord)
 

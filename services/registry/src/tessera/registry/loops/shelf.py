@@ -6,7 +6,7 @@ Storing and sweeping exclude each other (`exclusive`), because a blob that is st
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 from tessera import telemetry
 from tessera.domain.artifact import Artifact
@@ -14,6 +14,7 @@ from tessera.domain.errors import NotFound
 from tessera.domain.ids import Digest, TrustDomain, VersionKey
 from tessera.domain.records import VariantRecord, VersionRecord
 from tessera.registry.core.references import artifacts_of, reachable, sets_of
+from tessera.registry.core.source import BUILT_IN
 from tessera.registry.loops.catalogue import Catalogue
 from tessera.registry.ports import Blobs
 
@@ -21,11 +22,10 @@ _log = telemetry.get_logger("tessera.registry.shelf")
 
 
 class Shelf:
-    def __init__(self, catalogue: Catalogue, blobs: Blobs, domains: Sequence[TrustDomain]) -> None:
+    def __init__(self, catalogue: Catalogue, blobs: Blobs) -> None:
         self.exclusive = asyncio.Lock()
         self._catalogue = catalogue
         self._blobs = blobs
-        self._domains = tuple(domains)
 
     async def large_tensors_of_others(self, domain: TrustDomain, but: VersionKey | None) -> frozenset[Digest]:
         """Digests of large tensors that other versions of this trust domain refer to (bytes are shared within a domain only)."""
@@ -42,32 +42,38 @@ class Shelf:
             versions = [record for record in removed if isinstance(record, VersionRecord)]
             variants = [record for record in removed if isinstance(record, VariantRecord)]
             candidates = await self._reachable(artifacts_of(versions, variants), missing_is_fine=True)
-            return await self._blobs.delete(sorted((candidates | sets_of(versions)) - await self._needed()))
+            needed = await self._needed(*await self._records())
+            return await self._blobs.delete(sorted((candidates | sets_of(versions)) - needed))
 
     async def sweep(self) -> int:
         """Deletes what no record refers to: left by imports that did not end. At start, before any job runs.
 
-        Where no record refers to anything the repository is left alone: the records may be the part that is lost.
+        Where no model but the built-in one has a version, which each start writes anew, the repository is left alone: the records may be
+        the part that is lost.
         """
         async with self.exclusive:
-            needed = await self._needed()
+            versions, variants = await self._records()
+            needed = await self._needed(versions, variants)
             unneeded = [digest for digest in await self._blobs.listing() if digest not in needed]
-            if not needed and unneeded:
-                _log.warning("no record refers to any blob of the repository; nothing is swept", blobs=len(unneeded))
+            if unneeded and all(version.model == BUILT_IN for version in versions):
+                _log.warning("no model refers to any blob of the repository; nothing is swept", blobs=len(unneeded))
                 return 0
             freed = await self._blobs.delete(unneeded)
         if unneeded:
             _log.info("swept blobs that no record refers to", blobs=len(unneeded), freed_bytes=freed)
         return freed
 
-    async def _needed(self) -> frozenset[Digest]:
-        artifacts: frozenset[Digest] = frozenset()
-        sets: frozenset[Digest] = frozenset()
-        for domain in self._domains:
-            versions = await self._catalogue.versions(domain)
-            artifacts |= artifacts_of(versions, await self._catalogue.variants(domain))
-            sets |= sets_of(versions)
-        return sets | await self._reachable(artifacts, missing_is_fine=False)
+    async def _records(self) -> tuple[list[VersionRecord], list[VariantRecord]]:
+        """Of every trust domain that has any: one that is not served now keeps its blobs, and all share the repository."""
+        versions: list[VersionRecord] = []
+        variants: list[VariantRecord] = []
+        for domain in await self._catalogue.domains():
+            versions += await self._catalogue.versions(domain)
+            variants += await self._catalogue.variants(domain)
+        return versions, variants
+
+    async def _needed(self, versions: Collection[VersionRecord], variants: Collection[VariantRecord]) -> frozenset[Digest]:
+        return sets_of(versions) | await self._reachable(artifacts_of(versions, variants), missing_is_fine=False)
 
     async def _reachable(self, artifacts: Collection[Digest], *, missing_is_fine: bool) -> frozenset[Digest]:
         found: dict[Digest, Artifact] = {}

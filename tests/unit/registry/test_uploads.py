@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tessera.domain.errors import FailedPrecondition, InvalidInput
+from tessera.domain.errors import FailedPrecondition, InvalidInput, ResourceExhausted
 from tessera.domain.ids import Digest, TrustDomain
 from tessera.registry.adapters.uploads import UploadFolder
 from tessera.registry.core.manifest import SourceFile
@@ -74,6 +74,19 @@ def test_file_larger_than_it_said(uploads: UploadFolder) -> None:
     with pytest.raises(InvalidInput, match="at most 10000 bytes"):
         unknown.write(0, bytes(10_001))
     unknown.discard()
+
+
+@pytest.mark.parametrize("size", [10, 10_000])  # found out when the file is finished; when a piece is written
+def test_full_disk_is_said_and_leaves_nothing(uploads: UploadFolder, tmp_path: Path, size: int) -> None:
+    data = bytes(size)
+    incoming = uploads.receive(D, digest_of(data))
+    incoming._file.close()
+    incoming._file = Path("/dev/full").open("wb")
+    with pytest.raises(ResourceExhausted, match=r"uploads is full after \d+ bytes of it: No space left on device"):
+        incoming.write(0, data)
+        incoming.finish()
+    incoming.discard()
+    assert files(tmp_path) == []
 
 
 def test_pieces_follow_one_another(uploads: UploadFolder) -> None:

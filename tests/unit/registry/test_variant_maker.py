@@ -7,7 +7,8 @@ import asyncio
 import pytest
 from registry_world import CLASS_A, CLASS_B, DOMAIN, Registry, stored, tensor
 
-from tessera.domain.errors import Internal, Unavailable
+from tessera import failpoint
+from tessera.domain.errors import Internal, ResourceExhausted, Unavailable
 from tessera.domain.ids import ModelName, VersionNumber
 from tessera.domain.records import VariantRecord, VariantState
 
@@ -58,11 +59,12 @@ async def test_second_class_gets_its_own_build(registry: Registry) -> None:
     assert registry.baker.bakes == [("n1", CLASS_A), ("n2", CLASS_B)]
 
 
-async def test_lost_node_costs_another_try(registry: Registry) -> None:
-    registry.baker.errors = [Unavailable("connection reset")]
+@pytest.mark.parametrize("error", [Unavailable("connection reset"), ResourceExhausted("the store is full")])
+async def test_lost_node_and_no_room_cost_another_try(registry: Registry, error: Exception) -> None:
+    registry.baker.errors = [error]
     await registry.node("n1", CLASS_A)
     events = await registry.register("m", FILES, wait=True)
-    assert any("connection reset; again in 1 s" in e.message for e in events)
+    assert any(f"{error}; again in 1 s" in e.message for e in events)
     assert len(registry.baker.bakes) == 2
     assert (await ort(registry))["ort-fp32"].state is VariantState.READY
 
@@ -87,6 +89,17 @@ async def test_node_that_is_lost_each_time_fails_the_variant(registry: Registry)
     failed = (await ort(registry))["ort-fp32"]
     assert failed.state is VariantState.FAILED
     assert failed.reason == "tried 2 times, at last on n1: gone again"
+
+
+async def test_disk_that_stays_full_fails_the_variant_and_ends_nothing_else(registry: Registry) -> None:
+    await registry.node("n1", CLASS_A)
+    with failpoint.active("registry.receive_blob=oserror(ENOSPC)"):
+        await registry.register("m", FILES, wait=True)
+    failed = (await ort(registry))["ort-fp32"]
+    assert failed.state is VariantState.FAILED
+    assert failed.reason.startswith("tried 2 times, at last on n1: what the node made cannot be written: No space left on device")
+    await registry.register("m", FILES)
+    await registry.settled(in_state(registry, VariantState.READY))
 
 
 async def test_node_that_sends_less_than_it_says_is_not_believed(registry: Registry) -> None:

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 from tessera.domain.errors import ResourceExhausted, TesseraError, Unavailable
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says when there is no room."""
 
 
 @contextmanager
@@ -26,6 +27,6 @@ def translated(url: str, is_callers: Callable[[Exception], bool] = lambda error:
     except Exception as error:
         if is_callers(error):
             raise
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if isinstance(error, OSError) and error.errno in FULL:
             raise ResourceExhausted(f"repository {url} is full: {error.strerror}") from error
         raise Unavailable(f"repository {url}: {str(error) or type(error).__name__}") from error

@@ -49,6 +49,6 @@ class RegistryConfig(ServiceConfig):
     """What is made beside `aten-fp32` and `ort-fp32`, of versions that can gain from it and whose registration names no recipes itself."""
     bake_timeout_s: float = Field(900.0, gt=0.0)
     bake_attempts: int = Field(5, ge=1)
-    """How often a node may be lost while it bakes a variant before the variant counts as failed."""
+    """How often a node may be lost, or room be lacking, while a variant is baked before it counts as failed."""
     jobs_remembered: int = Field(256, ge=1)
     """Ended jobs whose progress can still be read."""

@@ -59,11 +59,11 @@ class IncomingFile(Protocol):
     digest: Digest
 
     def write(self, offset: int, data: bytes) -> None:
-        """Raises: InvalidInput when a piece is out of order or the file grows beyond its size."""
+        """Raises: InvalidInput when a piece is out of order or the file grows beyond its size; ResourceExhausted when the disk is full."""
         ...
 
     def finish(self) -> None:
-        """Durable and visible when it returns. Raises: InvalidInput when the bytes have another digest."""
+        """Durable and visible when it returns. Raises: InvalidInput when the bytes have another digest; ResourceExhausted as `write`."""
         ...
 
     def discard(self) -> None: ...
@@ -80,7 +80,9 @@ class Uploads(Protocol):
         """Remembers names and sizes for messages and limits until the files have arrived."""
         ...
 
-    def receive(self, domain: TrustDomain, digest: Digest) -> IncomingFile: ...
+    def receive(self, domain: TrustDomain, digest: Digest) -> IncomingFile:
+        """Begins a file. Raises: ResourceExhausted when the disk is full."""
+        ...
 
     def arrived(self, domain: TrustDomain, digest: Digest) -> None: ...
 

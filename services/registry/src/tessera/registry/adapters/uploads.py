@@ -8,14 +8,17 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from blake3 import blake3
 
-from tessera.domain.errors import FailedPrecondition, InvalidInput
+from tessera.domain.errors import FailedPrecondition, InvalidInput, ResourceExhausted
 from tessera.domain.ids import Digest, TrustDomain
 from tessera.registry.core.manifest import SourceFile
+from tessera.repository.durable import sync_folder
+from tessera.repository.failures import FULL
 
 _INCOMING = ".incoming-"
 
@@ -49,7 +52,7 @@ class UploadFolder:
                 self._expected[domain, file.digest] = file
 
     def receive(self, domain: TrustDomain, digest: Digest) -> IncomingFile:
-        """Begins a file, from its first byte."""
+        """Begins a file, from its first byte. Raises: ResourceExhausted when the disk is full."""
         expected = self._expected.get((domain, digest))
         name = f"file {expected.path}" if expected else f"file with digest {digest}"
         limit = expected.size_bytes if expected else self._max_file_bytes
@@ -94,7 +97,8 @@ class UploadFolder:
 
 
 class IncomingFile:
-    """One file on its way. `write` in order, then `finish`; `discard` leaves nothing."""
+    """One file on its way. `write` in order, then `finish`; `discard` leaves nothing. Each but that raises ResourceExhausted when the disk
+    is full."""
 
     def __init__(self, target: Path, digest: Digest, name: str, limit_bytes: int) -> None:
         self.digest = digest
@@ -103,9 +107,10 @@ class IncomingFile:
         self._name = name
         self._limit_bytes = limit_bytes
         self._hasher = blake3()
-        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._temporary = target.with_name(f"{_INCOMING}{secrets.token_hex(8)}")
-        self._file = self._temporary.open("xb")
+        with self._full_is_said():
+            target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._file = self._temporary.open("xb")
 
     def write(self, offset: int, data: bytes) -> None:
         """Raises: InvalidInput when a piece is out of order or the file grows beyond its size."""
@@ -115,7 +120,8 @@ class IncomingFile:
             )
         if self.received_bytes + len(data) > self._limit_bytes:
             raise InvalidInput(f"size of {self._name}", self.received_bytes + len(data), f"at most {self._limit_bytes} bytes")
-        self._file.write(data)
+        with self._full_is_said():
+            self._file.write(data)
         self._hasher.update(data)
         self.received_bytes += len(data)
 
@@ -129,17 +135,26 @@ class IncomingFile:
         if actual != self.digest:
             self.discard()
             raise InvalidInput(self._name, None, f"{self.received_bytes} bytes with digest {actual} arrived, not {self.digest}")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        os.fchmod(self._file.fileno(), 0o444)
-        self._file.close()
-        os.replace(self._temporary, self._target)
-        folder = os.open(self._target.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        with self._full_is_said():
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            os.fchmod(self._file.fileno(), 0o444)
+            self._file.close()
+            os.replace(self._temporary, self._target)
+            sync_folder(str(self._target.parent))
 
     def discard(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # what is still buffered finds no room either; it is closed all the same
+            self._file.close()
         self._temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def _full_is_said(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise ResourceExhausted(
+                f"{self._name}: the registry's disk for uploads is full after {self.received_bytes} bytes of it: {error.strerror}"
+            ) from error

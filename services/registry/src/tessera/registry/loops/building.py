@@ -12,7 +12,16 @@ from pathlib import Path
 from tessera import failpoint, telemetry
 from tessera.clock import Clock
 from tessera.domain.artifact import Blob
-from tessera.domain.errors import Conflict, DataCorrupted, DeadlineExceeded, Internal, NotFound, TesseraError, Unavailable
+from tessera.domain.errors import (
+    Conflict,
+    DataCorrupted,
+    DeadlineExceeded,
+    Internal,
+    NotFound,
+    ResourceExhausted,
+    TesseraError,
+    Unavailable,
+)
 from tessera.domain.ids import VariantKey
 from tessera.domain.records import VariantState
 from tessera.registry.core.recipes import check_exact, withheld
@@ -32,7 +41,8 @@ Say = Callable[[Bake, str, str, float], None]
 
 
 class Builder:
-    """Builds what a plan says. A node that is lost costs another try, with back-off; a build that fails is recorded with its reason."""
+    """Builds what a plan says. A node that is lost, or no room, costs another try, with back-off; a build that fails is recorded with its
+    reason."""
 
     def __init__(
         self,
@@ -86,8 +96,10 @@ class Builder:
                 await self._build(bake)
         except (Conflict, NotFound) as error:
             _log.info("variant changed while it was baked", variant=str(key), reason=str(error))
-        except (Unavailable, DeadlineExceeded) as error:
+        except (Unavailable, DeadlineExceeded, ResourceExhausted) as error:
             await self._lost(bake, error)
+        except OSError as error:
+            await self._lost(bake, Internal(f"what the node made cannot be written: {error.strerror or error}"))
         except TesseraError as error:
             await self._failed(bake, str(error))
 

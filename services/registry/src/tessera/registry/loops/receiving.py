@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from tessera import failpoint
 from tessera.domain.artifact import Blob
 from tessera.domain.errors import DataCorrupted
 from tessera.domain.ids import Digest
@@ -21,13 +22,14 @@ class BlobReceiver:
         folder.mkdir(parents=True)
 
     async def take(self, piece: BakeBlob) -> None:
-        """Raises: DataCorrupted when pieces are out of order or longer than they said."""
+        """Raises: DataCorrupted when pieces are out of order or longer than they said; OSError when they cannot be written."""
         got = self._received.get(piece.digest, 0)
         size = self._sizes.setdefault(piece.digest, piece.size_bytes)
         if piece.offset != got or piece.size_bytes != size or got + len(piece.data) > size or size > _MAX_BLOB_BYTES:
             raise DataCorrupted(
                 f"blob {piece.digest} from the node: {len(piece.data)} bytes at {piece.offset} of {piece.size_bytes} after {got} of {size}"
             )
+        await failpoint.async_hit("registry.receive_blob")
         await asyncio.to_thread(self._append, piece)
         self._received[piece.digest] = got + len(piece.data)
 

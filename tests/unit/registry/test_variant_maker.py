@@ -8,7 +8,7 @@ import pytest
 from registry_world import CLASS_A, CLASS_B, DOMAIN, Registry, stored, tensor
 
 from tessera import failpoint
-from tessera.domain.errors import Internal, ResourceExhausted, Unavailable
+from tessera.domain.errors import Conflict, Internal, NotFound, ResourceExhausted, TesseraError, Unavailable
 from tessera.domain.ids import ModelName, VersionNumber
 from tessera.domain.records import VariantRecord, VariantState
 
@@ -89,6 +89,28 @@ async def test_node_that_is_lost_each_time_fails_the_variant(registry: Registry)
     failed = (await ort(registry))["ort-fp32"]
     assert failed.state is VariantState.FAILED
     assert failed.reason == "tried 2 times, at last on n1: gone again"
+
+
+@pytest.mark.parametrize("kind", [NotFound, Conflict])
+async def test_node_that_lacks_what_it_bakes_from_fails_the_variant(registry: Registry, kind: type[TesseraError]) -> None:
+    registry.baker.refused["ort-fp32"] = kind("blob 1234 is not in repository file:///elsewhere")
+    await registry.node("n1", CLASS_A)
+    await registry.register("m", FILES, wait=True)
+    failed = (await ort(registry))["ort-fp32"]
+    assert failed.state is VariantState.FAILED
+    assert failed.reason == "tried 2 times, at last on n1: node n1: blob 1234 is not in repository file:///elsewhere"
+    assert len(registry.baker.bakes) == 2
+
+
+async def test_build_that_is_tried_again_leaves_the_turn_to_others(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tessera.registry.loops.building._BACK_OFF_S", (600.0,))
+    registry.baker.errors = [NotFound("blob 1234 is not in repository file:///elsewhere")]
+    await registry.node("n1", CLASS_A)
+    await registry.register("m", FILES)
+    await registry.settled(in_state(registry, VariantState.BUILDING))
+    events = await registry.register("n", {"trunk": tensor(3)}, wait=True)
+    assert events[-1].message == "aten-fp32 ready, ort-fp32 ready"
+    assert (await ort(registry))["ort-fp32"].state is VariantState.BUILDING
 
 
 async def test_disk_that_stays_full_fails_the_variant_and_ends_nothing_else(registry: Registry) -> None:

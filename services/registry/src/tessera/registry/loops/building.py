@@ -111,27 +111,36 @@ class Builder:
         folder = self._work / f"bake-{digest_of(str(key).encode())[:16]}"
         shutil.rmtree(folder, ignore_errors=True)
         receiver = BlobReceiver(folder)
-        version = bake.version
-        order = BakeOrder(f"bake-{key.variant}", bake.source, bake.variant.max_batch, bake.recipe, version.evaluation, version.calibration)
         try:
-            done: BakeDone | None = None
-            async for event in self._baker.bake(bake.node, order, self._timeout_s):
-                if isinstance(event, BakeProgress):
-                    self._say(bake, "baking", f"{key.variant}: {event.message}", 0.92)
-                elif isinstance(event, BakeBlob):
-                    await receiver.take(event)
-                else:
-                    done = event
-            if done is None:
-                raise Unavailable(f"node {bake.node.node_id} stopped baking without an answer")
-            if done.build_class != bake.node.build_class:
-                raise Unavailable(f"node {bake.node.node_id} is of build class {done.build_class} now, not {bake.node.build_class}")
+            done = await self._bake(bake, receiver)
             await self._store(bake, done, receiver.finish(), folder)
         finally:
             await asyncio.to_thread(shutil.rmtree, folder, True)
         self.forget(key)
         _log.info("variant ready", variant=str(key), node=bake.node.node_id, seconds=round(self._clock.monotonic_s() - begun_s, 3))
         self._say(bake, "variant ready", str(key.variant), 0.97)
+
+    async def _bake(self, bake: Bake, receiver: BlobReceiver) -> BakeDone:
+        node, variant, version = bake.node, bake.variant, bake.version
+        name = variant.key.variant
+        order = BakeOrder(f"bake-{name}", bake.source, variant.max_batch, bake.recipe, version.evaluation, version.calibration)
+        done: BakeDone | None = None
+        try:
+            async for event in self._baker.bake(node, order, self._timeout_s):
+                if isinstance(event, BakeProgress):
+                    self._say(bake, "baking", f"{name}: {event.message}", 0.92)
+                elif isinstance(event, BakeBlob):
+                    await receiver.take(event)
+                else:
+                    done = event
+        except (Conflict, NotFound) as error:
+            # the node's words about its own world (a repository without the export, for one): no record has changed here
+            raise Unavailable(f"node {node.node_id}: {error}") from error
+        if done is None:
+            raise Unavailable(f"node {node.node_id} stopped baking without an answer")
+        if done.build_class != node.build_class:
+            raise Unavailable(f"node {node.node_id} is of build class {done.build_class} now, not {node.build_class}")
+        return done
 
     async def _store(self, bake: Bake, done: BakeDone, blobs: tuple[Blob, ...], folder: Path) -> None:
         key = bake.variant.key

@@ -103,7 +103,9 @@ class Uploads(Protocol):
 class Blobs(Protocol):
     """The repository as the registry uses it. Its calls may take long and run in threads."""
 
-    async def artifact(self, digest: Digest) -> Artifact: ...
+    async def artifact(self, digest: Digest) -> Artifact:
+        """Raises: NotFound; DataCorrupted; Unsupported: it was written in a later format."""
+        ...
 
     async def read(self, digest: Digest) -> bytes:
         """A small blob (a graph). Raises: NotFound; DataCorrupted."""

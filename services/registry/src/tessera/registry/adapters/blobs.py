@@ -23,7 +23,7 @@ class StoredBlobs:
         self._artifacts: dict[Digest, Artifact] = {}
 
     async def artifact(self, digest: Digest) -> Artifact:
-        """Raises: NotFound; DataCorrupted."""
+        """Raises: NotFound; DataCorrupted; Unsupported."""
         if digest not in self._artifacts:
             self._artifacts[digest] = decode(await asyncio.to_thread(self._repository.read, digest))
         return self._artifacts[digest]

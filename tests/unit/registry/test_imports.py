@@ -194,6 +194,20 @@ async def test_killed_after_the_commit_only_variants_go_on(registry: Registry) -
     assert await variants(registry) == {"aten-fp32": VariantState.READY, "ort-fp32": VariantState.READY}
 
 
+@pytest.mark.parametrize("onnx", [True, False])
+async def test_commit_whose_answer_is_lost_is_a_registration(registry: Registry, monkeypatch: pytest.MonkeyPatch, onnx: bool) -> None:
+    monkeypatch.setattr("tessera.registry.loops.imports._RETRY_S", 0.01)
+    registry.importer.onnx = onnx
+    with failpoint.active("registry.before_commit=delay(0.2)"):
+        task = asyncio.create_task(registry.register("m", FILES))
+        await registry.settled(lambda: _hit("registry.before_commit"))
+        registry.coordinator.lose_answer()
+        events = await task
+    assert any(e.message.startswith("waiting: the connection to the fake etcd was lost") for e in events)
+    assert (events[-1].step, events[-1].version) == ("registered", a_version_key("m"))
+    assert [(job.step, job.version) for job in await registry.catalogue.jobs(DOMAIN)] == ([("variants", 1)] if onnx else [])
+
+
 async def test_import_that_kills_the_registry_again_and_again_is_given_up(registry: Registry) -> None:
     for _ in range(2):
         registry.importer.gate = asyncio.Event()

@@ -247,6 +247,9 @@ class Imports:
 
     async def _store(self, job: JobRecord, registration: Registration, digest: Digest, imported: Imported, sets_folder: Path) -> VersionKey:
         async with self._shelf.exclusive:
+            known = await self._catalogue.version_of_source(job.trust_domain, digest)
+            if known is not None:
+                return known  # committed, and the answer was lost: the job's record is at its next step, or gone
             await self._catalogue.update_job(job)
             await self._blobs.store(imported.blobs, imported.folder)
             await self._blobs.store([Blob(file.digest, file.size_bytes) for file in registration.demands.sets], sets_folder)

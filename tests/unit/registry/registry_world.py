@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tessera.clock import SystemClock
 from tessera.coord import keys
-from tessera.coord.interface import ModRevisionIs, Put
+from tessera.coord.interface import Delete, ModRevisionIs, Put
 from tessera.coord.records import encode
 from tessera.domain.accuracy import Agreement
 from tessera.domain.artifact import Artifact, Blob
@@ -217,6 +217,12 @@ class Registry:
         )
         key = keys.node(DOMAIN, record.node_id)
         await self.coordinator.transact([ModRevisionIs(key, 0)], [Put(key, encode(record))])
+
+    async def leave(self, name: str) -> None:
+        key = keys.node(DOMAIN, NodeId(name))
+        found = await self.coordinator.get(key)
+        assert found is not None
+        await self.coordinator.transact([ModRevisionIs(key, found.mod_revision)], [Delete(key)])
 
     def upload(self, files: dict[str, bytes], domain: TrustDomain = DOMAIN) -> tuple[SourceFile, ...]:
         listed = tuple(SourceFile(path, len(data), digest_of(data)) for path, data in sorted(files.items()))

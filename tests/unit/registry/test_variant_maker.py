@@ -82,6 +82,37 @@ async def test_failed_build_is_recorded_with_its_reason_and_tried_again_when_ask
     assert len(registry.importer.runs) == 1
 
 
+async def test_who_waits_for_known_content_waits_for_what_is_tried_again(registry: Registry) -> None:
+    registry.baker.errors = [Internal("ONNX Runtime cannot open it")]
+    await registry.node("n1", CLASS_A)
+    await registry.register("m", FILES, wait=True)
+    both = await asyncio.gather(*[registry.register("m", FILES, wait=True) for _ in range(2)])
+    assert (await ort(registry))["ort-fp32"].state is VariantState.READY
+    for events in both:
+        assert (events[-1].message, events[-1].unchanged) == ("aten-fp32 ready, ort-fp32 ready", True)
+    assert both[0][-1].job_id == both[1][-1].job_id
+    assert (await registry.register("m", FILES, wait=True))[-1].message == "nothing to do"
+
+
+async def test_who_waits_for_known_content_hears_what_it_waits_for(registry: Registry) -> None:
+    registry.baker.errors = [Internal("ONNX Runtime cannot open it")]
+    await registry.node("n1", CLASS_A)
+    await registry.register("m", FILES, wait=True)
+    await registry.leave("n1")
+    await registry.register("m", FILES)
+    await registry.settled(lambda: _waits(registry))
+    waiting = asyncio.create_task(registry.register("m", FILES, wait=True))
+    await registry.settled(lambda: _followed(registry))
+    await registry.node("n1", CLASS_A)
+    events = await waiting
+    assert any("no node with flavour ort" in e.message for e in events)
+    assert events[-1].message == "aten-fp32 ready, ort-fp32 ready"
+
+
+async def _waits(registry: Registry) -> bool:
+    return "no node with flavour ort" in registry.variants.progress((await ort(registry))["ort-fp32"].key)
+
+
 async def test_node_that_is_lost_each_time_fails_the_variant(registry: Registry) -> None:
     registry.baker.errors = [Unavailable("gone"), Unavailable("gone again")]
     await registry.node("n1", CLASS_A)

@@ -11,7 +11,7 @@ from tessera.domain.records import NodeRecord, VariantRecord, VariantState, Vers
 from tessera.registry.core.recipes import ATEN, BASE, ORT, names, recipe_named, recipe_of, wanted
 
 _FLAVOUR = "ort"
-_OPEN = (VariantState.PENDING, VariantState.BUILDING)
+OPEN = (VariantState.PENDING, VariantState.BUILDING)
 
 _NEXT: dict[VariantState, frozenset[VariantState]] = {
     VariantState.PENDING: frozenset({VariantState.BUILDING, VariantState.FAILED}),
@@ -115,7 +115,7 @@ def _plan_base(
 ) -> None:
     builds = [variant for variant in have.values() if recipe_of(variant) == ORT]
     for variant in builds:
-        if variant.state not in _OPEN:
+        if variant.state not in OPEN:
             continue
         chosen = _node_for(variant, by_class)
         if chosen is None:
@@ -123,7 +123,7 @@ def _plan_base(
         else:
             draft.bake.append(Bake(variant, version, ORT, version.exports[0], chosen))
     short = have[ORT]
-    if short.state in _OPEN:
+    if short.state in OPEN:
         return
     covered = {variant.build_class for variant in builds}
     for build_class in sorted(set(by_class) - covered):
@@ -145,7 +145,7 @@ def _plan_further(
     others = {variant.build_class: variant for variant in have.values() if recipe_of(variant) == ORT and variant is not short}
     for variant in have.values():
         recipe = recipe_of(variant)
-        if recipe == ORT or variant.state not in _OPEN:
+        if recipe == ORT or variant.state not in OPEN:
             continue
         if recipe not in names():
             draft.fail.append((variant.key, f"no installed package offers recipe {recipe}"))

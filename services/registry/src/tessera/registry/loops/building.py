@@ -25,7 +25,7 @@ from tessera.domain.errors import (
 from tessera.domain.ids import VariantKey
 from tessera.domain.records import VariantState
 from tessera.registry.core.recipes import check_exact, withheld
-from tessera.registry.core.variants import Bake, step
+from tessera.registry.core.variants import OPEN, Bake, step
 from tessera.registry.loops.accounting import ready
 from tessera.registry.loops.catalogue import Catalogue
 from tessera.registry.loops.receiving import BlobReceiver
@@ -88,7 +88,7 @@ class Builder:
         key = bake.variant.key
         try:
             current, revision = await self._catalogue.variant(key)
-            if current is None or current.state not in (VariantState.PENDING, VariantState.BUILDING):
+            if current is None or current.state not in OPEN:
                 return
             building = replace(step(current, VariantState.BUILDING), build_class=bake.node.build_class)
             await self._catalogue.write_variant(building, revision)

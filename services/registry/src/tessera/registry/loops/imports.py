@@ -21,8 +21,9 @@ from tessera.domain.records import Evaluation, JobRecord, ModelRecord, VariantRe
 from tessera.program import Tasks
 from tessera.registry.core.jobs import JobStep, payload_of, registration_of, step
 from tessera.registry.core.operators import Operators, count
-from tessera.registry.core.recipes import ATEN, ORT, recipe_named, wanted
+from tessera.registry.core.recipes import ATEN, BASE, ORT, recipe_named, wanted
 from tessera.registry.core.source import Registration, source_digest
+from tessera.registry.core.variants import OPEN
 from tessera.registry.loops.accounting import placeholder, ready
 from tessera.registry.loops.catalogue import Catalogue, NewVersion
 from tessera.registry.loops.joblog import JobLog, JobProgress
@@ -119,12 +120,32 @@ class Imports:
         nothing = JobId("")
         yield JobProgress(nothing, 0, "registered", f"{known}: the same content was registered before", 1.0, known, unchanged=True)
         if wait:
-            job_id = self._variants.job_of(known)
+            job_id = await self._job_of(known)
             if job_id is not None:
                 async for progress in self._log.follow(job_id):
                     yield replace(progress, unchanged=progress.version is not None)
                 return
         yield JobProgress(nothing, 0, "done", "nothing to do", 1.0, known, unchanged=True, last=True)
+
+    async def _job_of(self, known: VersionKey) -> JobId | None:
+        """The job that ends when the version's base variants are made; None: there is nothing to wait for.
+
+        Where failed ones are tried again the job that once made them has ended. One in memory alone takes its place: nothing of it has to
+        survive the registry, whose next start goes on from the variants' own records.
+        """
+        variants = await self._catalogue.variants_of(known)
+        job_id = self._variants.job_of(known)
+        waited = [v.key for v in variants if v.key.variant in BASE and v.state in OPEN]
+        if job_id is not None or not waited:
+            return job_id
+        job_id = JobId(f"variants-{known.model}-{known.version}-{self._draw()}")
+        self._log.begin(job_id, 1)
+        self._variants.follow(known, job_id)
+        for key in waited:  # what was said before anybody followed
+            if words := self._variants.progress(key):
+                self._log.say(job_id, JobProgress(job_id, 0, "baking", words, 0.9))
+        self._variants.wake()
+        return job_id
 
     async def _begin(self, registration: Registration, digest: Digest) -> JobId:
         """Checks what can be checked at once, makes the record, starts the work."""

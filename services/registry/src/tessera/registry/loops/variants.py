@@ -19,7 +19,7 @@ from tessera.domain.errors import Conflict, Internal, NotFound, TesseraError, Va
 from tessera.domain.ids import JobId, ModelName, TrustDomain, VariantKey, VersionKey, VersionNumber
 from tessera.domain.records import NodeRecord, VariantRecord, VariantState
 from tessera.registry.core.recipes import ATEN, is_base, recipe_of
-from tessera.registry.core.variants import Bake, plan_variants, step
+from tessera.registry.core.variants import OPEN, Bake, plan_variants, step
 from tessera.registry.loops.building import Builder
 from tessera.registry.loops.catalogue import Catalogue
 from tessera.registry.loops.joblog import JobLog, JobProgress
@@ -28,7 +28,6 @@ from tessera.registry.ports import Baker, Blobs
 from tessera.tensorstore.artifact import digest_of
 
 _IDLE_S = 5.0
-_OPEN = (VariantState.PENDING, VariantState.BUILDING)
 STOPPED = "stopped before it was made; registering the same content again has it made"
 _log = telemetry.get_logger("tessera.registry.variants")
 
@@ -117,7 +116,7 @@ class VariantMaker:
     async def _stop(self, key: VariantKey) -> bool:
         while True:
             record, revision = await self._catalogue.variant(key)
-            if record is None or record.state not in _OPEN:
+            if record is None or record.state not in OPEN:
                 return False
             try:
                 await self._catalogue.write_variant(step(record, VariantState.FAILED, STOPPED), revision)
@@ -189,7 +188,7 @@ class VariantMaker:
             await self._fail(by_key[key], reason)
         for key, reason in plan.waiting:
             self._wait(by_key[key], reason)
-        open_keys = {variant.key for variant in variants if variant.state in _OPEN}
+        open_keys = {variant.key for variant in variants if variant.state in OPEN}
         self._progress = {k: words for k, words in self._progress.items() if k.trust_domain != domain or k in open_keys}
         current = self._current[0].variant.key if self._current is not None else None
         return [bake for bake in plan.bake if bake.variant.key != current and self._builder.due(bake.variant.key)]
@@ -201,7 +200,7 @@ class VariantMaker:
 
     async def _fail(self, record: VariantRecord, reason: str) -> None:
         current, revision = await self._catalogue.variant(record.key)
-        if current is None or current.state not in _OPEN:
+        if current is None or current.state not in OPEN:
             return
         try:
             await self._catalogue.write_variant(step(current, VariantState.FAILED, reason), revision)
@@ -212,7 +211,7 @@ class VariantMaker:
         """Ends the jobs of versions whose base variants are all ready or failed, and of versions that are gone."""
         for version, job_id in [item for item in self._jobs.items() if item[0].trust_domain == domain]:
             variants = [variant for variant in await self._catalogue.variants_of(version) if is_base(variant)]
-            if any(variant.state in _OPEN for variant in variants):
+            if any(variant.state in OPEN for variant in variants):
                 continue
             await self._catalogue.end_job(domain, job_id)
             del self._jobs[version]

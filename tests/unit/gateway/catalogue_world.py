@@ -8,6 +8,7 @@ from tessera.domain.ids import DEFAULT_TRUST_DOMAIN, Generation, InstanceId, Mod
 from tessera.domain.instance import InstanceState
 from tessera.domain.records import AliasRecord, InstanceRecord, VariantState
 from tessera.gateway.core.catalogue import Catalogue
+from tessera.gateway.core.routes import slot_of_choice
 from tessera.gateway.core.slots import InstanceSlot
 from tessera.policy.variant.plain import PlainVariantPolicy
 from tessera.testing.builders import a_model, a_node, a_variant, a_variant_key, a_version, an_instance
@@ -66,7 +67,8 @@ def node(name: str = "node-0") -> Any:
 
 
 def picked(catalogue: Catalogue, name: str = "digits", version: str = "") -> str | None:
-    slot = catalogue.pick(catalogue.route(name, version))
+    choice = catalogue.choose(catalogue.route(name, version))
+    slot = slot_of_choice(choice) if choice is not None else None
     return slot.instance_id if slot is not None else None
 
 

@@ -70,11 +70,13 @@ class FakeLinks:
 
 
 class FakeScheduler:
-    """Starts an instance after `delay_s`; `errors` come first, one per call."""
+    """Starts an instance after `delay_s`; `errors` come first, one per call. `takes`: which of the candidates."""
 
     def __init__(self) -> None:
         self.delay_s = 1.0
         self.errors: list[TesseraError] = []
+        self.takes = 0
+        self.asked: list[list[VariantKey]] = []
         self.calls: list[float] = []
         self.within: list[float] = []
         self.generation = 100
@@ -83,6 +85,7 @@ class FakeScheduler:
     async def start_instance(
         self, candidates: Sequence[VariantKey], request_id: str, budget_s: float, ready_within_s: float
     ) -> StartedInstance:
+        self.asked.append(list(candidates))
         self.calls.append(budget_s)
         self.within.append(ready_within_s)
         await asyncio.sleep(self.delay_s)
@@ -90,7 +93,8 @@ class FakeScheduler:
             raise self.errors.pop(0)
         self.generation += 1
         generation = self.fixed_generation or self.generation
-        record = an_instance(variant=candidates[0], generation=Generation(generation), instance_id=InstanceId(f"i{generation}"))
+        variant = candidates[self.takes]
+        record = an_instance(variant=variant, generation=Generation(generation), instance_id=InstanceId(f"i{generation}"))
         return StartedInstance(slot_of(record), "bind", False, (StageTime(Stage.LOAD, self.delay_s * 1000),))
 
 

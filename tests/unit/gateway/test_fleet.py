@@ -225,7 +225,7 @@ class CatalogueMachine(RuleBasedStateMachine):
 
     @rule()
     def wrong_generation(self) -> None:
-        slot = self.catalogue.pick(self.catalogue.route("digits", ""))
+        slot = self.catalogue.ready([a_variant_key()])
         if slot is not None:
             self.catalogue.fleet.mark_stale(slot)
             self.stale.add(slot.generation)

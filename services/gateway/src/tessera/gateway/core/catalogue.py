@@ -8,7 +8,8 @@ so are rankings, so that a warm request costs a dict lookup or two and one look 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, cast
 
 from tessera.domain.errors import NotFound, VariantNotFound
 from tessera.domain.ids import (
@@ -38,7 +39,7 @@ from tessera.gateway.core.candidates import Row, node_class
 from tessera.gateway.core.fleet import Fleet
 from tessera.gateway.core.groups import Group
 from tessera.gateway.core.references import resolve, task_of
-from tessera.gateway.core.routes import Name, Route, criteria_of, slot_of_choice
+from tessera.gateway.core.routes import Name, Route, criteria_of
 from tessera.gateway.core.slots import InstanceSlot
 from tessera.policy.instance.base import InstancePolicy
 from tessera.policy.instance.least_in_flight import LeastInFlight
@@ -165,10 +166,12 @@ class Catalogue:
             return choice
         return Choice(choice.candidate, choice.instance, choice.expected_ms, choice.looked, items, surcharge_ms)
 
-    def pick(self, route: Route) -> InstanceSlot | None:
-        """The instance of the choice, where it has one."""
-        choice = self.choose(route)
-        return slot_of_choice(choice) if choice is not None else None
+    def ready(self, variants: Iterable[VariantKey]) -> InstanceSlot | None:
+        """An instance of the first of them that has one."""
+        for key in variants:
+            if instances := self.fleet.activity(key).instances:
+                return cast("InstanceSlot", self.instances.pick(instances))
+        return None
 
     def signature(self, route: Route) -> Signature:
         """What the models that may answer have in common. Raises: NotFound when none is there any more."""

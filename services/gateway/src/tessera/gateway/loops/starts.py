@@ -1,12 +1,13 @@
-"""Requests that wait for an instance: one start per variant in flight, a bounded queue behind it, one answer for all."""
+"""Requests that wait for an instance: one start in flight for all that the same variants may answer, and a bounded queue per variant."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from dataclasses import dataclass
 
 from tessera.clock import Clock
-from tessera.domain.errors import Conflict, FailedPrecondition, Internal, StaleTerm, TesseraError, Unavailable, error_of
+from tessera.domain.errors import Conflict, FailedPrecondition, Internal, ResourceExhausted, StaleTerm, TesseraError, Unavailable, error_of
 from tessera.domain.ids import VariantKey
 from tessera.domain.instance import StageTime, StartPath
 from tessera.gateway.core.admission import FailedStart, StartForecast, after_failure, refusal
@@ -52,7 +53,8 @@ class _Start:
 
 
 class StartQueues:
-    """One queue per variant.
+    """One queue per variant. Who waits in it shares a start with those that each of its candidates may answer as well: the scheduler takes
+    any of them.
 
     Args:
         limit: requests that may wait for one variant.
@@ -79,7 +81,9 @@ class StartQueues:
         self._meter = meter
         self._limit = limit
         self._budget_s = budget_s
-        self._starts: dict[VariantKey, _Start] = {}
+        self._starts: dict[tuple[VariantKey, ...], _Start] = {}
+        """By their candidates, the choice first."""
+        self._waiting: Counter[VariantKey] = Counter()
         self._failed: dict[VariantKey, FailedStart] = {}
 
     async def wait(self, route: Route, choice: Choice, budget_s: float, context: TraceContext) -> Started:
@@ -90,8 +94,9 @@ class StartQueues:
             TesseraError: why the start failed.
         """
         key = choice.candidate.key
+        candidates = tuple(route.to_start(choice))
         now_s = self._clock.monotonic_s()
-        start = self._starts.get(key)
+        start = self._starts.get(candidates)
         if start is None:
             failed = self._failed.get(key)
             if failed is not None and now_s < failed.until_s:
@@ -99,39 +104,43 @@ class StartQueues:
         forecast = _forecast(choice.candidate)
         refused = refusal(
             variant=str(key),
-            waiting=start.waiting if start is not None else 0,
+            waiting=self._waiting[key],
             limit=self._limit,
             budget_s=budget_s,
             forecast=forecast,
             running_for_s=now_s - start.since_s if start is not None else 0.0,
         )
+        if isinstance(refused, ResourceExhausted):
+            raise refused
         if start is None:
             # Also for a request that comes too short: the next one with the same deadline must find an instance.
-            start = self._begin(route, choice, _ready_within_s(route, budget_s, forecast), context)
+            start = self._begin(candidates, _ready_within_s(route, budget_s, forecast), context)
         if refused is not None:
             raise refused
         start.waiting += 1
+        self._waiting[key] += 1
         self._meter.waiting(1)
         try:
             result = await asyncio.shield(start.result)
         finally:
             start.waiting -= 1
+            self._waiting[key] -= 1
             self._meter.waiting(-1)
         if isinstance(result, TesseraError):
             raise error_of(result.kind, result.message)
         return result
 
-    def _begin(self, route: Route, choice: Choice, ready_within_s: float, context: TraceContext) -> _Start:
-        key = choice.candidate.key
+    def _begin(self, candidates: tuple[VariantKey, ...], ready_within_s: float, context: TraceContext) -> _Start:
         start = _Start(asyncio.get_running_loop().create_future(), self._clock.monotonic_s(), ready_within_s)
-        self._starts[key] = start
-        self._tasks.start(f"start {key}", self._run(route, key, route.to_start(choice), start, context))
+        self._starts[candidates] = start
+        self._tasks.start(f"start {candidates[0]}", self._run(candidates, start, context))
         return start
 
-    async def _run(self, route: Route, key: VariantKey, candidates: list[VariantKey], start: _Start, context: TraceContext) -> None:
+    async def _run(self, candidates: tuple[VariantKey, ...], start: _Start, context: TraceContext) -> None:
+        key = candidates[0]
         result: Started | TesseraError = Internal(f"the start of {key} was broken off")
         try:
-            result = await self._ask(route, candidates, start, context)
+            result = await self._ask(candidates, start, context)
         except TesseraError as error:
             result = error
         except Exception as error:
@@ -144,7 +153,7 @@ class StartQueues:
             else:
                 self._failed[key] = after_failure(self._failed.get(key), result, ended_s)
             waiting = start.waiting
-            del self._starts[key]
+            del self._starts[candidates]
             start.result.set_result(result)
             if isinstance(result, Started):
                 self._meter.started(result.start_path, result.stages)
@@ -165,7 +174,7 @@ class StartQueues:
         retry = {"failures": failed.failures, "next_try_s": failed.pause_s} if failed is not None else {}
         _log.warning("start failed", kind=result.kind, reason=result.message, **retry, **about)
 
-    async def _ask(self, route: Route, candidates: list[VariantKey], start: _Start, context: TraceContext) -> Started:
+    async def _ask(self, candidates: tuple[VariantKey, ...], start: _Start, context: TraceContext) -> Started:
         """Asks until the scheduler names an instance that is there; nobody leading, or a leader on its way out, is waited out within the
         budget, a leader that does not know yet what died for `REACH_S`.
         """
@@ -194,7 +203,7 @@ class StartQueues:
                     _log.info("start is asked for again", variant=str(candidates[0]), request_id=context.trace_id, reason=error.message)
                 await self._clock.sleep(pause_s)
                 pause_s = min(LONGEST_RETRY_S, pause_s * 2)
-                slot = self._ready_meanwhile(route)
+                slot = self._catalogue.ready(candidates)
                 if slot is not None:
                     return Started(slot, StartPath.WARM.value, (), "")
 
@@ -206,13 +215,6 @@ class StartQueues:
         except (Unavailable, FailedPrecondition, TimeoutError) as error:
             words = str(error) or f"no connection after {REACH_S} s"
             raise _Unreachable(f"instance {slot.instance_id} cannot be reached: {words}") from None
-
-    def _ready_meanwhile(self, route: Route) -> InstanceSlot | None:
-        """An instance that came to be without us: another gateway's, or one that is reported again."""
-        try:
-            return self._catalogue.pick(self._catalogue.route(route.name.name, route.name.wanted, route.objectives))
-        except TesseraError:
-            return None
 
 
 def _forecast(candidate: Candidate) -> StartForecast:

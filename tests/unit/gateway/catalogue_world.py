@@ -62,8 +62,8 @@ def a_catalogue() -> Catalogue:
     return made
 
 
-def node(name: str = "node-0") -> Any:
-    return replace(a_node(), node_id=NodeId(name), flavours=("aten", "ort"))
+def node(name: str = "node-0", **fields: Any) -> Any:
+    return replace(a_node(), node_id=NodeId(name), flavours=("aten", "ort"), **fields)
 
 
 def picked(catalogue: Catalogue, name: str = "digits", version: str = "") -> str | None:

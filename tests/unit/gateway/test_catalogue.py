@@ -16,6 +16,7 @@ from tessera.testing.builders import a_model, a_profile, a_variant, a_variant_ke
 
 def test_names_versions_and_aliases(catalogue: Catalogue) -> None:
     put(catalogue, replace(a_version(), version=VersionNumber(2)))
+    put(catalogue, a_variant(key=a_variant_key(version=2)))
     put(catalogue, replace(a_model(), latest=VersionNumber(2)))
     put(catalogue, alias("prod", 1))
     put(catalogue, alias("edge"))

@@ -37,6 +37,17 @@ class Row:
     def profiles_changed(self) -> None:
         self._latencies.clear()
 
+    def answers(self, model: ModelRecord | None) -> bool:
+        """Whether it may answer who names no variant and asks for no accuracy."""
+        return not never(self.record) and not self.record.withheld and self.is_plain(model)
+
+    def is_plain(self, model: ModelRecord | None) -> bool:
+        """Its answers are the registered model's, or differ with the model's consent."""
+        return not is_lossy(self.record) or (model is not None and model.lossy)
+
+    def has_host(self, classes: Classes) -> bool:
+        return any(_can_run(self.record, cls) for cls in classes)
+
     def judge(self, model: ModelRecord | None, classes: Classes) -> Candidate:
         """The candidate, as things are now."""
         record = self.record
@@ -51,7 +62,7 @@ class Row:
             activity=self.activity,
             accuracy=accuracy_of(record.agreement, model.accuracy if model is not None else None),
             dataset=model.dataset if model is not None else "",
-            plain=not is_lossy(record) or (model is not None and model.lossy),
+            plain=self.is_plain(model),
             refusal=never(record),
             nowhere="" if hosts else why_nowhere(record, classes),
             latency_ms=min(latencies.values(), default=None),

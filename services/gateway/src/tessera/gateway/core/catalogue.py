@@ -38,7 +38,7 @@ from tessera.domain.tasks import common_signature
 from tessera.gateway.core.candidates import Row, node_class
 from tessera.gateway.core.fleet import Fleet
 from tessera.gateway.core.groups import Group
-from tessera.gateway.core.references import resolve, task_of
+from tessera.gateway.core.references import answering_version, resolve, task_of
 from tessera.gateway.core.routes import Name, Route, criteria_of
 from tessera.gateway.core.slots import InstanceSlot
 from tessera.policy.instance.base import InstancePolicy
@@ -72,7 +72,8 @@ class Catalogue:
         self._profiles: dict[VariantKey, dict[ProfileClass, ProfileRecord]] = {}
         self._versions: dict[VersionKey, Group] = {}
         self._tasks: dict[str, Group] = {}
-        self._newest: dict[str, dict[ModelName, VersionKey]] = {}
+        self._answering: dict[ModelName, VersionNumber] = {}
+        self._members: dict[str, dict[ModelName, VersionKey]] = {}
         """Of each task: the versions that answer for it."""
         self._names: dict[tuple[str, str], Name] = {}
 
@@ -101,6 +102,7 @@ class Catalogue:
             case VersionRecord():
                 self.versions.setdefault(record.model, {})[record.version] = record
                 self._forget_names()
+                self._settle(record.model)
             case VariantRecord():
                 self._put_variant(record)
             case ProfileRecord():
@@ -127,6 +129,7 @@ class Catalogue:
             case VersionRecord():
                 _drop(self.versions, record.model, record.version)
                 self._forget_names()
+                self._settle(record.model)
             case VariantRecord():
                 self._remove_variant(record.key)
             case ProfileRecord():
@@ -175,7 +178,7 @@ class Catalogue:
 
     def signature(self, route: Route) -> Signature:
         """What the models that may answer have in common. Raises: NotFound when none is there any more."""
-        keys = (route.name.version,) if route.name.version is not None else self._newest.get(route.name.task, {}).values()
+        keys = (route.name.version,) if route.name.version is not None else self._members.get(route.name.task, {}).values()
         found = [self.versions[key.model][key.version].signature for key in keys if key.version in self.versions.get(key.model, ())]
         if not found:
             raise NotFound(f"{route.name.shown} has no version")
@@ -211,7 +214,7 @@ class Catalogue:
             model_name,
             model_version,
             trust_domain=self.trust_domain,
-            models=self.models,
+            answering=self._answering,
             aliases=self.aliases,
             versions=self.versions,
         )
@@ -219,7 +222,7 @@ class Catalogue:
         group = self._group(version)
         if named is not None and VariantKey(version.trust_domain, version.model, version.version, named) not in group:
             raise VariantNotFound(f"{version}/{named}", ", ".join(sorted(one.key.variant for one in group.candidates)))
-        return Name(model_name, model_version, group, version=version, named=named)
+        return Name(model_name, model_version, group, version=version, named=named, follows=resolved.follows)
 
     def _forget_names(self) -> None:
         self._names.clear()
@@ -240,32 +243,44 @@ class Catalogue:
         version = key.version_key
         groups = [self._group(version)]
         model = self.models.get(key.model)
-        if model is not None and model.task and model.latest == key.version:
+        if model is not None and model.task and self._answering[key.model] == key.version:
             groups.append(self._tasks[model.task])
         for group in groups:
             group.put(candidate)
             group.renew(self.policy)
 
     def _model_changed(self, name: ModelName) -> None:
-        """Its candidates anew: who answers for the task, accuracy and consent are the model's."""
+        """Its candidates anew: which version answers for its name and its task, accuracy and consent are the model's."""
         model = self.models.get(name)
-        newest = VersionKey(self.trust_domain, name, model.latest) if model is not None else None
-        for task in [task for task, members in self._newest.items() if name in members]:
+        for task in [task for task, members in self._members.items() if name in members]:
             self._leave(task, name)
-        if model is not None and newest is not None and model.task:
-            self._newest.setdefault(model.task, {})[name] = newest
-            self._tasks.setdefault(model.task, Group(one_model=False))
+        self._answering.pop(name, None)
+        if model is not None:
+            number = self._answering[name] = self._answering_version(model)
+            if model.task:
+                self._members.setdefault(model.task, {})[name] = VersionKey(self.trust_domain, name, number)
+                self._tasks.setdefault(model.task, Group(one_model=False))
         for row in self._rows.get(name, {}).values():
             self._place(row)
         self._forget_names()
 
+    def _settle(self, name: ModelName) -> None:
+        """Has another version answer for the model's name where its versions, their variants or the nodes say so now."""
+        model = self.models.get(name)
+        if model is not None and self._answering_version(model) != self._answering[name]:
+            self._model_changed(name)
+
+    def _answering_version(self, model: ModelRecord) -> VersionNumber:
+        rows = self._rows.get(model.name, {})
+        return answering_version(model, self.versions.get(model.name, ()), reversed(rows.values()), self.classes)
+
     def _leave(self, task: str, name: ModelName) -> None:
-        members = self._newest[task]
+        members = self._members[task]
         del members[name]
         for key in self._rows.get(name, ()):
             self._tasks[task].remove(key)
         if not members:
-            del self._newest[task], self._tasks[task]
+            del self._members[task], self._tasks[task]
 
     def _put_variant(self, record: VariantRecord) -> None:
         key = record.key
@@ -275,6 +290,7 @@ class Catalogue:
             row = rows[key] = Row(record, self.fleet.activity(key), self._profiles_of(key))
         row.record = record
         self._place(row)
+        self._settle(key.model)
         self._measure_all(key)
 
     def _remove_variant(self, key: VariantKey) -> None:
@@ -288,6 +304,7 @@ class Catalogue:
             del self._versions[key.version_key]
         # Names keep the group and the variant that they stand for.
         self._forget_names()
+        self._settle(key.model)
 
     def _profiles_of(self, key: VariantKey) -> dict[ProfileClass, ProfileRecord]:
         return self._profiles.setdefault(key, {})
@@ -328,6 +345,8 @@ class Catalogue:
         if changed:
             for group in (*self._versions.values(), *self._tasks.values()):
                 group.outdate()
+            for name in self.models:
+                self._settle(name)
 
     def _measure_all(self, key: VariantKey) -> None:
         for slot in self.fleet.slots_of(key):

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from tessera.domain.errors import InvalidInput, ModelNotFound, NotFound, VersionNotFound
 from tessera.domain.ids import ModelName, TrustDomain, VariantName, VersionKey, VersionNumber, checked_name, parse_reference, parse_version
 from tessera.domain.records import AliasRecord, ModelRecord
 from tessera.domain.tasks import TASK_PREFIX
+from tessera.gateway.core.candidates import Row
+from tessera.policy.variant.base import Classes
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
+    """`follows`: neither the name nor what it is an alias of says a version."""
+
     version: VersionKey
     variant: VariantName | None = None
+    follows: bool = False
 
 
 def task_of(model_name: str, model_version: str, tasks: Collection[str]) -> str | None:
@@ -42,11 +47,12 @@ def resolve(
     model_version: str,
     *,
     trust_domain: TrustDomain,
-    models: Mapping[ModelName, ModelRecord],
+    answering: Mapping[ModelName, VersionNumber],
     aliases: Mapping[ModelName, AliasRecord],
     versions: Mapping[ModelName, Collection[VersionNumber]],
 ) -> Resolved:
-    """Reads NAME, ALIAS, NAME@VERSION or NAME@VERSION/VARIANT and an optional version beside it.
+    """Reads NAME, ALIAS, NAME@VERSION or NAME@VERSION/VARIANT and an optional version beside it. `answering`: of each model, the version
+    that its name alone stands for.
 
     Raises:
         InvalidInput: the name is empty, the version is no number, or the two versions differ.
@@ -71,11 +77,27 @@ def resolve(
                 raise VersionNotFound(name, asked, f"only {alias.version}: it is an alias of {alias.model}@{alias.version}")
             asked = alias.version
         name = alias.model
-    model = models.get(name)
-    if model is None:
+    if name not in answering:
         raise ModelNotFound(reference.name, f"the alias stands for {name!r}" if alias is not None else "")
     known = versions.get(name, ())
-    number = asked if asked is not None else model.latest
+    number = asked if asked is not None else answering[name]
     if number not in known:
         raise VersionNotFound(name, number, ", ".join(str(n) for n in sorted(known)))
-    return Resolved(VersionKey(trust_domain, name, number), reference.variant)
+    return Resolved(VersionKey(trust_domain, name, number), reference.variant, follows=asked is None)
+
+
+def answering_version(model: ModelRecord, known: Collection[VersionNumber], rows: Iterable[Row], classes: Classes) -> VersionNumber:
+    """The version that a model's name alone stands for: the newest whose record is here and that has a variant to answer with, on a node
+    that is there if any has. Without one the latest, which errors name.
+
+    A version is announced before it is built, and its records come one by one: until it can answer, the one before it goes on.
+
+    Args:
+        rows: the model's variants, in any order; the newest first is the quickest.
+    """
+    best = (False, 0)
+    for row in rows:
+        number = row.record.key.version
+        if (True, number) > best and number <= model.latest and number in known and row.answers(model):
+            best = max(best, (row.has_host(classes), number))
+    return VersionNumber(best[1]) if best[1] else model.latest

@@ -21,7 +21,7 @@ from tessera.policy.variant.plain import to_start
 @dataclass(slots=True, eq=False)
 class Name:
     """A name and the version beside it (`wanted`) read: the group that answers, which is a task's or a version's; `named`: its one variant
-    that was named. `plain` is the last route of a request without objectives."""
+    that was named. `follows`: no version was named. `plain` is the last route of a request without objectives."""
 
     name: str
     wanted: str
@@ -29,6 +29,7 @@ class Name:
     task: str = ""
     version: VersionKey | None = None
     named: VariantName | None = None
+    follows: bool = False
     plain: Route | None = None
 
     @property

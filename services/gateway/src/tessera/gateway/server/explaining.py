@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import fields
+from itertools import chain
 
 from tessera.api.gateway.v1 import gateway_pb2
 from tessera.domain.objectives import Objectives
 from tessera.domain.records import LoadState
 from tessera.gateway.core.catalogue import Catalogue
 from tessera.gateway.core.decisions import Decision
-from tessera.gateway.core.routes import Route
+from tessera.gateway.core.routes import Name, Route
 from tessera.gateway.core.slots import InstanceSlot
 from tessera.policy.instance.base import completion_ms
 from tessera.policy.variant.account import Account, accounts
-from tessera.policy.variant.base import Choice
+from tessera.policy.variant.base import Candidate, Choice
 from tessera.wire import encode_stage_times, encode_variant_key
 
 UNKNOWN = -1.0
@@ -52,7 +54,8 @@ def of_model(catalogue: Catalogue, route: Route) -> gateway_pb2.ExplainResponse:
 def _of_choice(catalogue: Catalogue, route: Route | None, choice: Choice | None) -> gateway_pb2.ExplainResponse:
     if route is None:
         return gateway_pb2.ExplainResponse()
-    found = accounts(catalogue.policy.name, route.ranking, route.objectives, choice, route.refused(catalogue.classes))
+    refused = chain(route.refused(catalogue.classes), _newer(catalogue, route.name))
+    found = accounts(catalogue.policy.name, route.ranking, route.objectives, choice, refused)
     return gateway_pb2.ExplainResponse(
         variants=[_option(catalogue, one, choice) for one in found],
         variant_policy=catalogue.policy.name,
@@ -61,6 +64,17 @@ def _of_choice(catalogue: Catalogue, route: Route | None, choice: Choice | None)
         objective_missed=route.missed(choice) if choice is not None else "",
         snapshot=route.snapshot,
     )
+
+
+def _newer(catalogue: Catalogue, name: Name) -> Iterator[tuple[Candidate, str]]:
+    """Of a name that says no version: why the variants of newer versions than the one that it stands for cannot answer now."""
+    version = name.version if name.follows else None
+    model = catalogue.models.get(version.model) if version is not None else None
+    if version is None or model is None:
+        return
+    for number in catalogue.versions.get(model.name, ()):
+        if version.version < number <= model.latest:
+            yield from catalogue.route(model.name, str(number)).refused(catalogue.classes)
 
 
 def _option(catalogue: Catalogue, one: Account, choice: Choice | None) -> gateway_pb2.VariantOption:

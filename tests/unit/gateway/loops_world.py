@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tessera.domain.errors import TesseraError, Unavailable
@@ -34,8 +35,6 @@ class SilentMeter:
 
 class FakeLink:
     """Answers after `delay_s` with what `answer` makes."""
-
-    closed = draining = False
 
     def __init__(self) -> None:
         self.delay_s = 0.001
@@ -81,6 +80,8 @@ class FakeScheduler:
         self.within: list[float] = []
         self.generation = 100
         self.fixed_generation: int | None = None
+        self.starts = an_instance()
+        """What the instances are like, but for their names."""
 
     async def start_instance(
         self, candidates: Sequence[VariantKey], request_id: str, budget_s: float, ready_within_s: float
@@ -93,8 +94,8 @@ class FakeScheduler:
             raise self.errors.pop(0)
         self.generation += 1
         generation = self.fixed_generation or self.generation
-        variant = candidates[self.takes]
-        record = an_instance(variant=variant, generation=Generation(generation), instance_id=InstanceId(f"i{generation}"))
+        names = {"generation": Generation(generation), "instance_id": InstanceId(f"i{generation}")}
+        record = replace(self.starts, variant=candidates[self.takes], **names)
         return StartedInstance(slot_of(record), "bind", False, (StageTime(Stage.LOAD, self.delay_s * 1000),))
 
 

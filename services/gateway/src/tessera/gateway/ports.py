@@ -38,11 +38,11 @@ class StartRequests(Protocol):
 
 class RuntimeLinks(Protocol):
     def connected(self, slot: InstanceSlot) -> FrameClient | None:
-        """The open connection to the slot's runtime, None when there is none yet."""
+        """The open connection to the slot's runtime, None when there is none that takes new requests."""
         ...
 
     async def connect(self, slot: InstanceSlot) -> FrameClient:
-        """Opens it, or joins who is opening it. Raises: Unavailable, FailedPrecondition."""
+        """Opens it, or joins who is opening it. Raises: Unavailable, also where the runtime takes no new requests; FailedPrecondition."""
         ...
 
 

@@ -57,14 +57,19 @@ class FrameLinks:
     def connected(self, slot: InstanceSlot) -> FrameClient | None:
         link = self._links.get(slot.runtime_id)
         client = link.client if link is not None else None
-        return client if client is not None and not client.closed else None
+        return client if client is not None and not client.closed and not client.draining else None
 
     async def connect(self, slot: InstanceSlot) -> FrameClient:
         link = self._links.setdefault(slot.runtime_id, _Link())
         async with link.opening:
-            if link.client is not None and not link.client.closed:
-                return link.client
-            client = link.client = await self._open(slot)
+            known = self.connected(slot)
+            if known is not None:
+                return known
+            client = await self._open(slot)
+            if client.draining:
+                client.close()
+                raise Unavailable(f"runtime {slot.runtime_id} takes no new requests")
+            link.client = client
         self._tasks.start(f"link {slot.runtime_id}", self._watch(slot, link, client))
         self._on_change(slot.runtime_id, True)
         return client
@@ -103,8 +108,9 @@ class FrameLinks:
     async def _watch(self, slot: InstanceSlot, link: _Link, client: FrameClient) -> None:
         """Waits for the end of a connection, says so, and tries to come back as long as somebody wants the runtime."""
         await client.wait_closed()
-        if link.client is client:
-            link.client = None
+        if link.client is not client:
+            return  # another one has taken its place, which is watched as well
+        link.client = None
         self._on_change(slot.runtime_id, False)
         for pause_s in RECONNECT_PAUSES_S:
             if not self._wanted(slot.runtime_id) or link.client is not None:

@@ -189,8 +189,6 @@ class Inference:
             slot.in_flight += items
             try:
                 link = self._links.connected(slot) or await self._connect(slot)
-                if link.draining:
-                    raise _Lost(Unavailable(f"instance {slot.instance_id}: its runtime takes no new requests"), sent=False)
                 status, batch_size, queue_us, opening_us, run_us, answer = response = await link.request(header, body, suffix)
             except (Unavailable, _Lost) as error:
                 lost = error if isinstance(error, _Lost) else _broken(slot, error)

@@ -1,0 +1,144 @@
+"""Connections to runtimes that go away, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from loops_world import REQUEST, Parts
+
+from tessera.domain.errors import Unavailable
+from tessera.domain.ids import RuntimeId
+from tessera.frames import FrameClient, FrameResponse, FrameServer, RequestHeader
+from tessera.frames.codec import Buffer
+from tessera.gateway.adapters.links import FrameLinks
+from tessera.gateway.core.slots import slot_of
+from tessera.program import Stop, Tasks
+from tessera.testing import LoopClock
+from tessera.testing.builders import a_variant, an_instance
+
+HEADER = RequestHeader(1, 5_000_000)
+
+
+class BlockedRuntime:
+    """Answers when it is let go."""
+
+    def __init__(self) -> None:
+        self.asked, self.go = asyncio.Event(), asyncio.Event()
+
+    async def answer(self, header: RequestHeader, body: Buffer) -> FrameResponse:
+        self.asked.set()
+        await self.go.wait()
+        return FrameResponse(0)
+
+
+@dataclass
+class World:
+    tasks: Tasks
+    links: FrameLinks
+    changes: list[bool]
+
+
+def really(test: Callable[[World], Awaitable[None]]) -> None:
+    async def main() -> None:
+        changes: list[bool] = []
+        async with asyncio.timeout(20), Tasks(Stop()) as tasks:
+            links = FrameLinks(
+                "here", tasks, LoopClock(), max_message_bytes=1 << 20,
+                on_change=lambda _runtime, connected: changes.append(connected), wanted=lambda _runtime: False,
+            )  # fmt: skip
+            try:
+                await test(World(tasks, links, changes))
+            finally:
+                links.close()
+
+    asyncio.run(main())
+
+
+async def drained(server: FrameServer, client: FrameClient) -> asyncio.Task[None]:
+    """Closes it, and returns when its client knows."""
+    closing = asyncio.ensure_future(server.close(10.0))
+    while not client.draining:  # noqa: ASYNC110 - the connection tells nobody
+        await asyncio.sleep(0.001)
+    return closing
+
+
+def test_a_runtime_that_drains_answers_what_it_has_and_is_not_connected(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        runtime = BlockedRuntime()
+        slot = slot_of(an_instance(host_id="here", unix_path=str(tmp_path / "r.sock"), relay_address=""))
+        server = await FrameServer.serve_unix(slot.unix_path, runtime.answer)
+        client = await world.links.connect(slot)
+        assert world.links.connected(slot) is client
+        answer = client.request(HEADER, b"x")
+        await runtime.asked.wait()
+        closing = await drained(server, client)
+        assert world.links.connected(slot) is None
+        with pytest.raises(Unavailable):
+            await world.links.connect(slot)
+        runtime.go.set()
+        assert (await answer).status == 0
+        await closing
+
+    really(test)
+
+
+def test_the_end_of_a_connection_that_another_one_replaced_is_no_loss() -> None:
+    """A relay that restarts lets its requests end, while the next one listens already."""
+
+    async def test(world: World) -> None:
+        runtime, next_one = BlockedRuntime(), BlockedRuntime()
+        server = await FrameServer.serve_tcp("127.0.0.1", 0, runtime.answer)
+        port = server.port
+        slot = slot_of(an_instance(host_id="there", relay_address=f"127.0.0.1:{port}"))
+        client = await world.links.connect(slot)
+        answer = client.request(HEADER, b"x")
+        await runtime.asked.wait()
+        closing = await drained(server, client)
+        successor = await FrameServer.serve_tcp("127.0.0.1", port, next_one.answer)
+        newer = await world.links.connect(slot)
+        assert newer is not client
+        runtime.go.set()
+        await answer
+        await closing
+        await client.wait_closed()
+        await asyncio.sleep(0.01)
+        assert world.links.connected(slot) is newer
+        assert world.changes == [True, True]
+        await successor.close()
+
+    really(test)
+
+
+def test_while_its_runtime_drains_a_model_is_started_elsewhere(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        runtime, other = BlockedRuntime(), BlockedRuntime()
+        other.go.set()
+        parts = Parts(world.tasks)
+        parts.inference._links = parts.starts._links = world.links
+        paths = [str(tmp_path / name) for name in ("one.sock", "two.sock")]
+        server = await FrameServer.serve_unix(paths[0], runtime.answer)
+        elsewhere = await FrameServer.serve_unix(paths[1], other.answer)
+        record = an_instance(variant=a_variant().key, host_id="here", unix_path=paths[0], relay_address="")
+        parts.catalogue.put("i", record)
+        parts.scheduler.delay_s = 0.0
+        parts.scheduler.starts = replace(record, unix_path=paths[1], runtime_id=RuntimeId("other"))
+        first = asyncio.ensure_future(parts.inference.infer(REQUEST, 10.0))
+        await runtime.asked.wait()
+        (slot,) = parts.catalogue.fleet.slots()
+        client = world.links.connected(slot)
+        assert client is not None
+        closing = await drained(server, client)
+        await parts.inference.infer(REQUEST, 10.0)
+        assert parts.decisions._last[-1].outcome == "ok"
+        assert len(parts.scheduler.calls) == 1
+        runtime.go.set()
+        await first
+        await closing
+        await elsewhere.close()
+        parts.inference.close()
+
+    really(test)

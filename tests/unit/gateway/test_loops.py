@@ -117,6 +117,35 @@ def test_a_failed_start_pauses_longer_each_time() -> None:
     virtually(test)
 
 
+def test_that_nobody_leads_is_no_failure_however_long_it_lasts() -> None:
+    async def test(parts: Parts) -> None:
+        parts.scheduler.delay_s = 0.0
+        parts.scheduler.errors = [Unavailable("nobody leads")] * 10_000
+        until_s = parts.clock.monotonic_s() + 60.0
+        while parts.clock.monotonic_s() < until_s:
+            with pytest.raises(TesseraError):
+                await parts.inference.infer(REQUEST, 1.0)
+            await asyncio.sleep(0.5)
+        assert len(parts.scheduler.calls) < 200
+        parts.scheduler.errors.clear()
+        await parts.inference.infer(REQUEST, 1.5)
+
+    virtually(test)
+
+
+def test_requests_that_give_up_at_once_do_not_have_the_scheduler_asked_for_each() -> None:
+    async def test(parts: Parts) -> None:
+        parts.scheduler.delay_s = 0.0
+        parts.scheduler.errors = [Unavailable("nobody leads")] * 1000
+        for _ in range(100):
+            with pytest.raises(TesseraError):
+                await parts.inference.infer(REQUEST, 0.001)
+            await asyncio.sleep(0.001)
+        assert len(parts.scheduler.calls) <= 5
+
+    virtually(test)
+
+
 def test_a_scheduler_that_names_a_gone_generation_is_asked_again() -> None:
     async def test(parts: Parts) -> None:
         parts.scheduler.delay_s = 0.1

@@ -25,6 +25,9 @@ REACH_S = 3.0
 """How long the scheduler may go on naming an instance that does not take connections: it learns of a dead runtime later than we do."""
 NOTE_AFTER_S = 0.005
 
+_PASSING = (Unavailable, StaleTerm, Conflict)
+"""Nobody leads, or the leader does not answer or names what is gone: no failure of the variant, and asked again."""
+
 _log = get_logger("tessera.gateway")
 
 
@@ -150,7 +153,7 @@ class StartQueues:
             ended_s = self._clock.monotonic_s()
             if isinstance(result, Started):
                 self._failed.pop(key, None)
-            else:
+            elif not isinstance(result, _PASSING):
                 self._failed[key] = after_failure(self._failed.get(key), result, ended_s)
             waiting = start.waiting
             del self._starts[candidates]
@@ -170,7 +173,7 @@ class StartQueues:
                 "instance started", node=slot.node_id, instance=slot.instance_id, start_path=result.start_path, stages=stages, **about
             )
             return
-        failed = self._failed.get(key)
+        failed = self._failed.get(key) if not isinstance(result, _PASSING) else None
         retry = {"failures": failed.failures, "next_try_s": failed.pause_s} if failed is not None else {}
         _log.warning("start failed", kind=result.kind, reason=result.message, **retry, **about)
 
@@ -193,19 +196,23 @@ class StartQueues:
                     own.set_attribute("start_path", answer.start_path)
                     own.set_attribute("node", str(answer.slot.node_id))
                     return Started(self._catalogue.fleet.adopt(answer.slot), answer.start_path, answer.stages, context.trace_id)
-                except (Unavailable, StaleTerm, Conflict) as error:
+                except _PASSING as error:
                     now_s = self._clock.monotonic_s()
                     if isinstance(error, _Unreachable):
                         deadline_s = min(deadline_s, now_s + REACH_S) if not unreachable else deadline_s
                         unreachable = True
-                    if not start.waiting or now_s + pause_s >= deadline_s:
+                    if now_s + pause_s >= deadline_s:
                         raise
-                    _log.info("start is asked for again", variant=str(candidates[0]), request_id=context.trace_id, reason=error.message)
+                    passing = error
+                # Also when nobody waits: requests that come meanwhile join, and the scheduler is not asked for each of them.
                 await self._clock.sleep(pause_s)
                 pause_s = min(LONGEST_RETRY_S, pause_s * 2)
                 slot = self._catalogue.ready(candidates)
                 if slot is not None:
                     return Started(slot, StartPath.WARM.value, (), "")
+                if not start.waiting:
+                    raise passing
+                _log.info("start is asked for again", variant=str(candidates[0]), request_id=context.trace_id, reason=passing.message)
 
     async def _reach(self, slot: InstanceSlot) -> None:
         """Connects to what the scheduler named, before anybody relies on it. Raises: _Unreachable."""

@@ -58,13 +58,17 @@ class FakeLinks:
         self.link = FakeLink()
         self.reachable = True
         self.dead: set[InstanceId] = set()
+        self.mute: set[InstanceId] = set()
+        """Nothing comes back from where they are."""
 
     def connected(self, slot: InstanceSlot) -> Any:
-        return self.link if self.reachable and slot.instance_id not in self.dead else None
+        return self.link if self.reachable and slot.instance_id not in self.dead | self.mute else None
 
     async def connect(self, slot: InstanceSlot) -> Any:
         if not self.reachable or slot.instance_id in self.dead:
             raise Unavailable("nobody listens")
+        if slot.instance_id in self.mute:
+            await asyncio.sleep(3600)
         return self.link
 
 

@@ -138,6 +138,22 @@ def test_an_instance_that_was_stopped_without_a_word_is_forgotten(catalogue: Cat
     assert picked(catalogue) == "i2"
 
 
+def test_a_suspect_is_forgotten_where_no_record_will_ever_say_that_it_is_gone(catalogue: Catalogue) -> None:
+    """Named by the scheduler; its runtime died before etcd heard of it."""
+    for number in (1, 2, 3, 4):
+        catalogue.fleet.adopt(slot_of(instance(f"i{number}", number, runtime_id=RuntimeId(f"r{number}"))))
+    put(catalogue, instance("i2", 2, runtime_id=RuntimeId("r2")))
+    for runtime in ("r1", "r2", "r3"):
+        catalogue.fleet.mark_runtime(RuntimeId(runtime), suspect=True)
+    catalogue.fleet.sweep()
+    assert len(catalogue.fleet.slots()) == 4
+    catalogue.fleet.mark_runtime(RuntimeId("r3"), suspect=False)
+    for _ in range(3):
+        catalogue.fleet.sweep()
+    assert catalogue.runtimes() == {"r2", "r3", "r4"}, "one has a record, one works again, one always did"
+    assert [slot.instance_id for slot in usable(catalogue)] == ["i3", "i4"]
+
+
 def test_orphans_are_bounded(catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleet, "MAX_ORPHANS_PER_NODE", 2)
     for number in range(5):

@@ -10,9 +10,10 @@ import pytest
 from loops_world import REQUEST, Parts, virtually
 
 from tessera.domain.errors import DeadlineExceeded, Internal, ResourceExhausted, StaleTerm, TesseraError, Unavailable
-from tessera.domain.ids import InstanceId
+from tessera.domain.ids import Generation, InstanceId, RuntimeId
 from tessera.frames import FrameResponse, RequestHeader
 from tessera.frames.openinference import encode_parameters
+from tessera.gateway.loops.inference import REVIVE_S
 from tessera.gateway.loops.starts import REACH_S
 from tessera.gateway.loops.watchdog import Watchdog
 from tessera.testing import run_virtual
@@ -216,6 +217,25 @@ def test_unreachable_instances_are_left_for_a_start() -> None:
             await parts.inference.infer(REQUEST)
         assert len(parts.scheduler.calls) > 1
         assert parts.clock.monotonic_s() - began_s <= 2 * parts.scheduler.delay_s + REACH_S
+
+    virtually(test)
+
+
+def test_suspects_are_tried_for_a_moment_however_many_they_are() -> None:
+    async def test(parts: Parts) -> None:
+        for number in range(5):
+            runtime = RuntimeId(f"r{number}")
+            record = an_instance(f"lost-{number}", variant=a_variant().key, generation=Generation(number + 1), runtime_id=runtime)
+            parts.catalogue.put(f"i{number}", record)
+            parts.catalogue.fleet.mark_runtime(runtime, suspect=True)
+            parts.links.mute.add(record.instance_id)
+        began_s = parts.clock.monotonic_s()
+        with pytest.raises(DeadlineExceeded):
+            await parts.inference.infer(REQUEST + encode_parameters({"timeout": 50_000}), 5.0)
+        assert parts.clock.monotonic_s() - began_s == pytest.approx(0.05)
+        began_s = parts.clock.monotonic_s()
+        await parts.inference.infer(REQUEST, 5.0)
+        assert parts.clock.monotonic_s() - began_s <= REVIVE_S + parts.scheduler.delay_s + parts.links.link.delay_s + 0.001
 
     virtually(test)
 

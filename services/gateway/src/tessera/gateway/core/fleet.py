@@ -41,7 +41,7 @@ class Fleet:
         self._held: dict[VariantKey, _Held] = {}
         self.loads: dict[InstanceId, LoadRecord] = {}
         self._orphans: dict[NodeId, dict[InstanceId, InstanceSlot]] = {}
-        self._seen_orphans: set[InstanceSlot] = set()
+        self._seen_lost: set[InstanceSlot] = set()
         self._stale: OrderedDict[Generation, None] = OrderedDict()
 
     # --- what is asked
@@ -77,7 +77,8 @@ class Fleet:
             if record.generation in self._stale:
                 return
             if known is None:
-                self._insert(slot_of(record))
+                known = slot_of(record)
+                self._insert(known)
             else:
                 known.suspect = False
                 known.max_batch = record.max_batch
@@ -86,12 +87,14 @@ class Fleet:
         elif known is not None and (record.state is InstanceState.DRAINING or record.state in TERMINAL):
             # Earlier states are old news: the scheduler said ready before etcd did, and states only go forward.
             self._discard(known)
+        if known is not None:
+            known.recorded = True
 
     def remove(self, record: InstanceRecord) -> None:
         slot = self._slots.get(record.instance_id)
         if slot is None or slot.generation != record.generation:
             return
-        slot.orphan = True
+        slot.orphan, slot.recorded = True, False
         orphans = self._orphans.setdefault(slot.node_id, {})
         orphans[slot.instance_id] = slot
         if len(orphans) > MAX_ORPHANS_PER_NODE:
@@ -145,12 +148,13 @@ class Fleet:
                 self._changed(slot)
 
     def sweep(self) -> None:
-        """Forgets orphans whose node is still there since the last sweep: they were stopped in order, no lease ran out."""
-        lasting = [slot for node_id in self._nodes for slot in self._orphans.get(node_id, {}).values()]
-        for slot in lasting:
-            if slot in self._seen_orphans:
-                self._discard(slot)
-        self._seen_orphans = {slot for slot in lasting if slot.orphan}
+        """Forgets what is lost since the last sweep, and no record that goes will say so. Orphans whose node is there: they were stopped in
+        order, no lease ran out. Suspects that never had a record: their runtime died before it was written."""
+        lost = {slot for node_id in self._nodes for slot in self._orphans.get(node_id, {}).values()}
+        lost.update(slot for slot in self._slots.values() if slot.suspect and not slot.recorded)
+        for slot in lost & self._seen_lost:
+            self._discard(slot)
+        self._seen_lost = lost - self._seen_lost
 
     # --- inside
 

@@ -15,8 +15,9 @@ class InstanceSlot:
     """An instance that answers, or did. Mutable: `in_flight`, in items, changes with every request.
 
     `suspect`: its connection broke; not chosen until it connects again or is reported again. `orphan`: its record vanished although
-    it was ready; chosen only while the record of its node is gone too (a lease ran out), as long as it answers. `load_state`:
-    one that is interfered with is chosen only where no other will do.
+    it was ready; chosen only while the record of its node is gone too (a lease ran out), as long as it answers. `recorded`: its record is
+    there; before that the scheduler's word alone stands for it. `load_state`: one that is interfered with is chosen only where no other
+    will do.
     """
 
     instance_id: InstanceId
@@ -31,6 +32,7 @@ class InstanceSlot:
     in_flight: int = 0
     suspect: bool = False
     orphan: bool = False
+    recorded: bool = False
     max_batch: int = 1
     latency: Latency | None = None
     load_state: LoadState = LoadState.ACTIVE

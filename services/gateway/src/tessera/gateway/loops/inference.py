@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from binascii import hexlify
 from collections.abc import Callable
+from contextlib import suppress
 
 from tessera.clock import Clock
 from tessera.domain.errors import (
@@ -36,7 +37,7 @@ MAX_SENDS = 2
 """A request is sent to a second instance when the first one cannot have executed it."""
 
 REVIVE_S = 0.2
-"""How long a broken connection is tried before the scheduler is asked for an instance."""
+"""How long broken connections are tried, all together, before the scheduler is asked for an instance."""
 
 _OK = int(Status.OK)
 _WARM = StartPath.WARM.value
@@ -170,7 +171,7 @@ class Inference:
             if not decision.attempts:
                 self._meter.decided(now_s - began_s)
             if slot is None:
-                slot = await self._revived(choice)
+                slot = await self._revived(choice, wait_until_s - now_s)
                 if slot is None:
                     started = await self._start(route, choice, wait_until_s, decision, began_s)
                     slot, start_path = started.slot, started.start_path
@@ -234,17 +235,19 @@ class Inference:
         except (Unavailable, FailedPrecondition) as error:
             raise _Lost(Unavailable(f"instance {slot.instance_id} cannot be reached: {error.message}"), sent=False) from None
 
-    async def _revived(self, choice: Choice | None) -> InstanceSlot | None:
+    async def _revived(self, choice: Choice | None, budget_s: float) -> InstanceSlot | None:
         """An instance whose connection broke but can be made again: a relay that restarts must not start every model anew."""
-        for slot in self._catalogue.fleet.slots_of(choice.candidate.key) if choice is not None else ():
-            if not slot.suspect:
-                continue
-            try:
-                async with asyncio.timeout(REVIVE_S):
-                    await self._links.connect(slot)
-                return slot
-            except (TesseraError, TimeoutError):
-                continue
+        suspects = [slot for slot in self._catalogue.fleet.slots_of(choice.candidate.key) if slot.suspect] if choice is not None else ()
+        if not suspects:
+            return None
+        try:
+            async with asyncio.timeout(max(0.0, min(REVIVE_S, budget_s))):
+                for slot in suspects:
+                    with suppress(TesseraError):
+                        await self._links.connect(slot)
+                        return slot
+        except TimeoutError:
+            pass
         return None
 
     async def _start(self, route: Route, choice: Choice | None, wait_until_s: float, decision: Decision, began_s: float) -> Started:

@@ -177,7 +177,7 @@ class FakeNode:
 
 
 class FakeAgents:
-    """The port: finds a node by its address."""
+    """The port: finds a node by its address. As with agents, starts are taken at one port of it (3) and the rest at another (1)."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -185,12 +185,17 @@ class FakeAgents:
     def expect(self, address: str) -> None: ...
 
     async def start(self, address: str, order: StartOrder) -> ObservedInstance:
-        return await self._world.nodes[address.partition(":")[0]].start(order)
+        return await self._node(address, "3").start(order)
 
     async def stop(self, address: str, term: Term, instance_id: InstanceId, budget_s: float) -> None:
-        await self._world.nodes[address.partition(":")[0]].stop(term, instance_id)
+        await self._node(address, "1").stop(term, instance_id)
 
     async def close(self) -> None: ...
+
+    def _node(self, address: str, port: str) -> FakeNode:
+        name, _, asked = address.partition(":")
+        assert asked == port, f"{address} was asked for what port {port} does"
+        return self._world.nodes[name]
 
 
 class World:

@@ -103,6 +103,7 @@ def test_starts_go_on_while_etcd_is_away_and_records_follow_when_it_is_back() ->
         assert world.nodes["n1"].orders[0].term == term
         await asyncio.sleep(300.0)
         assert {order.instance_id for order in world.nodes["n1"].orders} == {answer.instance.instance_id}, "told again, not anew"
+        assert world.nodes["n1"].expires_s[answer.instance.instance_id] > world.clock.monotonic_s(), "and in time"
         world.etcd.start()
         await until(lambda: len(world.recorded()) == 1)
         assert world.recorded()[0].instance_id == answer.instance.instance_id

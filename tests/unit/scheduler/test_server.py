@@ -181,6 +181,19 @@ async def test_a_start_from_the_wire_to_the_agent_and_back() -> None:
         assert explained.policy == "cheapest(bytes-present)"
 
 
+async def test_an_agent_is_told_again_of_a_start_without_a_record_where_it_takes_starts() -> None:
+    async with set_up(provisional_s=1.0, reconcile_s=0.1) as setting:
+        await (await setting.report()).read()
+        setting.etcd.server.stop()
+        answer = await setting.start()
+        instance = setting.agent.instance(setting.agent.requests[0])
+        await setting.streams[0].write(setting.status(full=False, instances=[instance]))
+        await eventually(lambda: len(setting.agent.requests) > 1)
+        setting.etcd.server.start()
+        assert {request.instance_id for request in setting.agent.requests} == {answer.instance_id}
+        assert setting.agent.requests[1].expires_after_ms == 1000
+
+
 async def test_a_node_of_containers_is_asked_for_one_where_nothing_is_warm() -> None:
     async with set_up() as setting:
         await (await setting.report(setting.status(new_runtimes="container", runtimes=[]))).read()

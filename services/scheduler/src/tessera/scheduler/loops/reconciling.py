@@ -219,7 +219,8 @@ class Reconciler:
         """One call to an agent. Not answered: the next passes try again."""
         about = instruction if isinstance(instruction, StopInstance) else instruction.record
         node_id, instance_id = about.node_id, about.instance_id
-        address = self._cluster.address(node_id, self._records.nodes())
+        stated = self._cluster.address if isinstance(instruction, StopInstance) else self._cluster.start_address
+        address = stated(node_id, self._records.nodes())
         if address is None:
             return
         try:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from scheduler_builders import key
-from scheduler_world import CRASH, DOMAIN, World, failing, until
+from scheduler_world import CRASH, DOMAIN, World, failing, slow, until
 from test_autoscaling import P, offered, profile
 
 from tessera.coord import keys
@@ -17,6 +17,7 @@ from tessera.domain.ids import NodeId
 from tessera.policy.nodes.published import PublishedNodes
 from tessera.scheduler.adapters.metrics import PrometheusMeter
 from tessera.scheduler.app import Scheduler
+from tessera.scheduler.core.observed import ObservedInstance
 from tessera.scheduler.loops.pooling import NodePool
 from tessera.testing import run_virtual
 
@@ -144,6 +145,55 @@ def test_a_node_whose_load_has_nowhere_to_go_stays() -> None:
             await asyncio.sleep(20.0)
             assert (provider.removed, len(there.live())) == ([], 1)
             assert scheduler.cluster.closed == frozenset(), "and takes starts again"
+
+    run_virtual(main)
+
+
+async def leaving(world: World) -> tuple[FakeProvider, asyncio.Task[ObservedInstance]]:
+    """extra-0 is about to leave, while an instance starts there for 20 s."""
+    scheduler, provider = await pooled(world, autoscaling_policy="none")
+    used(world, 0.5)
+    await world.add_node("extra-0", cpu_count=8)
+    provider.made.add(NodeId("extra-0"))
+    await until(lambda: NodeId("extra-0") in scheduler.cluster.observed)
+    world.nodes["extra-0"].behave = slow(20.0)
+    starting = asyncio.get_running_loop().create_task(scheduler.starter.add(key(), [NodeId("extra-0")], 40.0))
+    await until(lambda: bool(scheduler.cluster.closed))
+    return provider, starting
+
+
+async def replaced(world: World) -> None:
+    """Another scheduler leads from now on, and the first one knows."""
+    first, second = world.schedulers[0], await world.add_scheduler(autoscaling_policy="none")
+    world.coordinators[0].go_away()
+    await until(lambda: second.leading.leadership is not None)
+    world.coordinators[0].come_back()
+    await until(lambda: first.leading.leadership is None)
+
+
+def test_a_node_that_says_nothing_for_a_moment_is_not_empty() -> None:
+    async def main() -> None:
+        async with World() as world:
+            provider, starting = await leaving(world)
+            world.nodes["extra-0"].silence()
+            await asyncio.sleep(1.0)
+            assert provider.removed == []
+            world.nodes["extra-0"].reporting = True
+            await starting
+            await until(lambda: bool(provider.removed))
+            assert provider.removed == [("extra-0", 0)]
+
+    run_virtual(main)
+
+
+def test_a_node_stays_when_another_scheduler_leads_before_it_is_empty() -> None:
+    async def main() -> None:
+        async with World() as world:
+            provider, starting = await leaving(world)
+            await replaced(world)
+            await starting
+            assert provider.removed == []
+            assert len(world.nodes["extra-0"].live()) == 1
 
     run_virtual(main)
 

@@ -184,10 +184,9 @@ class NodePool:
             self._cluster.closed -= {node_id}
 
     async def _empty(self, node_id: NodeId) -> None:
-        """Raises: TesseraError: what it serves has nowhere to go, it does not get empty in time, or another scheduler leads."""
+        """Raises: TesseraError: what it serves has nowhere to go, it does not get empty in time, it reports no more, or another leads."""
         until_s = self._clock.monotonic_s() + EMPTY_S
         while there := self._live(node_id):
-            self._leading.require()
             if self._clock.monotonic_s() > until_s:
                 raise Unavailable(f"{len(there)} instances are there still after {EMPTY_S:.0f} s")
             for item in there:
@@ -212,8 +211,12 @@ class NodePool:
         self._meter.stopped("node leaves")
 
     def _live(self, node_id: NodeId) -> Sequence[ObservedInstance]:
+        """What serves there or will. Raises: Unavailable: nobody can tell, because it does not report or another scheduler leads."""
+        self._leading.require()
         node = self._cluster.observed.get(node_id)
-        return [item for item in node.instances if item.state in LIVE] if node is not None and node.live else []
+        if node is None or not node.live:
+            raise Unavailable("it does not report")
+        return [item for item in node.instances if item.state in LIVE]
 
     def _elsewhere(self, item: ObservedInstance) -> ObservedInstance | None:
         """A ready instance of the same variant on a node that stays."""

@@ -231,6 +231,21 @@ def test_a_provider_that_fails_is_asked_again_after_the_rest_and_a_node_that_nev
     run_virtual(main)
 
 
+def test_a_node_that_comes_under_another_leader_stays() -> None:
+    async def main() -> None:
+        async with World() as world:
+            _, provider = await pooled(world)
+            provider.dead = True
+            used(world, 1.0)
+            await until(lambda: bool(provider.made))
+            await replaced(world)
+            await world.add_node("extra-0", cpu_count=8)
+            await asyncio.sleep(100.0)
+            assert provider.made == {"extra-0"}
+
+    run_virtual(main)
+
+
 def test_no_more_than_the_most() -> None:
     async def main() -> None:
         async with World() as world:

@@ -118,6 +118,7 @@ class NodePool:
         log.warning("node is taken away", node=node_id, reason=reason)
         try:
             await require_etcd(self._coordinator)
+            self._leading.require()
             await self._provider.remove(node_id)
             self._meter.pooled("removed")
         except TesseraError as error:
@@ -159,9 +160,10 @@ class NodePool:
             await self._take_away(node_id, str(error))
 
     async def _reported(self, node_id: NodeId) -> None:
-        """Raises: Unavailable: it is gone, or does not report in time."""
+        """Raises: Unavailable: it is gone, does not report in time, or reports to another scheduler that leads now."""
         until_s = self._clock.monotonic_s() + COME_S
         while not self._reports(node_id):
+            self._leading.require()
             if self._clock.monotonic_s() > until_s or node_id not in await self._provider.nodes():
                 raise Unavailable(f"it has ended, or does not report after {COME_S:.0f} s")
             await self._clock.sleep(POLL_S)

@@ -16,7 +16,7 @@ from typing import Any, Self
 from scheduler_builders import key, node_record, report, variant
 
 from tessera.coord import keys
-from tessera.coord.interface import ModRevisionIs, Put
+from tessera.coord.interface import Delete, ModRevisionIs, Put
 from tessera.coord.records import decode, encode
 from tessera.domain.errors import Internal, InvalidInput, NotFound, StaleTerm, Unavailable
 from tessera.domain.ids import Generation, InstanceId, NodeId, RequestId, RuntimeId, Term, TrustDomain, VariantKey
@@ -243,6 +243,13 @@ class World:
         shown = {item: value for item, value in facts.items() if item in ("build_class", "profile_class", "flavours")}
         await self.put(keys.node(DOMAIN, NodeId(name)), node_record(name, **shown))
         return self.nodes[name]
+
+    async def lose_lease(self, name: str) -> None:
+        """A node's record goes."""
+        where = keys.node(DOMAIN, NodeId(name))
+        found = await self.own.get(where)
+        assert found is not None
+        await self.own.transact([ModRevisionIs(where, found.mod_revision)], [Delete(where)])
 
     async def add_variant(self, record: VariantRecord) -> None:
         await self.put(keys.variant(record.key), record)

@@ -139,6 +139,28 @@ def test_a_variant_without_a_profile_is_not_judged(measured: bool) -> None:
     run_virtual(main)
 
 
+def test_a_node_that_is_lost_takes_the_records_of_its_instances_along() -> None:
+    async def main() -> None:
+        async with World() as world:
+            scheduler = await world.add_scheduler(node_lost_s=30.0)
+            await profiled(world)
+            name = (await world.start(scheduler)).instance.instance_id
+            for at in range(4):
+                work(world.nodes["n1"], name, at, **{**SLOW, "run_ms": 100.0 + at})
+                await asyncio.sleep(1.0)
+            assert len(shown(world)) == 1
+            world.nodes["n1"].silence()
+            await asyncio.sleep(100.0)
+            assert len(shown(world)) == 1, "its lease lasts"
+            await world.lose_lease("n1")
+            await asyncio.sleep(25.0)
+            assert len(shown(world)) == 1
+            await until(lambda: not shown(world), 10.0)
+            assert (scheduler.cluster.observed, scheduler.cluster.loads) == ({}, {})
+
+    run_virtual(main)
+
+
 def test_a_record_of_an_instance_that_ended_goes() -> None:
     async def main() -> None:
         async with World() as world:

@@ -7,11 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from scheduler_builders import key
-from scheduler_world import CRASH, DOMAIN, World, failing, slow, until
+from scheduler_world import CRASH, World, failing, slow, until
 from test_autoscaling import P, offered, profile
 
 from tessera.coord import keys
-from tessera.coord.interface import Delete, ModRevisionIs
 from tessera.domain.errors import TesseraError, Unavailable
 from tessera.domain.ids import NodeId
 from tessera.policy.nodes.published import PublishedNodes
@@ -55,10 +54,7 @@ class FakeProvider:
         if there is not None:
             self.removed.append((node_id, len(there.live())))
             there.silence()
-            where = keys.node(DOMAIN, node_id)
-            found = await self.world.own.get(where)
-            assert found is not None
-            await self.world.own.transact([ModRevisionIs(where, found.mod_revision)], [Delete(where)])
+            await self.world.lose_lease(node_id)
             del self.world.nodes[node_id]
 
     async def close(self) -> None:

@@ -10,10 +10,8 @@ import pytest
 from scheduler_builders import instance, key, variant
 from scheduler_world import World, slow, until
 
-from tessera.coord import keys
-from tessera.coord.interface import Delete, ModRevisionIs
 from tessera.domain.errors import NotFound, Unavailable
-from tessera.domain.ids import BuildClass, Generation, InstanceId, NodeId, TrustDomain
+from tessera.domain.ids import BuildClass, Generation, InstanceId, NodeId
 from tessera.domain.instance import StartPath
 from tessera.testing import run_virtual
 
@@ -160,13 +158,11 @@ def test_a_lost_node_loses_its_assignments_and_a_returning_one_is_adopted() -> N
         scheduler = await world.add_scheduler(node_lost_s=30.0)
         await world.start(scheduler)
         await until(lambda: len(world.recorded()) == 1)
-        node, where = world.nodes["n1"], keys.node(TrustDomain("default"), NodeId("n1"))
-        found = await world.own.get(where)
-        assert found is not None
+        node = world.nodes["n1"]
         node.silence()
         await asyncio.sleep(100.0)
         assert len(world.recorded()) == 1, "its lease lasts"
-        await world.own.transact([ModRevisionIs(where, found.mod_revision)], [Delete(where)])
+        await world.lose_lease("n1")
         await asyncio.sleep(25.0)
         assert len(world.recorded()) == 1
         await until(lambda: world.recorded() == [], 10.0)

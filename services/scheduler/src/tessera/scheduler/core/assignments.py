@@ -117,7 +117,8 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """The leader's memory. `unowned` are reported instances that nobody assigned, with the moment they were first seen."""
+    """The leader's memory. `unowned` are reported instances that nobody assigned, with the moment they were first seen;
+    `node_lost_since` are nodes with neither lease nor live stream, and since when."""
 
     assignments: Mapping[InstanceId, Assignment] = field(default_factory=dict)
     unowned: Mapping[InstanceId, float] = field(default_factory=dict)
@@ -126,6 +127,10 @@ class Desired:
     def stopping(self) -> frozenset[InstanceId]:
         """Instances that must not be chosen any more."""
         return frozenset(key for key, item in self.assignments.items() if item.phase in (Phase.STOPPING, Phase.GONE))
+
+    def lost(self, now_s: float, limits: Limits) -> frozenset[NodeId]:
+        """Nodes of which nothing was heard for so long that they stand for nothing any more."""
+        return frozenset(name for name, since_s in self.node_lost_since.items() if now_s - since_s > limits.node_lost_s)
 
 
 def reconcile(desired: Desired, world: World, now_s: float, limits: Limits) -> tuple[Desired, tuple[Instruction, ...]]:
@@ -205,10 +210,10 @@ def _record_of(item: ObservedInstance, term: Term) -> AssignmentRecord:
 def _lost_nodes(
     assignments: Mapping[InstanceId, Assignment], known: Mapping[NodeId, float], world: World, now_s: float
 ) -> dict[NodeId, float]:
-    """Nodes with neither lease nor live stream, and since when. One of the two is enough not to be lost."""
-    wanted = {item.record.node_id for item in assignments.values()}
+    """Of those with assignments and those that reported once. One of lease and live stream is enough not to be lost."""
+    named = {item.record.node_id for item in assignments.values()} | world.reported.keys()
     live = {node_id for node_id, node in world.reported.items() if node.live}
-    return {node_id: known.get(node_id, now_s) for node_id in sorted(wanted - live - set(world.leased))}
+    return {node_id: known.get(node_id, now_s) for node_id in sorted(named - live - set(world.leased))}
 
 
 def _look(assignment: Assignment, shown: ObservedInstance | None, world: World, now_s: float) -> Assignment:

@@ -5,7 +5,7 @@ A standby keeps the reports of nobody (agents stream to the leader alone); a new
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from tessera.domain.ids import InstanceId, NodeId, TrustDomain
@@ -57,6 +57,11 @@ class Cluster:
         node = self.observed.get(node_id)
         if node is not None:
             self.observed[node_id] = seen.ended(node, stream)
+
+    def forget(self, lost: Iterable[NodeId]) -> None:
+        """What the last reports of these nodes said of instances and their load is over."""
+        for node_id in lost:
+            self.observed.pop(node_id, None)
 
     def note_usage(self, now_s: float) -> None:
         """Learns from the reports at hand which variants were used."""

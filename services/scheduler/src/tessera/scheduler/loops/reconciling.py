@@ -112,6 +112,7 @@ class Reconciler:
         self._cluster.take_fresh()
         world = World(recorded, self._cluster.observed, self._records.nodes().keys(), leadership.term, self._leading.since_s)
         self._cluster.desired, instructions = reconcile(self._cluster.desired, world, now_s, self._limits)
+        self._cluster.forget(self._cluster.desired.lost(now_s, self._limits))
         await self._act(leadership, instructions)
 
     async def stop(self, node_id: NodeId, instance_id: InstanceId) -> None:

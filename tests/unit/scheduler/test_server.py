@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ from typing import Any
 import grpc.aio
 import pytest
 from scheduler_builders import eventually, key, node_record, variant
+from scheduler_world import World
 
 from tessera.api.common.v1 import common_pb2
 from tessera.api.node.v1 import node_pb2, node_pb2_grpc
@@ -27,6 +29,8 @@ from tessera.scheduler.adapters.agents import START, RemoteAgents
 from tessera.scheduler.adapters.metrics import PrometheusMeter
 from tessera.scheduler.app import SERVICE, Scheduler
 from tessera.scheduler.config import SchedulerConfig
+from tessera.scheduler.server import SILENT_S
+from tessera.testing import run_virtual
 from tessera.testing.coord import FakeCoordinator, FakeEtcd
 from tessera.wire import encode_variant_key
 
@@ -237,6 +241,33 @@ async def test_a_status_stream_that_ends_makes_the_node_silent() -> None:
         await eventually(lambda: not setting.scheduler.cluster.observed[NodeId("n1")].live)
         with pytest.raises(Unavailable, match="1 does not report"):
             await setting.start()
+
+
+def test_an_agent_that_hangs_makes_the_node_silent() -> None:
+    async def main() -> None:
+        async with World() as world:
+            scheduler = await world.add_scheduler()
+            world.nodes["n1"].silence()
+            setting = Setting(scheduler, None, FakeAgent(), "n1:1", "n1:3", PrometheusMeter(), world.own)
+
+            async def hanging() -> AsyncIterator[node_pb2.NodeStatus]:
+                """Late with its second report, and never there with the third."""
+                yield setting.status()
+                await asyncio.sleep(SILENT_S - 0.1)
+                yield setting.status(full=False)
+                await asyncio.sleep(1e6)
+
+            call = scheduler.servicer.ReportStatus(hanging(), None)
+            await anext(call)
+            began_s = world.clock.monotonic_s()
+            with pytest.raises(Unavailable, match="status of node n1: nothing came for 10 s"):
+                await anext(call)
+            assert world.clock.monotonic_s() - began_s == pytest.approx(2 * SILENT_S - 0.1)
+            assert not scheduler.cluster.observed[NodeId("n1")].live
+            with pytest.raises(Unavailable, match="1 does not report"):
+                await world.start(scheduler)
+
+    run_virtual(main)
 
 
 async def test_digests_travel_as_changes() -> None:

@@ -121,7 +121,8 @@ class NodeAgentConfig(ServiceConfig):
     """An adopted instance counts as provisional this long."""
     tombstone_s: float = Field(60.0, ge=0.0)
     reconcile_s: float = Field(1.0, gt=0.0)
-    report_s: float = Field(1.0, gt=0.0)
+    report_s: float = Field(1.0, gt=0.0, le=5.0)
+    """How often the scheduler's leader is told at least; it takes a node that says nothing for 10 s for silent."""
     poison_first_back_off_s: float = Field(0.5, gt=0.0)
     poison_longest_back_off_s: float = Field(60.0, gt=0.0)
     poison_forgive_s: float = Field(600.0, gt=0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator
 from typing import Any
@@ -23,6 +24,9 @@ from tessera.wire import decode_variant_key, encode_term
 
 MAX_CANDIDATES = 64
 LOOK_AGAIN_S = 30.0
+SILENT_S = 10.0
+"""How long nothing may come on a status stream. Agents report each second, and wait two at most for runtimes that do not answer: one that
+says nothing for so long hangs, is stopped, or is cut off without a word, and what it said last is history."""
 
 
 class SchedulerServer(scheduler_pb2_grpc.SchedulerServicer):
@@ -66,7 +70,8 @@ class SchedulerServer(scheduler_pb2_grpc.SchedulerServicer):
         return scheduler_pb2.StopInstanceResponse()
 
     async def ReportStatus(self, request_iterator: AsyncIterator[Any], context: Any) -> AsyncIterator[scheduler_pb2.ReportStatusResponse]:
-        """Takes reports in until the agent ends the stream, or until another scheduler leads; says the term at once and when it changes."""
+        """Takes reports in until the agent ends the stream or hangs, or until another scheduler leads; says the term at once and when it
+        changes."""
         self._leading.require()
         reader = _Reader(self, request_iterator, next(self._streams))
         reading = self._tasks.start("status stream", reader.read())
@@ -126,7 +131,8 @@ class SchedulerServer(scheduler_pb2_grpc.SchedulerServicer):
 
 
 class _Reader:
-    """Reads one status stream. An error is kept as a value for the handler: nothing else waits for this task."""
+    """Reads one status stream, to its end or until nothing comes. An error is kept as a value for the handler: nothing else waits for this
+    task."""
 
     def __init__(self, server: SchedulerServer, messages: AsyncIterator[Any], stream: int) -> None:
         self._server = server
@@ -138,8 +144,12 @@ class _Reader:
 
     async def read(self) -> None:
         try:
-            async for message in self._messages:
-                self._node_id = self._server.take_report(message, self._stream)
+            async with asyncio.timeout(SILENT_S) as patience:
+                async for message in self._messages:
+                    self._node_id = self._server.take_report(message, self._stream)
+                    patience.reschedule(asyncio.get_running_loop().time() + SILENT_S)
+        except TimeoutError:
+            self.error = Unavailable(f"status of node {self._node_id or 'unknown'}: nothing came for {SILENT_S:.0f} s")
         except Exception as error:
             self.error = error
         finally:

@@ -51,9 +51,21 @@ def test_a_variant_that_nobody_uses_any_more_is_forgotten() -> None:
     assert not observe(usage, [], FORGET_S + 1.0).variants
 
 
+def test_what_was_answered_before_the_first_look_at_a_node_is_no_demand_of_now() -> None:
+    """A new leader finds instances that have served for weeks."""
+    usage = observe(Usage(), [seen(100.0, 9_000_000, 2.0)], 101.0)
+    assert (usage.variants[key()].last_used_s, usage.variants[key()].answers) == (98.0, {})
+    usage = observe(usage, [seen(110.0, 9_000_004, 0.0), seen(110.0, 7_000_000, 0.0, "i-2", "n2")], 110.0)
+    assert usage.variants[key()].answers == {0: 4}
+    instances = [instance("i-1", served=9_000_004), instance("i-3", served=5, idle_s=0.0)]
+    usage = observe(usage, [node("n1", instances, at_s=120.0), seen(120.0, 7_000_001, 0.0, "i-2", "n2")], 120.0)
+    assert usage.variants[key()].answers == {0: 10}, "what came since counts in full"
+
+
 def test_demand_is_counted_in_slots_over_all_instances() -> None:
     assert Usage().variants.get(key()) is None
-    usage = observe(Usage(), [seen(10.0, 3, 0.0)], 10.0)
+    usage = observe(Usage(), [node("n1", at_s=1.0), node("n2", at_s=1.0)], 1.0)
+    usage = observe(usage, [seen(10.0, 3, 0.0), node("n2", at_s=10.0)], 10.0)
     usage = observe(usage, [seen(20.0, 5, 0.0), seen(20.0, 4, 0.0, "i-2", "n2")], 20.0)
     usage = observe(usage, [seen(20.0, 5, 1.0)], 21.0)
     usage = observe(usage, [seen(2 * SLOT_S + 5.0, 6, 0.0)], 2 * SLOT_S + 5.0)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from tessera.domain.ids import InstanceId, VariantKey
+from tessera.domain.ids import InstanceId, NodeId, VariantKey
 from tessera.policy.scaling.gaps import BIN_S, BINS, GapHistogram
 from tessera.scheduler.core.observed import ObservedNode
 
@@ -37,17 +37,19 @@ class VariantUsage:
     def used(self, at_s: float, answers: int, now_s: float) -> VariantUsage:
         slots = _slots(now_s)
         counts = {slot: count for slot, count in self.answers.items() if slot in slots}
-        counts[slots[-1]] = counts.get(slots[-1], 0) + answers
+        if answers:
+            counts[slots[-1]] = counts.get(slots[-1], 0) + answers
         gaps = self.gaps.add(at_s - self.last_used_s) if at_s > self.last_used_s else self.gaps
         return VariantUsage(max(at_s, self.last_used_s), gaps, counts)
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """`served` is what each live instance had answered when it was looked at last."""
+    """`served` is what each live instance had answered when it was looked at last, `nodes` are those that were looked at then."""
 
     variants: Mapping[VariantKey, VariantUsage] = field(default_factory=dict)
     served: Mapping[InstanceId, int] = field(default_factory=dict)
+    nodes: frozenset[NodeId] = frozenset()
 
     @property
     def gaps(self) -> Mapping[VariantKey, GapHistogram]:
@@ -55,23 +57,27 @@ class Usage:
 
 
 def observe(usage: Usage, nodes: Iterable[ObservedNode], now_s: float) -> Usage:
-    """Adds what the nodes report now."""
+    """Adds what the nodes report now. What a node had answered at the first look at it is not counted: nobody knows when that was. An
+    instance that comes there later counts from 0."""
     served: dict[InstanceId, int] = {}
+    looked_at: set[NodeId] = set()
     used: dict[VariantKey, float] = {}
     answers: Counter[VariantKey] = Counter()
     for node in nodes:
+        looked_at.add(node.report.node_id)
         for item in node.instances:
             before = usage.served.get(item.instance_id, 0)
             served[item.instance_id] = max(before, item.served)
             if item.served > before:
                 at_s = node.reported_at_s - item.idle_s
                 used[item.variant] = max(at_s, used.get(item.variant, at_s))
-                answers[item.variant] += item.served - before
+                if node.report.node_id in usage.nodes:
+                    answers[item.variant] += item.served - before
     variants = {variant: known for variant, known in usage.variants.items() if now_s - known.last_used_s <= FORGET_S}
     for variant, at_s in used.items():
         known = variants.get(variant) or VariantUsage(at_s)
         variants[variant] = known.used(at_s, answers[variant], now_s)
-    return Usage(variants, served)
+    return Usage(variants, served, frozenset(looked_at))
 
 
 def _slots(now_s: float) -> range:

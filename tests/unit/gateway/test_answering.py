@@ -38,7 +38,7 @@ def answering(catalogue: Catalogue) -> list[list[int] | str]:
     return found
 
 
-@pytest.mark.parametrize("order", itertools.permutations(range(3)))
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_the_version_before_goes_on_until_all_of_the_new_one_is_here(catalogue: Catalogue, order: tuple[int, ...]) -> None:
     """Three watches bring model, version and variant."""
     put(catalogue, alias("edge"))

@@ -81,11 +81,15 @@ def test_full_disk_is_said_and_leaves_nothing(uploads: UploadFolder, tmp_path: P
     data = bytes(size)
     incoming = uploads.receive(D, digest_of(data))
     incoming._file.close()
-    incoming._file = Path("/dev/full").open("wb")
-    with pytest.raises(ResourceExhausted, match=r"uploads is full after \d+ bytes of it: No space left on device"):
+
+    def bring() -> None:
         incoming.write(0, data)
         incoming.finish()
-    incoming.discard()
+
+    with Path("/dev/full").open("wb") as incoming._file:
+        with pytest.raises(ResourceExhausted, match=r"uploads is full after \d+ bytes of it: No space left on device"):
+            bring()
+        incoming.discard()
     assert files(tmp_path) == []
 
 

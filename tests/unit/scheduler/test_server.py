@@ -173,7 +173,7 @@ async def test_a_start_from_the_wire_to_the_agent_and_back() -> None:
         answer = await setting.start()
         request = setting.agent.requests[0]
         assert (request.instance_id, request.generation, request.term) == (answer.instance_id, answer.generation, term)
-        assert (request.start_path, request.expires_after_ms, request.artifact_digest) == ("bind", 30_000, "f" * 64)
+        assert (request.start_path, request.expires_after_ms, request.artifact_digest) == ("bind", 40_000, "f" * 64)
         assert (answer.node_id, answer.start_path, answer.fetched) == ("n1", "bind", True)
         assert answer.endpoint.unix_path == "/run/r/data.sock"
         assert [stage.stage for stage in answer.stages] == ["schedule", "load"]

@@ -47,7 +47,7 @@ def test_a_start_answers_when_ready_and_its_record_follows() -> None:
         assert [stage.stage for stage in answer.stages] == [Stage.SCHEDULE, Stage.LOAD]
         order = world.nodes["n1"].orders[0]
         leadership = scheduler.leading.require()
-        assert (order.term, order.artifact, order.expires_after_s, order.budget_s) == (leadership.term, "f" * 64, 30.0, 10.0)
+        assert (order.term, order.artifact, order.expires_after_s, order.budget_s) == (leadership.term, "f" * 64, 40.0, 10.0)
         await until(lambda: len(world.recorded()) == 1, 1.0)
         record = world.recorded()[0]
         assert (record.instance_id, record.generation, record.term) == (answer.instance.instance_id, order.generation, leadership.term)
@@ -129,6 +129,38 @@ def test_a_budget_that_ends_is_its_waiters_alone_and_the_instance_is_there_for_t
         await until(lambda: bool(world.recorded()), 5.0)
         assert (await world.start(scheduler)).instance.start_path is StartPath.WARM
         assert len(world.nodes["n1"].orders) == 1
+
+    in_world(scenario)
+
+
+def test_a_start_may_take_longer_than_what_nobody_knows_is_kept() -> None:
+    """Its record is not written before it is ready, and until then its agent must not take it for abandoned."""
+
+    async def scenario(world: World) -> None:
+        node = world.nodes["n1"]
+        node.behave = slow(45.0)
+        scheduler = await world.add_scheduler(provisional_s=30.0)
+        name = (await world.start(scheduler, budget_s=60.0)).instance.instance_id
+        await until(lambda: [item.instance_id for item in world.recorded()] == [name], 1.0)
+        await asyncio.sleep(100.0)
+        assert (node.stopped, [item.instance_id for item in node.live()]) == ([], [name])
+
+    in_world(scenario)
+
+
+def test_a_start_that_no_leader_waits_for_any_more_is_not_kept_for_ever() -> None:
+    async def scenario(world: World) -> None:
+        node = world.nodes["n1"]
+        node.behave = slow(45.0)
+        scheduler = await world.add_scheduler(provisional_s=30.0)
+        waiting = asyncio.get_running_loop().create_task(world.start(scheduler, budget_s=60.0))
+        await until(lambda: bool(node.orders))
+        await world.kill(scheduler)
+        with pytest.raises(Unavailable):
+            await waiting
+        await asyncio.sleep(60.0)
+        assert [item.state for item in node.live()] == [InstanceState.READY], "the next leader may want it"
+        await until(lambda: node.stopped == [node.orders[0].instance_id], 35.0)
 
     in_world(scenario)
 

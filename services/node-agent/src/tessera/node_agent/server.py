@@ -41,7 +41,8 @@ from tessera.wire import (
 DEFAULT_BUDGET_S = 60.0
 DEFAULT_EXPIRY_S = 30.0
 DEFAULT_OBSERVED_S = 10.0
-MAX_EXPIRY_S = 3600.0
+MAX_EXPIRY_S = 7200.0
+"""The longest budget of a start is an hour, and what it makes is kept for a while beyond that."""
 FRESH_S = 0.25
 """Memory figures that somebody asked for may be this old."""
 

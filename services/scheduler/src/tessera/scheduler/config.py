@@ -34,7 +34,7 @@ class SchedulerConfig(ServiceConfig):
     """A leader that was killed is replaced within this time."""
     instance_keep_alive_s: float = Field(600.0, gt=0.0)
     provisional_s: float = Field(30.0, ge=1.0)
-    """How long an agent keeps an instance whose record is not in etcd."""
+    """How long an agent keeps an instance whose record is not in etcd, when the budget of its start is over."""
     node_lost_s: float = Field(30.0, gt=0.0)
     """After this long without lease and status stream a node's assignments are dropped."""
     settle_s: float = Field(2.0, ge=0.0)

@@ -40,7 +40,8 @@ RandomBytes = Callable[[int], bytes]
 
 @dataclass(frozen=True, slots=True)
 class StartOrder:
-    """A provisional assignment, as it is told to an agent. `sources`: nodes that have bytes that this one lacks, best first."""
+    """A provisional assignment, as it is told to an agent. `expires_after_s`: how long it is kept without a record. `sources`: nodes that
+    have bytes that this one lacks, best first."""
 
     term: Term
     node_id: NodeId

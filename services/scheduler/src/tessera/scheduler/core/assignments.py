@@ -96,7 +96,7 @@ Instruction = WriteRecord | RenewProvisional | DeleteRecord | StopInstance | Ado
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """All in seconds. `provisional_s` is how long an agent keeps an instance without a record."""
+    """All in seconds. `provisional_s` is how long an agent keeps an instance that has no record and is not waited for."""
 
     provisional_s: float = 30.0
     absent_grace_s: float = 5.0

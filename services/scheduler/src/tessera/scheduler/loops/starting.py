@@ -300,8 +300,10 @@ class Starter:
         budget_s = max(request.budget_s, self._limits.least_budget_s)
         path, donor = (option.start_path, option.donor) if there is None else (StartPath.BIND, None)
         sources = self._sources(option.variant, artifact, names[0])
+        # No record stands behind it while it is waited for.
+        expires_after_s = budget_s + self._limits.provisional_s
         return StartOrder(
-            term, *names, option.variant, artifact, path, self._limits.provisional_s, budget_s, request.request_id, sources, donor,
+            term, *names, option.variant, artifact, path, expires_after_s, budget_s, request.request_id, sources, donor,
             self._donors.delta(donor, option.variant) if donor is not None else b"",
         )  # fmt: skip
 

@@ -20,11 +20,11 @@ from tessera.testing import LoopClock
 
 
 class FakeLeader:
-    """Implements `Leader`: takes reports in; `hang_up` ends the stream."""
+    """Implements `Leader`: takes reports in; `hang_up` ends the stream. Etcd refuses while it is `away`, or `hangs`."""
 
     def __init__(self) -> None:
         self.where: str | None = "leader-1"
-        self.away = False
+        self.away = self.hangs = False
         self.streams: list[tuple[str, list[Report]]] = []
         self.term = Term(1, 20)
         self.got = asyncio.Event()
@@ -32,6 +32,8 @@ class FakeLeader:
 
     async def address(self) -> str | None:
         if self.away:
+            if self.hangs:
+                await asyncio.get_running_loop().create_future()
             raise Unavailable("etcd is away")
         return self.where
 
@@ -118,6 +120,22 @@ async def test_while_etcd_is_away_the_last_leader_goes_on(leader: FakeLeader) ->
     seen = len(leader.streams[-1][1])
     await leader.count(seen + 3)
     assert len(leader.streams) == 1
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_a_stream_that_breaks_while_etcd_is_away_begins_again_with_the_last_leader(
+    leader: FakeLeader, hangs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tessera.node_agent.loops.reporter.LEADER_CHECK_S", 0.05)
+    await leader.count(1)
+    leader.away, leader.hangs = True, hangs
+    leader.hang_up.set()
+    async with asyncio.timeout(5):
+        while len(leader.streams) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    leader.hang_up.clear()
+    (first, *_) = await leader.count(2)
+    assert (leader.streams[-1][0], first[1]["default"].full) == ("leader-1", True)
 
 
 async def test_status_on_the_wire(node: Any) -> None:

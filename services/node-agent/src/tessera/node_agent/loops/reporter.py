@@ -59,7 +59,7 @@ class Reporter:
         while not stop.is_set():
             begun_s = self._clock.monotonic_s()
             try:
-                self._address = await self._leader.address() or self._address  # while etcd is away the last leader goes on
+                self._address = await self._leads_now()
                 if self._address is not None:
                     await self._leader.report(self._address, self._reports(stop), self._agent.observe_term)
             except TesseraError as error:
@@ -82,13 +82,13 @@ class Reporter:
             now_s = self._clock.monotonic_s()
             if now_s - checked_s >= LEADER_CHECK_S:
                 checked_s = now_s
-                if await self._leads_no_more(leader):
+                if await self._leads_now() != leader:
                     return
 
-    async def _leads_no_more(self, address: str | None) -> bool:
+    async def _leads_now(self) -> str | None:
+        """While nobody does, or etcd is away, the last leader goes on."""
         try:
             async with asyncio.timeout(LEADER_CHECK_S):
-                found = await self._leader.address()
+                return await self._leader.address() or self._address
         except (TesseraError, TimeoutError):
-            return False
-        return found is not None and found != address
+            return self._address

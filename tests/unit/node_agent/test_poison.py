@@ -53,3 +53,14 @@ def test_it_is_forgiven_after_a_while(make: Any) -> None:
     ledger.runtime_lost([bad], [], isolated=False, now_s=0.0)
     assert ledger.isolated(bad, 99.0)
     assert not ledger.isolated(bad, 100.0)
+
+
+def test_the_back_off_of_what_never_stops_crashing_stays_the_longest(make: Any) -> None:
+    ledger, bad = PoisonLedger(BACK_OFF), make.variant("bad")
+    now = 0.0
+    for _ in range(2000):
+        ledger.runtime_lost([bad], [], isolated=False, now_s=now)
+        now += BACK_OFF.longest_s
+    with pytest.raises(Unavailable, match=r"crashed its runtime 2000 times; not tried again for 8\.0 s"):
+        ledger.isolated(bad, now - BACK_OFF.longest_s)
+    assert ledger.isolated(bad, now)

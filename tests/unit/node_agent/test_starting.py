@@ -245,6 +245,23 @@ async def test_a_lost_runtime_fails_its_instances_and_frees_its_holds(node: Any)
     assert (await node.start("c", artifact)).state is READY  # served again at once
 
 
+async def test_what_was_lost_is_failed_whatever_comes_of_blaming_somebody(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unable(*arguments: Any) -> None:
+        raise Internal("nobody can be blamed")
+
+    artifact = node.make_artifact()
+    for name in "ab":
+        await node.start(name, artifact)
+    (runtime,) = node.runtimes.live
+    monkeypatch.setattr(node.poison, "runtime_lost", unable)
+    runtime.alive = False
+    with pytest.raises(Internal, match="nobody can be blamed"):
+        node.runtimes.ended(runtime.hello.runtime_id)
+    assert {found.state for found in node.table} == {FAILED}
+    assert node.records.published == {}
+    assert runtime.hello.runtime_id not in node.store.holders()
+
+
 async def test_why_a_runtime_ended_is_told_when_it_is_known(node: Any) -> None:
     artifact = node.make_artifact()
     await node.start("a", artifact)

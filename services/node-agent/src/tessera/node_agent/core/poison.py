@@ -14,6 +14,7 @@ from tessera.domain.errors import Unavailable
 from tessera.domain.ids import VariantKey
 
 ISOLATE_AT_MARKS = 2
+MOST_DOUBLINGS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class PoisonLedger:
         for variant in blamed:
             case = self._case(variant, now_s)
             crashes = case.crashes + 1
-            wait_s = min(self._back_off.longest_s, self._back_off.first_s * 2 ** (crashes - 1))
+            wait_s = min(self._back_off.longest_s, self._back_off.first_s * 2.0 ** min(crashes - 1, MOST_DOUBLINGS))
             self._cases[variant] = _Case(max(case.marks, ISOLATE_AT_MARKS), crashes, now_s, now_s + wait_s)
         if not blamed:
             for variant in set(serving):

@@ -49,23 +49,22 @@ class Losses:
     def lost(self, member: Member, asked: bool) -> None:
         """Its process has ended; `asked`: we wanted that."""
         instances = self._table.in_runtime(member.runtime_id)
-        if not asked:
-            loading = [instance.variant for instance in instances if instance.loading]
-            there = (InstanceState.READY, InstanceState.DRAINING)
-            serving = [instance.variant for instance in instances if instance.state in there and not instance.opening]
-            self._poison.runtime_lost(loading, serving, member.purpose is Purpose.ISOLATED, self._clock.monotonic_s())
-            self._meter.runtime_lost()
         for instance in instances:
             if asked and instance.state is InstanceState.DRAINING:
                 self._table.move(instance.instance_id, InstanceState.GONE, self._clock.monotonic_s(), "its runtime was ended")
                 self._records.withdraw(instance.variant.trust_domain, instance.instance_id)
             else:
                 self._fail(instance.instance_id, Unavailable(_words(instance, member)))
-        if not asked:
-            task = self._tasks.start(f"why {member.runtime_id} ended", self._explain(member, instances))
-            self._explaining[member.runtime_id] = task
         self._notes.forget(member.runtime_id)
         self._changed()
+        if not asked:  # whatever comes of blaming somebody, nobody takes what is lost for ready
+            self._meter.runtime_lost()
+            task = self._tasks.start(f"why {member.runtime_id} ended", self._explain(member, instances))
+            self._explaining[member.runtime_id] = task
+            loading = [instance.variant for instance in instances if instance.loading]
+            there = (InstanceState.READY, InstanceState.DRAINING)
+            serving = [instance.variant for instance in instances if instance.state in there and not instance.opening]
+            self._poison.runtime_lost(loading, serving, member.purpose is Purpose.ISOLATED, self._clock.monotonic_s())
 
     async def explained(self, runtime_id: RuntimeId | None) -> None:
         """Waits until the cause of a loss is known, or known to be unknown; nothing to wait for where nothing was lost."""

@@ -240,6 +240,8 @@ class Zygote:
 
     def _ready(self, child: _Child) -> None:
         """The runtime listens, or its end of the pipe closed because it failed; the reaper says the latter."""
+        if child.pipe < 0:
+            return  # reaped since its pipe spoke
         said = os.read(child.pipe, 16)
         self._close_pipe(child)
         if said:

@@ -46,6 +46,7 @@ class FakeRuntime:
         self._hello = Hello(runtime_id, 4_000_000 + len(world.all), flavour, threads, frozenset(), ())
         self.alive = True
         self.loaded: dict[InstanceId, HeldInstance] = {}
+        self.opening: set[InstanceId] = set()
         self.mapped: dict[InstanceId, frozenset[Digest]] = {}
         self.unloads: list[tuple[InstanceId, int]] = []
         self.deltas: list[bytes] = []
@@ -84,7 +85,9 @@ class FakeRuntime:
         await self._world.gate.wait()
         if mapped is not None:
             mapped(LoadReport((StageTime(Stage.MAP, 0.0),), 100, 0))
+            self.opening.add(instance_id)
             await self._world.opening.wait()
+            self.opening.discard(instance_id)
         if fault == "die":
             self.kill()
             raise Unavailable("lost")
@@ -111,6 +114,8 @@ class FakeRuntime:
     async def unload(self, instance_id: InstanceId, drain_ms: int) -> frozenset[Digest]:
         self._require()
         self.unloads.append((instance_id, drain_ms))
+        if instance_id in self.opening:
+            raise Unavailable("no answer within the time: it is opened first")
         if instance_id not in self.loaded:
             raise NotFound(f"instance {instance_id}")
         del self.loaded[instance_id]

@@ -153,9 +153,22 @@ async def test_what_is_stopped_while_it_is_opened_is_gone_and_stays_so(node: Any
     node.runtimes.opening.set()
     await stopping
     await asyncio.sleep(0.01)
-    assert node.table.get(B).state is GONE
-    assert B not in node.records.published
-    assert node.runtimes.all[told.runtime_id].alive
+    assert (node.table.get(A).state, node.table.get(B).state) == (READY, GONE)
+    assert set(node.records.published) == {A}
+    assert list(node.runtimes.all[told.runtime_id].loaded) == [A]
+
+
+@unverified
+async def test_what_cannot_be_opened_while_it_is_stopped_is_failed_and_nothing_of_it_stays(node: Any) -> None:
+    node.runtimes.faults["m"] = ["", Internal("cannot be opened")]
+    told = await second(node)
+    stopping = asyncio.ensure_future(node.agent.stop_instance(Term(1, 5), B))
+    await asyncio.sleep(0.01)
+    node.runtimes.opening.set()
+    await stopping
+    assert (node.table.get(A).state, node.table.get(B).state) == (READY, FAILED)
+    (runtime,) = node.fleet.views()
+    assert (runtime.runtime_id, runtime.instances, runtime.holds) == (told.runtime_id, 1, node.table.get(A).blobs)
 
 
 def test_what_was_opened_is_remembered_by_flavour_up_to_a_number(make: Any) -> None:

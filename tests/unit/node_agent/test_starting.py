@@ -1,4 +1,4 @@
-"""Starts and stops over fake runtimes, a real store and a real repository."""
+"""Starts over fake runtimes, a real store and a real repository."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 
 from tessera.domain.errors import (
     AlreadyExists,
-    Cancelled,
     DataCorrupted,
     DeadlineExceeded,
     FailedPrecondition,
@@ -24,7 +23,7 @@ from tessera.domain.instance import InstanceState, Stage, StartPath
 from tessera.node_agent.core.demand import HORIZON_S
 from tessera.node_agent.core.runtimes import Purpose
 
-GONE, FAILED, READY = InstanceState.GONE, InstanceState.FAILED, InstanceState.READY
+FAILED, READY = InstanceState.FAILED, InstanceState.READY
 
 
 async def test_a_start_fetches_forks_holds_and_loads(node: Any) -> None:
@@ -178,58 +177,6 @@ async def test_a_refused_load_leaves_nothing_held(node: Any) -> None:
     (runtime,) = node.runtimes.live
     assert node.store.holders().get(runtime.hello.runtime_id, frozenset()) == frozenset()
     assert (await node.start("b", artifact)).runtime_id == runtime.hello.runtime_id  # and the runtime is as good as before
-
-
-async def test_a_stop_drains_unloads_and_lets_go(node: Any) -> None:
-    artifact, other = node.make_artifact(1), node.make_artifact(2)
-    first, second = await node.start("a", artifact), await node.start("b", artifact)
-    third = await node.start("c", other)
-    runtime = node.runtimes.live[0]
-    await node.agent.stop_instance(Term(1, 5), InstanceId("a"))
-    assert runtime.unloads == [("a", 100)]
-    assert node.table.get(first.instance_id).state is GONE
-    assert InstanceId("a") not in node.records.published
-    assert first.blobs <= node.store.holders()[runtime.hello.runtime_id]  # `b` maps the same
-    await node.agent.stop_instance(Term(1, 5), second.instance_id)
-    assert node.store.holders()[runtime.hello.runtime_id] == third.blobs
-    await node.agent.stop_instance(Term(1, 5), second.instance_id)  # again is nothing
-    await node.agent.stop_instance(Term(1, 5), InstanceId("never-there"))
-
-
-async def test_a_stop_during_the_start_wins(node: Any) -> None:
-    artifact = node.make_artifact()
-    node.runtimes.fork_gate.clear()
-    starting = asyncio.gather(node.start("a", artifact), return_exceptions=True)
-    await asyncio.sleep(0.02)
-    assert node.starter.starting == 1
-    stopping = asyncio.gather(node.agent.stop_instance(Term(1, 5), InstanceId("a")))
-    await asyncio.sleep(0.05)
-    node.runtimes.fork_gate.set()
-    await stopping
-    (outcome,) = await starting
-    assert isinstance(outcome, Cancelled | FailedPrecondition) or outcome.state is READY
-    assert not node.table.get(InstanceId("a")).alive
-    assert all(not runtime.loaded for runtime in node.runtimes.live)
-
-
-async def test_a_stop_ends_a_long_fetch(node: Any) -> None:
-    artifact = node.make_artifact(1, tensors=3)
-    asked: list[Any] = []
-
-    def never(*where: Any) -> bytes:
-        asked.append(where)
-        raise Unavailable("the storage does not answer")
-
-    node.repository.read_range = never
-    starting = asyncio.gather(node.start("a", artifact), return_exceptions=True)
-    await asyncio.sleep(0.1)
-    assert node.table.get(InstanceId("a")).state is InstanceState.FETCHING
-    async with asyncio.timeout(5):
-        await node.agent.stop_instance(Term(1, 5), InstanceId("a"))
-        (outcome,) = await starting
-    assert isinstance(outcome, Cancelled)
-    assert node.store.status().incoming_bytes == 0
-    assert len(asked) < 3, "it was being waited for"
 
 
 async def test_a_lost_runtime_fails_its_instances_and_frees_its_holds(node: Any) -> None:

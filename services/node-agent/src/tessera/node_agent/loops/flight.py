@@ -6,19 +6,32 @@ import asyncio
 import threading
 from dataclasses import dataclass, field
 
+from tessera.domain.errors import Cancelled
+from tessera.domain.ids import InstanceId
 from tessera.domain.source import Source
 
 
 @dataclass(slots=True)
 class Flight:
-    """`stop_reason` is set when somebody wants the instance gone before it is there; `cancel` ends its fetching, for which
-    `sources` are asked first. `delta`: of a start by transformation, where it is planned already."""
+    """`done`: the instance is ready, or never will be; `over`: its runtime is not at work on it any more. `stop_reason` is set when
+    somebody wants the instance gone before that; `cancel` ends its fetching, for which `sources` are asked first. `delta`: of a start by
+    transformation, where it is planned already."""
 
     done: asyncio.Event = field(default_factory=asyncio.Event)
+    over: asyncio.Event = field(default_factory=asyncio.Event)
     cancel: threading.Event = field(default_factory=threading.Event)
     stop_reason: str = ""
     sources: tuple[Source, ...] = ()
     delta: bytes = b""
+
+    def check_wanted(self, instance_id: InstanceId) -> None:
+        """Raises: Cancelled: somebody wants it gone."""
+        if self.stop_reason:
+            raise Cancelled(f"instance {instance_id}: {self.stop_reason}")
+
+    def end(self) -> None:
+        self.done.set()
+        self.over.set()
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,6 @@ from tessera import failpoint
 from tessera.clock import Clock
 from tessera.domain.errors import (
     AlreadyExists,
-    Cancelled,
     DataCorrupted,
     DeadlineExceeded,
     FailedPrecondition,
@@ -146,6 +145,7 @@ class Starter:
 
         Raises:
             DeadlineExceeded: it is not, after `budget_s`; its start goes on.
+            Cancelled: it was stopped meanwhile.
             TesseraError: why it failed.
         """
         flight = self._flights.get(instance_id)
@@ -157,6 +157,8 @@ class Starter:
                 where = self._table.get(instance_id).whereabouts
                 raise DeadlineExceeded(f"instance {instance_id} is {where} after {budget_s:.3f} s; its start goes on") from error
         instance = self._table.get(instance_id)
+        if instance.error is None and flight is not None:
+            flight.check_wanted(instance_id)
         if instance.state is InstanceState.READY:
             return instance
         raise instance.error or FailedPrecondition(f"instance {instance_id} is {instance.state}")
@@ -167,7 +169,7 @@ class Starter:
         if flight is not None:
             flight.stop_reason = flight.stop_reason or reason
             flight.cancel.set()
-            await flight.done.wait()
+            await flight.over.wait()
         instance = self._table.find(instance_id)
         if instance is None or not instance.alive:
             return
@@ -214,7 +216,7 @@ class Starter:
             self._fail(instance_id, Internal(f"start of instance {instance_id}: {type(error).__name__}: {error}"))
         finally:
             del self._flights[instance_id]
-            flight.done.set()
+            flight.end()
             try:
                 if self._settings.behind_s and self._ready_one(instance_id) is not None:
                     await self._clock.sleep(self._settings.behind_s)
@@ -234,8 +236,7 @@ class Starter:
         self._table.note(instance_id, shared_bytes=sum(load.blobs.values()), max_batch=load.max_batch)
         path = instance.start_path
         for last in (False, True):
-            if flight.stop_reason:
-                raise Cancelled(f"instance {instance_id}: {flight.stop_reason}")
+            flight.check_wanted(instance_id)
             runtime_id = await self._placed(instance_id, load, path, isolated, watch)
             try:
                 report = await self._load(instance_id, runtime_id, load, flight, watch, whole=last or isolated)
@@ -389,9 +390,11 @@ class Starter:
         return instance if instance is not None and instance.state is InstanceState.READY else None
 
     async def _record(self, instance_id: InstanceId) -> None:
-        """Unless it was stopped or lost since: what was withdrawn stays so."""
+        """Unless it was stopped or lost since, or is while this is written: what was withdrawn stays so."""
         instance = self._ready_one(instance_id)
         if instance is not None:
             record = record_of(self._identity, instance)
             self._records.publish(record)
             await asyncio.to_thread(self._notes.write, record, instance.shared_bytes, instance.private_bytes)
+            if self._ready_one(instance_id) is None:
+                self._notes.remove(record.runtime_id, instance_id)

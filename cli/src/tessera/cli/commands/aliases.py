@@ -7,19 +7,14 @@ from typing import Annotated
 import typer
 
 from tessera.cli import views
-from tessera.cli.commands.models import model
+from tessera.cli.commands.models import model, model_or_version
 from tessera.cli.connection import DomainOption, EndpointOption, StateOption, connect
 from tessera.cli.output import Format, OutputOption, exit_codes, note, show
 from tessera.domain.errors import InvalidInput
 
 
 def _version(target: str) -> tuple[str, int | None]:
-    from tessera.domain.ids import parse_reference
-
-    reference = parse_reference(target)
-    if reference.variant is not None:
-        raise InvalidInput("target", target, "names a variant; an alias stands for a model or a version of it")
-    return reference.name, reference.version
+    return model_or_version("target", target, "an alias stands for a model or a version of it")
 
 
 def _figure(value: float | None) -> str:

@@ -43,6 +43,16 @@ def _recipes(text: str | None) -> list[str] | None:
     return [] if text == "none" else [name.strip() for name in text.split(",")]
 
 
+def model_or_version(field: str, text: str, words: str) -> tuple[str, int | None]:
+    """Reads MODEL or MODEL@VERSION. Raises: InvalidInput: it is neither; `words` say why a variant is not meant."""
+    from tessera.domain.ids import parse_reference
+
+    reference = parse_reference(text)
+    if reference.variant is not None:
+        raise InvalidInput(field, text, f"names a variant; {words}")
+    return reference.name, reference.version
+
+
 class _Progress:
     """Progress on stderr: one line that is rewritten on a terminal, nothing elsewhere."""
 
@@ -223,14 +233,12 @@ def delete_model(
     trust_domain: DomainOption = "default",
 ) -> None:
     """Delete a model or one version of it; refused while an alias points at it."""
-    from tessera.domain.ids import parse_reference
-
     with exit_codes():
-        reference = parse_reference(name)
+        model_name, version = model_or_version("model", name, "a model or a version of it is deleted, with all its variants")
         if not yes:
             typer.confirm(f"delete {name}?", abort=True)
         with connect(endpoint, state, trust_domain) as client:
-            freed = client.delete_model(reference.name, reference.version)
+            freed = client.delete_model(model_name, version)
         note(f"deleted {name}; the repository got {mebibytes(freed)} back")
 
 

@@ -48,6 +48,17 @@ def test_top1_takes_scores_as_the_right_answers() -> None:
     assert score("top1", SCORES, SCORES + np.float32(0.5)) == 1.0
 
 
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.float32])
+@pytest.mark.parametrize("name", ["top1", "f1"])
+def test_one_hot_rows_are_class_numbers(name: str, dtype: type) -> None:
+    one_hot = np.eye(4, dtype=dtype)
+    assert score(name, SCORES, one_hot[LABELS]) == score(name, SCORES, LABELS)
+    wrong = one_hot[(LABELS + 1) % 4].astype(np.float32)
+    assert score(name, wrong, one_hot[LABELS]) == 0.0, "what is never right has nothing from the zeros that agree"
+    tokens, scores = RANDOM.integers(0, 4, (6, 7)), RANDOM.standard_normal((6, 7, 4))
+    assert score(name, scores, one_hot[tokens]) == score(name, scores, tokens)
+
+
 def test_top1_of_every_token() -> None:
     labels, scores = RANDOM.integers(0, 5, (6, 7)), RANDOM.standard_normal((6, 7, 5))
     assert score("top1", scores, labels) == pytest.approx(accuracy_score(labels.ravel(), scores.argmax(axis=2).ravel()))
@@ -61,6 +72,7 @@ def test_f1_of_two_classes_in_one_column() -> None:
     labels, logits = RANDOM.integers(0, 2, 50), RANDOM.standard_normal(50)
     wanted = f1_score(labels, logits > 0, average="macro")
     assert score("f1", logits[:, None], labels) == pytest.approx(wanted)
+    assert score("f1", logits[:, None], labels[:, None]) == pytest.approx(wanted)
     assert score("f1", 1 / (1 + np.exp(-logits)), labels) == pytest.approx(wanted)  # probabilities
 
 
@@ -106,6 +118,11 @@ def test_answers_that_are_no_numbers_are_wrong(name: str) -> None:
         ("top1", SCORES, LABELS + 1, r"labels 4: must be a class number from 0 to 3"),
         ("top1", SCORES, LABELS - 1, r"labels -1: must be a class number from 0 to 3"),
         ("top1", SCORES, LABELS / 2, r"labels dtype 'float64': must be class numbers, or scores of shape \[200, 4\]"),
+        ("top1", SCORES, np.tile([1, 0, 1, 0], (200, 1)), r"labels \[1, 0, 1, 0\]: must be one-hot, or class numbers of shape \[200\]"),
+        ("f1", SCORES, np.tile([0, 2, 0, 0], (200, 1)), r"labels \[0, 2, 0, 0\]: must be one-hot"),
+        ("f1", SCORES, np.zeros((200, 4), bool), r"labels \[False, False, False, False\]: must be one-hot"),
+        ("top1", SCORES[:, 0], LABELS / 3, r"labels dtype 'float64': must be class numbers$"),
+        ("f1", SCORES[:, :1], LABELS[:, None] / 3, r"labels dtype 'float64': must be class numbers$"),
         ("f1", SCORES, np.zeros((200, 2), int), r"labels shape \[200, 2\]: must be \[200\] for scores of \[200, 4\]"),
         ("mse", SCORES, LABELS, r"labels shape \[200\]: must be \[200, 4\]"),
         ("mse", SCORES, np.ones((200, 4)), r"labels 1\.0: is the same for every sample"),

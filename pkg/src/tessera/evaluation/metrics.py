@@ -49,7 +49,8 @@ def pairs(outputs: Arrays, truth: Arrays) -> Iterator[tuple[str, Array, Array]]:
 
 
 def top1(name: str, answers: Array, right: Array) -> float:
-    """The share of samples whose largest score is the right class's. Right answers: class numbers, or scores whose largest counts."""
+    """The share of samples whose largest score is the right class's. Right answers: class numbers, one-hot rows, or scores whose largest
+    counts."""
     found, wanted = _classes(name, answers, right)
     return float(np.mean(found == wanted))
 
@@ -114,9 +115,11 @@ def _classes(name: str, answers: Array, right: Array) -> tuple[Array, Array]:
     """Class numbers, flat: of the answers (-1 where no score is a number) and of the right answers."""
     if answers.dtype.kind not in "biuf":
         raise InvalidInput(f"answers to {name}", str(answers.dtype), "must be class numbers or scores")
-    wanted = _largest(right) if right.dtype.kind == "f" and right.shape == answers.shape else right
+    scored = answers.dtype.kind == "f" and answers.ndim > 1 and answers.shape[-1] > 1
+    wanted = _right_classes(name, right) if scored and right.shape == answers.shape else right
     if wanted.dtype.kind not in "biu":
-        raise InvalidInput(f"{name} dtype", str(right.dtype), f"must be class numbers, or scores of shape {list(answers.shape)}")
+        or_scores = f", or scores of shape {list(answers.shape)}" if scored else ""
+        raise InvalidInput(f"{name} dtype", str(right.dtype), f"must be class numbers{or_scores}")
     if wanted.ndim == answers.ndim and wanted.shape[-1] == 1 != answers.shape[-1]:
         wanted = wanted[..., 0]
     column = answers.ndim == wanted.ndim + 1 and answers.shape[-1] == 1
@@ -132,6 +135,15 @@ def _classes(name: str, answers: Array, right: Array) -> tuple[Array, Array]:
         limit = f"must be a class number from 0{'' if classes is None else f' to {classes - 1}'}"
         raise InvalidInput(name, least if least < 0 else most, limit)
     return found.reshape(-1).astype(np.int64), wanted.reshape(-1).astype(np.int64)
+
+
+def _right_classes(name: str, right: Array) -> Array:
+    """Of right answers with a number for each class. Whole ones must be one-hot: of several right classes only one is the largest."""
+    if right.dtype.kind in "biu":
+        odd = np.logical_or(right.astype(bool).sum(axis=-1) != 1, right.max(axis=-1) != 1)
+        if odd.any():
+            raise InvalidInput(name, right[odd][0][:16].tolist(), f"must be one-hot, or class numbers of shape {list(right.shape[:-1])}")
+    return _largest(right)
 
 
 def _largest(scores: Array) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,26 @@ async def test_an_output_that_exists_is_refused_resumed_or_overwritten(world: Wo
         job = await world.ended(job.job_id)
     assert job.state is BatchState.FAILED
     assert "cannot be gone on with: its input's version was" in job.reason
+
+
+@pytest.mark.parametrize(("output", "written"), [("out.npz", "out.npz"), ("out", "out/part-00001.npz")])
+@pytest.mark.parametrize("gone", [True, False])
+async def test_a_done_output_that_is_not_there_any_more_is_not_resumed(world: World, output: str, written: str, gone: bool) -> None:
+    world.save(6)
+    desk, path = world.desk(), world.root / written
+    async with world.running():
+        await desk.submit(world.wanted(output))
+        await world.done()
+        if gone:
+            path.rename(world.root / "moved.npz")
+        else:
+            path.write_bytes(path.read_bytes()[:-1])
+        job = await world.ended((await desk.submit(world.wanted(output, if_exists="resume"))).job_id)
+        assert job.state is BatchState.FAILED
+        now = r"is gone" if gone else r"has \d+ bytes, \d+ were written"
+        assert re.fullmatch(rf"failed_precondition: file://{path} {now}: overwrite begins anew", job.reason)
+        await world.done((await desk.submit(world.wanted(output, if_exists="overwrite"))).job_id)
+    assert path.exists()
 
 
 async def test_a_file_that_no_job_wrote_is_not_resumed_and_nothing_else_is_removed(world: World) -> None:

@@ -31,6 +31,10 @@ class Location:
     def __str__(self) -> str:
         return f"{self.protocol}://{self.path}"
 
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
+
     def beside(self, suffix: str) -> Location:
         return Location(self.protocol, self.path + suffix)
 

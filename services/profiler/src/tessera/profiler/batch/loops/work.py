@@ -95,6 +95,7 @@ class Work:
         try:
             manifest = await self._begin(rows)
             if manifest.done:
+                await self._blocking("looking at the output", partial(self._check_there, manifest))
                 await self._figures(manifest.parts, written=True)
                 await self._blocking("tidying up", self._tidy)
                 return self._job
@@ -170,15 +171,29 @@ class Work:
         names = [name for name in self._storage.names(self._output.folder) if Output.is_own(name)]
         self._storage.remove(self._output.folder, sorted(names, key=lambda name: name.startswith("manifest")))
 
+    def _check_there(self, manifest: Manifest) -> None:
+        """Raises: FailedPrecondition: what a done manifest names is gone, or is of another size."""
+        output = self._output
+        if output.single:
+            version = self._storage.version(output.place)
+            wanted, there = {output.place: manifest.size_bytes}, {output.place.name: version.size_bytes} if version else {}
+        else:
+            wanted, there = {output.part(note.part): note.size_bytes for note in manifest.parts}, self._storage.names(output.folder)
+        for place, written in wanted.items():
+            found = there.get(place.name)
+            if found != written:
+                now = "is gone" if found is None else f"has {found} bytes, {written} were written"
+                raise FailedPrecondition(f"{place} {now}: overwrite begins anew")
+
     def _finished_parts(self, manifest: Manifest) -> tuple[PartNote, ...]:
         names = self._storage.names(self._output.folder)
         notes: dict[int, PartNote] = {}
         while manifest.part_rows:
             place = self._output.note(len(notes))
-            if place.path.rpartition("/")[2] not in names:
+            if place.name not in names:
                 break
             notes[len(notes)] = checkpoint.decode(PartNote, self._storage.read(place), str(place))
-        sizes = {number: names.get(self._output.part(number).path.rpartition("/")[2], -1) for number in notes}
+        sizes = {number: names.get(self._output.part(number).name, -1) for number in notes}
         return checkpoint.finished(notes, sizes, manifest.part_rows, manifest.rows)
 
     async def _part(self, manifest: Manifest, notes: tuple[PartNote, ...]) -> tuple[Manifest, PartNote]:

@@ -61,7 +61,7 @@ class Storage(Protocol):
         ...
 
     def names(self, folder: Location) -> dict[str, int]:
-        """Names and sizes of the files in a folder; none where it is not there."""
+        """Names and sizes of the files in a folder, those aside that are not written to the end; none where it is not there."""
         ...
 
     def open(self, place: Location) -> BinaryIO:
@@ -81,6 +81,10 @@ class Storage(Protocol):
 
     def remove(self, folder: Location, names: Sequence[str]) -> None:
         """Removes files, and the folder where it is empty then."""
+        ...
+
+    def sweep(self, beside: Location, own: Callable[[str], bool]) -> None:
+        """Removes what writes that were killed have left in the folder of `beside`, of files whose names are `own`."""
         ...
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, BinaryIO, cast
 
@@ -25,7 +26,8 @@ from tessera.repository.failures import translated
 _REMOTE_BLOCK_BYTES = 8 << 20
 _OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "abfs", "az")
 """An object appears there when its upload is complete."""
-_UNFINISHED = ".unfinished-"
+_UNFINISHED = re.compile(r"\.unfinished-[0-9a-f]{16}-(.+)", re.DOTALL)
+"""What a file is called elsewhere while it is written; the group is the name that it will have."""
 
 
 class FsspecStorage:
@@ -66,7 +68,8 @@ class FsspecStorage:
                 return {}
         # An object store lists an object of this very name, too.
         inside = [info for info in found if info.get("type") != "directory" and info["name"].rstrip("/") != folder.path]
-        return {info["name"].rpartition("/")[2]: int(info.get("size") or 0) for info in inside}
+        sizes = {info["name"].rpartition("/")[2]: int(info.get("size") or 0) for info in inside}
+        return {name: size for name, size in sizes.items() if not _UNFINISHED.fullmatch(name)}
 
     def open(self, place: Location) -> BinaryIO:
         self.check("file", place)
@@ -104,9 +107,8 @@ class FsspecStorage:
 
     def write(self, place: Location, pieces: Callable[[BinaryIO], Iterator[None]]) -> Iterator[tuple[int, str] | None]:
         self.check("file", place)
-        folder, _, name = place.path.rpartition("/")
-        direct = place.protocol in _OBJECT_STORES
-        unfinished = place.path if direct else f"{folder}/{_UNFINISHED}{secrets.token_hex(8)}-{name}"
+        folder, direct = place.folder, place.protocol in _OBJECT_STORES
+        unfinished = place.path if direct else f"{folder}/.unfinished-{secrets.token_hex(8)}-{place.name}"
         with _said(place):
             files = self._files(place)
             if place.protocol == "file":
@@ -137,18 +139,26 @@ class FsspecStorage:
 
     def remove(self, folder: Location, names: Sequence[str]) -> None:
         self.check("folder", folder)
-        files = self._files(folder)
         with _said(folder):
-            for name in names:
-                try:
-                    files.rm_file(folder.inside(name).path)
-                except FileNotFoundError:
-                    continue
+            _remove(self._files(folder), [folder.inside(name).path for name in names])
         if folder.protocol == "file":
             try:
                 os.rmdir(folder.path)
             except OSError:
                 return  # not empty, or not there
+
+    def sweep(self, beside: Location, own: Callable[[str], bool]) -> None:
+        self.check("file", beside)
+        if beside.protocol in _OBJECT_STORES:
+            return
+        files = self._files(beside)
+        with _said(beside):
+            try:
+                paths = files.ls(beside.folder, detail=False)
+            except (FileNotFoundError, NotADirectoryError):
+                return
+            left = {path: _UNFINISHED.fullmatch(path.rpartition("/")[2]) for path in paths}
+            _remove(files, [path for path, found in left.items() if found and own(found[1])])
 
     def _files(self, place: Location) -> Any:
         """Raises: InvalidInput: fsspec has no such protocol here."""
@@ -252,6 +262,14 @@ def _created(files: Any, place: Location, unfinished: str) -> Any:
     return open(unfinished, "xb") if place.protocol == "file" else files.open(unfinished, "wb", block_size=_REMOTE_BLOCK_BYTES)
 
 
+def _remove(files: Any, paths: Iterable[str]) -> None:
+    for path in paths:
+        try:
+            files.rm_file(path)
+        except FileNotFoundError:
+            continue
+
+
 def _discard(files: Any, opened: Any, unfinished: str, direct: bool) -> None:
     """Nothing of a broken-off write stays: an object store forgets an upload that is not completed."""
     if direct:
@@ -261,7 +279,4 @@ def _discard(files: Any, opened: Any, unfinished: str, direct: bool) -> None:
         opened.closed = True  # closing it would complete the upload
         return
     opened.close()
-    try:
-        files.rm_file(unfinished)
-    except FileNotFoundError:
-        return
+    _remove(files, [unfinished])

@@ -32,6 +32,10 @@ class Location:
         return f"{self.protocol}://{self.path}"
 
     @property
+    def folder(self) -> str:
+        return self.path.rpartition("/")[0]
+
+    @property
     def name(self) -> str:
         return self.path.rpartition("/")[2]
 

@@ -94,6 +94,7 @@ class Work:
         rows = await self._blocking("opening the input", self._open_source)
         try:
             manifest = await self._begin(rows)
+            await self._blocking("sweeping the output", self._sweep)
             if manifest.done:
                 await self._blocking("looking at the output", partial(self._check_there, manifest))
                 await self._figures(manifest.parts, written=True)
@@ -170,6 +171,13 @@ class Work:
         """Removes what an earlier job wrote, and nothing that no job names; the manifest last, so that a kill in between shows."""
         names = [name for name in self._storage.names(self._output.folder) if Output.is_own(name)]
         self._storage.remove(self._output.folder, sorted(names, key=lambda name: name.startswith("manifest")))
+
+    def _sweep(self) -> None:
+        """Removes what a killed profiler was writing of this output; others may write in the same folders."""
+        output = self._output
+        self._storage.sweep(output.working_manifest, Output.is_own)
+        if output.single:
+            self._storage.sweep(output.place, lambda name: name in (output.place.name, output.final_manifest.name))
 
     def _check_there(self, manifest: Manifest) -> None:
         """Raises: FailedPrecondition: what a done manifest names is gone, or is of another size."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -58,6 +58,33 @@ def test_layouts_and_orders() -> None:
 def test_strings_become_bytes() -> None:
     assert list(round_trip(["grüße", "b"])) == ["grüße".encode(), b"b"]
     assert list(round_trip(np.array([b"x", "y"], dtype=object))) == [b"x", b"y"]
+
+
+@given(st.lists(st.binary(max_size=9), min_size=1, max_size=5))
+@example([b"a\x00", b"\x00"])
+def test_a_list_of_bytes_goes_whole(elements: list[bytes]) -> None:
+    assert list(round_trip(elements)) == elements
+    assert round_trip([elements]).tolist() == [elements]
+    assert round_trip(elements[0]).tolist() == elements[0]
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8"), max_size=9), min_size=1, max_size=5))
+@example(["a\x00", "b"])
+def test_a_list_of_texts_goes_whole(elements: list[str]) -> None:
+    assert list(round_trip(elements)) == [each.encode() for each in elements]
+
+
+@pytest.mark.parametrize("element", [3, 2.5, None, True, [b"a"], 1 << 70])
+def test_an_object_that_is_no_text_is_named(element: object) -> None:
+    array = np.empty(2, dtype=object)
+    array[:] = [b"a", element]
+    with pytest.raises(InvalidInput, match=r"input x: element.*: must be str or bytes"):
+        infer_request("m", {"x": array})
+
+
+def test_numbers_beside_texts_are_not_made_texts() -> None:
+    with pytest.raises(InvalidInput, match="input x: element 1: must be str or bytes"):
+        infer_request("m", {"x": ["a", 1]})  # type: ignore[list-item] # what a caller may do
 
 
 def test_bf16_is_widened() -> None:

@@ -53,9 +53,17 @@ class InferResult:
     parameters: dict[str, Parameter] = field(default_factory=dict)
 
 
-def _bytes_tensor(array: Array) -> bytes:
+def _array(given: npt.ArrayLike) -> Array:
+    """Texts stay as they are: numpy's own dtypes for them end where only NULs follow."""
+    array = np.asarray(given)
+    return np.asarray(given, dtype=object) if array.dtype.kind in "SU" and not isinstance(given, np.ndarray) else array
+
+
+def _bytes_tensor(name: str, array: Array) -> bytes:
     parts = []
     for element in array.ravel():
+        if not isinstance(element, str | bytes | bytearray | memoryview):
+            raise InvalidInput(f"input {name}: element", element, "must be str or bytes, as in every array of dtype object")
         raw = element.encode() if isinstance(element, str) else bytes(element)
         parts.append(struct.pack("<I", len(raw)) + raw)
     return b"".join(parts)
@@ -63,7 +71,7 @@ def _bytes_tensor(array: Array) -> bytes:
 
 def _encode(name: str, array: Array) -> tuple[str, bytes]:
     if array.dtype.kind in "OSU":
-        return "BYTES", _bytes_tensor(array)
+        return "BYTES", _bytes_tensor(name, array)
     datatype = _TO_WIRE.get(array.dtype.newbyteorder("="))
     if datatype is None:
         raise InvalidInput(
@@ -85,12 +93,12 @@ def infer_request(
     """The encoded ModelInferRequest (raw contents).
 
     Raises:
-        InvalidInput: an array's dtype has no Open Inference name, a parameter's type is none of bool, int, float, str, or an objective is
-            said twice.
+        InvalidInput: an array's dtype has no Open Inference name, an object in one is neither str nor bytes, a parameter's type is none of
+            bool, int, float, str, or an objective is said twice.
     """
     request = oip.ModelInferRequest(model_name=model, model_version="" if version is None else str(version), id=request_id)
     for name, given in inputs.items():
-        array = np.asarray(given)
+        array = _array(given)
         datatype, raw = _encode(name, array)
         request.inputs.add(name=name, datatype=datatype, shape=array.shape)
         request.raw_input_contents.append(raw)

@@ -31,10 +31,11 @@ def _inputs(pairs: list[str]) -> dict[str, Any]:
                 raise InvalidInput(f"--input {name}", value, f"cannot be read as a .npy file: {error}") from error
             continue
         try:
-            array = np.asarray(json.loads(value))
+            given = json.loads(value)
+            array = np.asarray(given)
         except (json.JSONDecodeError, ValueError) as error:
             raise InvalidInput(f"--input {name}", value[:60], f"is neither FILE.npy nor JSON: {error}") from error
-        found[name] = array.astype(np.float32) if array.dtype == np.float64 else array
+        found[name] = array.astype(np.float32) if array.dtype == np.float64 else given
     return found
 
 

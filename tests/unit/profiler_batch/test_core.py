@@ -243,6 +243,8 @@ def test_big_endian_arrays_fit() -> None:
         ("INT64", [1.5, 2.0], "must be int64"),
         ("INT8", [1, 300], "beyond int8"),
         ("UINT32", [-1, 0], "beyond uint32"),
+        ("UINT64", [-1, 1 << 63], "out of bounds for uint64"),
+        ("UINT64", [1.0, 2.0], "must be uint64"),
         ("INT64", [True, False], "must be int64"),
         ("FP32", ["a", "b"], "must be float32"),
         ("FP32", [[1.0], [1.0, 2.0]], "is no tensor"),
@@ -262,6 +264,8 @@ def test_values_become_tensors() -> None:
     assert value_of(IMAGE, [1, 2, 3, 4]).dtype == np.float32
     assert value_of(TensorSpec("ids", "INT64", (-1,)), [1, 2]).dtype == np.int64
     assert value_of(TensorSpec("ids", "INT64", (-1,)), []).shape == (0,)
+    for datatype in ("UINT64", "ANY"):
+        assert value_of(TensorSpec("ids", datatype, (-1,)), [1, (1 << 63) + 1]).tolist() == [1, (1 << 63) + 1]
     assert list(value_of(TensorSpec("t", "BYTES", (2,)), ["a", b"\xff"])) == ["a", b"\xff"]
 
 

@@ -174,6 +174,18 @@ def test_a_bad_row_does_not_spoil_its_neighbours(kind: str, tmp_path: Path) -> N
     assert [error.row for error in portion.errors] == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("depth", [100, 600, 100_000])
+@pytest.mark.parametrize("value", ["{nest}", '{{"image": {nest}}}', '{{"image": {{"base64": {nest}}}}}'])
+def test_a_line_that_is_nested_too_deep_is_an_error_of_its_row(value: str, depth: int) -> None:
+    good = json.dumps({"image": [0.5] * 64})
+    deep = value.format(nest="[" * depth + "]" * depth)
+    data = f"{good}\n{deep}\n{good}\n".encode()
+    with closing(file_format("jsonl").open_source(lambda: io.BytesIO(data), a_signature(), True)) as source:
+        portion = source.read(0, 3)
+    assert [(chunk.first, chunk.rows) for chunk in portion.chunks] == [(0, 1), (2, 1)]
+    assert [(error.row, error.kind) for error in portion.errors] == [(1, "invalid_input")]
+
+
 @pytest.mark.parametrize("kind", ["npz", "parquet"])
 def test_a_damaged_file_is_named(kind: str, tmp_path: Path) -> None:
     path, _ = save(tmp_path, kind, 200)

@@ -58,10 +58,11 @@ class _JsonlSource:
     def _row(self, row: int, line: bytes) -> Mapping[str, Array] | RowError:
         try:
             values = msgspec.json.decode(line, type=dict[str, Any])
+            return {spec.name: value_of(spec, _texts(values.get(spec.name))) for spec in self._specs}
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             return RowError(row, InvalidInput.kind, f"is no JSON object: {error}"[:300])
-        try:
-            return {spec.name: value_of(spec, _texts(values.get(spec.name))) for spec in self._specs}
+        except RecursionError:
+            return RowError(row, InvalidInput.kind, "is nested too deep")
         except InvalidInput as error:
             return RowError(row, error.kind, error.message[:300])
 

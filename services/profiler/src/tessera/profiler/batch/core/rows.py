@@ -86,7 +86,7 @@ def value_of(spec: TensorSpec, value: Any) -> Array:
     if value is None:
         raise InvalidInput(f"input {spec.name}", None, "is missing")
     try:
-        found = np.asarray(value, dtype=object if spec.datatype == "BYTES" else None)
+        found = _array(spec.datatype, value)
     except (ValueError, OverflowError) as error:
         raise InvalidInput(f"input {spec.name}", None, f"is no tensor: {error}") from None
     found = _cast(spec, found)
@@ -95,6 +95,22 @@ def value_of(spec: TensorSpec, value: Any) -> Array:
         if not fixed or found.size != math.prod(spec.shape):
             raise InvalidInput(f"input {spec.name} shape", list(found.shape), f"must be {list(spec.shape)} (-1: any)")
         found = found.reshape(spec.shape)
+    return found
+
+
+def _array(datatype: str, value: Any) -> Array:
+    """numpy makes floats of whole numbers of which some fit int64 and others only uint64: those are kept whole.
+
+    Raises:
+        ValueError, OverflowError: it is no array.
+    """
+    if datatype == "BYTES":
+        return np.asarray(value, dtype=object)
+    found = np.asarray(value)
+    if isinstance(value, list) and found.dtype.kind == "f" and found.size and datatype in ("UINT64", ANY_DATATYPE):
+        exact = np.asarray(value, dtype=object)
+        if all(type(element) is int for element in exact.ravel()):
+            return exact.astype(np.uint64)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ import typer
 from tessera.cli.connection import EndpointOption, StateOption, connect
 from tessera.cli.objectives import AccuracyOption, CostOption, DatasetOption, LatencyOption, StrictOption, objectives
 from tessera.cli.output import Format, OutputOption, exit_codes, show
-from tessera.domain.errors import InvalidInput
+from tessera.domain.errors import InvalidInput, Unsupported
 
 SHOWN_VALUES = 6
 
@@ -44,7 +45,7 @@ def infer(
     inputs: Annotated[
         list[str] | None, typer.Option("--input", "-i", help="NAME=FILE.npy, or NAME=JSON (numbers become INT64 or FP32)")
     ] = None,
-    save: Annotated[Path | None, typer.Option("--save", help="write each output to FOLDER/NAME.npy")] = None,
+    save: Annotated[Path | None, typer.Option("--save", help="write each output to FOLDER/NAME.npy (%2F for / in NAME)")] = None,
     timeout: Annotated[float | None, typer.Option("--timeout", help="seconds, starting and queueing included")] = None,
     latency_ms: LatencyOption = None,
     min_accuracy: AccuracyOption = None,
@@ -56,15 +57,12 @@ def infer(
     output: OutputOption = Format.TABLE,
 ) -> None:
     """Run a model once."""
-    import numpy as np
-
     with exit_codes(), connect(endpoint, state) as client:
         asked = objectives(latency_ms, min_accuracy, max_cost, dataset, strict)
-        answer = client.infer(model, _inputs(inputs or []), objectives=asked, timeout_s=timeout)
+        given = _inputs(inputs or [])
         if save is not None:
-            save.mkdir(parents=True, exist_ok=True)
-            for name, array in answer.outputs.items():
-                np.save(save / f"{name}.npy", array, allow_pickle=False)
+            _make(save)
+        answer = client.infer(model, given, objectives=asked, timeout_s=timeout)
         data = {
             "model": answer.model,
             "version": answer.model_version,
@@ -92,6 +90,32 @@ def infer(
             missed = f"; misses {answer.objective_missed}" if answer.objective_missed else ""
             print(f"{answer.answered_by}/{answer.variant} on {answer.node}, {answer.start_path}{missed}; request {answer.request_id}")
         show(data, output, rows=rows, name=lambda item: item["request_id"])
+        if save is not None:
+            _save(save, answer.outputs)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput("--save", str(folder), f"cannot be made: {error.strerror}") from error
+
+
+def _save(folder: Path, outputs: Mapping[str, Any]) -> None:
+    """Raises: InvalidInput: a file cannot be written. Unsupported: some outputs are texts; the others are written."""
+    import numpy as np
+
+    texts = [name for name, array in outputs.items() if array.dtype == object]
+    for name, array in outputs.items():
+        # Exporters make paths of names, absolute ones too; none may lead out of the folder, or to another output's file.
+        file = folder / f"{name.replace('%', '%25').replace('/', '%2F')}.npy"
+        try:
+            if name not in texts:
+                np.save(file, array, allow_pickle=False)
+        except OSError as error:
+            raise InvalidInput("--save", str(file), f"cannot be written: {error.strerror}") from error
+    if texts:
+        raise Unsupported(f"output {', '.join(texts)}: .npy holds no texts; they stand in --output json and yaml")
 
 
 def _data(array: Any) -> Any:

@@ -170,8 +170,12 @@ def test_the_state_folder(no_environment: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(FailedPrecondition, match="no platform is recorded"):
         find_target(state=no_environment / "nobody")
     (folder / "platform.json").write_text("{")
-    with pytest.raises(FailedPrecondition, match="cannot be read"):
-        find_target()
+    for needed in ({}, {"endpoint": "elsewhere:9001"}, {"token": "mine"}):
+        with pytest.raises(FailedPrecondition, match="cannot be read"):
+            find_target(**needed)
+    assert find_target("elsewhere:9001", token="mine") == Target("elsewhere:9001", "elsewhere:9003", "mine")
+    monkeypatch.setenv("TESSERA_TOKEN", "mine")
+    assert find_target("elsewhere:9001").token == "mine"
 
 
 def test_each_trust_domain_has_a_gateway_of_its_own(no_environment: Path) -> None:

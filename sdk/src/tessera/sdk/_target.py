@@ -63,19 +63,19 @@ def find_target(
     which the gateway of the trust domain is taken, the first one where it has none of that domain.
 
     Raises:
-        InvalidInput: an endpoint is not HOST:PORT. FailedPrecondition: the state folder's record cannot be read.
+        InvalidInput: an endpoint is not HOST:PORT. FailedPrecondition: the state folder's record is needed and cannot be read.
     """
-    doors = _from_state(state_folder(state))
-    found = doors.get(trust_domain, doors[""]) if doors is not None else None
-    if state is not None and found is None and endpoint is None:
-        raise FailedPrecondition(f"no platform is recorded in {state_folder(state)}; start one with 'tessera up'")
     endpoint = endpoint or (None if state is not None else os.environ.get("TESSERA_ENDPOINT"))
     admin_endpoint = admin_endpoint or os.environ.get("TESSERA_ADMIN_ENDPOINT")
     token = token or os.environ.get("TESSERA_TOKEN")
+    doors = None if endpoint is not None and token is not None else _from_state(state_folder(state))
     if endpoint is None:
+        found = doors.get(trust_domain, doors[""]) if doors is not None else None
+        if state is not None and found is None:
+            raise FailedPrecondition(f"no platform is recorded in {state_folder(state)}; start one with 'tessera up'")
         found = found or Target(DEFAULT_ENDPOINT, _admin_of(DEFAULT_ENDPOINT))
         return Target(found.endpoint, admin_endpoint or found.admin_endpoint, token or found.token)
     admin = admin_endpoint or _admin_of(endpoint)
-    if token is None and doors is not None:
-        token = next((door.token for door in doors.values() if door.admin_endpoint == admin), None)
+    if doors is not None:
+        token = token or next((door.token for door in doors.values() if door.admin_endpoint == admin), None)
     return Target(endpoint, admin, token)

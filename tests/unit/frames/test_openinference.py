@@ -269,6 +269,25 @@ def test_fields_inside_a_skipped_group_count():
     oi.parse_request(inside(heads.MAX_HEAD_FIELDS))
 
 
+@pytest.mark.parametrize("field", ["model_name", "model_version"])
+@pytest.mark.parametrize("parameter", [b"", b"\x22\x00"], ids=["read the short way", "read the long way"])
+def test_names_of_a_head_have_a_length(field, parameter):
+    limit = heads.MAX_HEAD_NAME_BYTES
+
+    def message(length: int) -> bytes:
+        return parameter + ModelInferRequest(**{field: "é" + "x" * (length - 2)}).SerializeToString()
+
+    assert (heads._plain_head(message(limit)) is None) == bool(parameter)
+    assert len(getattr(heads.parse_head(message(limit)), field)) == limit - 1
+    for length in (limit + 1, 1 << 20):
+        with pytest.raises(InvalidInput, match=rf"^{field} 'éx+\.\.\.': at most {limit} bytes, got {length}$") as refused:
+            heads.parse_head(message(length))
+        assert len(str(refused.value)) < 160
+    other = ModelInferRequest(id="i" * (limit + 1), raw_input_contents=[bytes(1 << 20)]).SerializeToString()
+    assert heads._plain_head(other) is not None
+    assert len(heads.parse_head(parameter + other).id) == limit + 1
+
+
 def test_parameters_of_a_head_have_a_length_in_all():
     def message(total: int) -> bytes:
         made = ModelInferRequest(model_name="m")

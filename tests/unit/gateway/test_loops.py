@@ -9,11 +9,13 @@ from dataclasses import replace
 import pytest
 from loops_world import REQUEST, Parts, virtually
 
-from tessera.domain.errors import DeadlineExceeded, Internal, ResourceExhausted, StaleTerm, TesseraError, Unavailable
+from tessera.api.open_inference.inference_pb2 import InferParameter, ModelInferRequest
+from tessera.domain.errors import DeadlineExceeded, Internal, InvalidInput, ResourceExhausted, StaleTerm, TesseraError, Unavailable
 from tessera.domain.ids import Generation, InstanceId, RuntimeId
 from tessera.frames import FrameResponse, RequestHeader
+from tessera.frames.head import MAX_HEAD_NAME_BYTES
 from tessera.frames.openinference import encode_parameters
-from tessera.gateway.loops.inference import REVIVE_S
+from tessera.gateway.loops.inference import MAX_OUTCOME_CHARS, REVIVE_S
 from tessera.gateway.loops.starts import REACH_S
 from tessera.gateway.loops.watchdog import Watchdog
 from tessera.testing import run_virtual
@@ -281,6 +283,26 @@ def test_a_bug_is_an_internal_error_and_leaves_no_count_behind() -> None:
             await parts.inference.infer(REQUEST)
         assert parts.inference.in_flight == 0
         assert parts.catalogue.fleet.slots()[0].in_flight == 0
+
+    virtually(test)
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        ModelInferRequest(model_name="x" * 500_000),
+        ModelInferRequest(model_name="task:digits", model_version="9" * 500_000),
+        ModelInferRequest(model_name="digits", parameters={"timeout": InferParameter(string_param="\0" * 60_000)}),
+    ],
+    ids=["name", "version", "parameter"],
+)
+def test_what_is_remembered_of_a_refused_request_is_short(request_bytes: ModelInferRequest) -> None:
+    async def test(parts: Parts) -> None:
+        with pytest.raises(InvalidInput):
+            await parts.inference.infer(request_bytes.SerializeToString())
+        (decision,) = parts.decisions._last
+        assert decision.outcome.startswith("invalid_input: ")
+        assert len(decision.model) + len(decision.outcome) <= MAX_OUTCOME_CHARS + 2 * MAX_HEAD_NAME_BYTES
 
     virtually(test)
 

@@ -11,6 +11,11 @@ from tessera.frames.openinference import Addressed, read_address
 
 MAX_HEAD_FIELDS = 4096
 MAX_HEAD_PARAMETER_BYTES = 64 << 10
+MAX_HEAD_NAME_BYTES = 512
+"""Of the model's name, and of the version: about twice what the longest name, version and variant come to. Who is refused is remembered."""
+
+_NAMES = {1: "model_name", 2: "model_version"}
+_LAST_NAME_TAG = 0x12
 _TENSOR_TAGS = (0x32, 0x3A)
 """Of outputs and raw_input_contents, which a head passes over."""
 MAX_ITEMS = 1 << 20
@@ -28,7 +33,7 @@ def parse_head(data: Buffer) -> InferRequestHead:
     """Reads name, version, id and parameters of a ModelInferRequest and how many items it has, and skips the rest.
 
     What it costs is bounded, whatever a stranger sends: at most `MAX_HEAD_FIELDS` fields of the message itself (an input, a parameter,
-    a piece of raw contents is one) and `MAX_HEAD_PARAMETER_BYTES` of parameters.
+    a piece of raw contents is one), `MAX_HEAD_NAME_BYTES` of name and of version, and `MAX_HEAD_PARAMETER_BYTES` of parameters.
 
     Raises:
         InvalidInput: as `parse_request`, as far as it reads; or more than these.
@@ -48,6 +53,9 @@ def parse_head(data: Buffer) -> InferRequestHead:
                 parameter_bytes += len(value)
                 if parameter_bytes > MAX_HEAD_PARAMETER_BYTES:
                     raise InvalidInput("parameters bytes", parameter_bytes, f"at most {MAX_HEAD_PARAMETER_BYTES}")
+            elif number in _NAMES and len(value) > MAX_HEAD_NAME_BYTES:
+                shown = str(value[:40], "utf-8", "replace") + "..."
+                raise InvalidInput(_NAMES[number], shown, f"at most {MAX_HEAD_NAME_BYTES} bytes, got {len(value)}")
             read_address(head, number, value)
     head.items = head.items or 1
     return head
@@ -67,6 +75,8 @@ def _plain_head(data: Buffer) -> InferRequestHead | None:
             at += 2
             if length > 127:
                 length, at = wire.read_varint(data, at - 1, "")
+                if length > MAX_HEAD_NAME_BYTES and tag <= _LAST_NAME_TAG:
+                    return None
             stop = at + length
             if tag == 0x0A:
                 name = str(data[at:stop], "utf-8")

@@ -32,7 +32,7 @@ def task_of(model_name: str, model_version: str, tasks: Collection[str]) -> str 
         return None
     task = model_name[len(TASK_PREFIX) :]
     if model_version:
-        raise InvalidInput("model_version", model_version, f"{model_name[:160]!r} stands for several models and takes none")
+        raise InvalidInput("model_version", model_version[:40], f"{model_name[:160]!r} stands for several models and takes none")
     try:
         checked_name("task", task)
     except InvalidInput as error:

@@ -39,6 +39,9 @@ MAX_SENDS = 2
 REVIVE_S = 0.2
 """How long broken connections are tried, all together, before the scheduler is asked for an instance."""
 
+MAX_OUTCOME_CHARS = 4096
+"""Of what is remembered of an error: its words may quote what a client sent."""
+
 _OK = int(Status.OK)
 _WARM = StartPath.WARM.value
 
@@ -117,7 +120,7 @@ class Inference:
             decision.outcome = "ok"
             return answer
         except TesseraError as error:
-            decision.outcome = f"{error.kind}: {error.message}"
+            decision.outcome = f"{error.kind}: {error.message}"[:MAX_OUTCOME_CHARS]
             raise
         except asyncio.CancelledError:
             elapsed_s = self._now_s() - began_s
@@ -129,7 +132,7 @@ class Inference:
             decision.outcome = f"deadline_exceeded: {_too_late(decision, elapsed_s)}" if over else "cancelled: the client went away"
             raise
         except Exception as error:
-            decision.outcome = f"internal: {error}"
+            decision.outcome = f"internal: {error}"[:MAX_OUTCOME_CHARS]
             _log.exception("request failed", request_id=decision.request_id, model=decision.model)
             raise Internal(f"the gateway failed: {type(error).__name__}: {error}") from error
         finally:

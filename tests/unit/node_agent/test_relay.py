@@ -130,6 +130,32 @@ async def test_a_runtime_that_goes_takes_its_connections_along(running: RunningR
             await asyncio.sleep(0.01)
 
 
+async def test_what_a_runtime_says_at_last_is_read_whole_by_who_still_sends(running: RunningRelay) -> None:
+    (running.run / FOLDER / RT1).mkdir(parents=True)
+    heard: list[bytes] = []
+
+    async def leaving(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(bytes(2 << 20))
+        writer.write_eof()
+        heard.append(await reader.read())
+        writer.close()
+
+    server = await asyncio.start_unix_server(leaving, running.run / FOLDER / RT1 / "data.sock")
+    reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+    writer.write(encode_hello(Hello(RT1)))
+    await asyncio.sleep(0.2)
+    for _ in range(20):
+        writer.write(b"late")
+        await asyncio.sleep(0.005)
+    async with asyncio.timeout(10):
+        assert len(await reader.read()) == 2 << 20
+        writer.close()
+        while not heard:  # noqa: ASYNC110 - the relay closes the runtime's side after this one
+            await asyncio.sleep(0.005)
+    assert heard == [encode_hello(Hello(RT1)) + b"late" * 20]
+    server.close()
+
+
 async def test_a_slow_reader_pauses_the_sender(running: RunningRelay) -> None:
     """Back-pressure: the relay holds some megabytes at most, whatever one side sends."""
     (running.run / FOLDER / RT1).mkdir(parents=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Awaitable, Callable
@@ -30,6 +31,8 @@ Handler = Callable[[RequestHeader, Buffer], Awaitable[FrameResponse]]
 MAX_STREAMS = 16384
 """Requests of one connection that may be open at a time."""
 
+_IGNORED_BYTES = 16 * 1024
+
 _log = logging.getLogger(__name__)
 
 
@@ -44,7 +47,26 @@ class _Stream:
         self.future: asyncio.Future[FrameResponse] | None = None
 
 
+class _Finished(asyncio.BufferedProtocol):
+    """In the place of a connection that has said all: takes in what the peer still sends, until that has read the end and closes.
+    A socket that is closed over unread bytes takes along what the peer has not read."""
+
+    def __init__(self, connection: _ServerProtocol) -> None:
+        self._connection = connection
+        self._ignored = bytearray(_IGNORED_BYTES)
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self._ignored
+
+    def buffer_updated(self, nbytes: int) -> None: ...
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connection.connection_lost(exc)
+
+
 class _ServerProtocol(Connection):
+    """`queued`: answers that wait for credit, or for a reader, with their last byte."""
+
     def __init__(self, server: FrameServer) -> None:
         limit = server.hello.max_message_bytes
         super().__init__(codec.RESPONSE, server.hello.window_bytes, server.held_budget_bytes or 2 * limit + 2 * MAX_CHUNK_BYTES)
@@ -52,6 +74,7 @@ class _ServerProtocol(Connection):
         self._greeted = False
         self._peer_max_bytes = 0
         self.streams: dict[int, _Stream] = {}
+        self.queued = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -69,6 +92,14 @@ class _ServerProtocol(Connection):
     def close(self) -> None:
         self.sender.flush()
         self.transport.close()
+
+    def finish(self) -> None:
+        """Says that nothing more comes; closes when the peer does."""
+        self.sender.flush()
+        if not self.transport.is_closing():
+            self.transport.set_protocol(_Finished(self))
+            with contextlib.suppress(OSError):  # the peer was quicker
+                self.transport.write_eof()
 
     def on_frame(self, kind: int, flags: int, stream: int, data: memoryview, start: int, stop: int) -> None:
         if not self._greeted:
@@ -202,9 +233,15 @@ class _ServerProtocol(Connection):
                 sender.flush()
         else:
             self.credit.held += answer_bytes
-            sender.queue(number, codec.response_header(response, answer_bytes), response.body, partial(self.credit.release, answer_bytes))
+            self.queued += 1
+            sender.queue(number, codec.response_header(response, answer_bytes), response.body, partial(self._sent, answer_bytes))
         if self._server.leaving is not None:
             self._server.noticed_end()
+
+    def _sent(self, answer_bytes: int) -> None:
+        self.queued -= 1
+        self.credit.release(answer_bytes)
+        self._server.noticed_end()
 
     def _on_cancel(self, number: int) -> None:
         stream = self.streams.get(number)
@@ -238,7 +275,7 @@ class FrameServer:
         self.connections: set[_ServerProtocol] = set()
         self.leaving: str | None = None
         self.loop = asyncio.get_running_loop()
-        self._idle = asyncio.Event()
+        self._ended = asyncio.Event()
         self._server: asyncio.Server | None = None
         self._path: str | None = None
 
@@ -276,26 +313,36 @@ class FrameServer:
 
     @property
     def in_flight(self) -> int:
-        return sum(len(connection.streams) for connection in self.connections)
+        """Requests whose answers are not on their way as a whole."""
+        return sum(len(connection.streams) + connection.queued for connection in self.connections)
 
     def noticed_end(self) -> None:
-        if self.leaving is not None and self.in_flight == 0:
-            self._idle.set()
+        """A request or a connection has ended."""
+        self._ended.set()
+
+    async def _until(self, over: Callable[[], bool]) -> None:
+        while not over():
+            self._ended.clear()
+            await self._ended.wait()
 
     async def close(self, drain_s: float = 0.0, reason: str = "shutting down") -> None:
-        """GOAWAY to every client, at most `drain_s` seconds for what is in flight, then closes; what is left is cancelled."""
+        """GOAWAY to every client, at most `drain_s` seconds until all is answered and read, then closes; what is left is cancelled."""
         self.leaving = reason
         if self._server is not None:
             self._server.close()
         for connection in list(self.connections):
             connection.sender.put(codec.encode_goaway(reason))
             connection.sender.flush()
-        if drain_s > 0 and self.in_flight:
+        if drain_s > 0:
             try:
                 async with asyncio.timeout(drain_s):
-                    await self._idle.wait()
+                    await self._until(lambda: not self.in_flight)
+                    for connection in list(self.connections):
+                        connection.finish()
+                    await self._until(lambda: not self.connections)
             except TimeoutError:
-                _log.warning("%d requests were cut off after %s s of draining", self.in_flight, drain_s)
+                if self.in_flight:
+                    _log.warning("%d requests were cut off after %s s of draining", self.in_flight, drain_s)
         for connection in list(self.connections):
             connection.close()
         if self._path is not None:

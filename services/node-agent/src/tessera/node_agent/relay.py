@@ -45,8 +45,7 @@ def folder_of(runtime_id: str) -> str | None:
 
 
 class _Side(asyncio.Protocol):
-    """One end of a connection; `peer` is the other. An end that closes (or half-closes: frames know no such thing) closes the other
-    once that has written what it holds."""
+    """One end of a connection; `peer` is the other. An end that closes closes the other once that has written what it holds."""
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
@@ -72,6 +71,19 @@ class _Side(asyncio.Protocol):
         self.transport = None
         if self.peer is not None and self.peer.transport is not None:
             self.peer.transport.close()
+
+
+class _Back(_Side):
+    """The runtime's side. One that leaves says that nothing more comes and closes after the gateway, which must read it all first: a
+    TCP socket that is closed while the other side still sends takes along what that has not read."""
+
+    def eof_received(self) -> bool:
+        front = self.peer.transport if self.peer is not None else None
+        if front is None or front.is_closing():
+            return False
+        with contextlib.suppress(OSError):  # the gateway was quicker
+            front.write_eof()
+        return True
 
 
 class _Front(_Side):
@@ -157,7 +169,7 @@ class Relay:
     async def _open(self, front: _Front, folder: str, target: str) -> None:
         path = self._run_folder / folder / target / "data.sock"
         try:
-            _, back = await asyncio.get_running_loop().create_unix_connection(_Side, str(path))
+            _, back = await asyncio.get_running_loop().create_unix_connection(_Back, str(path))
         except OSError as error:
             front.refuse(f"runtime {target} is not on this node ({error.strerror or type(error).__name__})")
             return

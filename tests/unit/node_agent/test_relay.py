@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import socket
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from tessera.clock import SystemClock
 from tessera.domain.errors import TesseraError
 from tessera.domain.ids import TrustDomain
-from tessera.frames import FrameClient, FrameResponse, FrameServer, RequestHeader
+from tessera.frames import FrameClient, FrameResponse, FrameServer, RequestHeader, silence
 from tessera.frames.codec import Hello, decode_goaway, encode_hello
 from tessera.node_agent import relay
 from tessera.node_agent.core.runtimes import Purpose, domain_folder, domain_folder_of, runtime_id_for
@@ -88,6 +89,24 @@ async def test_each_connection_goes_to_the_runtime_it_names(running: RunningRela
         client.close()
     for server in servers:
         await server.close(0)
+
+
+async def test_the_tcp_side_notices_a_silent_peer(running: RunningRelay, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set on a real connection, which is looked at from inside."""
+    seen: list[socket.socket] = []
+
+    def look(own: socket.socket) -> None:
+        silence.end_on_silence(own)
+        seen.append(own)
+
+    monkeypatch.setattr(relay, "end_on_silence", look)
+    _, writer = await asyncio.open_connection("127.0.0.1", running.port)
+    writer.write(b"\0")
+    async with asyncio.timeout(5):
+        while not seen:  # noqa: ASYNC110 - the relay tells nobody of a connection
+            await asyncio.sleep(0.005)
+    assert seen[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 10_000
+    writer.close()
 
 
 async def test_a_hello_in_pieces_is_put_together(running: RunningRelay) -> None:

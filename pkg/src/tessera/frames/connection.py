@@ -10,6 +10,7 @@ from typing import cast
 from tessera.frames import codec
 from tessera.frames.codec import Buffer, FrameError
 from tessera.frames.reader import FrameReader, Place
+from tessera.frames.silence import end_on_silence
 from tessera.frames.stream import CreditGiver, Incoming, MessageSender
 
 _SEND_BUFFER_BYTES = 1024 * 1024
@@ -38,6 +39,8 @@ class Connection(asyncio.BufferedProtocol, ABC):
         own = transport.get_extra_info("socket")
         if own is not None and own.family == socket.AF_UNIX:
             own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        elif own is not None:
+            end_on_silence(own)
         self.sender = MessageSender(transport, self._kind)
         self.credit = CreditGiver(self.sender.put, self._window_bytes, self._budget)
 

@@ -25,6 +25,7 @@ import uvloop
 from tessera.clock import Clock, SystemClock
 from tessera.frames.codec import FrameError, encode_goaway, peek_hello
 from tessera.frames.heap import keep_freed_memory
+from tessera.frames.silence import end_on_silence
 
 INFO_FILE = "relay.json"
 HELLO_TIMEOUT_S = 10.0
@@ -98,6 +99,7 @@ class _Front(_Side):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        end_on_silence(transport.get_extra_info("socket"))
         self._relay.fronts.add(self)
         self._timer = asyncio.get_running_loop().call_later(HELLO_TIMEOUT_S, self.refuse, f"no hello within {HELLO_TIMEOUT_S:.0f} s")
 

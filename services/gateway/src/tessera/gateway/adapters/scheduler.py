@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Sequence
 
 from tessera.api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
@@ -24,6 +25,9 @@ from tessera.wire import (
 )
 
 MAX_CANDIDATES = 64
+FOLLOWED_S = 1.0
+"""How long a leader that another one has followed is waited for: it may have been about to answer. Less than its follower takes to
+settle."""
 START = "/tessera.api.scheduler.v1.Scheduler/StartInstance"
 
 
@@ -85,7 +89,9 @@ class SchedulerClient:
         self._calls = calls
         self._trust_domain = trust_domain
         self._stubs: dict[str, scheduler_pb2_grpc.SchedulerAsyncStub] = {}
+        self._asked: dict[asyncio.Timeout, str] = {}
         leader.on_change(self.expect)
+        leader.on_change(self._may_have_followed)
 
     def expect(self) -> None:
         """Connects to the leader in the background, where it is known; called when its record changes."""
@@ -104,7 +110,15 @@ class SchedulerClient:
             budget_us=int(budget_s * 1e6),
             ready_within_us=max(1, int(ready_within_s * 1e6)),
         )
-        answer = await self._calls.call(self._start_address(), START, request, scheduler_pb2.StartInstanceResponse, budget_s)
+        leader, patience = self._leader.address(), asyncio.timeout(None)
+        self._asked[patience] = leader
+        try:
+            async with patience:
+                answer = await self._calls.call(self._start_address(), START, request, scheduler_pb2.StartInstanceResponse, budget_s)
+        except TimeoutError:
+            raise Unavailable(f"scheduler {leader} was followed by another one and has not answered") from None
+        finally:
+            del self._asked[patience]
         endpoint = decode_endpoint(answer.endpoint)
         path = decode_start_path(answer.start_path)
         slot = InstanceSlot(
@@ -133,6 +147,13 @@ class SchedulerClient:
         if any(option.variant.trust_domain != self._trust_domain for option in answer.options):
             raise NotFound(f"request {request_id!r} started nothing here")
         return answer
+
+    def _may_have_followed(self) -> None:
+        """A leader that vanished answers nobody: who asked it asks the next one."""
+        leader, until_s = self._leader.address(), asyncio.get_running_loop().time() + FOLLOWED_S
+        for patience, asked in self._asked.items():
+            if asked != leader and patience.when() is None:
+                patience.reschedule(until_s)
 
     def _start_address(self) -> str:
         """Raises: Unavailable when nobody leads, or the leader has not said where it takes starts."""

@@ -22,7 +22,8 @@ FLAG_LAST = 1
 MAX_TARGET_BYTES = 255
 MAX_REASON_BYTES = 1024
 DEFAULT_WINDOW_BYTES = 8 * 1024 * 1024
-DEFAULT_MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+DEFAULT_MAX_MESSAGE_BYTES = 64 * 1024 * 1024 + 64 * 1024
+"""64 MiB of tensor, names and parameters beside it: what a gateway takes from its clients as well (`tessera.rpc`)."""
 
 Buffer = bytes | bytearray | memoryview
 

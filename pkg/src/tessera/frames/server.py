@@ -223,7 +223,8 @@ class _ServerProtocol(Connection):
             self.credit.release(stream.held_bytes)
         answer_bytes = len(response.body)
         if answer_bytes > self._peer_max_bytes:
-            response = FrameResponse.of_error(TooLarge(f"response of {answer_bytes} bytes: the caller takes {self._peer_max_bytes}"))
+            most = f"the caller takes {self._peer_max_bytes}, by its max_message_bytes"
+            response = FrameResponse.of_error(TooLarge(f"response of {answer_bytes} bytes: {most}"))
             answer_bytes = len(response.body)
         sender = self.sender
         if answer_bytes <= sender.room:

@@ -8,6 +8,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from tessera.config import ServiceConfig
+from tessera.rpc import MAX_MESSAGE_BYTES
 
 MIB = 1024 * 1024
 
@@ -34,7 +35,9 @@ class GatewayConfig(ServiceConfig):
     default_budget_s: float = Field(default=60.0, gt=0, le=3600, description="time for a request whose client sets no deadline")
     start_budget_s: float = Field(default=60.0, gt=0, le=3600, description="how long a start is asked for before its requests are told")
     start_queue_limit: int = Field(default=256, ge=1, le=1_000_000, description="requests that may wait for one variant to start")
-    max_message_bytes: int = Field(default=64 * MIB, ge=1024, le=2**31 - 1)
+    max_message_bytes: int = Field(
+        default=MAX_MESSAGE_BYTES, ge=1024, le=MAX_MESSAGE_BYTES, description="of a request or an answer; runtimes take 64 MiB and no more"
+    )
     held_bytes_limit: int = Field(default=1024 * MIB, ge=1024, description="bytes of unanswered requests held at a time")
     explain_ring_size: int = Field(default=8192, ge=1, le=1_000_000, description="requests that explain still knows")
     drain_grace_s: float = Field(default=10.0, ge=0, le=600)

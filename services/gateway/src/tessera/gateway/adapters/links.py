@@ -13,6 +13,7 @@ from tessera.domain.ids import RuntimeId
 from tessera.frames import FrameClient
 from tessera.gateway.core.slots import InstanceSlot
 from tessera.program import Tasks
+from tessera.rpc import MESSAGE_OVERHEAD_BYTES
 from tessera.telemetry import get_logger
 
 RECONNECT_PAUSES_S = (0.02, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -32,6 +33,7 @@ class FrameLinks:
 
     Args:
         host_id: runtimes with this host id are reached by their Unix socket, where it is seen from here.
+        max_message_bytes: as clients are told it; names and parameters may come on top, as over gRPC.
         on_change: called with (runtime id, connected) when a connection is lost or made.
         wanted: whether a runtime still holds an instance we know; a connection that nobody wants is not made again.
     """
@@ -49,7 +51,7 @@ class FrameLinks:
         self._host_id = host_id
         self._tasks = tasks
         self._clock = clock
-        self._max_message_bytes = max_message_bytes
+        self._max_message_bytes = max_message_bytes + MESSAGE_OVERHEAD_BYTES
         self._on_change = on_change
         self._wanted = wanted
         self._links: dict[RuntimeId, _Link] = {}

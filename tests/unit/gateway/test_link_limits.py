@@ -41,6 +41,16 @@ async def links() -> AsyncIterator[FrameLinks]:
     assert stop.error is None
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "[127.0.0.1]"])
+async def test_a_relay_is_reached_at_a_host_in_brackets(links: FrameLinks, host: str) -> None:
+    """As addresses of IPv6 are written, which not every machine has."""
+    server = await FrameServer.serve_tcp("127.0.0.1", 0, echo)
+    client = await links.connect(slot_at(f"{host}:{server.port}"))
+    assert bytes((await client.request(RequestHeader(1, 10_000_000), b"x")).body) == b"x"
+    client.close()
+    await server.close()
+
+
 async def test_what_grpc_takes_runtimes_take(links: FrameLinks) -> None:
     server = await FrameServer.serve_tcp("127.0.0.1", 0, echo)
     client = await links.connect(slot_at(f"127.0.0.1:{server.port}"))

@@ -212,6 +212,20 @@ async def test_a_slow_reader_pauses_the_sender(running: RunningRelay) -> None:
     server.close()
 
 
+async def test_it_listens_at_a_host_in_brackets(tmp_path: Path) -> None:
+    """As addresses of IPv6 are written, which not every machine has."""
+    stop = asyncio.Event()
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        group.create_task(relay.serve("[127.0.0.1]:0", tmp_path, 600.0, SystemClock(), stop))
+        while not (tmp_path / relay.INFO_FILE).exists():  # noqa: ASYNC110 - as a starting agent does
+            await asyncio.sleep(0.005)
+        host, _, port = json.loads((tmp_path / relay.INFO_FILE).read_text())["address"].rpartition(":")
+        _, writer = await asyncio.open_connection("127.0.0.1", int(port))
+        writer.close()
+        stop.set()
+    assert host == "[127.0.0.1]"
+
+
 async def test_it_ends_when_nothing_needs_it_or_its_folder_is_gone(tmp_path: Path) -> None:
     async with asyncio.timeout(10):
         await relay.serve("127.0.0.1:0", tmp_path, 0.0, SystemClock(), asyncio.Event())

@@ -188,7 +188,7 @@ async def serve(listen: str, run_folder: Path, orphan_s: float, clock: Clock, st
     info = run_folder / INFO_FILE
     async with asyncio.TaskGroup() as group:
         relay = Relay(run_folder, group)
-        server = await asyncio.get_running_loop().create_server(relay.front, host, int(port))
+        server = await asyncio.get_running_loop().create_server(relay.front, host.strip("[]"), int(port))
         bound = server.sockets[0].getsockname()[1]
         partial = run_folder / f"{INFO_FILE}.{os.getpid()}"
         partial.write_text(json.dumps({"pid": os.getpid(), "address": f"{host}:{bound}", "listen": listen}))

@@ -99,7 +99,7 @@ class FrameLinks:
         host, _, port = slot.relay_address.rpartition(":")
         if not host or not port.isdigit():
             raise FailedPrecondition(f"runtime {target} on host {slot.host_id!r} names no relay: {slot.relay_address!r}")
-        return await FrameClient.connect_tcp(host, int(port), target=target, max_message_bytes=limit)
+        return await FrameClient.connect_tcp(host.strip("[]"), int(port), target=target, max_message_bytes=limit)
 
     async def _try(self, slot: InstanceSlot) -> None:
         try:

@@ -23,6 +23,8 @@ async def test_both_ends_of_a_tcp_connection_notice_a_silent_peer():
     server = await FrameServer.serve_tcp("127.0.0.1", 0, handler)
     client = await FrameClient.connect_tcp("127.0.0.1", server.port, target="")
     (connection,) = server.connections
-    assert silence_s(client._protocol.transport) == silence_s(connection.transport) == (10, 10)
-    client.close()
-    await server.close()
+    try:
+        assert silence_s(client._protocol.transport) == silence_s(connection.transport) == (10, 10)
+    finally:
+        client.close()
+        await server.close()

@@ -186,8 +186,7 @@ class Starter:
             self._changed()
 
     async def _stop(self, instance: Instance, reason: str, drain_ms: int) -> None:
-        now_s = self._clock.monotonic_s()
-        self._table.move(instance.instance_id, InstanceState.DRAINING, now_s, reason)
+        self._table.move(instance.instance_id, InstanceState.DRAINING, self._clock.monotonic_s(), reason)
         self._records.withdraw(instance.variant.trust_domain, instance.instance_id)
         _log.info("instance stops", instance_id=instance.instance_id, variant=str(instance.variant), reason=reason)
         assert instance.runtime_id is not None

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
+from blake3 import blake3
 
 from tessera.domain.ids import Digest
 from tessera.tensorstore.local import LocalTensorStore
@@ -57,6 +60,49 @@ def test_a_changed_byte_is_found_by_the_deep_check_alone(store: LocalTensorStore
     assert store.check() == []
     [finding] = store.check(deep=True)
     assert finding.startswith(f"blobs/{digest} has bytes of digest")
+
+
+def _during_hashing(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """In another thread, as the agent's event loop would: the hashing goes on when it is done."""
+
+    def hasher() -> Any:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(act).result(5)
+        return blake3()
+
+    monkeypatch.setattr("tessera.tensorstore.local.check.blake3", hasher)
+
+
+def test_a_deep_check_keeps_nobody_waiting(store: LocalTensorStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = put(store, blob_of(1, 100))
+    seen: list[int] = []
+
+    def use() -> None:
+        store.pin("runtime-1", [digest])
+        seen.append(store.status().pinned_bytes)
+
+    _during_hashing(monkeypatch, use)
+    assert store.check(deep=True) == []
+    assert seen == [100]
+
+
+def _bring_anew(store: LocalTensorStore, digest: Digest) -> None:
+    store.quarantine(digest)
+    put(store, blob_of(1, 100))
+
+
+@pytest.mark.parametrize(
+    "leave", [LocalTensorStore.quarantine, _bring_anew, lambda store, _: store.shrink(0)], ids=["quarantined", "anew", "reclaimed"]
+)
+def test_what_leaves_while_it_is_hashed_is_no_finding(
+    store: LocalTensorStore, monkeypatch: pytest.MonkeyPatch, leave: Callable[[LocalTensorStore, Digest], object]
+) -> None:
+    digest = put(store, blob_of(1, 100))
+    _write(store, digest, bytes(100))
+    with monkeypatch.context() as patched:
+        _during_hashing(patched, lambda: leave(store, digest))
+        assert store.check(deep=True) == []
+    assert store.check(deep=True) == []
 
 
 def test_a_temporary_file_that_went_is_found(store: LocalTensorStore) -> None:

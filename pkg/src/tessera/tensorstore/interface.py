@@ -238,7 +238,8 @@ class TensorKeeper(Protocol):
     def status(self) -> StoreStatus: ...
 
     def check(self, *, deep: bool = False) -> list[str]:
-        """Compares memory with disk; with `deep` every blob is hashed. Findings in words, [] when all is sound."""
+        """Compares memory with disk; with `deep` every blob is hashed, while the store goes on. Findings in words, [] when all is
+        sound."""
         ...
 
     def mappings(self) -> Sequence[MappedFile]:

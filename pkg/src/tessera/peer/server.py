@@ -28,6 +28,8 @@ Stores = Callable[[TrustDomain], TensorReader | None]
 SEND_BYTES = 4 << 20
 BACKLOG = 64
 JOIN_S = 5.0
+ACCEPT_PAUSE_S = 0.5
+"""Between tries to take a connection where none can be taken: most often there are no descriptors left for the moment."""
 
 _log = get_logger(__name__)
 
@@ -52,7 +54,7 @@ class PeerServer:
         self._listener: socket.socket | None = None
         self._lock = threading.Lock()
         self._open: dict[socket.socket, threading.Thread] = {}
-        self._stopping = False
+        self._stopping = threading.Event()
         self._accepting: threading.Thread | None = None
         self.sent_bytes = 0
 
@@ -75,7 +77,7 @@ class PeerServer:
     def stop(self) -> None:
         """Ends every stream at once: who was taking a blob goes on elsewhere."""
         assert self._listener is not None
-        self._stopping = True
+        self._stopping.set()
         _shut(self._listener)
         with self._lock:
             serving = dict(self._open)
@@ -88,32 +90,35 @@ class PeerServer:
 
     def _accept(self) -> None:
         assert self._listener is not None
+        said = False  # once until the next one comes through
         while True:
             try:
                 connection, _ = self._listener.accept()
             except OSError as error:
-                if self._stopping:
+                if self._stopping.is_set():
                     return
-                _log.warning("a peer could not connect", reason=str(error))  # its own fault, or no descriptors left for the moment
+                if not said:
+                    _log.warning("peers cannot connect", reason=str(error))
+                said = True
+                self._stopping.wait(ACCEPT_PAUSE_S)
                 continue
+            said = False
             connection.setblocking(True)
             limit_waiting(connection, self._limits.idle_s, self._limits.idle_s)
             thread = threading.Thread(target=self._serve, args=(connection,), name="peer", daemon=True)
             with self._lock:
-                room = len(self._open) < self._limits.connections and not self._stopping
+                room = len(self._open) < self._limits.connections and not self._stopping.is_set()
                 if room:
                     self._open[connection] = thread
-            if room:
-                thread.start()
-            else:
-                self._turn_away(connection)
-
-    def _turn_away(self, connection: socket.socket) -> None:
-        with connection:
+            if not room:
+                _turn_away(connection, f"{self._limits.connections} connections are open")
+                continue
             try:
-                connection.send(codec.encode_welcome(Verdict.BUSY, f"{self._limits.connections} connections are open"))
-            except OSError:
-                pass  # gone already
+                thread.start()
+            except RuntimeError as error:  # no more threads for the moment
+                with self._lock:
+                    del self._open[connection]
+                _turn_away(connection, str(error))
 
     def _serve(self, connection: socket.socket) -> None:
         peer = ""
@@ -125,7 +130,7 @@ class PeerServer:
         except InvalidInput as error:
             _log.warning("peer refused", peer=peer, reason=str(error))
         except (OSError, TesseraError) as error:
-            if not self._stopping:
+            if not self._stopping.is_set():
                 _log.info("peer stream ended", peer=peer, reason=str(error))
         finally:
             with self._lock:
@@ -184,6 +189,14 @@ def _next_ask(connection: socket.socket) -> Ask | None:
     if not first:
         return None
     return codec.decode_ask(first + read_exactly(connection, codec.ASK.size - len(first)))
+
+
+def _turn_away(connection: socket.socket, reason: str) -> None:
+    with connection:
+        try:
+            connection.send(codec.encode_welcome(Verdict.BUSY, reason))
+        except OSError:
+            pass  # gone already
 
 
 def _shut(sock: socket.socket) -> None:

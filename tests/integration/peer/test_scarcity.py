@@ -1,4 +1,4 @@
-"""A node that runs out of descriptors or threads serves its peers again once there are some."""
+"""A node that runs out of descriptors, threads or room: it serves its peers again once there are some, and knows what they cost it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ import pytest
 from structlog.testing import capture_logs
 
 from tessera.clock import SystemClock
+from tessera.domain.errors import ResourceExhausted
 from tessera.domain.ids import NodeId, TrustDomain
-from tessera.peer.codec import WELCOME_HEAD, Verdict, decode_welcome_head, encode_hello
+from tessera.peer.codec import ANSWER_HEAD, WELCOME_HEAD, Ask, Verdict, Wish, decode_welcome_head, encode_ask, encode_hello
 from tessera.peer.connection import PeerBusy, PeerConnection, StreamLimits
 from tessera.peer.server import ACCEPT_PAUSE_S
+from tessera.tensorstore.artifact import digest_of
 from tessera.testing.blobs import blob_of, put
+
+MIB = 1 << 20
 
 
 @contextmanager
@@ -116,3 +120,20 @@ def test_no_threads_turn_a_peer_away_and_the_next_one_is_served(nodes: Any, monk
     served = connect()
     assert served.size_of(digest) == 5000
     served.close()
+
+
+def test_what_is_reclaimed_while_it_is_sent_counts_until_it_is_sent(nodes: Any) -> None:
+    store, source = nodes.giver()
+    budget, size = store.status().budget_bytes, 32 * MIB  # more than the kernel takes off the sender's hands
+    digest = put(store, blob_of(0, size))
+    host, _, port = source.peer_address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection, connection.makefile("rb") as stream:
+        connection.sendall(encode_hello(NodeId("x"), TrustDomain("lab")) + encode_ask(Ask(Wish.SEND, digest)))
+        stream.read(WELCOME_HEAD.size + len("giver-0") + ANSWER_HEAD.size)
+        with pytest.raises(ResourceExhausted, match=f"unlinked but still mapped {size}"):
+            store.make_room(budget)
+        assert (store.has(digest), store.status().unlinked_bytes) == (False, size)
+        assert store.make_room(budget - size) == []
+        assert digest_of(stream.read(size)) == digest
+        until(lambda: store.status().unlinked_bytes == 0)
+    assert store.make_room(budget) == []

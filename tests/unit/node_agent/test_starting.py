@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from typing import Any
 
 import pytest
@@ -158,6 +160,23 @@ async def test_a_start_that_does_not_fit_says_what_it_needs_and_which_models_are
 async def test_a_model_larger_than_the_store_says_so(node: Any, make: Any) -> None:
     with pytest.raises(ResourceExhausted, match=r"budget 1048576, which is \d+ more than all of it, .*in use by no instance"):
         await in_time(node, node.start("a", node.make_artifact(1, tensors=130)))
+
+
+async def test_a_full_file_system_within_the_budget_is_given_a_moment(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is nothing to evict: something that no budget counts takes the space."""
+    full, write = True, os.pwrite
+
+    def pwrite(fd: int, data: memoryview, offset: int) -> int:
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(fd, data, offset)
+
+    artifact = node.make_artifact()
+    monkeypatch.setattr("tessera.tensorstore.local.writer.os.pwrite", pwrite)
+    start = asyncio.ensure_future(node.start("a", artifact))
+    await asyncio.wait([start], timeout=0.5)
+    full = False
+    assert (await in_time(node, start)).state is READY
 
 
 async def test_a_budget_that_ends_leaves_the_start_going(node: Any) -> None:

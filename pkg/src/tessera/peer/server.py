@@ -1,12 +1,13 @@
 """Sends blobs of this node's stores to other agents: one thread per connection, the bytes by `sendfile` from the store's file.
 
-A blob is opened, not held: reclaiming unlinks and never truncates, so what is being sent stays whole, and serving a peer never stands
-in the way of a start here. Which blobs there are is told to the trust domain that owns them alone: to any other every digest is
-"not here". The bytes are not verified here; whoever takes them does that.
+A blob is mapped, not held: reclaiming unlinks and never truncates, so what is being sent stays whole, and what was unlinked counts in
+the store's budget until it is sent. Which blobs there are is told to the trust domain that owns them alone: to any other every digest
+is "not here". The bytes are not verified here; whoever takes them does that.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import socket
 import threading
@@ -166,10 +167,14 @@ class PeerServer:
                 words = f"offset {ask.offset} lies behind the end of blob {ask.digest} of {size_bytes} bytes"
                 connection.sendall(codec.encode_answer(Finding.ERROR, size_bytes, words))
                 return
-            failpoint.hit("peer.before_send")
-            more = socket.MSG_MORE if ask.wish is Wish.SEND and ask.offset < size_bytes else 0
-            connection.sendall(codec.encode_answer(Finding.HERE, size_bytes), more)
-            if ask.wish is Wish.SEND:
+            here = codec.encode_answer(Finding.HERE, size_bytes)
+            if ask.wish is Wish.SIZE or ask.offset == size_bytes:
+                connection.sendall(here)
+                return
+            # Nobody reads the mapping: the store finds in /proc/*/maps what it has unlinked and is not free yet.
+            with mmap.mmap(fd, size_bytes, prot=mmap.PROT_READ):
+                failpoint.hit("peer.before_send")
+                connection.sendall(here, socket.MSG_MORE)
                 self._send(connection, fd, ask.offset, size_bytes)
         finally:
             os.close(fd)

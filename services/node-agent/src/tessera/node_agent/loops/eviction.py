@@ -37,15 +37,15 @@ class Evictor:
         return freed_bytes(idle, self._others(), self._store.digests(), self._mapped()) if idle else 0
 
     async def make_room(self, lacking: Lacking, instance_id: InstanceId, stop: Stop) -> bool:
-        """Stops as few idle instances as it takes; False when all of them would not do. One start at a time: what one evicts for itself
-        another must not count as free."""
+        """Stops as few idle instances as it takes; False where none was stopped, because all of them would not do or the budget has the
+        room (a full file system may not). One start at a time: what one evicts for itself another must not count as free."""
         async with self._turn:
             await self._fleet.refresh(memory_age_s=3600.0)  # a start waits for it, and memory does not matter
             status = await asyncio.to_thread(self._store.status)
             held = status.pinned_bytes + status.unlinked_bytes + status.incoming_bytes
             short = lacking.missing_bytes + lacking.present_bytes - (status.budget_bytes - held)
             if short <= 0:
-                return True
+                return False
             donor = self._table.get(instance_id).donor
             may_go = sorted(self._idle(), key=lambda idle: idle.instance_id == donor)  # last: the start is to be made of it
             plan = plan_eviction(may_go, short, lacking.needs, self._others(), self._store.digests(), self._mapped())

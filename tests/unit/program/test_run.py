@@ -106,3 +106,18 @@ def test_main_may_just_return() -> None:
     with start("async def main(stop):\n    say('done')\nrun(main)") as process:
         out, _ = process.communicate(timeout=20)
     assert (process.returncode, out) == (0, "done\n")
+
+
+def test_it_may_open_as_many_files_as_is_allowed_at_most() -> None:
+    code = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 300))
+
+async def main(stop):
+    say(resource.getrlimit(resource.RLIMIT_NOFILE))
+
+run(main)
+"""
+    with start(code) as process:
+        out, _ = process.communicate(timeout=20)
+    assert (process.returncode, out) == (0, "(300, 300)\n")

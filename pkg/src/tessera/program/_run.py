@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -21,8 +22,11 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 def run(main: Callable[[Stop], Awaitable[None]]) -> None:
     """Runs `main` on uvloop until it returns. SIGTERM or SIGINT sets its stop; a second one kills the process.
 
-    Ends the process with code 1 when `main` raised, or when something stopped the program by failing (`stop.error`).
+    Ends the process with code 1 when `main` raised, or when something stopped the program by failing (`stop.error`). May open as many
+    files as the system allows at most, not only the 1024 that it commonly grants unasked.
     """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     if not structlog.is_configured():
         # A process without telemetry still keeps its standard output for its results.
         structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))

@@ -17,6 +17,7 @@ from tessera.domain.errors import (
 from tessera.domain.signature import Signature
 from tessera.runtime.backends.interface import Tensor
 from tessera.runtime.identity import InstancePhase
+from tessera.testing import LoopClock, run_virtual
 
 
 async def test_what_waits_when_the_worker_gets_free_is_one_batch():
@@ -145,12 +146,7 @@ async def test_a_model_that_loses_the_batch_is_served_one_by_one_from_then_on():
 
 
 async def test_delay_waits_for_company_but_not_beyond_the_deadline():
-    loop, model = asyncio.get_running_loop(), Doubler()
-
-    class LoopClock(FakeClock):
-        def monotonic_s(self) -> float:
-            return loop.time()
-
+    model = Doubler()
     instance = make(model, LoopClock(), max_delay_us=30_000)
     first = ask(instance, 1.0)
     assert not model.pending
@@ -168,6 +164,26 @@ async def test_delay_waits_for_company_but_not_beyond_the_deadline():
     await asyncio.sleep(0.07)
     await model.step()
     assert answer(hurried) == [10.0]
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_nobody_who_joins_waits_for_company_beyond_half_of_its_own_budget(leaves):
+    async def main():
+        model = Doubler()
+        instance = make(model, LoopClock(), max_delay_us=100_000)
+        patient = ask(instance, 1.0, budget_us=60_000_000)
+        await asyncio.sleep(0.005)
+        hurried = ask(instance, 2.0, budget_us=20_000)
+        last = ask(instance, 3.0, budget_us=60_000_000)
+        if leaves:
+            patient.cancel()
+        await asyncio.sleep(0.009)
+        assert not model.pending
+        await asyncio.sleep(0.002)
+        await model.step()
+        assert (model.batches, answer(hurried), answer(last)) == ([2 if leaves else 3], [4.0], [6.0])
+
+    run_virtual(main)
 
 
 async def test_drain_finishes_what_waits_and_takes_nothing_new():

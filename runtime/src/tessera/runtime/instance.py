@@ -20,6 +20,7 @@ from tessera.domain.errors import DeadlineExceeded, FailedPrecondition, Internal
 from tessera.frames.codec import FrameResponse, RequestHeader
 from tessera.frames.openinference import InferRequest, encode_response
 from tessera.runtime.activity import InstanceStatus, RecentRuns
+from tessera.runtime.alarm import Alarm
 from tessera.runtime.backends.interface import Loaded, Tensor
 from tessera.runtime.identity import BatchLimits, InstanceIdentity, InstancePhase
 from tessera.runtime.tensors import check_request, join, joinable_key, output_tensors, split
@@ -70,7 +71,7 @@ class Instance:
         self._exclusive = False
         self._joinable = artifact.signature.batched
         self._quiet: list[asyncio.Future[None]] = []
-        self._timer: asyncio.TimerHandle | None = None
+        self._company = Alarm(clock)
         self._served = 0
         self._items = 0
         self._last_s = clock.monotonic_s()
@@ -171,7 +172,7 @@ class Instance:
                 return
             if not items:
                 continue
-            self._cancel_timer()
+            self._company.off()
             running = self._running = _Running(items, self._clock.monotonic_s())
             call = partial(_run, self.loaded, [item.request.tensors for item in items])
             if self.loaded.inline:
@@ -181,7 +182,7 @@ class Instance:
         self._wake_quiet()
 
     def _form(self) -> list[Waiting] | None:
-        """The next batch in order of arrival; empty when all that was looked at had expired; None while the first waits for company."""
+        """The next batch in order of arrival; empty when all that was looked at had expired; None while it waits for company."""
         now = self._clock.monotonic_s()
         first: Waiting | None = None
         taken: list[Waiting] = []
@@ -207,7 +208,7 @@ class Instance:
             else:
                 passed.append(item)
         self._queue.extendleft(reversed(passed))
-        if first is not None and not passed and self._worth_waiting(first, rows, now):
+        if taken and not passed and self._worth_waiting(taken, rows, now):
             self._queue.extendleft(reversed(taken))
             return None
         return taken
@@ -220,31 +221,20 @@ class Instance:
             self._may_join(first) and self._may_join(item) and item.key == first.key and rows + item.request.rows <= self.limits.max_batch
         )
 
-    def _worth_waiting(self, first: Waiting, rows: int, now: float) -> bool:
-        """Sets a timer and says yes while the first may still wait for others."""
+    def _worth_waiting(self, taken: list[Waiting], rows: int, now: float) -> bool:
+        """Sets the alarm and says yes while each of them may still wait for others."""
         if (
             not self.limits.max_delay_us
             or rows >= self.limits.max_batch
-            or not self._may_join(first)
+            or not self._may_join(taken[0])
             or self.phase is not InstancePhase.SERVING
         ):
             return False
-        # At most half of its budget: waiting must not be what makes it late.
-        until = first.arrived_s + min(self.limits.max_delay_us / 1e6, (first.deadline_s - first.arrived_s) / 2)
+        until = min(item.company_until_s(self.limits.max_delay_us / 1e6) for item in taken)
         if until <= now:
             return False
-        if self._timer is None:
-            self._timer = self._loop.call_later(until - now, self._timer_fired)
+        self._company.by(until, self._dispatch)
         return True
-
-    def _cancel_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _timer_fired(self) -> None:
-        self._timer = None
-        self._dispatch()
 
     def _finish_inline(self, running: _Running, call: Callable[[], dict[str, Tensor]]) -> None:
         done: asyncio.Future[dict[str, Tensor]] = self._loop.create_future()
@@ -353,7 +343,7 @@ class Instance:
     async def drain(self, drain_s: float) -> None:
         """Takes nothing new, gives what waits `drain_s` seconds, then answers the rest with WrongGeneration; returns when nothing runs."""
         self.phase = InstancePhase.DRAINING
-        self._cancel_timer()
+        self._company.off()
         self._dispatch()
         try:
             async with asyncio.timeout(drain_s):

@@ -90,8 +90,8 @@ class NodeAgentConfig(ServiceConfig):
     runtime_workers: int = Field(2, ge=1)
     """Batches of different instances that one runtime runs at a time."""
     batch_delay_us: int = Field(0, ge=0, le=1_000_000)
-    """How long the first request of a batch waits for others, at most half of what is left of its budget; 0: a batch is what came while
-    the runtime was busy."""
+    """How long the first request of a batch waits for others, and nobody in it longer than half of what is left of its budget; 0: a batch
+    is what came while the runtime was busy."""
     runtime_keep_alive_s: float = Field(60.0, ge=0.0)
     """How long an empty runtime beyond what the pool policy wants is kept."""
     idle_after_s: float = Field(60.0, ge=0.0)

@@ -13,6 +13,7 @@ from concurrent.futures import Executor
 from tessera.clock import Clock
 from tessera.domain.ids import Digest
 from tessera.runtime import memory
+from tessera.runtime.alarm import Alarm
 from tessera.runtime.backends.interface import Backend
 from tessera.runtime.kept import KeptArtifacts
 
@@ -34,12 +35,12 @@ class Housekeeping:
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._tidying: asyncio.TimerHandle | None = None
-        self._forgetting: asyncio.TimerHandle | None = None
+        self._forgetting = Alarm(clock)
 
     def stop(self) -> None:
-        for timer in (self._tidying, self._forgetting):
-            if timer is not None:
-                timer.cancel()
+        if self._tidying is not None:
+            self._tidying.cancel()
+        self._forgetting.off()
 
     def tidy_later(self) -> None:
         """Something was unloaded: its heap goes back soon, at once for all of that second."""
@@ -48,8 +49,7 @@ class Housekeeping:
 
     def forget_later(self) -> None:
         """Something was kept: it goes when nobody has wanted it for long."""
-        if self._forgetting is None:
-            self._forgetting = self._loop.call_later(KEEP_S, self._forget_old)
+        self._forgetting.by(self._clock.monotonic_s() + KEEP_S, self._forget_old)
 
     async def trim(self, digests: Collection[Digest] | None = None) -> int:
         """Lets go of what is kept for later loads: mappings of no instance (all, or of the artifacts that map one of `digests`), and,
@@ -63,10 +63,13 @@ class Housekeeping:
         self._loader.submit(_give_back, self._backends())
 
     def _forget_old(self) -> None:
-        self._forgetting = None
-        self._loader.submit(self._kept.drop, self._clock.monotonic_s() - KEEP_S)
-        if len(self._kept):
-            self.forget_later()
+        before_s = self._clock.monotonic_s() - KEEP_S
+        self._loop.run_in_executor(self._loader, self._kept.drop_old, before_s).add_done_callback(self._forgot)
+
+    def _forgot(self, done: asyncio.Future[float | None]) -> None:
+        oldest_s = done.result()
+        if oldest_s is not None:
+            self._forgetting.by(oldest_s + KEEP_S, self._forget_old)
 
     def _let_go(self) -> int:
         gone = self._kept.drop()

@@ -30,9 +30,6 @@ class KeptArtifacts:
     def __init__(self) -> None:
         self._kept: OrderedDict[Digest, _Kept] = OrderedDict()
 
-    def __len__(self) -> int:
-        return len(self._kept)
-
     def take(self, artifact: Digest) -> ArtifactBlobs | None:
         """The kept bytes of an artifact, now the caller's; None where nothing is kept or the store has other files by now."""
         kept = self._kept.pop(artifact, None)
@@ -52,12 +49,21 @@ class KeptArtifacts:
         while len(self._kept) > MAX_ARTIFACTS or sum(kept.blobs.files for kept in self._kept.values()) > MAX_FILES:
             self._kept.popitem(last=False)[1].blobs.close()
 
-    def drop(self, before_s: float | None = None) -> int:
-        """Lets everything go, or what is kept since before `before_s`. Returns how many artifacts went."""
-        old = [artifact for artifact, kept in self._kept.items() if before_s is None or kept.since_s <= before_s]
-        for artifact in old:
-            self._kept.pop(artifact).blobs.close()
-        return len(old)
+    def drop(self) -> int:
+        """Lets everything go. Returns how many artifacts went."""
+        count = len(self._kept)
+        while self._kept:
+            self._kept.popitem()[1].blobs.close()
+        return count
+
+    def drop_old(self, before_s: float) -> float | None:
+        """Lets go of what is kept since `before_s` or longer. Returns since when the oldest is that is left."""
+        while self._kept:
+            oldest = next(iter(self._kept.values()))
+            if oldest.since_s > before_s:
+                return oldest.since_s
+            self._kept.popitem(last=False)[1].blobs.close()
+        return None
 
     def drop_mapping(self, digests: Collection[Digest]) -> int:
         """Lets go of what maps one of `digests`. Returns how many artifacts went."""

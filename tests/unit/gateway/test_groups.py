@@ -98,6 +98,7 @@ def test_a_candidate_has_the_best_figures_of_the_classes_that_can_run_it() -> No
     assert (both.accuracy.value, both.dataset, both.plain, both.nowhere) == (0.9, "mnist", True, "")
     assert both.work_ms == pytest.approx(20.0)  # two cores for 80 ms answer eight items
     assert both.usd_per_1000 == pytest.approx(1000 * 0.36 / 3600 / 100)
+    assert (both.priced, row.judge(None, {fast: 3, slow: 1}).priced) == (False, True), "one node without a price, and USD compare nothing"
     nowhere = row.judge(None, {foreign: 2, replace(fast, flavours=("aten",)): 1})
     assert nowhere.nowhere == "0 of 3 nodes: 2 are not of build class vnni, 1 run no ort runtimes"
     assert (nowhere.latency_ms, nowhere.start_ms, nowhere.accuracy.value) == (None, None, 1.0)

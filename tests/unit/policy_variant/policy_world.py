@@ -50,6 +50,7 @@ def a_candidate(
     troubled: bool = False,
     work_ms: float | None = None,
     usd: float | None = None,
+    priced: bool = False,
     dataset: str = "",
     nowhere: str = "",
     slope: float = 0.5,
@@ -74,6 +75,7 @@ def a_candidate(
         start_ms=None if latency_ms is None or load_ms is None else latency_ms + load_ms,
         work_ms=latency_ms if work_ms is None else work_ms,
         usd_per_1000=usd,
+        priced=priced,
         latency=line,
     )
 

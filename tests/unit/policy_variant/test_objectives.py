@@ -52,6 +52,17 @@ def test_in_time_the_least_work_wins() -> None:
     assert chosen(OWN, fast, cheap) == "ort-fp32"
 
 
+def test_work_has_one_unit_for_all_candidates() -> None:
+    def pair(own_usd: float, priced: bool) -> tuple[Candidate, Candidate]:
+        return (
+            a_candidate("ort-fp32", 15.0, work_ms=3.0, usd=own_usd, priced=priced, busy=[0]),
+            a_candidate("aten-fp32", 2.0, work_ms=9.0, usd=0.01, priced=priced, busy=[0]),
+        )
+
+    assert chosen(OWN, *pair(0.0, priced=False), latency_ms=20.0) == "ort-fp32", "a price is not less work than none"
+    assert chosen(OWN, *pair(0.02, priced=True), latency_ms=20.0) == "aten-fp32"
+
+
 def test_the_queue_now_counts() -> None:
     """Five in flight: half of their batch, then ours: 15 + 10 ms."""
     busy, idle = a_candidate("ort-fp32", 10.0, busy=[5]), a_candidate("aten-fp32", 20.0, busy=[0])

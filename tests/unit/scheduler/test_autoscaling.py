@@ -133,6 +133,13 @@ def test_cost_is_the_larger_share_of_a_nodes_price() -> None:
     assert kinds(group)["ort-fp32"][1] == pytest.approx(2.0 * ((2 << 20) + 1000) / (4 << 20)), "memory is what it takes more of"
 
 
+def test_costs_are_in_cores_for_all_unless_every_node_has_a_price() -> None:
+    for price, costs in ((0.0, {1.0}), (8.0, {0.5, 2.0})):
+        nodes = {"n1": {"cpu_count": 4, "usd_per_hour": 2.0}, "n2": {"cpu_count": 4, "usd_per_hour": price}}
+        (group,) = groups(nodes, [busy()], [ORT], {"ort-fp32": 10.0})
+        assert {kind.cost for kind in group.load.kinds} == costs
+
+
 def test_what_load_states_say_about_capacity() -> None:
     def state(found: LoadState) -> Load:
         return Load(found, 0.0, 0.0, Observation(0, 0, 0.0, 0.0, 0.0, 0.0), offered_items_per_s=90.0)

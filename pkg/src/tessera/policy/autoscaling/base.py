@@ -22,8 +22,8 @@ LOAD_WEIGHT = 1.0
 class Kind:
     """A variant on nodes of one profile class. `items_per_s`: what one instance answers at most. `cores`: what it keeps busy then.
 
-    `cost`: of one instance for an hour: its share of its node's price, by cores or by memory, whichever is more; where nobody said a
-    price, a core costs 1. `load_s`: what its start takes.
+    `cost`: of one instance for an hour: its share of its node's price, by cores or by memory, whichever is more; unless every node has a
+    price, a core costs 1 on all. `load_s`: what its start takes.
     """
 
     variant: VariantKey

@@ -57,8 +57,10 @@ class Candidate:
 
     Milliseconds at batch 1; None where nobody measured. `latency` says what other batches take. `start_ms` is load and latency together.
     `work_ms` is the core-milliseconds that an
-    item takes at the batch where it takes least: what a request costs, whatever a node's price. `nowhere` says why no node can run it
-    ("": one can); what is active may answer even so. `refusal` says why it may not answer at all.
+    item takes at the batch where it takes least: what a request costs, whatever a node's price. `usd_per_1000` is 0 where a node that can
+    run it has none; `priced`: every node that is there has one, those that cannot run it too, so that work has one unit for all
+    candidates. `nowhere` says why no node can run it ("": one can); what is active may answer even so. `refusal` says why it may not
+    answer at all.
     """
 
     key: VariantKey
@@ -74,6 +76,7 @@ class Candidate:
     start_ms: float | None = None
     work_ms: float | None = None
     usd_per_1000: float | None = None
+    priced: bool = False
     latency: Latency | None = None
     order: tuple[int, VariantKey] = field(init=False)
     """The default order, and what breaks ties: it ends in the id."""

@@ -3,7 +3,7 @@
 Without a latency asked for: the active candidate that is expected to answer first; none of them: the one that is ready first, load and
 latency together. Starting is never chosen only to pass a queue by: the autoscaler makes room, and one more variant takes the same cores.
 
-With one: of the active candidates expected to answer in time the one that takes the least work per item (`usd_per_1000`, else `work_ms`);
+With one: of the active candidates expected to answer in time the one that takes the least work per item (`ranking.work`);
 none: the one with the least work among those that would be in time if they were started now, and that takes less than every active one that
 would be in time by itself; none: the active one expected soonest. A queue, or neighbours that slow it down, mean that cores are busy:
 whatever takes more work from them makes all answers later. Room elsewhere is found by autoscaling and by moving what is slowed down.

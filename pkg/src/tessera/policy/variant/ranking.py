@@ -117,5 +117,6 @@ def latency(candidate: Candidate) -> float:
 
 
 def work(candidate: Candidate) -> float:
-    """What an item takes: USD where nodes have prices, else core-milliseconds."""
-    return candidate.usd_per_1000 or candidate.work_ms or inf
+    """What an item takes: USD where every node has a price, else core-milliseconds."""
+    found = candidate.usd_per_1000 if candidate.priced else candidate.work_ms
+    return inf if found is None else found

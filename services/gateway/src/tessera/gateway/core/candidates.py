@@ -70,6 +70,7 @@ class Row:
             start_ms=start_ms,
             work_ms=min((ms for cls in hosts if (ms := _work_ms(self.profiles.get(cls.profile_class))) is not None), default=None),
             usd_per_1000=min((usd for cls in hosts if (usd := _usd(self.profiles, cls)) is not None), default=None),
+            priced=all(cls.usd_per_hour for cls in classes),
             latency=min(profiled.values(), key=lambda latency: latency.one_ms, default=None),
         )
 

@@ -39,7 +39,8 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Capacities:
-    """The world of one tick. `closed`: nodes that take nothing more. `stopping`: instances that count no more."""
+    """The world of one tick. `closed`: nodes that take nothing more. `stopping`: instances that count no more. `priced`: every node has a
+    price, so that costs are in USD; else they are in cores, for all kinds."""
 
     observed: Mapping[NodeId, ObservedNode]
     records: Mapping[NodeId, tuple[NodeRecord, ...]]
@@ -47,6 +48,10 @@ class Capacities:
     loads: Mapping[InstanceId, Load]
     closed: Collection[NodeId] = ()
     stopping: Collection[InstanceId] = ()
+    priced: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "priced", all(node[0].usd_per_hour for node in self.records.values()))
 
     def groups(self, variants: Mapping[VersionKey, Sequence[VariantRecord]], lossy: Collection[VersionKey]) -> list[Group]:
         """`variants` of each version; `lossy`: versions whose plain requests may get lossy ones."""
@@ -140,7 +145,7 @@ class Capacities:
         memory_bytes = observed.report.memory_bytes if observed is not None else 0
         needed_bytes = variant.tensor_bytes + max((cost.peak_private_bytes for cost in profile.load), default=0)
         share = max(threads / max(1, node.cpu_count), needed_bytes / memory_bytes if memory_bytes else 0.0)
-        cost = (node.usd_per_hour or node.cpu_count) * share
+        cost = (node.usd_per_hour if self.priced else node.cpu_count) * share
         return Kind(variant.key, node.profile_class, items_per_s, threads, cost, _load_s(variant, profile))
 
     def _latency_ms(self, variant: VariantKey, node: NodeRecord) -> float:

@@ -92,6 +92,44 @@ async def test_expired_and_cancelled_never_run():
     assert fine.result().queue_us == pytest.approx(2000, abs=1)
 
 
+def test_a_budget_that_ends_in_the_queue_ends_there_whatever_runs():
+    async def main():
+        model = Doubler()
+        instance = make(model, LoopClock(), max_queue=2)
+        ask(instance, 0.0)
+        patient, hurried = ask(instance, 1.0, budget_us=60_000_000), ask(instance, 2.0, budget_us=60_000_000, timeout=50_000)
+        await asyncio.sleep(0.049)
+        assert not hurried.done()
+        await asyncio.sleep(0.003)
+        with pytest.raises(DeadlineExceeded, match="in the queue of m@4/aten-fp32"):
+            hurried.result()
+        soon = ask(instance, 3.0, budget_us=20_000)  # its place is free
+        await asyncio.sleep(0.022)
+        assert isinstance(soon.exception(), DeadlineExceeded)
+        await model.step()
+        await model.step()
+        assert (model.batches, answer(patient)) == ([1, 1], [2.0])
+
+    run_virtual(main)
+
+
+def test_a_budget_ends_in_the_queue_after_a_batch_that_failed_too():
+    async def main():
+        model = Doubler()
+        model.poison = True
+        instance = make(model, LoopClock())
+        first = ask(instance, 0.0)
+        with_the_first = [ask(instance, 13.0), ask(instance, 1.0, budget_us=50_000)]
+        await model.step()
+        await model.step()
+        assert (first.done(), len(model.pending), instance.status().queue) == (True, 1, 1)
+        await asyncio.sleep(0.052)
+        assert [future.done() for future in with_the_first] == [False, True]
+        assert isinstance(with_the_first[1].exception(), DeadlineExceeded)
+
+    run_virtual(main)
+
+
 async def test_generation_is_checked_again_when_the_batch_is_formed():
     model = Doubler()
     instance = make(model)

@@ -16,12 +16,13 @@ from functools import partial
 
 from tessera.clock import Clock
 from tessera.domain.artifact import Artifact
-from tessera.domain.errors import DeadlineExceeded, FailedPrecondition, Internal, ResourceExhausted, TesseraError, WrongGeneration
+from tessera.domain.errors import FailedPrecondition, Internal, ResourceExhausted, TesseraError, WrongGeneration
 from tessera.frames.codec import FrameResponse, RequestHeader
 from tessera.frames.openinference import InferRequest, encode_response
 from tessera.runtime.activity import InstanceStatus, RecentRuns
 from tessera.runtime.alarm import Alarm
 from tessera.runtime.backends.interface import Loaded, Tensor
+from tessera.runtime.expiry import Expiry
 from tessera.runtime.identity import BatchLimits, InstanceIdentity, InstancePhase
 from tessera.runtime.tensors import check_request, join, joinable_key, output_tensors, split
 from tessera.runtime.waiting import Waiting
@@ -72,6 +73,7 @@ class Instance:
         self._joinable = artifact.signature.batched
         self._quiet: list[asyncio.Future[None]] = []
         self._company = Alarm(clock)
+        self._expiry = Expiry(self._queue, identity.variant, clock)
         self._served = 0
         self._items = 0
         self._last_s = clock.monotonic_s()
@@ -151,6 +153,8 @@ class Instance:
         self._queue.append(item)
         if not self._busy and not self._exclusive:
             self._dispatch()
+        if self._queue:
+            self._expiry.watch(item)
         if not item.future.done():
             item.future.add_done_callback(partial(self._left, item))
         return item.future
@@ -195,10 +199,7 @@ class Instance:
             if item.generation != self.identity.generation:
                 item.future.set_exception(self._wrong_generation())
             elif item.deadline_s <= now:
-                waited_ms = (now - item.arrived_s) * 1e3
-                item.future.set_exception(
-                    DeadlineExceeded(f"the budget ended after {waited_ms:.1f} ms in the queue of {self.identity.variant}")
-                )
+                self._expiry.end(item, now)
             elif first is None or self._joins(first, item, rows):
                 first = first or item
                 taken.append(item)
@@ -264,6 +265,7 @@ class Instance:
         for item in reversed(items):
             item.alone = True
             self._queue.appendleft(item)
+            self._expiry.watch(item)
 
     def _answer(self, running: _Running, answers: Mapping[str, Tensor], now: float) -> None:
         items = running.items

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -186,6 +186,19 @@ def test_an_earlier_run_with_a_larger_budget_loses_nothing_before_room_is_asked_
         assert len(store.digests()) == 3
         store.pin("runtime-1", digests[:1])
         assert sorted(store.make_room(0)) == sorted(digests[1:])
+
+
+@pytest.mark.parametrize("give_up", [lambda store: store.make_room(BUDGET), lambda store: store.shrink(0)], ids=["make_room", "shrink"])
+def test_quarantined_files_that_somebody_took_away_are_in_nobodys_way(
+    store: LocalTensorStore, give_up: Callable[[LocalTensorStore], list[Digest]]
+) -> None:
+    taken, left = put(store, blob_of(1, 300)), put(store, blob_of(2, 200))
+    for digest in (taken, left):
+        store.quarantine(digest)
+    (store.root / "quarantine" / taken).unlink()
+    assert give_up(store) == []
+    assert store.status().used_bytes == 0
+    assert store.check() == []
 
 
 def test_a_budget_must_be_positive(tmp_path: Path) -> None:

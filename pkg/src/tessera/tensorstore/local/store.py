@@ -325,7 +325,7 @@ class LocalTensorStore:
 
     def _drop_quarantined(self) -> None:
         for digest in list(self._quarantined):
-            os.unlink(self._layout.quarantine / digest)
+            (self._layout.quarantine / digest).unlink(missing_ok=True)  # people who look at one may take it away
             del self._quarantined[digest]
         self._maybe_unlinked = True
 

@@ -270,18 +270,37 @@ def test_what_is_being_sent_may_be_reclaimed_meanwhile(nodes: Any) -> None:
 
 def test_a_cancelled_fetch_ends_though_its_peer_stalls(nodes: Any) -> None:
     data = blob_of(0, 9 * MIB)
+    cancel = threading.Event()
 
     def behave(connection: socket.socket, ask: Ask) -> None:
         answer(data, MIB)(connection, ask)
+        time.sleep(0.1)
+        cancel.set()
         time.sleep(5)
 
-    cancel = threading.Event()
     with pytest.raises(Cancelled):
-        nodes.fetcher().fetch(
-            [Blob(digest_of(data), len(data))], "start-1", lambda done, total: cancel.set(), cancel, [nodes.hostile(behave)]
-        )
+        nodes.fetcher().fetch([Blob(digest_of(data), len(data))], "start-1", None, cancel, [nodes.hostile(behave)])
     assert nodes.store.status().used_bytes == 0
     assert nodes.store.holders() == {}
+
+
+def test_a_cancelled_fetch_ends_in_the_middle_of_a_blob_and_blames_nobody(nodes: Any) -> None:
+    store, source = nodes.giver()
+    blob = Blob(put(store, blob_of(0, 9 * MIB)), 9 * MIB)
+    cancel = threading.Event()
+    seen: list[int] = []
+
+    def stop(done: int, total: int) -> None:
+        seen.append(done)
+        cancel.set()
+
+    with pytest.raises(Cancelled):
+        nodes.fetcher().fetch([blob], "start-1", stop, cancel, [source])
+    assert len(seen) == 1
+    assert 0 < seen[0] <= MIB
+    assert nodes.store.status().used_bytes == 0
+    assert not nodes.peers.suspects(source)
+    assert nodes.fetcher().fetch([blob], "start-2", sources=[source]).bytes_from_peers == 9 * MIB
 
 
 def test_a_node_does_not_ask_itself(nodes: Any) -> None:

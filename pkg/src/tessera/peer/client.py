@@ -147,10 +147,14 @@ class PeerSession:
         """Brings as much of the blob as the sources have; the writer says how much that is. Returns who contributed bytes."""
         given: list[Source] = []
 
+        def came(size_bytes: int) -> None:
+            moved(size_bytes)
+            self._check()
+
         def pull(source: Source, connection: PeerConnection) -> None:
             before = writer.written_bytes
             try:
-                connection.pull(writer, moved)
+                connection.pull(writer, came)
             finally:
                 if writer.written_bytes > before:
                     given.append(source)

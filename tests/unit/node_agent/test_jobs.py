@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -155,3 +156,29 @@ async def test_a_caller_that_goes_away_ends_the_job(world: World) -> None:
     await events.aclose()
     assert list(world.folder.iterdir()) == []
     assert world.node.store.holders() == {}
+
+
+async def test_a_caller_that_goes_away_while_it_fetches_leaves_no_hold_and_the_turn_only_then(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, go_on, real = threading.Event(), threading.Event(), world.node.repository.read_range
+
+    def held_up(*args: Any) -> bytes:
+        reading.set()
+        assert go_on.wait(10)
+        return real(*args)
+
+    monkeypatch.setattr(world.node.repository, "read_range", held_up)
+    events = world.jobs.bake(BakeOrder(world.node.make_artifact(), 8, "ort-fp32"))
+    assert await anext(events) == "fetching the export"
+    fetching = asyncio.ensure_future(anext(events))
+    assert await asyncio.to_thread(reading.wait, 10)
+    fetching.cancel()
+    await asyncio.sleep(0.05)
+    assert world.node.job_turn.locked(), "another job would fetch beside it"
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await fetching
+    assert not world.node.job_turn.locked()
+    assert world.node.store.holders() == {}
+    assert list(world.folder.iterdir()) == []

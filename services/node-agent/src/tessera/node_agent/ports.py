@@ -254,7 +254,7 @@ class Blobs(Protocol):
         ResourceExhausted, Unavailable; Cancelled when `cancel` is set meanwhile."""
         ...
 
-    def fetch(self, blobs: Iterable[Blob], holder: str) -> Fetched:
+    def fetch(self, blobs: Iterable[Blob], holder: str, progress: Progress | None = None, cancel: threading.Event | None = None) -> Fetched:
         """As `fetch_artifact`, for blobs that no artifact names."""
         ...
 

@@ -6,8 +6,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass
+from typing import TypeVar
 
 from tessera.domain.artifact import Blob
 from tessera.domain.errors import InvalidInput, NotFound
@@ -22,6 +25,8 @@ from tessera.tensorstore.interface import TensorStore
 KEPT_LOADS = 4096
 UNREAD_ARTIFACT_BYTES = 1 << 20
 """Taken for the size of an artifact that did not fit itself: they are tens of KiB."""
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +44,8 @@ def holder_of(instance_id: InstanceId) -> str:
 
 
 class Larder:
-    """The store as starts need it."""
+    """The store as starts need it. No thread that holds blobs for somebody outlives the call that began it, however that ends: what is
+    released afterwards stays so."""
 
     def __init__(self, store: TensorStore, blobs: Blobs, build_class: BuildClass, flavours: Mapping[str, str] = FLAVOURS) -> None:
         """`flavours`: backend -> flavour of the runtime that serves it."""
@@ -67,14 +73,20 @@ class Larder:
             self._put(digest, data)
         return digest
 
-    def put(self, blobs: Mapping[Digest, bytes], instance_id: InstanceId) -> None:
-        """Holds what was made here, written where it is not there. Blocks. Raises: ResourceExhausted: there is no room."""
-        holder = holder_of(instance_id)
-        for digest, data in blobs.items():
-            try:
-                self._store.pin(holder, [digest])
-            except NotFound:
-                self._put(digest, data, holder)
+    async def put(self, blobs: Mapping[Digest, bytes], instance_id: InstanceId) -> None:
+        """Holds what was made here, written where it is not there. Raises: ResourceExhausted: there is no room."""
+        holder, cancel = holder_of(instance_id), threading.Event()
+
+        def put_all() -> None:
+            for digest, data in blobs.items():
+                if cancel.is_set():
+                    return
+                try:
+                    self._store.pin(holder, [digest])
+                except NotFound:
+                    self._put(digest, data, holder)
+
+        await _in_thread(put_all, cancel)
 
     def _put(self, digest: Digest, data: bytes, holder: str | None = None) -> None:
         with self._store.ingest(digest, len(data), holder) as writer:
@@ -128,14 +140,16 @@ class Larder:
         if artifact in self._built_in:  # reclaimed since it was made; no repository has it
             self._put(artifact, self._built_in[artifact], holder_of(instance_id))
             return self.load(artifact), Fetched(0, ())
-        _, fetched = await asyncio.to_thread(self._blobs.fetch_artifact, artifact, holder_of(instance_id), progress, cancel, sources)
+        holder, ended = holder_of(instance_id), cancel or threading.Event()
+        _, fetched = await _in_thread(lambda: self._blobs.fetch_artifact(artifact, holder, progress, ended, sources), ended)
         return self.load(artifact), fetched
 
     async def bring(self, artifact: Digest, holder: InstanceId, beside: Sequence[Blob] = ()) -> None:
         """As `fetch`, for an artifact that is not to be loaded (an export), and for blobs that no artifact names."""
-        await asyncio.to_thread(self._blobs.fetch_artifact, artifact, holder_of(holder))
+        name, cancel = holder_of(holder), threading.Event()
+        await _in_thread(lambda: self._blobs.fetch_artifact(artifact, name, None, cancel), cancel)
         if beside:
-            await asyncio.to_thread(self._blobs.fetch, beside, holder_of(holder))
+            await _in_thread(lambda: self._blobs.fetch(beside, name, None, cancel), cancel)
 
     def lacking(self, artifact: Digest) -> Lacking:
         """What is missing for an artifact now."""
@@ -172,3 +186,16 @@ class Larder:
             return self._store.verify(digest)
         except NotFound:
             return False
+
+
+async def _in_thread(call: Callable[[], _Result], cancel: threading.Event) -> _Result:
+    """As `asyncio.to_thread`, but who is cancelled meanwhile sets `cancel`, which ends `call` soon, and waits until it has ended."""
+    running = asyncio.get_running_loop().run_in_executor(None, copy_context().run, call)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        cancel.set()
+        while not running.done():
+            with suppress(asyncio.CancelledError, Exception):  # what comes of it nobody wants to know any more
+                await asyncio.shield(running)
+        raise

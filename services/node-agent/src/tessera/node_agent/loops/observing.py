@@ -58,7 +58,7 @@ class Observer:
             async with place.turn:
                 yield "making specimens"
                 made = await asyncio.to_thread(specimens)
-                await asyncio.to_thread(place.larder.put, {digest: data for each in made for digest, data in each.blobs.items()}, holder)
+                await place.larder.put({digest: data for each in made for digest, data in each.blobs.items()}, holder)
                 ways = await asyncio.to_thread(_ways, made)
                 yield f"observing {len(ways)} transformations, {REPEATS} times each"
                 count = 0

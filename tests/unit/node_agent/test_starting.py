@@ -24,6 +24,7 @@ from tessera.domain.ids import InstanceId, Term, TrustDomain
 from tessera.domain.instance import InstanceState, Stage, StartPath
 from tessera.node_agent.core.demand import HORIZON_S
 from tessera.node_agent.core.runtimes import Purpose
+from tessera.tensorstore.artifact import digest_of
 
 FAILED, READY = InstanceState.FAILED, InstanceState.READY
 
@@ -312,6 +313,55 @@ async def test_a_corrupted_blob_is_quarantined_fetched_again_and_never_served(no
     assert node.table.get(other.instance_id).state is READY
     third = await node.start("c", node.make_artifact(3))
     assert third.runtime_id == second.runtime_id  # nothing new goes into the tainted one
+
+
+async def test_of_two_starts_that_meet_the_same_corrupted_blob_one_replaces_it_for_both(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = node.make_artifact()
+    first = await node.start("a", artifact)
+    victim = sorted(first.blobs - {artifact})[0]
+    node.corrupt(victim)
+    found: list[frozenset[str]] = []
+    corrupted = node.larder.corrupted
+
+    async def looked(load: Any) -> frozenset[str]:
+        """The second one knows what it saw only when the first one is ready."""
+        seen = await corrupted(load)
+        found.append(seen)
+        while len(found) == 2 and not any(node.table.get(InstanceId(name)).state is READY for name in "bc"):  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        return seen
+
+    monkeypatch.setattr(node.larder, "corrupted", looked)
+    node.runtimes.gate.clear()
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        starts = [group.create_task(node.start(name, artifact)) for name in "bc"]
+        while len(node.runtimes.early) < 3:  # noqa: ASYNC110 - both are about to look at the bytes
+            await asyncio.sleep(0.005)
+        node.runtimes.gate.set()
+    assert [start.result().state for start in starts] == [READY] * 2
+    assert [node.table.get(InstanceId(name)).state for name in "abc"] == [FAILED, READY, READY]
+    assert found == [{victim}, frozenset()]
+    assert digest_of((node.store.root / "quarantine" / victim).read_bytes()) != victim, "what is kept is the evidence"
+    live = {runtime.hello.runtime_id for runtime in node.runtimes.live}
+    assert all(victim in node.store.holders()[start.result().runtime_id] for start in starts)
+    assert {start.result().runtime_id for start in starts} <= live
+
+
+async def test_what_another_start_has_quarantined_is_fetched_and_not_quarantined(node: Any) -> None:
+    artifact = node.make_artifact()
+    first = await node.start("a", artifact)
+    victim = sorted(first.blobs - {artifact})[0]
+    node.runtimes.faults["m"] = [DataCorrupted("blob x")]
+    node.runtimes.gate.clear()
+    starting = asyncio.create_task(node.start("b", artifact))
+    while len(node.runtimes.early) < 2:  # noqa: ASYNC110 - it holds everything, and is told to load it
+        await asyncio.sleep(0.005)
+    node.store.quarantine(victim)
+    node.runtimes.gate.set()
+    second = await starting
+    assert (second.state, second.fetched) == (READY, True)
+    assert victim in node.store.holders()[second.runtime_id]
+    assert node.table.get(first.instance_id).state is READY, "nothing was found that it maps"
 
 
 async def test_a_runtime_that_met_corrupted_bytes_is_not_tried_again(node: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from tessera.domain.errors import DataCorrupted, TesseraError
@@ -30,21 +31,28 @@ class Corruption:
         self._larder = larder
         self._tasks = tasks
         self._fail = fail
+        self._turn = asyncio.Lock()
 
     async def replace(self, instance_id: InstanceId, load: Load, sources: tuple[Source, ...], watch: Stopwatch) -> None:
         """Quarantines what no longer has its digest and fetches it again. Whoever maps it is taken out of service. What was touched only,
-        and has its digest, is sealed again."""
+        and has its digest, is sealed again. Of several starts that met the same bytes one finds them; what it fetches is sound."""
         with watch.stage(Stage.FETCH):
-            bad = await self._larder.corrupted(load)
-            if not bad:
-                return
-            for other in self._table:
-                here = other.variant.trust_domain == self._fleet.trust_domain  # what has the same digest elsewhere is another file
-                if here and other.alive and other.instance_id != instance_id and not bad.isdisjoint(other.blobs):
-                    self._withdraw(other, bad)
-            _log.error("corrupted blobs quarantined", digests=sorted(bad), artifact=load.artifact, found_by=instance_id)
-            await self._larder.replace(bad, load.artifact, instance_id, sources)
-        self._table.note(instance_id, fetched=True)
+            async with self._turn:  # nobody acts on what he saw before another one replaced it
+                bad = await self._larder.corrupted(load)
+                if bad:
+                    self._quarantine(bad, load, instance_id)
+            # Also where nothing is bad any more: who quarantined it has ended this start's hold on it, too.
+            _, fetched = await self._larder.fetch(load.artifact, instance_id, None, sources)
+        if fetched.bytes_fetched:
+            self._table.note(instance_id, fetched=True)
+
+    def _quarantine(self, bad: frozenset[Digest], load: Load, found_by: InstanceId) -> None:
+        for other in self._table:
+            here = other.variant.trust_domain == self._fleet.trust_domain  # what has the same digest elsewhere is another file
+            if here and other.alive and other.instance_id != found_by and not bad.isdisjoint(other.blobs):
+                self._withdraw(other, bad)
+        self._larder.quarantine(bad)
+        _log.error("corrupted blobs quarantined", digests=sorted(bad), artifact=load.artifact, found_by=found_by)
 
     def _withdraw(self, instance: Instance, bad: frozenset[Digest]) -> None:
         self._fleet.taint(instance.runtime_id)

@@ -170,20 +170,19 @@ class Larder:
         self._store.unpin(holder_of(instance_id), None)
 
     async def corrupted(self, load: Load) -> frozenset[Digest]:
-        """Those of its blobs whose bytes do not have their digest any more (reads them all, in a thread)."""
-        return frozenset(await asyncio.to_thread(lambda: [digest for digest in load.blobs if not self._sound(digest)]))
+        """Those of its blobs that are there and do not have their digest any more (reads them all, in a thread)."""
+        return frozenset(await asyncio.to_thread(lambda: [digest for digest in load.blobs if self._corrupted(digest)]))
 
-    async def replace(self, bad: frozenset[Digest], artifact: Digest, instance_id: InstanceId, sources: tuple[Source, ...] = ()) -> None:
-        """Puts `bad` into quarantine and fetches them anew."""
+    def quarantine(self, bad: frozenset[Digest]) -> None:
+        """Nobody holds these any more; `fetch` brings them anew."""
         for digest in bad:
-            if self._store.has(digest):
+            with suppress(NotFound):
                 self._store.quarantine(digest)
             self._loads.pop(digest, None)
-        await self.fetch(artifact, instance_id, None, sources)
 
-    def _sound(self, digest: Digest) -> bool:
+    def _corrupted(self, digest: Digest) -> bool:
         try:
-            return self._store.verify(digest)
+            return not self._store.verify(digest)
         except NotFound:
             return False
 

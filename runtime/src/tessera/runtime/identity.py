@@ -20,8 +20,8 @@ class InstancePhase(StrEnum):
 
 @dataclass(slots=True)
 class BatchLimits:
-    """`max_delay_us`: how long the first of a batch may wait for company, nobody in it longer than half of its budget; 0 takes what is there
-    when the worker gets free."""
+    """`max_delay_us`: how long the first of a batch may wait for company, nobody in it longer than half of its budget; 0 takes what is
+    there when the worker gets free."""
 
     max_batch: int
     max_delay_us: int = 0

@@ -14,6 +14,7 @@ import pytest
 from tessera.domain.errors import AlreadyExists, FailedPrecondition, NotFound, TesseraError, Unavailable
 from tessera.domain.ids import Generation, InstanceId, RuntimeId
 from tessera.domain.instance import Stage, StartPath
+from tessera.node_agent.adapters import controlled
 from tessera.node_agent.adapters.controlled import ENVIRONMENTS
 from tessera.node_agent.ports import LoadReport, Runtime
 
@@ -126,6 +127,18 @@ async def test_unloading_waits_for_what_is_being_opened(world: Any, monkeypatch:
     await runtime.trim()
     maps = Path(f"/proc/{runtime.hello.pid}/maps").read_text()
     assert not [digest for digest in model.blobs if digest in maps]
+
+
+async def test_unloading_has_the_patience_for_what_others_have_opened_before(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controlled, "CALL_S", 0.2)
+    opening_as(monkeypatch, "1*off->1*delay(1)->off")
+    runtimes = await world.runtimes()
+    runtime, model, slow = await made(runtimes), world.linear(1), world.linear(2)
+    await world.load(runtime, model, "i1", 7)
+    _, loading = await early(world, runtime, slow, "i2", 8)
+    assert await runtime.unload(InstanceId("i1"), 0) == model.blobs - slow.blobs
+    assert loading.done()
+    await world.ask(runtime, slow, 8)
 
 
 async def test_a_failed_opening_is_the_error_of_who_waited_and_nothing_of_it_is_left(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:

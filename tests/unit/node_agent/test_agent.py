@@ -11,6 +11,7 @@ from tessera.domain.errors import FailedPrecondition, StaleTerm, Unavailable
 from tessera.domain.ids import InstanceId, RuntimeId, Term
 from tessera.domain.instance import InstanceState, StartPath
 from tessera.node_agent.core.runtimes import Purpose
+from tessera.node_agent.loops import agent
 from tessera.program import Stop
 
 READY, GONE = InstanceState.READY, InstanceState.GONE
@@ -232,6 +233,26 @@ async def test_the_graceful_end_drains_everything(node: Any) -> None:
     assert runtime.unloads == [("a", 250), ("b", 250)]
     assert {found.state for found in node.table} == {GONE}
     assert node.runtimes.live == []
+
+
+async def test_the_graceful_end_does_not_wait_for_a_runtime_that_does_not_unload(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent, "END_S", 0.05)
+    stuck, fine = await node.start("a", node.make_artifact(1)), await node.start("b", node.make_artifact(2))
+    (runtime,) = node.runtimes.live
+    unload = runtime.unload
+
+    async def never(instance_id: InstanceId, drain_ms: int) -> Any:
+        if instance_id == stuck.instance_id:
+            await asyncio.Event().wait()
+        return await unload(instance_id, drain_ms)
+
+    monkeypatch.setattr(runtime, "unload", never)
+    async with asyncio.timeout(5):
+        await node.agent.end(0)
+    assert node.runtimes.live == []
+    assert node.table.get(fine.instance_id).state is GONE
+    await settle(node)
+    assert not node.table.get(stuck.instance_id).alive
 
 
 async def test_the_loop_ends_with_the_program(node: Any) -> None:

@@ -162,7 +162,7 @@ class Runtime(Protocol):
         ...
 
     async def unload(self, instance_id: InstanceId, drain_ms: int) -> frozenset[Digest]:
-        """The digests that nothing in it maps any more."""
+        """The digests that nothing in it maps any more. Loads that are under way there may come first, each of which may take its time."""
         ...
 
     async def declare(self) -> Declaration:

@@ -66,6 +66,7 @@ class ContainerSettings:
     gpus: bool
     workers: int
     batch_delay_us: int
+    load_timeout_s: float
     sharing: bool
     orphan_s: float
     start_s: float
@@ -84,10 +85,10 @@ class ContainerRuntime(ControlledRuntime):
     """`hello.pid` is its process as the host sees it: the one that holds, inside the container that the engine knows."""
 
     def __init__(
-        self, folder: Path, hello: Hello, client: ControlClient, watched: Watched, batch_delay_us: int, container_id: str,
-        kill_by_engine: Callable[[str], None],
+        self, folder: Path, hello: Hello, client: ControlClient, watched: Watched, batch_delay_us: int, load_timeout_s: float,
+        container_id: str, kill_by_engine: Callable[[str], None],
     ) -> None:  # fmt: skip
-        super().__init__(folder, hello, client, watched, batch_delay_us)
+        super().__init__(folder, hello, client, watched, batch_delay_us, load_timeout_s)
         self.container_id = container_id
         self._kill_by_engine = kill_by_engine
         self._cause: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -272,7 +273,10 @@ class ContainerRuntimes:
         except BaseException:
             client.close()
             raise
-        runtime = ContainerRuntime(folder, hello, client, watched, self._settings.batch_delay_us, container_id, self._kill_by_engine)
+        settings = self._settings
+        runtime = ContainerRuntime(
+            folder, hello, client, watched, settings.batch_delay_us, settings.load_timeout_s, container_id, self._kill_by_engine
+        )
         self._live[runtime_id] = runtime
         return runtime
 

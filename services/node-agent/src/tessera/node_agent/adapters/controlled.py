@@ -80,12 +80,15 @@ class ControlledRuntime(ABC):
 
     container_id = ""
 
-    def __init__(self, folder: Path, hello: Hello, client: ControlClient, watched: Watched, batch_delay_us: int) -> None:
+    def __init__(
+        self, folder: Path, hello: Hello, client: ControlClient, watched: Watched, batch_delay_us: int, load_timeout_s: float
+    ) -> None:
         self._folder = folder
         self._hello = hello
         self._client = client
         self._watched = watched
         self._batch_delay_us = batch_delay_us
+        self._load_timeout_s = load_timeout_s
 
     @property
     def hello(self) -> Hello:
@@ -132,7 +135,9 @@ class ControlledRuntime(ABC):
         return _load_report(answer, Stage.MAP, Stage.LOAD if becoming is None else Stage.TRANSFORM)
 
     async def unload(self, instance_id: InstanceId, drain_ms: int) -> frozenset[Digest]:
-        answer = await self._call("unload", CALL_S + drain_ms / 1e3, instance_id=instance_id, drain_ms=drain_ms)
+        # One thread opens and closes: the loads of others may come first, and each of these may take its time.
+        patience_s = CALL_S + drain_ms / 1e3 + self._load_timeout_s
+        answer = await self._call("unload", patience_s, instance_id=instance_id, drain_ms=drain_ms)
         return frozenset(Digest(digest) for digest in answer.get("released", ()))
 
     async def declare(self) -> Declaration:

@@ -41,8 +41,10 @@ _log = get_logger(__name__)
 class ProcessRuntime(ControlledRuntime):
     """A child of a zygote, which alone learns how it ended."""
 
-    def __init__(self, folder: Path, hello: Hello, client: ControlClient, watched: Watched, batch_delay_us: int) -> None:
-        super().__init__(folder, hello, client, watched, batch_delay_us)
+    def __init__(
+        self, folder: Path, hello: Hello, client: ControlClient, watched: Watched, batch_delay_us: int, load_timeout_s: float
+    ) -> None:
+        super().__init__(folder, hello, client, watched, batch_delay_us, load_timeout_s)
         self._exit_code: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     def kill(self) -> None:
@@ -84,6 +86,7 @@ class ProcessRuntimes:
         user: int | None,
         workers: int,
         batch_delay_us: int,
+        load_timeout_s: float,
         sharing: bool,
         orphan_s: float,
         zygote_start_s: float,
@@ -98,6 +101,7 @@ class ProcessRuntimes:
         self._user = user
         self._workers = workers
         self._batch_delay_us = batch_delay_us
+        self._load_timeout_s = load_timeout_s
         self._sharing = sharing
         self._orphan_s = orphan_s
         self._zygote_start_s = zygote_start_s
@@ -211,7 +215,8 @@ class ProcessRuntimes:
         return self._take_in(hello, client, watched)
 
     def _take_in(self, hello: Hello, client: ControlClient, watched: Watched) -> ProcessRuntime:
-        runtime = ProcessRuntime(self._folder / hello.runtime_id, hello, client, watched, self._batch_delay_us)
+        folder = self._folder / hello.runtime_id
+        runtime = ProcessRuntime(folder, hello, client, watched, self._batch_delay_us, self._load_timeout_s)
         self._live[hello.runtime_id] = self._known[hello.runtime_id] = runtime
         return runtime
 

@@ -31,6 +31,8 @@ MEMORY_AGE_S = 5.0
 """A look at the memory of a runtime with thousands of mappings takes tens of milliseconds of CPU."""
 GATHER_S = 0.02
 """Changes within this time are one pass, and whoever waits for an answer gets it first."""
+END_S = 10.0
+"""How long after its drain the end waits for an instance: whoever ends an agent has less patience than a node that goes on."""
 
 _log = get_logger(__name__)
 
@@ -274,11 +276,15 @@ class Agent:
     # the end
 
     async def end(self, drain_ms: int) -> None:
-        """The graceful end: every instance drains, every runtime and zygote ends."""
-        async with asyncio.TaskGroup() as group:
-            for instance in self._table:
-                if instance.alive:
-                    group.create_task(self._starter_of(instance).stop(instance.instance_id, "the node agent stops", drain_ms))
+        """The graceful end: every instance drains, every runtime and zygote ends. An instance that is not over `END_S` after its drain ends
+        with its runtime."""
+        try:
+            async with asyncio.timeout(drain_ms / 1e3 + END_S), asyncio.TaskGroup() as group:
+                for instance in self._table:
+                    if instance.alive:
+                        group.create_task(self._starter_of(instance).stop(instance.instance_id, "the node agent stops", drain_ms))
+        except TimeoutError:
+            _log.warning("instances end with their runtimes", instances=[each.instance_id for each in self._table if each.alive])
         async with asyncio.TaskGroup() as group:
             for domain in self._domains:
                 group.create_task(_end(domain, drain_ms))

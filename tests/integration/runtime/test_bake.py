@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from tessera.domain.accuracy import EXACT_ERROR
 from tessera.domain.errors import DataCorrupted, InvalidInput, Unsupported
 from tessera.domain.ids import BuildClass
+from tessera.domain.signature import ROWS_MIX
 from tessera.plugins import plugins
 from tessera.runtime import backends
 from tessera.runtime.classes import build_class
@@ -27,6 +29,17 @@ def export(store, kit, seed: int = 0, depth: int = 2):
     return store.put_artifact(artifact), model
 
 
+BAKER = ("-m", "tessera.runtime.bake")
+UNAWARE = """
+import sys
+from dataclasses import replace
+from tessera.runtime import bake
+from tessera.runtime.recipes import int8_dynamic
+make = int8_dynamic.make
+int8_dynamic.make = lambda work: replace(make(work), joins=True)
+sys.exit(bake.main(sys.argv[1:]))
+"""
+"""A recipe as it would be that does not say that its rows mix."""
 AS_CLASS = """
 import sys
 from tessera.runtime import bake, classes
@@ -45,9 +58,10 @@ def bake(
     recipe: str = "ort-fp32",
     options: Sequence[str] = (),
     played: BuildClass | None = None,
+    program: Sequence[str] = BAKER,
 ) -> tuple[int, dict]:
     """`played`: the class that this machine is taken for."""
-    program = ["-m", "tessera.runtime.bake"] if played is None else ["-c", AS_CLASS, played]
+    program = program if played is None else ["-c", AS_CLASS, played]
     command = [sys.executable, *program, "--source", str(store.path(source)), "--store", str(store.root)]
     command += ["--out", str(out), "--max-batch", str(max_batch), "--recipe", recipe, *options]
     found = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -114,7 +128,7 @@ async def test_bfloat16_answers_are_refused_at_load_not_at_run(zygotes, store, k
         await runtime.load(store.put_artifact(wrong))
 
 
-@pytest.mark.parametrize(("recipe", "options"), [("ort-int8", ("prepacked",)), ("ort-int8-dynamic", ("prepacked",))])
+@pytest.mark.parametrize(("recipe", "options"), [("ort-int8", ("prepacked",)), ("ort-int8-dynamic", ("prepacked", "alone"))])
 async def test_int8_is_made_measured_and_served(zygotes, store, kit, tmp_path, recipe, options):
     source, model = export(store, kit, depth=1)
     code, answer = bake(store, source, tmp_path / "out", recipe=recipe)
@@ -136,6 +150,36 @@ async def test_int8_is_made_measured_and_served(zygotes, store, kit, tmp_path, r
     wanted = model.expected(x)
     got = kit.output(await client.request(kit.header(generation), kit.request(x)))
     assert 0 < np.abs(got - wanted).max() < 0.1 * np.abs(wanted).max()
+
+
+async def test_what_is_quantised_as_it_comes_has_one_answer_whoever_asks_beside_it(zygotes, store, kit, tmp_path):
+    source, _ = export(store, kit, depth=1)
+    answer = bake(store, source, tmp_path / "out", recipe="ort-int8-dynamic")[1]
+    assert answer["notes"] == ROWS_MIX
+    for blob in answer["blobs"]:
+        store.put(Path(blob["path"]).read_bytes())
+    runtime = await zygotes("ort").fork()
+    generation = await runtime.load(answer["artifact"], max_delay_us=200_000)
+    client = await runtime.data()
+    quiet = np.random.default_rng(1).standard_normal((1, kit.width)).astype(np.float32)
+    loud = 1000 * np.random.default_rng(2).standard_normal((1, kit.width)).astype(np.float32)
+
+    async def ask(x: np.ndarray):
+        return await client.request(kit.header(generation), kit.request(x))
+
+    alone = kit.output(await ask(quiet))
+    beside, other = await asyncio.gather(ask(quiet), ask(loud))
+    np.testing.assert_array_equal(kit.output(beside), alone)
+    assert (beside.batch_size, other.batch_size) == (1, 1)
+    assert (await ask(np.concatenate([quiet, loud]))).batch_size == 2
+
+
+def test_a_recipe_that_does_not_know_that_rows_mix_is_found_out(store, kit, tmp_path):
+    source, _ = export(store, kit)
+    known = bake(store, source, tmp_path / "a", recipe="ort-int8-dynamic")[1]
+    found = bake(store, source, tmp_path / "b", recipe="ort-int8-dynamic", program=["-c", UNAWARE])[1]
+    assert found["artifact"] == known["artifact"]
+    assert found["notes"] == ROWS_MIX
 
 
 @pytest.mark.parametrize("recipe", ["ort-int8", "ort-int8-dynamic"])
@@ -216,6 +260,7 @@ async def test_bfloat16_is_made_of_the_flat_program_measured_and_served(zygotes,
         store.put(Path(blob["path"]).read_bytes())
     made = store.artifact(answer["artifact"])
     assert (made.backend, made.dialect, made.precision, made.build_class) == ("aten", "aten", "bf16", BFLOAT16)
+    assert (made.options, answer["notes"]) == (("autocast",), "")
     (weight,) = made.large_tensors()
     assert (weight.dtype, weight.size_bytes) == ("BF16", 2 * kit.width**2)
     agreement = answer["agreement"]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tessera.domain.cost import usd_per_1000
-from tessera.domain.fit import fit_of, predict_ms, saturation_items_per_s
+from tessera.domain.fit import fit_of, of_singles, predict_ms, saturation_items_per_s
 from tessera.domain.records import LatencyRow, ProfileRecord
 from tessera.testing.builders import a_latency_row, a_profile
 
@@ -64,6 +64,14 @@ def test_saturation_is_the_best_row_of_the_instances_asked_for() -> None:
     assert saturation_items_per_s(record, 1) == best == pytest.approx(1000 * 8 / 44.0)
     assert saturation_items_per_s(record, 1, concurrency=2) == pytest.approx(2000 / 12.0)
     assert saturation_items_per_s(record, 2) is None
+
+
+def test_requests_that_are_not_joined_get_what_batch_1_gives() -> None:
+    record = profile((1, 10.0), (8, 40.0), more=(a_latency_row(1, 1, 12.0, mean_ms=12.0, concurrency=2),))
+    assert of_singles(record, joins=True) == record
+    alone = of_singles(record, joins=False)
+    assert saturation_items_per_s(alone, 1) == pytest.approx(1000 / 11.0)
+    assert saturation_items_per_s(alone, 1, concurrency=2) == pytest.approx(2000 / 12.0)
 
 
 def test_the_unit_cost_is_that_of_the_row_that_keeps_the_node_busy() -> None:

@@ -108,3 +108,15 @@ def test_a_candidate_has_the_best_figures_of_the_classes_that_can_run_it() -> No
 def test_the_class_of_a_node_has_its_price() -> None:
     node = a_node(usd_per_hour=0.2, cpu_count=4, runtime_threads=2)
     assert node_class(node) == NodeClass(node.build_class, node.profile_class, node.flavours, 2, 4, 0.2)
+
+
+@pytest.mark.parametrize(("joins", "work_ms"), [(True, 2.0), (False, 10.0)])
+def test_the_work_of_who_is_joined_with_nobody_is_that_of_batch_1(joins: bool, work_ms: float) -> None:
+    rows = (a_latency_row(1, 1, 10.0, mean_ms=10.0), a_latency_row(8, 1, 16.0, mean_ms=16.0))
+    record = a_variant(joins=joins)
+    cls = NodeClass(BuildClass("b"), ProfileClass("p"), ("aten",), 1, 2, 7.2)
+    found = Row(record, Activity(), {ProfileClass("p"): a_profile(record.key, rows=rows)}).judge(None, {cls: 1})
+    assert found.work_ms == work_ms
+    assert found.usd_per_1000 == pytest.approx(work_ms / 1000), "0.1 cents a core second"
+    assert found.latency is not None
+    assert found.latency.at(8) == 16.0, "a request with eight rows is one run"

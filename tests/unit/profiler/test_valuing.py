@@ -8,7 +8,7 @@ from tessera.domain.accuracy import AccuracySource, Agreement
 from tessera.domain.cost import usd_per_1000
 from tessera.domain.ids import ProfileClass
 from tessera.profiler.core.valuing import valued
-from tessera.testing.builders import a_model, a_node, a_profile, a_variant, a_variant_key
+from tessera.testing.builders import a_latency_row, a_model, a_node, a_profile, a_variant, a_variant_key
 
 OTHER = ProfileClass("other")
 
@@ -20,6 +20,12 @@ def test_a_profile_is_priced_by_the_nodes_of_its_class_alone() -> None:
     assert (priced.record, priced.usd_per_hour) == (here, 0.3)
     assert priced.usd_per_1000 == pytest.approx(usd_per_1000(here, 0.3, 2))
     assert (free.record, free.usd_per_hour, free.usd_per_1000) == (there, 0.0, None)
+
+
+def test_a_request_that_is_joined_with_nobody_costs_what_batch_1_does() -> None:
+    profile = a_profile(rows=(a_latency_row(1, 1, 10.0), a_latency_row(8, 1, 16.0)))
+    costs = [valued([profile], [a_variant(joins=joins)], [a_node(usd_per_hour=0.1)], None)[0].usd_per_1000 for joins in (True, False)]
+    assert costs[1] == pytest.approx(5 * costs[0])
 
 
 def test_the_variants_accuracy_and_whether_it_is_offered() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from registry_world import CLASS_A, CLASS_B, DOMAIN, Registry, stored, tensor
+from registry_world import CLASS_A, CLASS_B, DOMAIN, SIGNATURE, Registry, stored, tensor
 
 from tessera import failpoint
+from tessera.domain.artifact import ALONE, PREPACKED, Artifact
 from tessera.domain.errors import Conflict, Internal, NotFound, ResourceExhausted, TesseraError, Unavailable
-from tessera.domain.ids import ModelName, VersionNumber
+from tessera.domain.ids import Digest, ModelName, VariantName, VersionNumber
 from tessera.domain.records import VariantRecord, VariantState
+from tessera.registry.loops.accounting import placeholder, ready
 
 FILES = {"trunk": tensor(1), "head": tensor(2)}
 M = ModelName("m")
@@ -224,3 +226,10 @@ async def test_version_deleted_while_it_waits_ends_its_job(registry: Registry) -
 
 async def _followed(registry: Registry) -> bool:
     return bool(registry.variants._jobs)
+
+
+@pytest.mark.parametrize(("options", "joins"), [((PREPACKED,), True), ((PREPACKED, ALONE), False)])
+def test_the_record_says_whether_requests_may_be_joined(options: tuple[str, ...], joins: bool) -> None:
+    artifact = Artifact("ort", "int8", "onnx", None, None, (), SIGNATURE, CLASS_A, 8, options)
+    found = ready(placeholder(DOMAIN, M, VariantName("ort-int8-dynamic"), "ort", 8), Digest("0" * 64), artifact, frozenset())
+    assert found.joins is joins

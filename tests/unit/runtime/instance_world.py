@@ -75,8 +75,10 @@ class Doubler:
             await asyncio.sleep(0)
 
 
-def make(model: Doubler, clock: FakeClock | None = None, signature: Signature = SIGNATURE, **limits) -> Instance:
-    artifact = Artifact("aten", "fp32", "aten", None, None, (), signature, None, 64)
+def make(
+    model: Doubler, clock: FakeClock | None = None, signature: Signature = SIGNATURE, options: tuple[str, ...] = (), **limits
+) -> Instance:
+    artifact = Artifact("aten", "fp32", "aten", None, None, (), signature, None, 64, options)
     identity = InstanceIdentity("i-1", GENERATION, "m@4/aten-fp32", "4", "0" * 64)
     return Instance(identity, artifact, model, BatchLimits(**{"max_batch": 4, **limits}), clock or FakeClock(), model.submit, model.reopen)
 

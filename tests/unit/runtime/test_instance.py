@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from instance_world import SIGNATURE, Doubler, FakeClock, answer, ask, make
 
+from tessera.domain.artifact import ALONE
 from tessera.domain.errors import (
     DeadlineExceeded,
     FailedPrecondition,
@@ -67,6 +68,18 @@ async def test_unbatched_models_run_one_by_one():
         await model.step()
     assert model.batches == [2, 2, 2]
     assert all(answer(future) == [2.0, 4.0] for future in futures)
+
+
+async def test_who_shall_be_alone_is_joined_with_nobody_and_keeps_the_rows_of_a_request_together():
+    model = Doubler()
+    instance = make(model, options=(ALONE,))
+    futures = [ask(instance, 1.0, 2.0) for _ in range(3)]
+    for _ in range(3):
+        await model.step()
+    assert model.batches == [2, 2, 2]
+    assert all(answer(future) == [2.0, 4.0] for future in futures)
+    with pytest.raises(InvalidInput, match="must be 1 to 4"):
+        ask(instance, *[0.0] * 5)
 
 
 async def test_expired_and_cancelled_never_run():

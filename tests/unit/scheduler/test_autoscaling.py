@@ -25,8 +25,9 @@ P = ProfileClass("p")
 LOSSY = Agreement(0.1, 0.99, 8)
 
 
-def profile(of: VariantKey, ms: float, at: ProfileClass = P) -> ProfileRecord:
-    return a_profile(of, profile_class=at, rows=tuple(a_latency_row(1, threads, ms, mean_ms=ms) for threads in (1, 2)))
+def profile(of: VariantKey, ms: float, at: ProfileClass = P, batches: tuple[int, ...] = (1,)) -> ProfileRecord:
+    rows = (a_latency_row(batch, threads, ms, mean_ms=ms) for threads in (1, 2) for batch in batches)
+    return a_profile(of, profile_class=at, rows=tuple(rows))
 
 
 def groups(
@@ -37,8 +38,9 @@ def groups(
     loads: Mapping[InstanceId, Load] | None = None,
     lossy: bool = False,
     closed: tuple[NodeId, ...] = (),
+    batches: tuple[int, ...] = (1,),
 ) -> list[Group]:
-    """Of version m@1: `ms` are the profiled latencies by variant."""
+    """Of version m@1: `ms` are the profiled latencies by variant, of each of the `batches`."""
     record_fields = {"build_class", "profile_class", "flavours", "host_id", "usd_per_hour", "cpu_count", "runtime_threads"}
     records: dict[NodeId, tuple[NodeRecord, ...]] = {}
     observed = {}
@@ -48,7 +50,7 @@ def groups(
         observed[NodeId(name)] = node(
             name, here, **{k: v for k, v in facts.items() if k not in ("host_id", "usd_per_hour", "runtime_threads")}
         )
-    profiles = {(key(name), P): profile(key(name), at) for name, at in ms.items()}
+    profiles = {(key(name), P): profile(key(name), at, batches=batches) for name, at in ms.items()}
     version = key().version_key
     return Capacities(observed, records, profiles, loads or {}, closed).groups({version: variants}, {version} if lossy else set())
 
@@ -85,6 +87,12 @@ def test_what_is_asked_for_by_name_is_a_group_by_itself() -> None:
     int8 = variant("int8", agreement=LOSSY)
     found = groups({"n1": {}}, [busy(), busy("i-2", variant=key("int8"))], [ORT, int8], {"ort-fp32": 10.0, "int8": 2.0})
     assert [(group.key[1], set(kinds(group))) for group in found] == [("", {"ort-fp32"}), ("int8", {"int8"})]
+
+
+@pytest.mark.parametrize(("joins", "items_per_s"), [(True, 800.0), (False, 100.0)])
+def test_who_is_joined_with_nobody_has_the_capacity_of_batch_1(joins: bool, items_per_s: float) -> None:
+    (group,) = groups({"n1": {}}, [busy()], [replace(ORT, joins=joins)], {"ort-fp32": 10.0}, batches=(1, 8))
+    assert kinds(group)["ort-fp32"][0] == items_per_s
 
 
 def test_without_a_profile_of_what_runs_nothing_is_scaled() -> None:

@@ -24,6 +24,10 @@ opening takes longer, and the laid-out copies are private memory."""
 AUTOCAST = "autocast"
 """Option of backend `aten`: products and convolutions run in bfloat16, whatever type their operands come in."""
 
+ALONE = "alone"
+"""Option of every backend: rows of a batch change one another's answers, so that no request is joined with another one. A request with
+several rows is one run all the same."""
+
 
 @dataclass(frozen=True, slots=True)
 class Blob:
@@ -53,7 +57,7 @@ class Artifact:
     """One servable build. `backend` names the runtime's backend ("aten", "ort", "identity") or "onnx" for an export to be baked.
 
     `build_class` is None where the build runs everywhere (`aten-fp32`); `dialect` is "aten" or "onnx" (the graph's), "" for identity.
-    `options`: words that its backend reads when it opens it; the backend refuses one that it does not know.
+    `options`: words that its backend reads when it opens it; the backend refuses one that it does not know. `ALONE` is its runtime's.
     """
 
     backend: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tessera.domain.records import LatencyRow, ProfileRecord
 
@@ -66,6 +66,11 @@ def predict_ms(profile: ProfileRecord, batch: int, threads: int) -> float | None
         return measured
     fit = fit_of(profile, threads)
     return fit.ms(batch) if fit is not None else None
+
+
+def of_singles(profile: ProfileRecord, joins: bool) -> ProfileRecord:
+    """What it says of requests of one item each: all of it where they are joined to batches, else its rows of batch 1."""
+    return profile if joins else replace(profile, rows=tuple(row for row in profile.rows if row.batch == 1))
 
 
 def saturation_items_per_s(profile: ProfileRecord, threads: int, concurrency: int = 1) -> float | None:

@@ -113,7 +113,8 @@ class VariantRecord:
     """One servable build of a version. Writer: registry.
 
     `recipe`: how it is built (docs/nomenclature.md); two build classes have one recipe and two variants. `agreement` None: it is what was
-    registered. `withheld`: why it is served by name alone; "" where it is offered. `notes`: what its builder wants users to know.
+    registered. `withheld`: why it is served by name alone; "" where it is offered. `notes`: what its builder wants users to know. `joins`:
+    requests may be joined to batches, where its model is batched.
     """
 
     key: VariantKey
@@ -133,6 +134,7 @@ class VariantRecord:
     agreement: Agreement | None = None
     withheld: str = ""
     notes: str = ""
+    joins: bool = True
 
     @property
     def lossy(self) -> bool:

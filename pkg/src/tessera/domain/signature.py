@@ -13,6 +13,9 @@ DATATYPES: dict[str, int] = {
 ANY_DATATYPE = "ANY"
 """A datatype in a signature that takes every datatype (the `identity` model)."""
 
+ROWS_MIX = "rows of a batch change one another's answers: requests are never joined"
+"""What is noted of a model, or of a variant, of which that was found."""
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
@@ -26,7 +29,8 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """Inputs and outputs. Where `batched`, dimension 0 of every tensor is the batch and requests may be joined along it."""
+    """Inputs and outputs. Where `batched`, dimension 0 of every tensor is the batch and requests may be joined along it, unless the
+    artifact's options say otherwise."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]

@@ -14,6 +14,8 @@ from tessera.runtime.backends.interface import Tensor
 from tessera.runtime.measure import synthetic_inputs
 
 _SHORT = 7
+_LOUDNESS = (1.0, 100.0)
+"""How many times as large as drawn the fractions of a row are that another one is put beside."""
 _OTHER = 1.0
 """The error of an output of which something without a size differs: a whole number, an infinity."""
 
@@ -103,6 +105,33 @@ def generated(signature: Signature, samples: int, batch: int, run: Callable[[Inp
     step = batch if signature.batched else 1
     made = (synthetic_inputs(signature, step, seed) for seed in range(1, -(-samples // step) + 1))
     return [Case(inputs, run(inputs)) for inputs in made]
+
+
+def rows_mix(signature: Signature, run: Callable[[Inputs], Answers]) -> bool:
+    """Whether a row's answer depends on the row beside it: one and the same beside others. All these batches have one size and so the same
+    kernels, by which a row that stays by itself has the same answer."""
+    base = synthetic_inputs(signature, 2)
+    wanted = _first_row(run(base))
+    for seed, times in enumerate(_LOUDNESS, start=1):
+        other = synthetic_inputs(signature, 2, seed)
+        try:
+            got = run({name: _beside(tensor, other[name], times) for name, tensor in base.items()})
+        except Exception:  # numbers that this model cannot take; ONNX Runtime raises a dozen classes
+            continue
+        if disagreement(_first_row(got), wanted) is not None:
+            return True
+    return False
+
+
+def _beside(base: Tensor, other: Tensor, times: float) -> Tensor:
+    """The first row of the one, and the second of the other."""
+    array = base.array.copy()
+    array[1:] = other.array[1:] * array.dtype.type(times) if np.issubdtype(array.dtype, np.floating) else other.array[1:]
+    return Tensor(base.datatype, array)
+
+
+def _first_row(answers: Answers) -> Answers:
+    return {name: array[:1] for name, array in answers.items()}
 
 
 def _error(got: npt.NDArray[Any], want: npt.NDArray[Any]) -> float:

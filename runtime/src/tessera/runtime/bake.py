@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tessera.domain.accuracy import EXACT_ERROR, MIN_CALIBRATION_SAMPLES, Agreement
-from tessera.domain.artifact import Artifact, Blob, TensorRef
+from tessera.domain.artifact import ALONE, Artifact, Blob, TensorRef
 from tessera.domain.errors import Internal, InvalidInput, TesseraError
 from tessera.domain.ids import BuildClass, Digest
+from tessera.domain.signature import ROWS_MIX
 from tessera.runtime.users import become
 
 if TYPE_CHECKING:  # what imports numpy and ONNX Runtime waits until `main` has set the environment
@@ -122,15 +123,22 @@ def bake(order: Order, progress: Progress) -> Baked:
             max_batch=order.max_batch if artifact.signature.batched else 1,
         )
         progress("comparing", 0.8)
-        found = _compared(order, work, baked, built, evaluation, reference)
+        loaded, run = _opened(built.backend, baked, _Baking(built), scratch)
+        found = _compared(order, work, run, built, evaluation, reference)
+        joins = baked.max_batch == 1 or (built.joins and (built.exact or not agreement.rows_mix(artifact.signature, run)))
+        loaded.close()
     finally:
         tempfile.tempdir = None
         shutil.rmtree(scratch, ignore_errors=True)
+    notes = built.notes
+    if not joins:
+        baked = replace(baked, options=(*baked.options, ALONE))
+        notes = "; ".join(filter(None, (notes, ROWS_MIX)))
     data = artifacts.encode(baked)
     digest = writer.put(data).digest
     (order.out / "artifact.json").write_bytes(data)
     progress("done", 1.0)
-    return Baked(digest, work.build_class, tuple(writer.written.values()), found, built.notes)
+    return Baked(digest, work.build_class, tuple(writer.written.values()), found, notes)
 
 
 def _reference(artifact: Artifact, blobs: ArtifactBlobs, scratch: Path) -> Run:
@@ -172,15 +180,14 @@ def _calibration(order: Order, artifact: Artifact, evaluation: EvaluationSet | N
     return calibration.generated(artifact.signature)
 
 
-def _compared(order: Order, work: Work, baked: Artifact, built: Built, evaluation: EvaluationSet | None, reference: Run) -> Agreement:
-    """Opens the build as a runtime would and compares it with the export, on the evaluation set where there is one.
+def _compared(order: Order, work: Work, run: Run, built: Built, evaluation: EvaluationSet | None, reference: Run) -> Agreement:
+    """Compares the build, opened as a runtime would, with the export, on the evaluation set where there is one.
 
     Raises:
         Internal: it has to agree within 1e-4 and does not; names the output where that is known.
     """
     from tessera.runtime.agreement import compared, disagreement, generated
 
-    loaded, run = _opened(built.backend, baked, _Baking(built), work.scratch)
     signature = work.artifact.signature
     cases = list(work.cases)
     if built.exact:
@@ -197,7 +204,6 @@ def _compared(order: Order, work: Work, baked: Artifact, built: Built, evaluatio
 
         work.progress(f"scoring by {order.metric}", 0.85)
         found = evaluate(evaluation, order.metric, signature, order.max_batch, reference, run)
-    loaded.close()
     if built.exact and not found.exact:
         raise Internal(f"an output of the baked graph differs from the export's by {found.max_error:.3g}, allowed is {EXACT_ERROR}")
     return found

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from tessera.clock import Clock
-from tessera.domain.artifact import Artifact
+from tessera.domain.artifact import ALONE, Artifact
 from tessera.domain.errors import FailedPrecondition, Internal, ResourceExhausted, TesseraError, WrongGeneration
 from tessera.frames.codec import FrameResponse, RequestHeader
 from tessera.frames.openinference import InferRequest, encode_response
@@ -70,7 +70,7 @@ class Instance:
         self._queue: deque[Waiting] = deque()
         self._running: _Running | None = None
         self._exclusive = False
-        self._joinable = artifact.signature.batched
+        self._joinable = artifact.signature.batched and ALONE not in artifact.options
         self._quiet: list[asyncio.Future[None]] = []
         self._company = Alarm(clock)
         self._expiry = Expiry(self._queue, identity.variant, clock)

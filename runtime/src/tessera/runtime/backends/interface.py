@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy.typing as npt
 
-from tessera.domain.artifact import Artifact
+from tessera.domain.artifact import ALONE, Artifact
 from tessera.domain.errors import FailedPrecondition, Unsupported
 from tessera.domain.ids import Digest
 from tessera.tensorstore.mapping import Mapped
@@ -149,7 +149,7 @@ def refuse_another_graph(donor: Donor, artifact: Artifact) -> None:
 
 
 def refuse_unknown_options(artifact: Artifact, *known: str) -> None:
-    """Raises: Unsupported, naming the first of the artifact's options that is not among `known`."""
+    """Raises: Unsupported, naming the first of the artifact's options that is neither among `known` nor the runtime's own."""
     for option in artifact.options:
-        if option not in known:
+        if option not in (*known, ALONE):
             raise Unsupported(f"option {option!r} of the artifact: backend {artifact.backend} knows {', '.join(known) or 'none'}")

@@ -42,7 +42,8 @@ class Built:
     """A graph without weights and its tensors as (array, datatype) by name. `exact`: it has to agree with the source within 1e-4.
     `backend` opens it.
 
-    `options` go into the artifact; `notes` say what a user should know about this build.
+    `options` go into the artifact; `notes` say what a user should know about this build. `joins` False: rows of a batch are known to change
+    one another's answers. Of what is not exact the baker tries it out as well.
     """
 
     graph: bytes
@@ -53,3 +54,4 @@ class Built:
     notes: str = ""
     backend: str = "ort"
     dialect: str = "onnx"
+    joins: bool = True

@@ -1,4 +1,7 @@
-"""`ort-int8-dynamic`: weights of matrix products in int8, per channel; activations are quantised as they come. For transformers."""
+"""`ort-int8-dynamic`: weights of matrix products in int8, per channel; activations are quantised as they come. For transformers.
+
+An activation has one scale, over all rows of its batch: what one row holds moves the steps of the others.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ def make(work: Work) -> Built:
     if made is None:
         work.progress("quantising", 0.3)
         made = _quantised(work, work.graph, work.tensors)
-    return Built(*made, "int8", exact=False, options=(PREPACKED,))
+    return Built(*made, "int8", exact=False, options=(PREPACKED,), joins=False)
 
 
 def _quantised(work: Work, graph: bytes, tensors: Mapping[str, npt.NDArray[Any]]) -> Optimised:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from tessera.domain.accuracy import accuracy_of
 from tessera.domain.cost import usd_per_1000
+from tessera.domain.fit import of_singles
 from tessera.domain.ids import ProfileClass
 from tessera.domain.records import ModelRecord, NodeRecord, ProfileRecord, VariantRecord
 from tessera.policy.instance.profiled import ProfiledLatency
@@ -33,6 +34,10 @@ class Row:
         if cls not in self._latencies:
             self._latencies[cls] = ProfiledLatency.of(self.profiles.get(cls.profile_class), cls.threads)
         return self._latencies[cls]
+
+    def _singles(self, cls: NodeClass) -> ProfileRecord | None:
+        profile = self.profiles.get(cls.profile_class)
+        return of_singles(profile, self.record.joins) if profile is not None else None
 
     def profiles_changed(self) -> None:
         self._latencies.clear()
@@ -68,8 +73,8 @@ class Row:
             latency_ms=min(latencies.values(), default=None),
             load_ms=load_ms,
             start_ms=start_ms,
-            work_ms=min((ms for cls in hosts if (ms := _work_ms(self.profiles.get(cls.profile_class))) is not None), default=None),
-            usd_per_1000=min((usd for cls in hosts if (usd := _usd(self.profiles, cls)) is not None), default=None),
+            work_ms=min((ms for cls in hosts if (ms := _work_ms(self._singles(cls))) is not None), default=None),
+            usd_per_1000=min((usd for cls in hosts if (usd := _usd(self._singles(cls), cls)) is not None), default=None),
             priced=all(cls.usd_per_hour for cls in classes),
             latency=min(profiled.values(), key=lambda latency: latency.one_ms, default=None),
         )
@@ -103,6 +108,5 @@ def _work_ms(profile: ProfileRecord | None) -> float | None:
     return min((1000 * row.threads * row.concurrency / row.items_per_s for row in rows if row.items_per_s > 0), default=None)
 
 
-def _usd(profiles: Mapping[ProfileClass, ProfileRecord], cls: NodeClass) -> float | None:
-    profile = profiles.get(cls.profile_class)
+def _usd(profile: ProfileRecord | None, cls: NodeClass) -> float | None:
     return usd_per_1000(profile, cls.usd_per_hour, cls.cpu_count) if profile is not None else None

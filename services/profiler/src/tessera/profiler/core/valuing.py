@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tessera.domain.accuracy import Accuracy, accuracy_of
 from tessera.domain.cost import usd_per_1000
+from tessera.domain.fit import of_singles
 from tessera.domain.records import ModelRecord, NodeRecord, ProfileRecord, VariantRecord
 
 
@@ -33,12 +34,13 @@ def valued(
         priced = [node for node in nodes if node.profile_class == record.profile_class and node.usd_per_hour > 0]
         dearest = max(priced, key=lambda node: node.usd_per_hour, default=None)
         variant = by_key.get(record.variant)
+        singles = of_singles(record, variant is None or variant.joins)
         found.append(
             Valued(
                 record,
                 dearest.usd_per_hour if dearest is not None else 0.0,
                 dearest.cpu_count if dearest is not None else 0,
-                usd_per_1000(record, dearest.usd_per_hour, dearest.cpu_count) if dearest is not None else None,
+                usd_per_1000(singles, dearest.usd_per_hour, dearest.cpu_count) if dearest is not None else None,
                 accuracy_of(variant.agreement, model.accuracy if model is not None else None) if variant is not None else None,
                 variant.withheld if variant is not None else "",
             )

@@ -12,7 +12,7 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from tessera.domain.errors import Unsupported
-from tessera.domain.signature import Signature, TensorSpec
+from tessera.domain.signature import ROWS_MIX, Signature, TensorSpec
 from tessera.registry.importer.dtypes import datatype_of
 from tessera.registry.importer.flatten import Flat, flatten
 from tessera.registry.importer.loaded import EXAMPLE_BATCH, EXAMPLE_SEQUENCE, Axis, Loaded, output_names
@@ -84,7 +84,7 @@ def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def _unbatched(made: Exported) -> Exported:
-    made.loaded.notes.append("rows of a batch change one another's answers: requests are never joined")
+    made.loaded.notes.append(ROWS_MIX)
     return replace(made, signature=replace(made.signature, batched=False))
 
 

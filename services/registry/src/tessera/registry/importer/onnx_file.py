@@ -19,7 +19,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from tessera.domain.errors import Internal, InvalidInput, TesseraError, Unsupported
-from tessera.domain.signature import Signature, TensorSpec
+from tessera.domain.signature import ROWS_MIX, Signature, TensorSpec
 from tessera.registry.importer import onnx_check
 from tessera.registry.importer.onnx_graph import OnnxGraph, externalise
 
@@ -127,7 +127,7 @@ def _signature(model: Any, run: _Original, shown: str) -> tuple[Signature, tuple
         return Signature(inputs, outputs, False), ()
     if all(_same_row(together[name], answers[name]) for name in answers):
         return Signature(inputs, tuple(replace(spec, shape=(-1, *spec.shape[1:])) for spec in outputs), True), ()
-    return Signature(inputs, outputs, False), ("rows of a batch change one another's answers: requests are never joined",)
+    return Signature(inputs, outputs, False), (ROWS_MIX,)
 
 
 def _needed(run: _Original, signature: Signature, rows: int, shown: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tessera.domain.artifact import Artifact
+from tessera.domain.artifact import ALONE, Artifact
 from tessera.domain.ids import Digest, ModelName, TrustDomain, VariantKey, VariantName, VersionNumber
 from tessera.domain.records import VariantRecord, VariantState
 
@@ -32,4 +32,5 @@ def ready(record: VariantRecord, digest: Digest, artifact: Artifact, stored_befo
         tensor_bytes=artifact.tensor_bytes,
         tensor_bytes_shared=sum(size for tensor, size in large.items() if tensor in stored_before),
         tensor_count=len(artifact.tensors),
+        joins=ALONE not in artifact.options,
     )

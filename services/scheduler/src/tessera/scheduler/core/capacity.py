@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
-from tessera.domain.fit import predict_ms, saturation_items_per_s
+from tessera.domain.fit import of_singles, predict_ms, saturation_items_per_s
 from tessera.domain.ids import InstanceId, NodeId, ProfileClass, VariantKey, VersionKey
 from tessera.domain.instance import InstanceState, StartPath
 from tessera.domain.records import LoadState, NodeRecord, ProfileRecord, VariantRecord, VariantState
@@ -137,7 +137,8 @@ class Capacities:
 
     def _kind(self, variant: VariantRecord, node: NodeRecord) -> Kind | None:
         profile = self.profiles.get((variant.key, node.profile_class))
-        items_per_s = saturation_items_per_s(profile, node.runtime_threads) if profile is not None else None
+        singles = of_singles(profile, variant.joins) if profile is not None else None
+        items_per_s = saturation_items_per_s(singles, node.runtime_threads) if singles is not None else None
         if profile is None or items_per_s is None:
             return None
         threads = min(node.runtime_threads, node.cpu_count)

@@ -66,8 +66,10 @@ def _during_hashing(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) 
     """In another thread, as the agent's event loop would: the hashing goes on when it is done."""
 
     def hasher() -> Any:
-        with ThreadPoolExecutor(1) as pool:
-            pool.submit(act).result(5)
+        pool = ThreadPoolExecutor(1)
+        done = pool.submit(act)
+        pool.shutdown(wait=False)  # it may be waiting for the lock of whoever hashes
+        done.result(5)
         return blake3()
 
     monkeypatch.setattr("tessera.tensorstore.local.check.blake3", hasher)

@@ -71,3 +71,17 @@ def test_each_try_is_shorter_and_sooner() -> None:
     assert tries[:2] == [(0.5, 1.5), (0.25, 0.75)]
     assert tries[-1] == (LEAST_S, LEAST_S)
     assert Pace(1.0).hurried(0.01) == Pace(0.5, 0.01), "never longer than the row"
+
+
+def test_runs_that_others_held_up_do_not_count_for_one_instance_by_itself() -> None:
+    held_up = slice_of([0.027] * 95 + [8.0] * 5)
+    assert held_up.mean_ms > 0.4
+    assert held_up.row_mean_ms(1) == pytest.approx(0.027)
+    assert held_up.row_mean_ms(2) == held_up.mean_ms, "several hold each other up: that is what is measured"
+
+
+@given(TIMES)
+def test_a_rows_mean_lies_in_the_middle_half(times_ms: list[float]) -> None:
+    found = slice_of(times_ms)
+    low, high = np.quantile(times_ms, (0.25, 0.75))
+    assert low * (1 - 1e-9) <= found.row_mean_ms(1) <= high * (1 + 1e-9)

@@ -216,7 +216,8 @@ class BatchRecord:
 
 @dataclass(frozen=True, slots=True)
 class LatencyRow:
-    """`concurrency` runs at a time, of one instance each. `spread`: standard error of the mean over the mean, of all repeats."""
+    """`concurrency` runs at a time, of one instance each. `mean_ms`: of the middle half of the runs where it is one, so that what others on
+    the machine took from it does not count. `spread`: standard error of the mean over the mean, of all repeats."""
 
     batch: int
     threads: int

@@ -962,6 +962,7 @@ class LatencyRow(_message.Message):
     p50_ms: _builtins.float
     p99_ms: _builtins.float
     mean_ms: _builtins.float
+    """of the middle half of the runs where concurrency is 1"""
     peak_private_bytes: _builtins.int
     """of all that ran together"""
     concurrency: _builtins.int

@@ -23,6 +23,18 @@ class Slice:
     spread: float
     peak_private_bytes: int
 
+    def quantile_ms(self, share: float) -> float:
+        return self.quantiles_ms[round(share * (len(self.quantiles_ms) - 1))]
+
+    def row_mean_ms(self, concurrency: int) -> float:
+        """What a row says of its mean. One instance by itself does the same each time, and a run that took many times longer waited for
+        others on the machine: the mean of the middle half of the runs. Of several the slow runs are part of what they do together."""
+        if concurrency > 1:
+            return self.mean_ms
+        quarter = len(self.quantiles_ms) // 4
+        middle = self.quantiles_ms[quarter : len(self.quantiles_ms) - quarter]
+        return sum(middle) / len(middle)
+
 
 @dataclass(frozen=True, slots=True)
 class Pace:

@@ -202,14 +202,13 @@ class Measurer:
 
 
 def _row(order: MeasureOrder, found: Slice) -> LatencyRow:
-    p50_ms, p99_ms = (found.quantiles_ms[round(share * (len(found.quantiles_ms) - 1))] for share in (0.5, 0.99))
     return LatencyRow(
         order.batch,
         order.threads,
         found.repeats,
-        p50_ms,
-        p99_ms,
-        found.mean_ms,
+        found.quantile_ms(0.5),
+        found.quantile_ms(0.99),
+        found.row_mean_ms(order.concurrency),
         found.peak_private_bytes,
         order.concurrency,
         found.spread,

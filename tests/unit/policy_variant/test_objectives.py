@@ -185,7 +185,7 @@ def test_an_account_gives_every_candidate_its_figures_and_reasons() -> None:
     candidates = [busy, idle, idle_too, inactive]
     ranking = rank(OWN, [*candidates, lossy])
     choice = choose(OWN, candidates)
-    found = accounts("tessera", ranking, NO_OBJECTIVES, choice, [(lossy, "int8 may differ")])
+    found = accounts(OWN, ranking, NO_OBJECTIVES, choice, [(lossy, "int8 may differ")])
     reasons = {one.candidate.key.variant: one.reason for one in found}
     assert [one.chosen for one in found] == [True, False, False, False, False]
     assert reasons == {
@@ -196,9 +196,30 @@ def test_an_account_gives_every_candidate_its_figures_and_reasons() -> None:
         "ort-int8": "int8 may differ",
     }
     fast = Objectives(latency_ms=3.0)
-    found = accounts("tessera", rank(OWN, candidates, fast), fast, choose(OWN, candidates, fast), [])
+    found = accounts(OWN, rank(OWN, candidates, fast), fast, choose(OWN, candidates, fast), [])
     assert found[0].reason == "inactive, policy tessera; the closest, misses latency_ms by 7"
     assert {one.reason for one in found[1:]} >= {"misses latency_ms by 37"}
+
+
+@pytest.mark.parametrize(
+    ("priced", "reason"),
+    [
+        (False, "not looked at: 6 core-ms per item more than ort-fp32"),
+        (True, "not looked at: 0.03 USD per 1,000 requests more than ort-fp32"),
+    ],
+)
+def test_an_account_names_the_work_that_decided_in_its_unit(priced: bool, reason: str) -> None:
+    """Both are in time, and the one that loses is the faster one."""
+    pair = [
+        a_candidate("ort-fp32", 15.0, work_ms=3.0, usd=0.01, priced=priced, busy=[0]),
+        a_candidate("aten-fp32", 2.0, work_ms=9.0, usd=0.04, priced=priced, busy=[0]),
+    ]
+    asked = Objectives(latency_ms=20.0)
+    found = accounts(OWN, rank(OWN, pair, asked), asked, choose(OWN, pair, asked), [])
+    assert [(one.candidate.key.variant, one.reason) for one in found[1:]] == [("aten-fp32", reason)]
+    plain = registry.make("plain")
+    found = accounts(plain, rank(plain, pair, asked), asked, choose(plain, pair, asked), [])
+    assert found[1].reason == "not looked at: 13 ms slower than aten-fp32 at best", "it ranks by latency, whatever the work"
 
 
 figures = st.one_of(st.none(), st.floats(0.1, 1000))
@@ -232,7 +253,7 @@ def test_properties_of_every_choice(name: str, made: list[Any], objectives: Obje
     choice = choose(policy, candidates, objectives, items=items)
     able = [one for one in ranking.slate if one.activity.instances or not one.nowhere]
     assert (choice is None) == (not able)
-    found = accounts(name, ranking, objectives, choice, [(one, "no") for one in candidates if one not in ranking.slate])
+    found = accounts(policy, ranking, objectives, choice, [(one, "no") for one in candidates if one not in ranking.slate])
     assert sorted(one.candidate.key for one in found) == sorted(one.key for one in candidates)
     assert all(one.reason for one in found)
     if choice is None:

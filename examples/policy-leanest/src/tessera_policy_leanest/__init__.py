@@ -14,6 +14,9 @@ class LeanestVariantPolicy:
         record = candidate.record
         return float(record.tensor_bytes - record.tensor_bytes_shared)
 
+    def unit(self, candidate: Candidate, criteria: Criteria) -> str:
+        return "bytes of its own"
+
     def choose(self, ranking: Ranking, latency_ms: float | None, instances: InstancePolicy, items: int) -> Choice | None:
         for candidate in ranking.meeting:
             active = candidate.activity.instances

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import inf
 
 from tessera.domain.objectives import Objectives
-from tessera.policy.variant.base import Candidate, Choice, Looked, Ranking
+from tessera.policy.variant.base import Candidate, Choice, Looked, Ranking, VariantPolicy
 from tessera.policy.variant.misses import misses, words
 
 
@@ -24,7 +25,7 @@ class Account:
 
 
 def accounts(
-    policy: str, ranking: Ranking, objectives: Objectives, choice: Choice | None, refused: Iterable[tuple[Candidate, str]]
+    policy: VariantPolicy, ranking: Ranking, objectives: Objectives, choice: Choice | None, refused: Iterable[tuple[Candidate, str]]
 ) -> list[Account]:
     """The choice first, then those that could have answered in the order of the ranking, then the others, the refused ones last."""
     seen = {id(looked.candidate): looked for looked in choice.looked} if choice is not None else {}
@@ -38,9 +39,9 @@ def accounts(
             continue
         expected_ms = looked.expected_ms if looked is not None else one.started_ms(items)
         if choice is not None and one is choice.candidate:
-            found.insert(0, Account(one, True, True, choice.expected_ms, _won(policy, ranking, objectives, choice), looked))
+            found.insert(0, Account(one, True, True, choice.expected_ms, _won(policy.name, ranking, objectives, choice), looked))
         else:
-            found.append(Account(one, False, True, expected_ms, _lost(ranking, objectives, one, looked, choice), looked))
+            found.append(Account(one, False, True, expected_ms, _lost(policy, ranking, objectives, one, looked, choice), looked))
     listed = {id(one.candidate) for one in found}
     found += [Account(one, False, False, None, why) for one, why in refusals.items() if id(one) not in listed]
     return found
@@ -55,7 +56,9 @@ def _won(policy: str, ranking: Ranking, objectives: Objectives, choice: Choice) 
     return f"{how}, {basis}{f'; the closest, misses {words(missed)}' if missed else ''}"
 
 
-def _lost(ranking: Ranking, objectives: Objectives, one: Candidate, looked: Looked | None, choice: Choice | None) -> str:
+def _lost(
+    policy: VariantPolicy, ranking: Ranking, objectives: Objectives, one: Candidate, looked: Looked | None, choice: Choice | None
+) -> str:
     if choice is None:
         missed = misses(objectives, one, one.latency_ms)
         return f"misses {words(missed)}" if missed else "could answer"
@@ -67,22 +70,28 @@ def _lost(ranking: Ranking, objectives: Objectives, one: Candidate, looked: Look
     name = best.key.variant if best.key.version_key == one.key.version_key else str(best.key)
     if not ranking.by_number:
         return f"after {name} in the default order"
+    behind = _behind(policy, ranking, one, choice, name)
     if looked is not None:
-        return f"{looked.in_flight} in flight: {_against(one, looked.expected_ms, choice, name)}"
+        return f"{looked.in_flight} in flight: {behind or _against(looked.expected_ms, choice, name)}"
     if not one.activity.instances and choice.instance is not None:
         started_ms = one.started_ms(items)
         return f"inactive, and {name} is active{'' if started_ms is None else f'; {started_ms:.3g} ms with its load'}"
     if choice.instance is None:
-        return _against(one, one.started_ms(items), choice, name)
-    return f"not looked at: {_against(one, one.expected_ms(items), choice, name)} at best"
+        return behind or _against(one.started_ms(items), choice, name)
+    return f"not looked at: {behind or _against(one.expected_ms(items), choice, name, ' at best')}"
 
 
-def _against(one: Candidate, expected_ms: float | None, choice: Choice, name: str) -> str:
+def _behind(policy: VariantPolicy, ranking: Ranking, one: Candidate, choice: Choice, name: str) -> str:
+    """By how much it comes after the choice in what the policy ranks by, where that is not when an answer is expected; "": it does not."""
+    unit = policy.unit(one, ranking.criteria)
+    if not unit:
+        return ""
+    more = policy.key(one, ranking.criteria) - policy.key(choice.candidate, ranking.criteria)
+    return f"{more:.3g} {unit} more than {name}" if 0 < more < inf else ""
+
+
+def _against(expected_ms: float | None, choice: Choice, name: str, seen: str = "") -> str:
     if expected_ms is None or choice.expected_ms is None:
         return f"after {name} in the order of policy and name"
     later_ms = expected_ms - choice.expected_ms
-    if later_ms > 0:
-        return f"{later_ms:.3g} ms slower than {name}"
-    if one.work_ms is not None and choice.candidate.work_ms is not None and one.work_ms > choice.candidate.work_ms:
-        return f"{one.work_ms - choice.candidate.work_ms:.3g} core-ms per item more than {name}"
-    return f"as fast as {name}, after it in the order"
+    return f"{later_ms:.3g} ms slower than {name}{seen}" if later_ms > 0 else f"as fast as {name}, after it in the order"

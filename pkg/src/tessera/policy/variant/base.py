@@ -162,6 +162,10 @@ class VariantPolicy(Protocol):
         was not measured."""
         ...
 
+    def unit(self, candidate: Candidate, criteria: Criteria) -> str:
+        """What `key` counts, as accounts name it ("core-ms per item"); "": milliseconds at batch 1, where they tell expected answers."""
+        ...
+
     def choose(self, ranking: Ranking, latency_ms: float | None, instances: InstancePolicy, items: int) -> Choice | None:
         """The candidate and, where it is active, the instance that `instances` picks. `latency_ms`: asked for, of a request of so many
         `items`. None: nothing can answer."""

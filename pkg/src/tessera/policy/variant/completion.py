@@ -19,7 +19,7 @@ from tessera.policy.instance.base import InstancePolicy, completion_ms
 from tessera.policy.variant.base import Candidate, Choice, Criteria, Looked, Ranking
 from tessera.policy.variant.misses import closest
 from tessera.policy.variant.plain import first_start, within
-from tessera.policy.variant.ranking import latency, work
+from tessera.policy.variant.ranking import latency, work, work_unit
 
 LOOK_AT = 32
 """Active candidates that one decision looks at. They come in a good order: who is not among the first is not expected to win."""
@@ -30,6 +30,9 @@ class CompletionVariantPolicy:
 
     def key(self, candidate: Candidate, criteria: Criteria) -> float:
         return work(candidate) if criteria.timed else latency(candidate)
+
+    def unit(self, candidate: Candidate, criteria: Criteria) -> str:
+        return work_unit(candidate) if criteria.timed else ""
 
     def choose(self, ranking: Ranking, latency_ms: float | None, instances: InstancePolicy, items: int) -> Choice | None:
         found = _soonest(ranking, instances, items) if latency_ms is None else _in_time(ranking, latency_ms, instances, items)

@@ -22,6 +22,9 @@ class PlainVariantPolicy:
     def key(self, candidate: Candidate, criteria: Criteria) -> float:
         return latency(candidate)
 
+    def unit(self, candidate: Candidate, criteria: Criteria) -> str:
+        return ""
+
     def choose(self, ranking: Ranking, latency_ms: float | None, instances: InstancePolicy, items: int) -> Choice | None:
         fitting = within(ranking.meeting, latency_ms, items)
         return (

@@ -120,3 +120,8 @@ def work(candidate: Candidate) -> float:
     """What an item takes: USD where every node has a price, else core-milliseconds."""
     found = candidate.usd_per_1000 if candidate.priced else candidate.work_ms
     return inf if found is None else found
+
+
+def work_unit(candidate: Candidate) -> str:
+    """What `work` counts."""
+    return "USD per 1,000 requests" if candidate.priced else "core-ms per item"

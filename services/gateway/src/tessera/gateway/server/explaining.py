@@ -55,7 +55,7 @@ def _of_choice(catalogue: Catalogue, route: Route | None, choice: Choice | None)
     if route is None:
         return gateway_pb2.ExplainResponse()
     refused = chain(route.refused(catalogue.classes), _newer(catalogue, route.name))
-    found = accounts(catalogue.policy.name, route.ranking, route.objectives, choice, refused)
+    found = accounts(catalogue.policy, route.ranking, route.objectives, choice, refused)
     return gateway_pb2.ExplainResponse(
         variants=[_option(catalogue, one, choice) for one in found],
         variant_policy=catalogue.policy.name,

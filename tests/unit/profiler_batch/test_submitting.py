@@ -13,6 +13,7 @@ from batch_world import World, logits, tens
 from tessera.coord import keys
 from tessera.domain.errors import (
     AlreadyExists,
+    FailedPrecondition,
     InvalidInput,
     ModelNotFound,
     NotFound,
@@ -20,9 +21,10 @@ from tessera.domain.errors import (
     ResourceExhausted,
     TesseraError,
 )
-from tessera.domain.ids import DEFAULT_TRUST_DOMAIN
-from tessera.domain.records import BatchState
+from tessera.domain.ids import DEFAULT_TRUST_DOMAIN, BuildClass, ModelName, NodeId, VersionNumber
+from tessera.domain.records import BatchState, VariantState
 from tessera.profiler.batch.loops.desk import Submission
+from tessera.testing.builders import a_model, a_node, a_signature, a_variant, a_variant_key, a_version, a_version_key, an_alias
 
 
 async def test_an_output_that_exists_is_refused_resumed_or_overwritten(world: World) -> None:
@@ -175,6 +177,26 @@ async def test_what_is_wrong_is_named_when_it_is_submitted(
     with pytest.raises(error, match=words):
         await world.desk().submit(wanted)
     assert await world.desk().all_of(DEFAULT_TRUST_DOMAIN) == []
+
+
+@pytest.mark.parametrize("model", ["digits", "live", "task:digits"])
+async def test_a_job_asks_the_version_that_answers_for_the_name(world: World, model: str) -> None:
+    """A new version is the latest from its registration on, and answers when it is built."""
+    world.save(4)
+    await world.put(keys.alias(DEFAULT_TRUST_DOMAIN, ModelName("live")), an_alias("live", version=None))
+    await world.put(keys.model(DEFAULT_TRUST_DOMAIN, ModelName("digits")), a_model(latest=VersionNumber(2)))
+    await world.put(keys.version(a_version_key(version=2)), a_version(version=VersionNumber(2)))
+    newer = a_variant_key("digits", 2)
+    for state, most in ((VariantState.BUILDING, 8), (VariantState.FAILED, 8), (VariantState.READY, 32)):
+        await world.put(keys.variant(newer), a_variant(key=newer, state=state, max_batch=32))
+        assert await world.models.describe(DEFAULT_TRUST_DOMAIN, model) == (a_signature(), most)
+    await world.put(keys.node(DEFAULT_TRUST_DOMAIN, NodeId("node-0")), a_node())
+    await world.put(keys.variant(newer), a_variant(key=newer, max_batch=32, build_class=BuildClass("another")))
+    assert (await world.models.describe(DEFAULT_TRUST_DOMAIN, model))[1] == 8, "who is there can run the older one alone"
+    await world.put(keys.variant(newer), a_variant(key=newer, state=VariantState.BUILDING))
+    await world.desk().submit(Submission(DEFAULT_TRUST_DOMAIN, model, str(world.root / "in.npz"), str(world.root / "out.npz")))
+    with pytest.raises(FailedPrecondition, match="digits@2/aten-fp32 is building"):
+        await world.models.describe(DEFAULT_TRUST_DOMAIN, "digits@2")
 
 
 async def test_nothing_outside_the_roots_is_read_or_written(world: World, tmp_path_factory: pytest.TempPathFactory) -> None:

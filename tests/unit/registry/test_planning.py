@@ -13,13 +13,24 @@ from tessera.coord import keys
 from tessera.coord.interface import ModRevisionIs, Put
 from tessera.coord.records import encode
 from tessera.domain.artifact import Artifact
-from tessera.domain.errors import NotFound
-from tessera.domain.ids import DEFAULT_TRUST_DOMAIN, Digest, ModelName, ProfileClass
+from tessera.domain.errors import FailedPrecondition, NotFound
+from tessera.domain.ids import DEFAULT_TRUST_DOMAIN, Digest, ModelName, ProfileClass, VersionNumber
+from tessera.domain.records import VariantState
 from tessera.domain.transformation import MetaOperator
 from tessera.policy.transform.costs import ASSUMED, ASSUMED_BASE_MS
 from tessera.registry.loops.catalogue import Catalogue
 from tessera.registry.loops.planning import Planning
-from tessera.testing.builders import a_digest, a_meta_cost_record, a_model, a_variant, a_variant_key, a_version, a_version_key, an_artifact
+from tessera.testing.builders import (
+    a_digest,
+    a_meta_cost_record,
+    a_model,
+    a_variant,
+    a_variant_key,
+    a_version,
+    a_version_key,
+    an_alias,
+    an_artifact,
+)
 from tessera.testing.coord import FakeCoordinator
 
 
@@ -56,8 +67,13 @@ class World:
         record = a_meta_cost_record(profile_class=ProfileClass(name), measured_unix_s=at_unix_s, **fields)
         await self.put(keys.meta_cost(DEFAULT_TRUST_DOMAIN, "aten", ProfileClass(name)), record)
 
-    async def show(self, **fields: Any) -> Any:
-        return await self.planning.show(DEFAULT_TRUST_DOMAIN, "short", "long", **fields)
+    async def change(self, key: str, record: Any) -> None:
+        found = await self.etcd.get(key)
+        assert found is not None
+        await self.etcd.transact([ModRevisionIs(key, found.mod_revision)], [Put(key, encode(record))])
+
+    async def show(self, source: str = "short", **fields: Any) -> Any:
+        return await self.planning.show(DEFAULT_TRUST_DOMAIN, source, "long", **fields)
 
 
 @pytest.fixture
@@ -97,3 +113,18 @@ async def test_a_class_that_was_not_measured_is_said_with_those_that_were(world:
     await world.measured("here", 1000.0)
     with pytest.raises(NotFound, match="measured are here"):
         await world.show(profile_class="odd")
+
+
+@pytest.mark.parametrize("state", [VariantState.BUILDING, VariantState.FAILED])
+async def test_a_plan_is_of_the_version_that_answers_for_the_name(world: World, state: VariantState) -> None:
+    await world.put(keys.alias(DEFAULT_TRUST_DOMAIN, ModelName("live")), an_alias("live", "short", None))
+    await world.change(keys.model(DEFAULT_TRUST_DOMAIN, ModelName("short")), a_model("short", latest=VersionNumber(2)))
+    await world.put(keys.version(a_version_key("short", 2)), a_version("short", version=VersionNumber(2)))
+    newer = a_variant_key("short", 2)
+    await world.put(keys.variant(newer), a_variant(key=newer, state=state))
+    for name in ("short", "live"):
+        assert (await world.show(name)).source.key == a_variant_key("short", 1)
+    with pytest.raises(FailedPrecondition, match=f"short@2/aten-fp32 is {state}"):
+        await world.show("short@2")
+    await world.change(keys.variant(newer), a_variant(key=newer, graph=a_digest(1)))
+    assert (await world.show("live")).source.key == newer

@@ -25,16 +25,23 @@ async def read_records(coordinator: Coordinator, record_type: type[T], prefix: s
     return [decode(record_type, item.value) for item in (await coordinator.list(prefix)).items]
 
 
-async def read_version(coordinator: Coordinator, trust_domain: TrustDomain, name: ModelName, version: VersionNumber | None) -> VersionKey:
-    """What a model or an alias stands for now; without a `version` the alias's own, or the newest. Nobody looks whether it exists.
+async def read_named(coordinator: Coordinator, trust_domain: TrustDomain, name: ModelName) -> tuple[ModelRecord, VersionNumber | None]:
+    """The model that a name or an alias stands for now, and the version that the alias names (None: none, or it is no alias).
 
     Raises: ModelNotFound, Unavailable, DataCorrupted.
     """
-    model = name
     alias, _ = await read_record(coordinator, AliasRecord, keys.alias(trust_domain, name))
-    if alias is not None:
-        model, version = alias.model, version or alias.version
-    found, _ = await read_record(coordinator, ModelRecord, keys.model(trust_domain, model))
+    found, _ = await read_record(coordinator, ModelRecord, keys.model(trust_domain, name if alias is None else alias.model))
     if found is None:
         raise ModelNotFound(name)
-    return VersionKey(trust_domain, model, version or found.latest)
+    return found, None if alias is None else alias.version
+
+
+async def read_version(coordinator: Coordinator, trust_domain: TrustDomain, name: ModelName, version: VersionNumber | None) -> VersionKey:
+    """What a model or an alias stands for now; without a `version` the alias's own, or the newest, whether it can answer or not. Nobody
+    looks whether it exists.
+
+    Raises: ModelNotFound, Unavailable, DataCorrupted.
+    """
+    model, named = await read_named(coordinator, trust_domain, name)
+    return VersionKey(trust_domain, model.name, version or named or model.latest)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tessera.domain.objectives import Objectives
-from tessera.domain.records import VariantRecord, VariantState
+from tessera.domain.records import ModelRecord, VariantRecord, VariantState
 from tessera.policy.variant.base import Candidate
 
 AGREEING_PRECISIONS = frozenset({"fp32", "any", ""})
@@ -13,6 +13,11 @@ AGREEING_PRECISIONS = frozenset({"fp32", "any", ""})
 def is_lossy(record: VariantRecord) -> bool:
     """Its answers may differ from the registered model's by more than 1e-4, or nobody knows that they do not."""
     return record.lossy or (record.agreement is None and record.precision not in AGREEING_PRECISIONS)
+
+
+def is_plain(record: VariantRecord, model: ModelRecord | None) -> bool:
+    """Its answers are the registered model's, or differ with the model's consent."""
+    return not is_lossy(record) or (model is not None and model.lossy)
 
 
 def never(record: VariantRecord) -> str:

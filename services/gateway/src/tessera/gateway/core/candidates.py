@@ -10,8 +10,9 @@ from tessera.domain.fit import of_singles
 from tessera.domain.ids import ProfileClass
 from tessera.domain.records import ModelRecord, NodeRecord, ProfileRecord, VariantRecord
 from tessera.policy.instance.profiled import ProfiledLatency
+from tessera.policy.variant.answering import can_run
 from tessera.policy.variant.base import Activity, Candidate, Classes, NodeClass
-from tessera.policy.variant.permitted import is_lossy, never
+from tessera.policy.variant.permitted import is_plain, never
 
 
 def node_class(node: NodeRecord) -> NodeClass:
@@ -42,21 +43,10 @@ class Row:
     def profiles_changed(self) -> None:
         self._latencies.clear()
 
-    def answers(self, model: ModelRecord | None) -> bool:
-        """Whether it may answer who names no variant and asks for no accuracy."""
-        return not never(self.record) and not self.record.withheld and self.is_plain(model)
-
-    def is_plain(self, model: ModelRecord | None) -> bool:
-        """Its answers are the registered model's, or differ with the model's consent."""
-        return not is_lossy(self.record) or (model is not None and model.lossy)
-
-    def has_host(self, classes: Classes) -> bool:
-        return any(_can_run(self.record, cls) for cls in classes)
-
     def judge(self, model: ModelRecord | None, classes: Classes) -> Candidate:
         """The candidate, as things are now."""
         record = self.record
-        hosts = [cls for cls in classes if _can_run(record, cls)]
+        hosts = [cls for cls in classes if can_run(record, cls)]
         profiled = {cls: latency for cls in hosts if (latency := self.latency(cls)) is not None}
         latencies = {cls: latency.one_ms for cls, latency in profiled.items()}
         loads = {cls: load for cls in hosts if (load := _load_ms(self.profiles.get(cls.profile_class))) is not None}
@@ -67,7 +57,7 @@ class Row:
             activity=self.activity,
             accuracy=accuracy_of(record.agreement, model.accuracy if model is not None else None),
             dataset=model.dataset if model is not None else "",
-            plain=self.is_plain(model),
+            plain=is_plain(record, model),
             refusal=never(record),
             nowhere="" if hosts else why_nowhere(record, classes),
             latency_ms=min(latencies.values(), default=None),
@@ -91,10 +81,6 @@ def why_nowhere(record: VariantRecord, classes: Classes) -> str:
     if other_flavour:
         parts.append(f"{other_flavour} run no {record.flavour} runtimes")
     return f"0 of {nodes} nodes: {', '.join(parts)}"
-
-
-def _can_run(record: VariantRecord, cls: NodeClass) -> bool:
-    return (record.build_class is None or record.build_class == cls.build_class) and record.flavour in cls.flavours
 
 
 def _load_ms(profile: ProfileRecord | None) -> float | None:

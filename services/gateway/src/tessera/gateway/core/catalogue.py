@@ -38,11 +38,12 @@ from tessera.domain.tasks import common_signature
 from tessera.gateway.core.candidates import Row, node_class
 from tessera.gateway.core.fleet import Fleet
 from tessera.gateway.core.groups import Group
-from tessera.gateway.core.references import answering_version, resolve, task_of
+from tessera.gateway.core.references import resolve, task_of
 from tessera.gateway.core.routes import Name, Route, criteria_of
 from tessera.gateway.core.slots import InstanceSlot
 from tessera.policy.instance.base import InstancePolicy
 from tessera.policy.instance.least_in_flight import LeastInFlight
+from tessera.policy.variant.answering import answering_version
 from tessera.policy.variant.base import NO_CRITERIA, Candidate, Choice, Criteria, NodeClass, Ranking, VariantPolicy
 from tessera.policy.variant.ranking import fastest_ms
 
@@ -271,8 +272,8 @@ class Catalogue:
             self._model_changed(name)
 
     def _answering_version(self, model: ModelRecord) -> VersionNumber:
-        rows = self._rows.get(model.name, {})
-        return answering_version(model, self.versions.get(model.name, ()), reversed(rows.values()), self.classes)
+        newest_first = reversed(self._rows.get(model.name, {}).values())
+        return answering_version(model, self.versions.get(model.name, ()), (row.record for row in newest_first), self.classes)
 
     def _leave(self, task: str, name: ModelName) -> None:
         members = self._members[task]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from tessera.domain.errors import InvalidInput, ModelNotFound, NotFound, VersionNotFound
 from tessera.domain.ids import ModelName, TrustDomain, VariantName, VersionKey, VersionNumber, checked_name, parse_reference, parse_version
-from tessera.domain.records import AliasRecord, ModelRecord
+from tessera.domain.records import AliasRecord
 from tessera.domain.tasks import TASK_PREFIX
-from tessera.gateway.core.candidates import Row
-from tessera.policy.variant.base import Classes
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,20 +82,3 @@ def resolve(
     if number not in known:
         raise VersionNotFound(name, number, ", ".join(str(n) for n in sorted(known)))
     return Resolved(VersionKey(trust_domain, name, number), reference.variant, follows=asked is None)
-
-
-def answering_version(model: ModelRecord, known: Collection[VersionNumber], rows: Iterable[Row], classes: Classes) -> VersionNumber:
-    """The version that a model's name alone stands for: the newest whose record is here and that has a variant to answer with, on a node
-    that is there if any has. Without one the latest, which errors name.
-
-    A version is announced before it is built, and its records come one by one: until it can answer, the one before it goes on.
-
-    Args:
-        rows: the model's variants, in any order; the newest first is the quickest.
-    """
-    best = (False, 0)
-    for row in rows:
-        number = row.record.key.version
-        if (True, number) > best and number <= model.latest and number in known and row.answers(model):
-            best = max(best, (row.has_host(classes), number))
-    return VersionNumber(best[1]) if best[1] else model.latest

@@ -14,7 +14,7 @@ from tessera.coord.reading import read_record, read_records
 from tessera.coord.records import decode, encode
 from tessera.domain.errors import AlreadyExists, Conflict, FailedPrecondition, ModelNotFound, NotFound, VersionNotFound
 from tessera.domain.ids import Digest, JobId, ModelName, TrustDomain, VariantKey, VersionKey, VersionNumber, parse_reference
-from tessera.domain.records import AliasRecord, JobRecord, MetaCostRecord, ModelRecord, VariantRecord, VersionRecord
+from tessera.domain.records import AliasRecord, JobRecord, MetaCostRecord, ModelRecord, NodeRecord, VariantRecord, VersionRecord
 from tessera.domain.tasks import check_task_signature
 from tessera.registry.core.references import check_deletable
 
@@ -105,6 +105,10 @@ class Catalogue:
 
     async def meta_costs(self, domain: TrustDomain) -> list[MetaCostRecord]:
         return await self._records(keys.meta_costs(domain), MetaCostRecord)
+
+    async def nodes(self, domain: TrustDomain) -> list[NodeRecord]:
+        """Those that are there: each record is under its agent's lease."""
+        return await self._records(keys.nodes(domain), NodeRecord)
 
     async def variants_of(self, key: VersionKey) -> list[VariantRecord]:
         return await self._records(keys.variants_of(key), VariantRecord)

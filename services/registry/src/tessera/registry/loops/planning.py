@@ -13,6 +13,7 @@ from tessera.policy.transform import registry
 from tessera.policy.transform.costs import MetaCosts, costs_of
 from tessera.policy.transform.plan import plan, priced
 from tessera.policy.transform.structure import Program, structure_of
+from tessera.policy.variant.answering import answering_version
 from tessera.registry.core.recipes import ATEN
 from tessera.registry.loops.catalogue import Catalogue
 from tessera.registry.ports import Blobs
@@ -38,8 +39,8 @@ class Planning:
         self._blobs = blobs
 
     async def show(self, domain: TrustDomain, source: str, target: str, planner: str = "", profile_class: str = "") -> Shown:
-        """The plan that all nodes have, but by digests: a weight that both have costs nothing. What it takes by the costs of
-        `profile_class`; "": those that were measured last.
+        """The plan that all nodes have, but by digests: a weight that both have costs nothing. A name without a version stands for the
+        answering version. What it takes by the costs of `profile_class`; "": those that were measured last.
 
         Raises:
             InvalidInput: a reference is malformed, or no planner has the name.
@@ -71,8 +72,10 @@ class Planning:
         reference = parse_reference(text)
         known = await self._catalogue.model(domain, reference.name)
         aliased = next((alias.version for alias in known.aliases if alias.alias == reference.name), None)
-        version = reference.version or aliased or known.model.latest
         versions = [each.version for each in known.versions]
+        version = reference.version or aliased
+        if version is None:
+            version = answering_version(known.model, versions, known.variants, await self._catalogue.nodes(domain))
         if version not in versions:
             raise VersionNotFound(known.model.name, version, ", ".join(map(str, versions)))
         name = reference.variant or ATEN

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tessera.coord import keys
 from tessera.coord.interface import Compare, Coordinator, CreateRevisionIs, Delete, ModRevisionIs, Put
-from tessera.coord.reading import read_record, read_records, read_version
+from tessera.coord.reading import read_named, read_record, read_records
 from tessera.coord.records import encode
 from tessera.domain.errors import Conflict, FailedPrecondition, InvalidInput, NotFound, VariantNotFound, VersionNotFound
 from tessera.domain.ids import JobId, TrustDomain, VersionKey, checked_name, parse_reference
-from tessera.domain.records import BatchRecord, ModelRecord, VariantRecord, VariantState, VersionRecord
+from tessera.domain.records import BatchRecord, ModelRecord, NodeRecord, VariantRecord, VariantState, VersionRecord
 from tessera.domain.signature import Signature
 from tessera.domain.tasks import TASK_PREFIX, common_signature
+from tessera.policy.variant.answering import answering_version
 from tessera.profiler.batch.ports import Change
 
 WRITE_TRIES = 10
@@ -86,7 +87,9 @@ class EtcdModels:
             versions = await self._of_task(trust_domain, checked_name("task", model.removeprefix(TASK_PREFIX)))
         else:
             reference = parse_reference(model)
-            versions = [await read_version(self._coordinator, trust_domain, reference.name, reference.version)]
+            stands_for, named = await read_named(self._coordinator, trust_domain, reference.name)
+            number = reference.version or named
+            versions = [VersionKey(trust_domain, stands_for.name, number)] if number else await self._answering(trust_domain, [stands_for])
             variant = reference.variant
         signatures: list[Signature] = []
         batches: list[int] = []
@@ -107,8 +110,19 @@ class EtcdModels:
         return common_signature(signatures), min(batches)
 
     async def _of_task(self, trust_domain: TrustDomain, task: str) -> list[VersionKey]:
-        """The newest version of each model; what they have in common was checked when they were registered."""
+        """The answering version of each model; what they have in common was checked when they were registered."""
         models = [each for each in await read_records(self._coordinator, ModelRecord, keys.models(trust_domain)) if each.task == task]
         if not models:
             raise InvalidInput("model", TASK_PREFIX + task, "no model of this task is registered")
-        return [VersionKey(trust_domain, each.name, each.latest) for each in models]
+        return await self._answering(trust_domain, models)
+
+    async def _answering(self, trust_domain: TrustDomain, models: Sequence[ModelRecord]) -> list[VersionKey]:
+        """The version of each that its name alone stands for at the gateways, by which the job asks."""
+        nodes = await read_records(self._coordinator, NodeRecord, keys.nodes(trust_domain))
+        found: list[VersionKey] = []
+        for model in models:
+            versions = await read_records(self._coordinator, VersionRecord, f"{keys.versions(trust_domain)}{model.name}/")
+            variants = await read_records(self._coordinator, VariantRecord, f"{keys.variants(trust_domain)}{model.name}/")
+            number = answering_version(model, {each.version for each in versions}, variants, nodes)
+            found.append(VersionKey(trust_domain, model.name, number))
+        return found

@@ -50,6 +50,7 @@ class Seen:
     latency: Latency | None
     in_flight: int = 0
     max_batch: int = MAX_BATCH
+    joins: bool = True
 
 
 def simulate(policy: InstancePolicy, load: float, gateways: int, requests: int, seed: int) -> tuple[list[float], float]:

@@ -88,6 +88,12 @@ def test_a_profile_changes_the_figures(catalogue: Catalogue) -> None:
     latency = usable(catalogue)[0].latency
     assert latency is not None
     assert (latency.one_ms, latency.at(2)) == (2.0, 3.0)
+    assert usable(catalogue)[0].joins
+    put(catalogue, a_variant(joins=False))
+    assert not usable(catalogue)[0].joins
+    catalogue.remove(put(catalogue, instance()))
+    put(catalogue, instance("i2", 2))
+    assert not any(slot.joins for slot in usable(catalogue)), "it came after the record"
     catalogue.remove(key)
     assert catalogue.route("digits", "").ranking.meeting[0].latency_ms is None
     assert usable(catalogue)[0].latency is None

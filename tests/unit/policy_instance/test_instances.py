@@ -20,6 +20,7 @@ from tessera.testing.builders import a_latency_row, a_profile
 class FakeInstance:
     in_flight: int = 0
     max_batch: int = 4
+    joins: bool = True
     latency: ProfiledLatency | None = None
 
 
@@ -68,6 +69,21 @@ def test_an_instance_that_takes_one_item_at_a_time_is_not_asked_for_more() -> No
     assert completion_ms(FakeInstance(0, max_batch=1, latency=profiled()), 1000) == 10.0
 
 
+@pytest.mark.parametrize(
+    ("in_flight", "items", "expected_ms"),
+    [
+        (0, 1, 10.0),
+        (1, 1, 5.0 + 10.0),
+        (4, 1, 5.0 + 3 * 10.0 + 10.0),  # one executes, three wait, then ours
+        (9, 1, 5.0 + 8 * 10.0 + 10.0),
+        (0, 4, 22.0),  # one request's own items are run together
+        (2, 4, 5.0 + 10.0 + 22.0),
+    ],
+)
+def test_where_requests_are_not_joined_they_are_run_one_after_another(in_flight: int, items: int, expected_ms: float) -> None:
+    assert completion_ms(FakeInstance(in_flight, joins=False, latency=profiled()), items) == pytest.approx(expected_ms)
+
+
 def test_nobody_knows_without_a_profile() -> None:
     assert completion_ms(FakeInstance(3)) is None
     assert ProfiledLatency.of(None, 1) is None
@@ -93,6 +109,14 @@ def test_bin_packing_fills_one_before_the_next() -> None:
     for _ in range(13):
         policy.pick(fleet).in_flight += 1
     assert [instance.in_flight for instance in fleet] == [5, 4, 4]
+
+
+def test_bin_packing_fills_nobody_where_requests_are_not_joined() -> None:
+    policy = registry.make("bin-packing", drawing())
+    fleet = [FakeInstance(joins=False), FakeInstance(joins=False)]
+    for _ in range(4):
+        policy.pick(fleet).in_flight += 1
+    assert [instance.in_flight for instance in fleet] == [2, 2]
 
 
 def test_two_choices_takes_the_one_that_answers_sooner() -> None:

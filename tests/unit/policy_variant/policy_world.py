@@ -35,6 +35,7 @@ class Line:
 class FakeInstance:
     in_flight: int = 0
     max_batch: int = 8
+    joins: bool = True
     latency: Line | None = None
     name: str = field(default="")
 
@@ -60,7 +61,7 @@ def a_candidate(
     """`busy`: an instance per number, with so many requests in flight; None: inactive."""
     record = a_variant(model, name, **fields)
     line = None if latency_ms is None else Line(latency_ms, slope)
-    instances = [FakeInstance(count, record.max_batch, line, f"{name}-{at}") for at, count in enumerate(busy or ())]
+    instances = [FakeInstance(count, record.max_batch, record.joins, line, f"{name}-{at}") for at, count in enumerate(busy or ())]
     return Candidate(
         key=record.key,
         record=record,

@@ -79,6 +79,15 @@ def test_the_batch_that_it_would_join_counts() -> None:
     assert chosen(OWN, batching, single) == "ort-fp32"
 
 
+def test_a_queue_of_requests_that_are_not_joined_is_longer() -> None:
+    """Both gain from batches by their profiles, but one of them makes none of different requests."""
+    alone, joined = a_candidate("ort-int8", 8.0, slope=0.05, busy=[6], joins=False), a_candidate("ort-fp32", 12.0, slope=0.05, busy=[6])
+    choice = choose(OWN, [alone, joined], Objectives(min_accuracy=0.1))
+    assert choice is not None
+    assert choice.candidate is joined
+    assert [(one.candidate, one.expected_ms) for one in choice.looked] == [(alone, 52.0), (joined, pytest.approx(19.5))]
+
+
 @pytest.mark.parametrize("name", ["tessera", "infaas", "plain", "static"])
 @pytest.mark.parametrize("busy", [None, [0]])
 def test_who_is_in_time_depends_on_how_many_items_there_are(name: str, busy: list[int] | None) -> None:

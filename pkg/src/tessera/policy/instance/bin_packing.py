@@ -1,6 +1,7 @@
 """The fullest instance that has room, so that the others run empty and can end (INFaaS: requests are bin-packed online).
 
-Room: fewer requests in flight than a batch takes, since the next batch serves them all. Where nobody has room, the one with the fewest.
+Room: fewer requests in flight than a batch takes, since the next batch serves them all; none in flight where requests are not joined. Where
+nobody has room, the one with the fewest.
 Ties end in the order in which they came to be.
 """
 
@@ -18,7 +19,7 @@ class BinPacking:
         fullest = least = None
         for instance in instances:
             in_flight = instance.in_flight
-            if in_flight < instance.max_batch and (fullest is None or in_flight > fullest.in_flight):
+            if in_flight < (instance.max_batch if instance.joins else 1) and (fullest is None or in_flight > fullest.in_flight):
                 fullest = instance
             if least is None or in_flight < least.in_flight:
                 least = instance

@@ -358,8 +358,10 @@ class Catalogue:
         row = self._rows.get(slot.variant.model, {}).get(slot.variant)
         cls = self._class_by_node.get(slot.node_id)
         slot.latency = row.latency(cls) if row is not None and cls is not None else None
-        if row is not None and slot.max_batch == 1:
-            slot.max_batch = row.record.max_batch  # the scheduler's word says nothing about batches
+        if row is not None:
+            slot.joins = row.record.joins
+            if slot.max_batch == 1:
+                slot.max_batch = row.record.max_batch  # the scheduler's word says nothing about batches
 
 
 def _drop(table: dict[Any, dict[Any, Any]], outer: object, inner: object) -> None:

@@ -34,6 +34,7 @@ class InstanceSlot:
     orphan: bool = False
     recorded: bool = False
     max_batch: int = 1
+    joins: bool = True
     latency: Latency | None = None
     load_state: LoadState = LoadState.ACTIVE
     reply_prefixes: dict[tuple[str, bool], bytes] = field(default_factory=dict)

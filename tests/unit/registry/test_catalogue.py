@@ -6,8 +6,9 @@ import pytest
 from registry_world import DOMAIN, Registry, tensor
 
 from tessera.coord import keys
+from tessera.coord.interface import Listing, ModRevisionIs, Put
 from tessera.domain.errors import FailedPrecondition, ModelNotFound, NotFound, VersionNotFound
-from tessera.domain.ids import ModelName, VersionNumber
+from tessera.domain.ids import ModelName, TrustDomain, VersionNumber
 
 M, ALIAS = ModelName("m"), ModelName("live")
 V3 = VersionNumber(3)
@@ -51,3 +52,16 @@ async def test_deleting_what_is_not_there(registry: Registry) -> None:
         await registry.aliases.delete(DOMAIN, ModelName("n"))
     with pytest.raises(FailedPrecondition, match="'m' is a model"):
         await registry.aliases.delete(DOMAIN, M)
+
+
+async def test_trust_domains_are_known_by_their_keys_alone(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who only wants the names does not have every record of every domain sent."""
+    await registry.versions("m", 1)
+    other = TrustDomain("another")
+    await registry.coordinator.transact([ModRevisionIs(keys.model(other, M), 0)], [Put(keys.model(other, M), b"not looked at")])
+
+    async def refused(prefix: str) -> Listing:
+        raise AssertionError(f"{prefix} was read with its values")
+
+    monkeypatch.setattr(registry.coordinator, "list", refused)
+    assert await registry.catalogue.domains() == sorted([DOMAIN, other])

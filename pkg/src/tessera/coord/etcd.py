@@ -56,6 +56,11 @@ class EtcdCoordinator:
         response = await self._range(rpc.RangeRequest(key=prefix.encode(), range_end=prefix_end(prefix)))
         return Listing(response.header.revision, tuple(_watch.key_value(kv) for kv in response.kvs))
 
+    async def list_keys(self, prefix: str) -> tuple[str, ...]:
+        check_key("prefix", prefix)
+        response = await self._range(rpc.RangeRequest(key=prefix.encode(), range_end=prefix_end(prefix), keys_only=True))
+        return tuple(kv.key.decode() for kv in response.kvs)
+
     async def transact(self, compares: Sequence[Compare], writes: Sequence[Write]) -> int:
         check_transaction(compares, writes)
         request = rpc.TxnRequest(compare=[_compare(compare) for compare in compares], success=[_write(write) for write in writes])

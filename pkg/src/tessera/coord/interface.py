@@ -129,6 +129,10 @@ class Coordinator(Protocol):
 
     async def list(self, prefix: str) -> Listing: ...
 
+    async def list_keys(self, prefix: str) -> tuple[str, ...]:
+        """What a listing names, in its order, without reading the values. Raises: as `get`."""
+        ...
+
     async def transact(self, compares: Sequence[Compare], writes: Sequence[Write]) -> int:
         """Writes all when every compare holds; returns the revision. At least one compare is required.
 

@@ -90,6 +90,15 @@ class CoordinatorConformance(SessionConformance, ElectionConformance):
         assert [item.key for item in (await coordinator.list("/c/b/")).items] == ["/c/b/1", "/c/b/2", "/c/b/é"]
         assert (await coordinator.list("/c/none/")).items == ()
 
+    async def test_keys_are_those_of_the_listing(self, world: CoordinationWorld) -> None:
+        coordinator = await world.client()
+        for key in ("/c/b/2", "/c/b/1", "/c/b/é", "/c/b", "/c/bb"):
+            await put(coordinator, key, b"value")
+        assert await coordinator.list_keys("/c/b/") == ("/c/b/1", "/c/b/2", "/c/b/é")
+        assert await coordinator.list_keys("/c/none/") == ()
+        with pytest.raises(InvalidInput, match="must not be empty"):
+            await coordinator.list_keys("")
+
     async def test_writers_that_race_lose_no_update(self, world: CoordinationWorld) -> None:
         async def add(coordinator: Coordinator, times: int) -> int:
             lost = 0
@@ -199,6 +208,7 @@ class CoordinatorConformance(SessionConformance, ElectionConformance):
             for attempt in (
                 coordinator.get("/c/a"),
                 coordinator.list("/c/"),
+                coordinator.list_keys("/c/"),
                 coordinator.transact([ModRevisionIs("/c/b", 0)], [Put("/c/b", b"1")]),
                 coordinator.session(TTL_S),
                 coordinator.leader("/c/e/"),

@@ -239,6 +239,11 @@ class FakeCoordinator:
         await self._reach()
         return Listing(self.server.revision, self.server.items(prefix))
 
+    async def list_keys(self, prefix: str) -> tuple[str, ...]:
+        check_key("prefix", prefix)
+        await self._reach()
+        return tuple(item.key for item in self.server.items(prefix))
+
     async def transact(self, compares: Sequence[Compare], writes: Sequence[Write]) -> int:
         check_transaction(compares, writes)
         await self._reach()

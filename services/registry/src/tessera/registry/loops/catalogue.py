@@ -92,7 +92,7 @@ class Catalogue:
 
     async def domains(self) -> list[TrustDomain]:
         """Every trust domain that has records, served here or not."""
-        return sorted({keys.domain_of(item.key) for item in (await self._coordinator.list(keys.DOMAINS)).items})
+        return sorted({keys.domain_of(key) for key in await self._coordinator.list_keys(keys.DOMAINS)})
 
     async def versions(self, domain: TrustDomain) -> list[VersionRecord]:
         return await self._records(keys.versions(domain), VersionRecord)

@@ -14,7 +14,7 @@ import pytest
 from tessera.domain.errors import AlreadyExists, FailedPrecondition, NotFound, TesseraError, Unavailable
 from tessera.domain.ids import Generation, InstanceId, RuntimeId
 from tessera.domain.instance import Stage, StartPath
-from tessera.node_agent.adapters import controlled
+from tessera.node_agent.adapters import container_runtimes, controlled, process_runtimes
 from tessera.node_agent.adapters.controlled import ENVIRONMENTS
 from tessera.node_agent.ports import LoadReport, Runtime
 
@@ -188,6 +188,43 @@ async def test_what_is_being_opened_is_adopted_with_the_rest(world: Any, monkeyp
     (adopted,) = await second.adopt()
     assert [item.instance_id for item in adopted.hello.instances] == ["i1"]
     await world.ask(adopted, model)
+
+
+async def test_a_load_that_takes_longer_than_a_first_word_costs_nobody_the_runtime(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    opening_as(monkeypatch, "1*off->delay(5)")
+    for maker in (process_runtimes, container_runtimes):
+        monkeypatch.setattr(maker, "ADOPT_S", 2.5)
+    first = await world.runtimes()
+    runtime, serving, opening = await made(first), world.linear(1), world.linear(2)
+    await world.load(runtime, serving, "i1", 7)
+    _, loading = await early(world, runtime, opening, "i2", 8)
+    await first.leave()
+    with pytest.raises(Unavailable):
+        await loading
+    second = await world.runtimes()
+    (adopted,) = await second.adopt()
+    assert adopted.hello.pid == runtime.hello.pid
+    assert sorted(item.instance_id for item in adopted.hello.instances) == ["i1", "i2"]
+    assert adopted.hello.holds == serving.blobs | opening.blobs
+    await world.ask(adopted, serving, 7)
+    await world.ask(adopted, opening, 8)
+    assert world.lost == []
+
+
+async def test_a_load_that_never_ends_costs_the_runtime_after_its_own_time(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    opening_as(monkeypatch, "delay(600)")
+    first = await world.runtimes()
+    runtime, model = await made(first), world.linear()
+    _, loading = await early(world, runtime, model, "i1", 7)
+    await first.leave()
+    with pytest.raises(Unavailable):
+        await loading
+    for maker in (process_runtimes, container_runtimes):
+        monkeypatch.setattr(maker, "ADOPT_S", 2.0)
+    second = await world.runtimes(load_timeout_s=0.5)
+    assert await second.adopt() == ()
+    await gone(runtime.hello.pid)
+    assert not (world.run / "rt-ort-1").exists()
 
 
 async def test_a_load_that_cannot_be_says_why_and_leaves_the_runtime_well(world: Any) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tessera.node_agent.adapters.files import RuntimeNotes, TermFile, writable_f
 from tessera.node_agent.adapters.processes import Watched, log_tail, mapping_count, max_map_count, spawn_detached
 from tessera.program import host_id
 from tessera.runtime.control import ControlDecoder, encode, refusal, reply
+from tessera.testing import run_virtual
 from tessera.testing.builders import an_instance
 
 Answer = Callable[[dict[str, Any]], bytes | None]
@@ -31,6 +33,8 @@ class Peer:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.answer: Answer = lambda message: reply(message["id"], {"echo": message})
+        self.later: list[tuple[float, Answer]] = []
+        """What else it says to a message, and how many seconds after its answer."""
         self._server: asyncio.Server | None = None
 
     async def __aenter__(self) -> Peer:
@@ -50,7 +54,14 @@ class Peer:
                     writer.close()
                     return
                 writer.write(answer)
+                for delay_s, later in self.later:
+                    asyncio.get_running_loop().call_later(delay_s, _write, writer, later(message))
         writer.close()
+
+
+def _write(writer: asyncio.StreamWriter, data: bytes | None) -> None:
+    if data is not None and not writer.is_closing():
+        writer.write(data)
 
 
 @pytest.fixture
@@ -98,7 +109,7 @@ async def test_a_process_that_cannot_be_seen_is_no_runtime_to_watch(peer: Peer, 
     client = await ControlClient.connect(peer.path, "peer", 1.0)
     monkeypatch.setattr(ControlClient, "peer_pid", 0)
     with pytest.raises(FailedPrecondition, match="pid: host"):
-        await introduce(client, "rt-1", TrustDomain("default"), None, 2.0, lambda: None)
+        await introduce(client, "rt-1", TrustDomain("default"), None, 2.0, 0.0, lambda: None)
     client.close()
 
 
@@ -107,11 +118,54 @@ async def test_a_runtime_of_another_trust_domain_is_refused(peer: Peer) -> None:
     peer.answer = lambda message: reply(message["id"], hello)
     client = await ControlClient.connect(peer.path, "peer", 1.0)
     with pytest.raises(FailedPrecondition, match="'other', in the folder of 'default'"):
-        await introduce(client, "rt-1", TrustDomain("default"), None, 2.0, lambda: None)
-    found, watched = await introduce(client, "rt-1", TrustDomain("other"), None, 2.0, lambda: None)
+        await introduce(client, "rt-1", TrustDomain("default"), None, 2.0, 0.0, lambda: None)
+    found, watched = await introduce(client, "rt-1", TrustDomain("other"), None, 2.0, 0.0, lambda: None)
     assert (found.runtime_id, found.pid) == ("rt-1", os.getpid())  # not the number that it has where it runs
     watched.release()
     client.close()
+
+
+def says_loading(message: dict[str, Any]) -> bytes:
+    return encode({"id": message["id"], "event": "loading", "instances": ["i1"]})
+
+
+async def introduced(path: Path, answer: Answer, later: list[tuple[float, Answer]]) -> tuple[str, float]:
+    """What comes of an introduction to a runtime that has 5 s for its first word and 120 s for a load, and when, in seconds."""
+    async with Peer(path) as peer:
+        peer.answer, peer.later = answer, later
+        client = await ControlClient.connect(path, "runtime rt-1", 1.0)
+        begun_s = asyncio.get_running_loop().time()
+        try:
+            found, watched = await introduce(client, "rt-1", TrustDomain("default"), None, 5.0, 120.0, lambda: None)
+            watched.release()
+            outcome = ",".join(held.instance_id for held in found.instances)
+        except Unavailable as error:
+            outcome = str(error)
+        took_s = asyncio.get_running_loop().time() - begun_s
+        client.close()
+        await asyncio.sleep(1)  # the other end sees it
+        return outcome, took_s
+
+
+def test_a_runtime_that_loads_is_waited_for_as_long_as_a_load_may_take(tmp_path: Path) -> None:
+    instance = {"instance_id": "i1", "generation": "7", "variant": "m@1/v"}
+    hello = {"runtime_id": "rt-1", "pid": 7, "flavour": "ort", "trust_domain": "default", "instances": [instance]}
+
+    def settled(message: dict[str, Any]) -> bytes:
+        return reply(message["id"], hello)
+
+    cases: list[tuple[Answer, list[tuple[float, Answer]], str, float]] = [
+        (settled, [], "i1", 0),
+        (says_loading, [(100, settled)], "i1", 100),
+        (lambda message: b"", [(100, settled)], "runtime rt-1 did not answer 'hello' within 5 s", 5),
+        (says_loading, [], "runtime rt-1 did not answer 'hello' within 125 s", 125),
+        (says_loading, [(each, says_loading) for each in range(1, 200)], "runtime rt-1 did not answer 'hello' within 125 s", 125),
+        (says_loading, [(50, lambda message: encode({"event": "released"}) + b"\x01\0\0\0[")], "control message", 50),
+    ]
+    for index, (answer, later, outcome, after_s) in enumerate(cases):
+        said, took_s = run_virtual(partial(introduced, tmp_path / f"{index}.sock", answer, later))
+        assert outcome in said
+        assert took_s == pytest.approx(after_s, abs=0.01)
 
 
 @pytest.mark.parametrize(

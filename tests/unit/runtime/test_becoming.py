@@ -23,9 +23,10 @@ from tessera.domain.signature import Signature, TensorSpec
 from tessera.frames.codec import RequestHeader
 from tessera.runtime import backends
 from tessera.runtime.backends.aten.backend import AtenBackend
+from tessera.runtime.control import ControlDecoder, Message
 from tessera.runtime.loads import Becoming, LoadRequest
 from tessera.runtime.manager import InstanceManager, RuntimeConfig
-from tessera.runtime.server import ControlServer
+from tessera.runtime.server import ControlServer, _Connection
 from tessera.tensorstore import artifact as artifacts
 from tessera.tensorstore.seal import seal
 
@@ -207,14 +208,28 @@ async def test_who_is_busy_ending_or_not_there_is_no_donor(world: World) -> None
         await world.become("another", 3, world.long, "donor", world.short)
 
 
+class Agent(_Connection):
+    """Keeps what it is told."""
+
+    def __init__(self, server: ControlServer) -> None:
+        super().__init__(server)
+        self.heard: list[Message] = []
+
+    def write(self, data: bytes) -> None:
+        self.heard += ControlDecoder().feed(data)
+
+
 async def test_whoever_asks_what_is_here_hears_of_nobody_that_ends(world: World) -> None:
     await world.load("donor", 1, world.short)
     world.go_on.clear()
     becoming = asyncio.ensure_future(world.become("other", 2, world.long, "donor", world.short))
     await asyncio.sleep(0.02)
     server = ControlServer(world.running, lambda count: None, lambda drain_s: None, SystemClock())
-    asked = asyncio.ensure_future(server._hello({}))
+    agent = Agent(server)
+    asked = asyncio.ensure_future(server._hello({"id": 4}, agent))
     await asyncio.sleep(0.02)
+    assert not asked.done()
+    assert agent.heard == [{"id": 4, "event": "loading", "instances": ["other"]}], "told at once, not when it is over"
     world.go_on.set()
     assert [each["instance_id"] for each in (await asked)["instances"]] == ["other"]
     await becoming
@@ -223,7 +238,8 @@ async def test_whoever_asks_what_is_here_hears_of_nobody_that_ends(world: World)
     ending = asyncio.ensure_future(world.running.unload(InstanceId("other"), 0))
     await asyncio.sleep(0.02)
     assert world.names == ["other"], "it is ending"
-    assert (await server._hello({}))["instances"] == []
+    assert (await server._hello({}, agent))["instances"] == []
+    assert len(agent.heard) == 1, "nothing is being loaded"
     other.release()
     await ending
 

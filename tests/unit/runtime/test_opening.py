@@ -213,12 +213,13 @@ async def test_who_asks_what_is_here_waits_for_what_may_fail_yet(world):
     loading = world.load()
     await world.until_mapped()
     settling = asyncio.ensure_future(world.running.settled())
+    assert world.running.loading == ["i"]
     await asyncio.sleep(0.02)
     assert not settling.done()
     world.error = ResourceExhausted("no room")
     world.open.set()
     await settling
-    assert world.running.instances == []
+    assert (world.running.instances, world.running.loading) == ([], [])
     with pytest.raises(ResourceExhausted):
         await loading
 

@@ -206,6 +206,11 @@ class InstanceManager:
         self._serving(instance_id).reserve()
         return self._held[instance_id]
 
+    @property
+    def loading(self) -> list[InstanceId]:
+        """What `settled` would wait for."""
+        return list(self._loading)
+
     async def settled(self) -> None:
         """Waits for the loads under way: an agent that asks what is here would hear later neither of a failure nor of a donor's end."""
         if self._loading:

@@ -72,7 +72,6 @@ class ControlServer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._operations: dict[str, Callable[[Message], Awaitable[Message]]] = {
-            "hello": self._hello,
             "unload": self._unload,
             "measure": self._measure,
             "status": self._status,
@@ -119,9 +118,11 @@ class ControlServer:
         """Raises: Unsupported."""
         if message.get("op") == "load":
             return self._load(message, connection)
+        if message.get("op") == "hello":
+            return self._hello(message, connection)
         operation = self._operations.get(str(message.get("op")))
         if operation is None:
-            raise Unsupported(f"op {message.get('op')!r}: a runtime knows load, {', '.join(self._operations)}")
+            raise Unsupported(f"op {message.get('op')!r}: a runtime knows hello, load, {', '.join(self._operations)}")
         return operation(message)
 
     def _tell_released(self, digests: list[Digest]) -> None:
@@ -129,7 +130,10 @@ class ControlServer:
         for connection in list(self._connections):
             connection.write(data)
 
-    async def _hello(self, message: Message) -> Message:
+    async def _hello(self, message: Message, connection: _Connection) -> Message:
+        """While something is being loaded the connection hears `loading` at once: whoever asks knows a busy runtime from a dead one."""
+        if loading := self._manager.loading:
+            connection.write(control.encode({"id": message.get("id"), "event": "loading", "instances": loading}))
         await self._manager.settled()
         config = self._manager.config
         return {

@@ -145,12 +145,17 @@ class ContainerRuntimes:
 
     async def adopt(self) -> tuple[Runtime, ...]:
         place = await self._find_place()
+        containers = adoptable(place.owner, await self._engine.containers_of(self._node_id))
+        # Side by side: each may take as long as a load does. All of them to their end, whatever comes of one.
+        reaching = [self._reach(each.runtime_id, each.container_id, ADOPT_S) for each in containers]
         adopted: list[Runtime] = []
-        for found in adoptable(place.owner, await self._engine.containers_of(self._node_id)):
-            try:
-                adopted.append(await self._reach(found.runtime_id, found.container_id, ADOPT_S))
-            except Unavailable as error:
-                _log.info("a container's runtime does not answer", runtime_id=found.runtime_id, reason=str(error))
+        for container, found in zip(containers, await asyncio.gather(*reaching, return_exceptions=True), strict=True):
+            if isinstance(found, Unavailable):
+                _log.info("a container's runtime does not answer", runtime_id=container.runtime_id, reason=str(found))
+            elif isinstance(found, BaseException):
+                raise found
+            else:
+                adopted.append(found)
         await self._sweep(place)
         for folder in self._run.iterdir():
             if folder.name not in self._live and ((folder / "info.json").exists() or (folder / "control.sock").exists()):
@@ -268,7 +273,13 @@ class ContainerRuntimes:
         client = await connect(folder / "control.sock", name, timeout_s, self._clock)
         try:
             hello, watched = await introduce(
-                client, runtime_id, self._trust_domain, self._settings.user[0], max(timeout_s, CONNECT_S), lambda: self._ended(runtime_id)
+                client,
+                runtime_id,
+                self._trust_domain,
+                self._settings.user[0],
+                max(timeout_s, CONNECT_S),
+                self._settings.load_timeout_s,
+                lambda: self._ended(runtime_id),
             )
         except BaseException:
             client.close()

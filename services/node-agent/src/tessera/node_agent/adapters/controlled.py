@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 from abc import ABC, abstractmethod
@@ -19,9 +20,12 @@ from tessera.node_agent.core.fsck import Declaration
 from tessera.node_agent.core.slices import Slice
 from tessera.node_agent.ports import Becoming, HeldInstance, Hello, InstanceActivity, LoadReport, RuntimeActivity
 from tessera.runtime.control import Message, generation_text
+from tessera.telemetry import get_logger
 
 CONNECT_S = 2.0
 ADOPT_S = 5.0
+"""A runtime that lives from before has said its first word by then. One that says that it loads has as long as a load may take from then on
+(`load_timeout_s`): whoever asked for that load is gone, and it was asked before."""
 CALL_S = 10.0
 SOCKET_POLL_S = 0.002
 END_MARGIN_S = 5.0
@@ -30,6 +34,8 @@ ENVIRONMENTS = {"ort": {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=2000"}}
 """By flavour. A session is ten thousands of small pieces of heap, freed by the thread that will open the next one: with a cache of its own
 that holds as many the thread opens it a sixth faster (the C library's default is 7 of each size). Read when a process starts, not later.
 Not under torch, whose threads would keep tens of MiB that way."""
+
+_log = get_logger(__name__)
 
 
 def hello_of(answer: Message, pid: int | None = None) -> Hello:
@@ -234,14 +240,45 @@ def check_user(client: ControlClient, name: str, user: int | None) -> None:
         raise Unavailable(f"{name} belongs to user {found}, not to {wanted}")
 
 
-async def introduce(
-    client: ControlClient, runtime_id: str, trust_domain: TrustDomain, user: int | None, timeout_s: float, ended: Callable[[], None]
-) -> tuple[Hello, Watched]:
-    """Watches the process at the other end and asks who it is; `ended` is told of its end. Watched first: a process that answers after that
-    is the watched one, whatever became of earlier bearers of its number.
+async def _first_words(client: ControlClient, runtime_id: str, timeout_s: float, load_timeout_s: float) -> Message:
+    """What it answers to `hello`.
 
     Raises:
-        Unavailable: it does not answer, has ended, or is another one or of another user.
+        Unavailable: it has said nothing within `timeout_s`, or what it loads has not settled `load_timeout_s` after that.
+    """
+    try:
+        async with asyncio.timeout(timeout_s) as patience:
+
+            def hear(message: Message) -> None:
+                if message.get("event") == "loading" and not patience.expired():
+                    patience.reschedule(None)  # from here on the call's own time counts, however often it says so
+                    _log.info(
+                        "a runtime is asked what it holds and has to end its load first",
+                        runtime_id=runtime_id,
+                        instances=message.get("instances"),
+                        at_most_s=load_timeout_s,
+                    )
+
+            return await client.call("hello", timeout_s + load_timeout_s, hear)
+    except TimeoutError as error:
+        raise Unavailable(f"runtime {runtime_id} did not answer 'hello' within {timeout_s:g} s") from error
+
+
+async def introduce(
+    client: ControlClient,
+    runtime_id: str,
+    trust_domain: TrustDomain,
+    user: int | None,
+    timeout_s: float,
+    load_timeout_s: float,
+    ended: Callable[[], None],
+) -> tuple[Hello, Watched]:
+    """Watches the process at the other end and asks who it is; `ended` is told of its end. Watched first: a process that answers after that
+    is the watched one, whatever became of earlier bearers of its number. One that says within `timeout_s` that it is loading has
+    `load_timeout_s` more.
+
+    Raises:
+        Unavailable: it does not answer in time, has ended, or is another one or of another user.
         FailedPrecondition: its process cannot be seen from here, or it belongs to another trust domain.
     """
     name = f"runtime {runtime_id}"
@@ -257,7 +294,7 @@ async def introduce(
     except ProcessLookupError as error:
         raise Unavailable(f"{name}: its process has ended") from error
     try:
-        answer = await client.call("hello", timeout_s)
+        answer = await _first_words(client, runtime_id, timeout_s, load_timeout_s)
         if answer.get("trust_domain") != trust_domain:
             raise FailedPrecondition(f"{name} is of trust domain {answer.get('trust_domain')!r}, in the folder of {trust_domain!r}")
         hello = hello_of(answer, pid)

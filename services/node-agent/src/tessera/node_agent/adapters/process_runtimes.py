@@ -121,26 +121,30 @@ class ProcessRuntimes:
         self._lost = callback
 
     async def adopt(self) -> tuple[Runtime, ...]:
-        adopted: list[Runtime] = []
-        for folder in sorted(self._folder.iterdir()):
-            if not folder.is_dir() or (not (folder / "info.json").exists() and not (folder / "control.sock").exists()):
-                continue
-            try:
-                runtime = await self._reach(folder)
-            except FailedPrecondition:
-                raise
-            except (TesseraError, KeyError, ValueError) as error:
-                # What it holds is not known, and nothing may be reclaimed before it is: one that lives and does not say so ends here.
-                killed = await kill_listener(folder / "control.sock", END_MARGIN_S)
-                _log.info("removing what a dead runtime left", folder=folder.name, reason=str(error), killed=killed)
-                shutil.rmtree(folder, ignore_errors=True)
-                continue
-            adopted.append(runtime)
+        folders = [each for each in sorted(self._folder.iterdir()) if (each / "info.json").exists() or (each / "control.sock").exists()]
+        # Side by side: each may take as long as a load does. All of them to their end, whatever comes of one.
+        found = await asyncio.gather(*map(self._adopt_runtime, folders), return_exceptions=True)
+        for each in found:
+            if isinstance(each, BaseException):
+                raise each
         for flavour in self._flavours:
             zygote = await self._adopt_zygote(flavour)
             if zygote is not None:
                 self._zygotes[flavour] = zygote
-        return tuple(adopted)
+        return tuple(each for each in found if isinstance(each, ProcessRuntime))
+
+    async def _adopt_runtime(self, folder: Path) -> ProcessRuntime | None:
+        """Raises: FailedPrecondition: its process cannot be seen from here, or it belongs to another trust domain."""
+        try:
+            return await self._reach(folder)
+        except FailedPrecondition:
+            raise
+        except (TesseraError, KeyError, ValueError) as error:
+            # What it holds is not known, and nothing may be reclaimed before it is: one that lives and does not say so ends here.
+            killed = await kill_listener(folder / "control.sock", END_MARGIN_S)
+            _log.info("removing what a dead runtime left", folder=folder.name, reason=str(error), killed=killed)
+            shutil.rmtree(folder, ignore_errors=True)
+            return None
 
     async def prepare(self, flavours: Iterable[str]) -> None:
         async with asyncio.TaskGroup() as group:
@@ -207,7 +211,13 @@ class ProcessRuntimes:
         client = await connect(folder / "control.sock", name, ADOPT_S, self._clock)
         try:
             hello, watched = await introduce(
-                client, folder.name, self._trust_domain, self._user, ADOPT_S, lambda: self._ended(RuntimeId(folder.name))
+                client,
+                folder.name,
+                self._trust_domain,
+                self._user,
+                ADOPT_S,
+                self._load_timeout_s,
+                lambda: self._ended(RuntimeId(folder.name)),
             )
         except BaseException:
             client.close()

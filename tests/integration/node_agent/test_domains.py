@@ -220,3 +220,43 @@ async def test_without_the_right_to_mount_a_second_domain_is_refused(agent: Any,
     assert not list(Path("/dev/shm").glob(f"{shm_folder_for(store_of(agent, ALPHA)).name}*"))
     await agent.start(stores=STORES[:1], may_mount=False)  # one may lie in /dev/shm
     assert (await agent.start_instance("a", variant=variant(ALPHA, "identity"))).state == "ready"
+
+
+@pytest.fixture
+def foreign(agent: Any) -> Iterator[Path]:
+    """Somebody else's tmpfs where a store could lie."""
+    found = Path(agent.run / "store-ffffff")
+    found.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "other", str(found)], check=True)
+    yield found
+    subprocess.run(["umount", str(found)], check=True)
+
+
+@pytest.mark.root
+async def test_the_store_of_a_domain_that_leaves_goes_with_its_last_runtime(agent: Any, kit: Any, sigkill: Any, foreign: Path) -> None:
+    model = kit.make_linear(agent.repository, "ort")
+    await agent.start(stores=STORES)
+    staying = await agent.start_instance("a", model.artifact, variant=variant(ALPHA))
+    leaving = await agent.start_instance("b", model.artifact, variant=variant(BETA))
+    agent.kill()
+    await agent.hang_up()
+    gone, kept = store_of(agent, BETA), store_of(agent, ALPHA)
+    await agent.start(stores=STORES[:1])
+    await agent.until(lambda: logged(agent, f"mapped by process {leaving.pid}"))
+    x = np.ones((1, kit.width), np.float32)
+    for instance in (staying, leaving):  # whose domain is gone still answers, until it ends
+        client = await kit.direct(instance)
+        np.testing.assert_allclose(await kit.ask(client, instance.generation, x), model.expected(x), atol=1e-4)
+        client.close()
+    assert gone.is_mount()
+    sigkill(leaving.pid)
+    await agent.until(lambda: logged(agent, "was unmounted"))
+    assert not gone.exists()
+    assert kept.is_mount()
+    assert foreign.is_mount()
+    assert (await agent.instance("a")).pid == staying.pid
+    assert agent.log.read_text().count("that is not configured stays") == 1
+
+
+async def logged(agent: Any, words: str) -> bool:
+    return words in agent.log.read_text()

@@ -12,7 +12,14 @@ from tessera.domain.errors import FailedPrecondition, ResourceExhausted
 from tessera.tensorstore import mount
 from tessera.tensorstore.local import LocalTensorStore
 from tessera.tensorstore.mapping import BlobMap
-from tessera.tensorstore.mount import HugePages, prepare_store_folder, remove_store_folder, shm_folder_for
+from tessera.tensorstore.mount import (
+    HugePages,
+    own_mounts_below,
+    prepare_store_folder,
+    remove_store_folder,
+    remove_unused_mount,
+    shm_folder_for,
+)
 from tessera.tensorstore.mountinfo import Mount, mount_of, mounts_below
 from tessera.testing.blobs import StepClock, blob_of, put
 
@@ -209,6 +216,50 @@ def test_a_tmpfs_of_somebody_else_is_never_taken_or_unmounted(point: Path) -> No
     finally:
         mount._call("umount2", os.fsencode(point), 0)
         point.rmdir()
+
+
+@pytest.mark.root
+def test_a_mount_goes_when_its_last_user_has_gone(point: Path) -> None:
+    prepare_store_folder(point, BUDGET)
+    assert own_mounts_below(point.parent) == [point]
+    with LocalTensorStore(point, BUDGET, StepClock()) as store:
+        path = store.path(put(store, blob_of(1, 100)))
+        with pytest.raises(FailedPrecondition, match=f"process {os.getpid()} is its writer"):
+            remove_unused_mount(point)
+    maps = BlobMap()
+    maps.open(path)
+    with pytest.raises(FailedPrecondition, match=f"mapped by process {os.getpid()}$"):
+        remove_unused_mount(point)
+    maps.close(path)
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        with pytest.raises(FailedPrecondition, match="something of it is open"):
+            remove_unused_mount(point)
+    finally:
+        os.close(opened)
+    assert path.read_bytes() == blob_of(1, 100)
+    remove_unused_mount(point)
+    assert own_mounts_below(point.parent) == []
+    assert not point.exists()
+    remove_unused_mount(point)
+
+
+@pytest.mark.root
+def test_what_is_mounted_by_others_below_a_folder_is_none_of_ours(point: Path) -> None:
+    covered, foreign = point.parent / "covered", point.parent / "foreign"
+    prepare_store_folder(covered, BUDGET)
+    foreign.mkdir()
+    for each in (covered, foreign):
+        mount._call("mount", b"other", os.fsencode(each), b"tmpfs", 0, b"size=1m")
+    try:
+        assert own_mounts_below(point.parent) == []
+        for each in (covered, foreign):
+            remove_unused_mount(each)
+            assert mount_of(each).source == "other"
+    finally:
+        for each in (covered, foreign):
+            mount._call("umount2", os.fsencode(each), 0)
+        remove_store_folder(covered)
 
 
 @pytest.mark.root

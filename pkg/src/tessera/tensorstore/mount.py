@@ -11,13 +11,15 @@ import ctypes
 import errno
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from tessera.domain.errors import FailedPrecondition
 from tessera.tensorstore.local.layout import Layout, WriterLock
-from tessera.tensorstore.mountinfo import has_huge_pages, mount_of
+from tessera.tensorstore.local.mapped import store_mappings
+from tessera.tensorstore.mountinfo import has_huge_pages, mount_of, mounts_below
 
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 2, 4, 8, 32
 MNT_DETACH = 2
@@ -102,6 +104,33 @@ def remove_store_folder(mount_point: Path, shm_folder: Path | None = None) -> li
         shutil.rmtree(folder)
         gone.append(folder)
     return gone
+
+
+def own_mounts_below(folder: Path) -> list[Path]:
+    """Where a tmpfs of ours lies on `folder` or below it, whichever run mounted it. One that somebody has mounted over is left out."""
+    return [point for point in sorted({mount.point for mount in mounts_below(folder)}) if _is_own_mount(point)]
+
+
+def remove_unused_mount(mount_point: Path) -> None:
+    """Unmounts the tmpfs of ours at `mount_point`, and removes the folder that it lay on, unless somebody uses it still. What happens
+    between the look and the unmount is the kernel's to see: it refuses while anybody has something of the tmpfs open or mapped.
+
+    Raises:
+        FailedPrecondition: it is in use, with what is known of by whom, or this process may not unmount it.
+    """
+    while _is_own_mount(mount_point):  # mounted twice over is unmounted twice
+        root = Path(os.path.realpath(mount_point))
+        pids = sorted({file.pid for file in store_mappings(root)})  # also those whose mount it is not, in a container
+        if pids:
+            raise FailedPrecondition(f"{mount_point} is in use: its files are mapped by {', '.join(f'process {pid}' for pid in pids)}")
+        try:
+            _check_no_writer(root)
+            _call("umount2", os.fsencode(root), 0)
+        except OSError as error:
+            why = "is in use: something of it is open" if error.errno == errno.EBUSY else f"cannot be unmounted: {error.strerror}"
+            raise FailedPrecondition(f"{mount_point} {why}") from error
+    with suppress(OSError):  # what lay under the mount is not ours to remove
+        mount_point.rmdir()
 
 
 def _is_own_mount(mount_point: Path) -> bool:

@@ -6,6 +6,7 @@ the other way round. When it ends by failing, or is to leave, runtimes and relay
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -31,6 +32,7 @@ from tessera.telemetry import MetricsServer, get_logger
 SERVICE = "tessera.api.node.v1.NodeAgent"
 START = f"/{SERVICE}/StartInstance"
 RPC_GRACE_S = 2.0
+DEPARTED_LOOK_S = 10.0
 
 _log = get_logger(__name__)
 
@@ -95,6 +97,7 @@ async def serve_with(config: NodeAgentConfig, stop: Stop, coordinator: Coordinat
         tasks.start("reconcile", parts.agent.run(stop))
         tasks.start("report", parts.reporter.run(stop))
         tasks.start("keep the relay", _keep_relay(relay, stop))
+        tasks.start("unmount stores of departed trust domains", _unmount_departed(stores, stop))
         for domain in parts.domains:
             tasks.start(f"keep the store of {domain.name}", domain.keep(stop))
         ending.started = True
@@ -132,6 +135,12 @@ class _Ending:
 
 async def _close_records(parts: Parts, ending: _Ending) -> None:
     await parts.records.close(leave=ending.leaves)
+
+
+async def _unmount_departed(stores: Stores, stop: Stop) -> None:
+    """Until none is left: nobody here hears when a runtime that this agent did not adopt ends."""
+    while await asyncio.to_thread(stores.unmount_departed) and not await stop.wait_for(DEPARTED_LOOK_S):
+        pass
 
 
 async def _keep_relay(relay: RelayProcess, stop: Stop) -> None:

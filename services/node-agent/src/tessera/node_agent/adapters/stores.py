@@ -8,6 +8,7 @@ RUN/bake/          scratch folders of bakers that run as a domain's user
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,10 @@ from tessera.node_agent.relay import DOMAIN_FOLDER
 from tessera.policy.reclaim import registry as reclaim
 from tessera.telemetry import get_logger
 from tessera.tensorstore.local import LocalTensorStore
-from tessera.tensorstore.mount import prepare_store_folder, remove_store_folder
+from tessera.tensorstore.mount import own_mounts_below, prepare_store_folder, remove_store_folder, remove_unused_mount
 
 BAKE_FOLDER = "bake"
+_STORE_FOLDER = re.compile(r"store-[0-9a-f]{6}")
 
 _log = get_logger(__name__)
 
@@ -48,6 +50,7 @@ class Stores:
         self._clock = clock
         self._as_users = as_users
         self.opened: list[OpenStore] = []
+        self._departed: dict[Path, str] = {}
 
     def open(self) -> None:
         """Those of the settings, one after the other. What was opened before one that cannot be is left to `close`.
@@ -87,6 +90,25 @@ class Stores:
 
     def _mount_point(self, domain: TrustDomain) -> Path:
         return self._run / f"store-{domain_tag(domain)}"
+
+    def unmount_departed(self) -> int:
+        """Unmounts the stores of trust domains that the settings no longer name, as far as nobody uses them. Returns how many stay: those
+        that runtimes of an earlier agent's life map still. Blocks while it looks through /proc."""
+        configured = {self._mount_point(TrustDomain(config.trust_domain)).name for config in self._config.stores}
+        staying = {}
+        for point in own_mounts_below(self._run):
+            if point.parent != self._run or not _STORE_FOLDER.fullmatch(point.name) or point.name in configured:
+                continue
+            try:
+                remove_unused_mount(point)
+            except FailedPrecondition as error:
+                staying[point] = str(error)
+                if self._departed.get(point) != staying[point]:
+                    _log.warning("the store of a trust domain that is not configured stays", root=str(point), reason=staying[point])
+            else:
+                _log.info("the store of a trust domain that is not configured was unmounted", root=str(point))
+        self._departed = staying
+        return len(staying)
 
     def close(self, *, leave: bool) -> None:
         """Lets go of the stores; unless somebody else is to take over, their folders and the run folder go."""

@@ -2,6 +2,7 @@
 
 A source that fails is not asked again for a while, by anybody of this node; one that sent wrong bytes neither. At most so many streams
 go from this node to one peer at a time: who finds none free takes the next source, and waits when there is no other.
+Where nobody said which nodes have the blobs, all that there are are asked, each with one question.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -29,11 +31,15 @@ _log = get_logger(__name__)
 @dataclass(frozen=True, slots=True)
 class PeerSettings:
     """`streams`: to one peer at a time. `suspect_s`: how long a peer that failed is not asked. `busy_s`: how long sources that are all
-    busy are tried before the repository is."""
+    busy are tried before the repository is. `enough`: so many neighbours that have a blob are sources; `find_streams` are asked at a
+    time, and none more after `find_s`."""
 
     streams: int = 4
     suspect_s: float = 30.0
     busy_s: float = 1.0
+    enough: int = 4
+    find_streams: int = 8
+    find_s: float = 2.0
     limits: StreamLimits = field(default_factory=StreamLimits)
 
 
@@ -55,7 +61,11 @@ class Peers:
         """`check` is called while waiting and between parts; what it raises ends the call."""
         with self._changed:
             self._sessions += 1
-        return PeerSession(self, [source for source in sources if source.node_id != self._node_id], check)
+        return PeerSession(self, self.others(sources), check)
+
+    def others(self, sources: Iterable[Source]) -> list[Source]:
+        """Without this node itself."""
+        return [source for source in sources if source.node_id != self._node_id]
 
     def session_ended(self) -> None:
         with self._changed:
@@ -117,16 +127,27 @@ class Peers:
         with self._changed:
             self._idle[source.peer_address].append(connection)
 
+    def hang_up(self, sources: Iterable[Source]) -> None:
+        """Closes the connections to these that nobody uses at the moment."""
+        with self._changed:
+            unused = [connection for source in sources for connection in self._idle.pop(source.peer_address, [])]
+        for connection in unused:
+            connection.close()
+
     def _free(self, sources: list[Source]) -> Source | None:
         return next((source for source in sources if self._streams[source.peer_address] < self._settings.streams), None)
 
     @property
-    def busy_s(self) -> float:
-        return self._settings.busy_s
+    def settings(self) -> PeerSettings:
+        return self._settings
 
     @property
     def clock(self) -> Clock:
         return self._clock
+
+
+class _Enough(Exception):
+    """Whoever is not asked yet need not be."""
 
 
 class PeerSession:
@@ -136,6 +157,34 @@ class PeerSession:
         self._peers = peers
         self._sources = sources
         self._check = check
+
+    def find(self, digest: Digest, neighbours: Iterable[Source]) -> None:
+        """Those of `neighbours` that have the blob are sources from here on, in the order in which they stand here, after the others."""
+        settings, clock = self._peers.settings, self._peers.clock
+        asked, have = self._peers.others(neighbours), set[Source]()
+        ends_s = clock.monotonic_s() + settings.find_s
+
+        def check() -> None:
+            self._check()
+            if len(have) >= settings.enough or clock.monotonic_s() >= ends_s:
+                raise _Enough
+
+        def ask(neighbour: Source) -> None:
+            try:
+                if PeerSession(self._peers, [neighbour], check).size_of(digest) is not None:
+                    have.add(neighbour)
+            except _Enough:
+                pass
+
+        if not asked:
+            return
+        with ThreadPoolExecutor(min(settings.find_streams, len(asked)), thread_name_prefix="find") as pool:
+            for answer in [pool.submit(ask, neighbour) for neighbour in asked]:
+                answer.result()
+        found = [neighbour for neighbour in asked if neighbour in have][: settings.enough]
+        # Nobody is asked for more here, and a peer has few connections to give.
+        self._peers.hang_up(neighbour for neighbour in asked if neighbour not in found)
+        self._sources += found
 
     def size_of(self, digest: Digest) -> tuple[int, Source] | None:
         """The size that the first source states that has the blob, and which one that is; None where none has it or answers."""
@@ -171,7 +220,7 @@ class PeerSession:
         """Each source once, or until it is `done`; busy ones again for a while, when no other is left."""
         left = [source for source in self._sources if not self._peers.suspects(source)]
         busy: list[Source] = []
-        busy_until_s = self._peers.clock.monotonic_s() + self._peers.busy_s
+        busy_until_s = self._peers.clock.monotonic_s() + self._peers.settings.busy_s
         while not done():
             self._check()
             if not left:

@@ -75,8 +75,10 @@ class Fetcher:
         progress: Progress | None = None,
         cancel: threading.Event | None = None,
         sources: Iterable[Source] = (),
+        neighbours: Iterable[Source] = (),
     ) -> tuple[Artifact, Fetched]:
-        """Brings in the artifact's own blob and then everything that it names; see `fetch`. Returns what it says, too.
+        """Brings in the artifact's own blob and then everything that it names; see `fetch`. Returns what it says, too. A neighbour that has
+        the artifact is taken to have what it names.
 
         Raises:
             NotFound: neither a source nor the repository has the artifact or one of its blobs.
@@ -85,7 +87,7 @@ class Fetcher:
             Unavailable: the repository does not answer.
             Cancelled: `cancel` was set.
         """
-        with _Pins(self._store, holder) as pins, self._call(holder, cancel, sources) as call:
+        with _Pins(self._store, holder) as pins, self._call(holder, cancel, sources, neighbours, artifact) as call:
             first = Fetched(0, ()) if pins.try_pin(artifact) else self._fetch_own(artifact, call)
             pins.add(first.digests)
             found = decode(self._store.path(artifact).read_bytes())
@@ -100,10 +102,12 @@ class Fetcher:
         progress: Progress | None = None,
         cancel: threading.Event | None = None,
         sources: Iterable[Source] = (),
+        neighbours: Iterable[Source] = (),
     ) -> Fetched:
         """Brings in those of `blobs` that the store lacks, from `sources` in their order, the rest from the repository. All of them are
         held by `holder` when this returns; on an error the holds that this call added are dropped again. `cancel` is looked at between
-        parts of a blob. Blocks; room is made for all before the first byte.
+        parts of a blob. Blocks; room is made for all before the first byte. `neighbours` are other nodes of which nobody said what they
+        have: when something is missing each is asked once, for the largest blob that is.
 
         Raises:
             NotFound: neither a source nor the repository has one.
@@ -112,12 +116,19 @@ class Fetcher:
             Unavailable: the repository does not answer.
             Cancelled: `cancel` was set.
         """
-        with self._call(holder, cancel, sources) as call:
+        with self._call(holder, cancel, sources, neighbours) as call:
             return self._fetch(blobs, call, progress)
 
     @contextmanager
-    def _call(self, holder: str, cancel: threading.Event | None, sources: Iterable[Source]) -> Iterator[_Call]:
-        call = _Call(holder, cancel or threading.Event())
+    def _call(
+        self,
+        holder: str,
+        cancel: threading.Event | None,
+        sources: Iterable[Source],
+        neighbours: Iterable[Source],
+        artifact: Digest | None = None,
+    ) -> Iterator[_Call]:
+        call = _Call(holder, cancel or threading.Event(), tuple(neighbours), artifact)
         with ExitStack() as stack:
             if self._peers is not None:
                 call.sources = stack.enter_context(self._peers.session(sources, call.raise_if_cancelled))
@@ -125,6 +136,7 @@ class Fetcher:
 
     def _fetch_own(self, artifact: Digest, call: _Call) -> Fetched:
         """The artifact's own blob, whose size nobody has told yet. A source that states a wrong one is blamed for what comes of it."""
+        call.find(artifact)
         while True:
             stated = call.sources.size_of(artifact) if call.sources is not None else None
             if call.sources is None or stated is None:
@@ -151,6 +163,7 @@ class Fetcher:
             if not self._store.fits(needed):
                 self._before_reclaim()
             self._store.make_room(needed)
+            call.find(max(missing, key=lambda blob: blob.size_bytes).digest)
             call.count = _Count(sum(blob.size_bytes for blob in missing), progress)
             copied = self._run(missing, call)
             pins.keep()
@@ -251,13 +264,22 @@ class _Count:
 
 @dataclass(slots=True)
 class _Call:
-    """One call of `fetch`: whom it holds for, how far it is, and whether it shall end (asked for, or one of its threads failed)."""
+    """One call of `fetch`: whom it holds for, how far it is, and whether it shall end (asked for, or one of its threads failed).
+    `neighbours`: who is still to be asked what it has; about the `artifact`, where it fetches one."""
 
     holder: str
     cancel: threading.Event
+    neighbours: tuple[Source, ...] = ()
+    artifact: Digest | None = None
     count: _Count = field(default_factory=lambda: _Count(0, None))
     stop: threading.Event = field(default_factory=threading.Event)
     sources: SourceSession | None = None
+
+    def find(self, digest: Digest) -> None:
+        """Asks the neighbours, once a call."""
+        neighbours, self.neighbours = self.neighbours, ()
+        if self.sources is not None and neighbours:
+            self.sources.find(self.artifact or digest, neighbours)
 
     def raise_if_cancelled(self) -> None:
         if self.cancel.is_set() or self.stop.is_set():

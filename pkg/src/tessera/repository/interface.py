@@ -112,6 +112,11 @@ class BlobRepository(RepositoryReader, RepositoryWriter, Protocol):
 class SourceSession(Protocol):
     """What one fetch takes from other nodes. For several threads at a time; a context manager that hangs up at its end."""
 
+    def find(self, digest: Digest, neighbours: Iterable[Source]) -> None:
+        """Asks each of `neighbours` at most once whether it has the blob; those that do are sources of this fetch too. Before the other
+        calls, by one thread."""
+        ...
+
     def size_of(self, digest: Digest) -> tuple[int, Source] | None:
         """As the first source says that has it, and which one that is; None where none has it or answers."""
         ...

@@ -13,7 +13,7 @@ import pytest
 
 from tessera.domain.accuracy import Agreement
 from tessera.domain.artifact import Blob
-from tessera.domain.errors import Internal, NotFound
+from tessera.domain.errors import Internal, NotFound, Unavailable
 from tessera.domain.ids import BuildClass, Digest
 from tessera.node_agent.loops.jobs import CHUNK_BYTES, Baked, BakedBlob, BakeFiles, BakeOrder, BlobChunk, Jobs
 from tessera.tensorstore.artifact import digest_of
@@ -90,6 +90,18 @@ async def test_only_blobs_that_the_repository_lacks_are_sent_in_chunks(world: Wo
     assert events[0] == "fetching the export"
     assert list(world.folder.iterdir()) == []
     assert world.node.store.holders() == {}
+
+
+async def test_what_a_repository_that_does_not_answer_may_lack_is_sent(world: World) -> None:
+    def has(digest: Digest) -> bool:
+        raise Unavailable("no way to the storage")
+
+    node = world.node
+    jobs = Jobs(node.larder, world.baker, has, world.scratch, world.remove, node.store.path, os.urandom, node.job_turn)
+    world.baker.contents = [b"one", b"two"]
+    events = [event async for event in jobs.bake(BakeOrder(node.make_artifact(), 8, "ort-fp32"))]
+    assert [event.data for event in events if isinstance(event, BlobChunk)] == [b"one", b"two"]
+    assert isinstance(events[-1], Baked)
 
 
 async def test_sets_lie_in_the_store_while_it_bakes_and_are_let_go(world: World) -> None:

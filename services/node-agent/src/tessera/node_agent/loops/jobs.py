@@ -12,6 +12,7 @@ from typing import Protocol
 
 from tessera.domain.accuracy import Agreement
 from tessera.domain.artifact import Blob
+from tessera.domain.errors import Unavailable
 from tessera.domain.ids import BuildClass, Digest, InstanceId
 from tessera.node_agent.loops.larder import Larder, holder_of
 from tessera.node_agent.ports import RandomBytes
@@ -111,7 +112,7 @@ class Jobs:
         return frozenset() if self._holder is None else frozenset({holder_of(self._holder)})
 
     async def bake(self, order: BakeOrder) -> AsyncGenerator[str | BlobChunk | Baked, None]:
-        """Progress, then chunks of the blobs that the repository lacks, then the result.
+        """Progress, then chunks of the blobs that the repository lacks or does not answer for, then the result.
 
         Raises:
             NotFound, DataCorrupted, ResourceExhausted: the export or a set cannot be brought in.
@@ -131,7 +132,7 @@ class Jobs:
                             yield step
                             continue
                         for blob in step.blobs:
-                            if not await asyncio.to_thread(self._repository_has, blob.digest):
+                            if await self._to_be_sent(blob):
                                 async for chunk in _chunks(blob):
                                     yield chunk
                         yield step
@@ -139,6 +140,13 @@ class Jobs:
                 self._larder.release(holder)
                 self._holder = None
                 self._remove(out)
+
+    async def _to_be_sent(self, blob: BakedBlob) -> bool:
+        """Unless the repository has it. Who asked for it may well reach a repository that does not answer here."""
+        try:
+            return not await asyncio.to_thread(self._repository_has, blob.digest)
+        except Unavailable:
+            return True
 
     def _files(self, order: BakeOrder, out: Path) -> BakeFiles:
         evaluation, calibration = (None if blob is None else self._blob_path(blob.digest) for blob in (order.evaluation, order.calibration))

@@ -1,4 +1,7 @@
-"""Two nodes: the second starts from the first's store. Real agents, real streams; the repository is a folder that goes away, or S3."""
+"""Two nodes: the second starts from the first's store. Real agents, real streams; the repository is a folder that goes away, or S3.
+
+Without a scheduler: who tells an agent to start names the sources. What is assigned in etcd, and what is baked, comes without any.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,18 @@ import numpy as np
 import pytest
 
 from tessera.api.node.v1 import node_pb2
+from tessera.coord import keys, records
 from tessera.coord.binary import EtcdProcess
-from tessera.domain.errors import InvalidInput, TesseraError
+from tessera.coord.interface import ModRevisionIs, Put
+from tessera.domain.errors import InvalidInput, NotFound, TesseraError
+from tessera.domain.ids import Generation, InstanceId, ModelName, NodeId, Term, TrustDomain, VariantKey, VariantName, VersionNumber
+from tessera.domain.instance import StartPath
+from tessera.domain.records import AssignmentRecord
 from tessera.repository import Repository
 from tessera.testing.s3 import BUCKET, running_s3
 
 RANDOM = np.random.default_rng(4)
+DOMAIN = TrustDomain("default")
 
 
 @pytest.fixture
@@ -68,6 +77,50 @@ async def test_without_the_repository_the_second_node_starts_from_the_first(agen
     assert [time.stage for time in instance.stages if time.stage == "fetch"] == ["fetch"]
     first, other = await agent.status(), await second.status()
     assert set(other.stores[0].digests_added) == set(first.stores[0].digests_added)
+
+
+async def test_without_the_repository_an_assignment_is_started_from_the_other_node(agent: Any, second: Any, coord: Any, kit: Any) -> None:
+    model = kit.make_linear(agent.repository, "ort")
+    await agent.start()
+    await agent.start_instance("a", model.artifact)
+    (agent.folder / "repository").rename(agent.folder / "away")
+    variant = VariantKey(DOMAIN, ModelName("linear"), VersionNumber(1), VariantName("any"))
+    await agent.until(coord.node)
+    await second.start()
+    record = AssignmentRecord(InstanceId("b"), NodeId("n2"), variant, model.artifact, Generation(77), StartPath.BIND, Term(1, 1))
+    key = keys.assignment(DOMAIN, NodeId("n2"), InstanceId("b"))
+    await coord.coordinator.transact([ModRevisionIs(key, 0)], [Put(key, records.encode(record))])
+
+    async def over() -> Any:
+        found = await second.instance("b")
+        return found if found is not None and found.state in ("ready", "failed") else None
+
+    instance = await second.until(over)
+    assert (instance.state, instance.error) == ("ready", "")
+    await answers(kit, instance, model)
+    (stored,) = (await second.status()).stores
+    assert instance.fetched_from_peers_bytes == stored.peer_bytes == stored.fetched_bytes > model.weight.nbytes
+
+
+async def test_without_the_repository_an_export_is_baked_from_the_other_node(agent: Any, second: Any, kit: Any) -> None:
+    export = kit.make_linear(agent.repository, "onnx")
+    request = node_pb2.BakeRequest(trust_domain="default", artifact_digest=export.artifact, max_batch=4)
+    await agent.start()
+    await second.start()
+    first = [event async for event in agent.stub.Bake(request, timeout=120)]
+    (agent.folder / "repository").rename(agent.folder / "away")
+
+    async def baked() -> Any:
+        """Not before the second has seen the first one's record."""
+        try:
+            return [event async for event in second.stub.Bake(request, timeout=120)]
+        except NotFound:
+            return None
+
+    events = await second.until(baked, 120.0)
+    assert events[-1].baked.artifact_digest == first[-1].baked.artifact_digest
+    (stored,) = (await second.status()).stores
+    assert stored.peer_bytes == stored.fetched_bytes > export.weight.nbytes
 
 
 async def test_eight_starts_of_a_family_at_once_take_each_byte_once(agent: Any, second: Any, kit: Any) -> None:

@@ -1,4 +1,4 @@
-"""The larder's threads: none of them holds anything for a caller that has gone."""
+"""The larder's threads: none of them holds anything for a caller that has gone. And whom it has them ask for bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import pytest
 
 from tessera.domain.artifact import Blob
 from tessera.domain.errors import NotFound
-from tessera.domain.ids import Digest, InstanceId
+from tessera.domain.ids import Digest, InstanceId, NodeId
+from tessera.domain.source import Source
+from tessera.node_agent.loops.larder import Larder
+from tessera.repository.fetch import Fetcher
 from tessera.tensorstore.artifact import digest_of
 
 WHO = InstanceId("who")
@@ -77,3 +80,38 @@ async def test_what_fails_fails_for_whoever_stays(node: Any, make: Any) -> None:
     await node.larder.put(MADE, WHO)
     assert node.store.holders() == {f"start-{WHO}": frozenset(MADE)}
     node.larder.release(WHO)
+
+
+class Following(Fetcher):
+    """Notes whom each call is to take bytes from: the sources that were named, and the neighbours that are to be asked."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.told: list[tuple[tuple[Source, ...], tuple[Source, ...]]] = []
+
+    def fetch_artifact(self, *args: Any, **others: Any) -> Any:
+        return super().fetch_artifact(*args[:4], *self._noted(*args[4:], **others))
+
+    def fetch(self, *args: Any, **others: Any) -> Any:
+        return super().fetch(*args[:4], *self._noted(*args[4:], **others))
+
+    def _noted(self, sources: Any = (), neighbours: Any = ()) -> Any:
+        self.told.append((tuple(sources), tuple(neighbours)))
+        return self.told[-1]
+
+
+async def test_neighbours_are_asked_where_nobody_named_sources_and_only_there(node: Any) -> None:
+    known = [Source(NodeId("n2"), "h:1")]
+    blobs = Following(node.repository, node.store)
+    larder = Larder(node.store, blobs, node.identity.build_class, neighbours=lambda: known)
+    evaluation = Blob(node.repository.put_bytes(b"evaluation"), 10)
+    named = (Source(NodeId("n3"), "h:2"),)
+    await larder.fetch(node.make_artifact(1), WHO, None, named)
+    await larder.fetch(node.make_artifact(2), WHO, None, ())
+    assert blobs.told == [(named, ()), ((), ())], "the leader knows who has what"
+    blobs.told.clear()
+    await larder.fetch(node.make_artifact(3), WHO)
+    known.append(Source(NodeId("n4"), "h:3"))
+    await larder.bring(node.make_artifact(4), WHO, [evaluation])
+    assert blobs.told == [((), tuple(known[:1])), ((), tuple(known)), ((), tuple(known))]
+    larder.release(WHO)

@@ -10,14 +10,14 @@ import pytest
 
 from tessera.clock import SystemClock
 from tessera.coord import keys, records
-from tessera.coord.interface import ModRevisionIs, Put
+from tessera.coord.interface import ModRevisionIs, Put, WatchEvent
 from tessera.domain.errors import Unavailable
 from tessera.domain.ids import BuildClass, InstanceId, NodeId, ProfileClass, TrustDomain
 from tessera.domain.records import AssignmentRecord, InstanceRecord, NodeRecord, ServiceRecord
 from tessera.node_agent.adapters.etcd import EtcdRecords
 from tessera.node_agent.core.status import NodeIdentity
 from tessera.program import Stop, Tasks
-from tessera.testing.builders import an_instance
+from tessera.testing.builders import a_node, an_instance
 from tessera.testing.coord import FakeCoordinator, FakeEtcd
 
 DOMAIN, OTHER = TrustDomain("default"), TrustDomain("other")
@@ -32,6 +32,7 @@ ME = NodeIdentity(
     ("ort",),
     2,
     "/run/x",
+    "127.0.0.1:4",
     usd_per_hour=0.25,
 )
 
@@ -85,7 +86,7 @@ async def test_node_and_service_stand_under_the_lease_and_vanish_with_it(world: 
     assert node is not None
     assert node.lease_id != 0
     record = records.decode(NodeRecord, node.value)
-    assert (record.store_budget_bytes, record.usd_per_hour) == (1 << 20, 0.25)
+    assert (record.store_budget_bytes, record.usd_per_hour, record.peer_address) == (1 << 20, 0.25, "127.0.0.1:4")
     service = world.etcd.get(keys.service("node-agent", "n1"))
     assert service is not None
     assert records.decode(ServiceRecord, service.value).address == "127.0.0.1:1"
@@ -177,6 +178,29 @@ async def test_assignments_are_seen_and_wake_the_agent(world: World, make: Any) 
     await world.until(lambda: made.assignments() == {"a": record})
     assert world.changes > before
     assert await made.read_assignments() == {"a": record}
+
+
+async def test_nodes_are_seen_by_trust_domain_and_before_any_assignment(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch, go_on = world.coordinator.watch, asyncio.Event()
+
+    async def held_up(prefix: str) -> AsyncIterator[WatchEvent]:
+        if prefix == keys.nodes(OTHER):
+            await go_on.wait()
+        async for event in watch(prefix):
+            yield event
+
+    monkeypatch.setattr(world.coordinator, "watch", held_up)
+    made = world.records()
+    for domain, name in ((DOMAIN, "n2"), (OTHER, "n3"), (TrustDomain("third"), "n4")):
+        key = keys.node(domain, NodeId(name))
+        await world.coordinator.transact([ModRevisionIs(key, 0)], [Put(key, records.encode(a_node(name, peer_address=f"{name}:1")))])
+    assert (made.nodes(DOMAIN), made.assignments()) == ((), None)
+    world.run(made)
+    await world.until(lambda: {node.node_id for node in made.nodes(DOMAIN)} == {"n1", "n2"})
+    assert made.assignments() is None, "what is assigned might be started before it is known who may have it"
+    go_on.set()
+    await world.until(lambda: {node.peer_address for node in made.nodes(OTHER)} == {"127.0.0.1:4", "n3:1"})
+    await world.until(lambda: made.assignments() == {})
 
 
 async def test_the_leader_is_the_address_in_the_election(world: World) -> None:

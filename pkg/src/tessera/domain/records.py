@@ -293,7 +293,8 @@ class MetaCostRecord:
 
 @dataclass(frozen=True, slots=True)
 class NodeRecord:
-    """A node, under its agent's lease. `start_address` takes StartInstance in frames. Writer: node agent."""
+    """A node, under its agent's lease. `start_address` takes StartInstance in frames; `peer_address` gives other agents its stores' blobs,
+    and what these are stands nowhere in etcd. Writer: node agent."""
 
     node_id: NodeId
     host_id: str
@@ -309,6 +310,7 @@ class NodeRecord:
     runtime_threads: int = 1
     usd_per_hour: float = 0.0
     """From the price catalogue; 0: nobody said, and objectives of cost do not tell variants apart."""
+    peer_address: str = ""
 
 
 @dataclass(frozen=True, slots=True)

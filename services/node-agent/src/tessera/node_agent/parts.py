@@ -29,6 +29,7 @@ from tessera.node_agent.adapters.stores import BAKE_FOLDER, OpenStore
 from tessera.node_agent.adapters.variants import EtcdVariants
 from tessera.node_agent.config import NodeAgentConfig
 from tessera.node_agent.core.artifacts import FLAVOURS
+from tessera.node_agent.core.neighbours import neighbours_of
 from tessera.node_agent.core.poison import BackOff, PoisonLedger
 from tessera.node_agent.core.pressure import PressureLimits
 from tessera.node_agent.core.runtimes import RuntimeLimits
@@ -175,7 +176,13 @@ def domain_of(node: Parts, opened: OpenStore, warm_flavours: Sequence[str]) -> D
     evictor = Evictor(node.table, fleet, store, config.evict_idle_s)
     sources = peers(config, opened.trust_domain, clock)
     fetcher = Fetcher(node.repository, store, config.fetch_concurrency, _from_thread(fleet.trim), sources)
-    larder = Larder(store, fetcher, world.identity.build_class, {**FLAVOURS, **backends.others()})
+    larder = Larder(
+        store,
+        fetcher,
+        world.identity.build_class,
+        {**FLAVOURS, **backends.others()},
+        lambda: neighbours_of(world.identity.node_id, node.records.nodes(opened.trust_domain)),
+    )
     transformer = Transformer(
         node.table, fleet, larder, node.limits, node.records, node.notes, lambda digest: store.path(digest).read_bytes(), clock
     )

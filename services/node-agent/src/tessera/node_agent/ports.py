@@ -240,7 +240,8 @@ class Runtimes(Protocol):
 
 
 class Blobs(Protocol):
-    """Brings blobs into the store, from `sources` in their order and then the repository; blocks, so it runs in a thread."""
+    """Brings blobs into the store, from `sources` in their order, those of `neighbours` that have them, and then the repository; blocks, so
+    it runs in a thread."""
 
     def fetch_artifact(
         self,
@@ -249,12 +250,21 @@ class Blobs(Protocol):
         progress: Progress | None = None,
         cancel: threading.Event | None = None,
         sources: Iterable[Source] = (),
+        neighbours: Iterable[Source] = (),
     ) -> tuple[Artifact, Fetched]:
         """Everything that the artifact needs is in the store and held by `holder` afterwards. Raises: NotFound, DataCorrupted,
         ResourceExhausted, Unavailable; Cancelled when `cancel` is set meanwhile."""
         ...
 
-    def fetch(self, blobs: Iterable[Blob], holder: str, progress: Progress | None = None, cancel: threading.Event | None = None) -> Fetched:
+    def fetch(
+        self,
+        blobs: Iterable[Blob],
+        holder: str,
+        progress: Progress | None = None,
+        cancel: threading.Event | None = None,
+        sources: Iterable[Source] = (),
+        neighbours: Iterable[Source] = (),
+    ) -> Fetched:
         """As `fetch_artifact`, for blobs that no artifact names."""
         ...
 

@@ -54,6 +54,8 @@ class EtcdRecords:
         self._views = [View(coordinator, prefix, AssignmentRecord) for prefix in self._prefixes]
         for view in self._views:
             view.on_change(lambda key, old, new: changed())
+        self._nodes = {domain: View(coordinator, keys.nodes(domain), NodeRecord) for domain in self._domains}
+        self._watched: tuple[View[Any], ...] = (*self._views, *self._nodes.values())
 
     def announce(self, store_budget_bytes: Mapping[TrustDomain, int], runtime_threads: int) -> None:
         """The node's own records, one in each trust domain that it serves, and that of its service."""
@@ -73,13 +75,19 @@ class EtcdRecords:
                 domain,
                 runtime_threads,
                 me.usd_per_hour,
+                me.peer_address,
             )
             self._want(keys.node(domain, me.node_id), node)
         service = ServiceRecord(SERVICE_KIND, me.node_id, me.address, {"relay_address": me.relay_address, "host_id": me.host_id})
         self._want(keys.service(SERVICE_KIND, me.node_id), service)
 
+    def nodes(self, trust_domain: TrustDomain) -> tuple[NodeRecord, ...]:
+        """All nodes of one of this node's trust domains, itself among them, as last seen."""
+        return tuple(self._nodes[trust_domain].values())
+
     def assignments(self) -> Mapping[InstanceId, AssignmentRecord] | None:
-        if not all(view.synced.is_set() for view in self._views):
+        """The nodes are seen too by then: who starts what is assigned asks them for what it lacks."""
+        if not all(view.synced.is_set() for view in self._watched):
             return None
         return {record.instance_id: record for view in self._views for record in view.values()}
 
@@ -102,9 +110,9 @@ class EtcdRecords:
         return found.value.decode() if found is not None and found.value else None
 
     async def watch(self, stop: Stop) -> None:
-        """Follows the assignments until `stop`."""
+        """Follows the assignments and the nodes until `stop`."""
         async with asyncio.TaskGroup() as group:
-            followers = [group.create_task(view.run()) for view in self._views]
+            followers = [group.create_task(view.run()) for view in self._watched]
             await stop.wait()
             for follower in followers:
                 follower.cancel()

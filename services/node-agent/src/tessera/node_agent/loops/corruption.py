@@ -33,7 +33,7 @@ class Corruption:
         self._fail = fail
         self._turn = asyncio.Lock()
 
-    async def replace(self, instance_id: InstanceId, load: Load, sources: tuple[Source, ...], watch: Stopwatch) -> None:
+    async def replace(self, instance_id: InstanceId, load: Load, sources: tuple[Source, ...] | None, watch: Stopwatch) -> None:
         """Quarantines what no longer has its digest and fetches it again. Whoever maps it is taken out of service. What was touched only,
         and has its digest, is sealed again. Of several starts that met the same bytes one finds them; what it fetches is sound."""
         with watch.stage(Stage.FETCH):

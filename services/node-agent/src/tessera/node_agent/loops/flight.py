@@ -14,14 +14,14 @@ from tessera.domain.source import Source
 @dataclass(slots=True)
 class Flight:
     """`done`: the instance is ready, or never will be; `over`: its runtime is not at work on it any more. `stop_reason` is set when
-    somebody wants the instance gone before that; `cancel` ends its fetching, for which `sources` are asked first. `delta`: of a start by
-    transformation, where it is planned already."""
+    somebody wants the instance gone before that; `cancel` ends its fetching, for which `sources` are asked first (None: nobody named any).
+    `delta`: of a start by transformation, where it is planned already."""
 
     done: asyncio.Event = field(default_factory=asyncio.Event)
     over: asyncio.Event = field(default_factory=asyncio.Event)
     cancel: threading.Event = field(default_factory=threading.Event)
     stop_reason: str = ""
-    sources: tuple[Source, ...] = ()
+    sources: tuple[Source, ...] | None = None
     delta: bytes = b""
 
     def check_wanted(self, instance_id: InstanceId) -> None:

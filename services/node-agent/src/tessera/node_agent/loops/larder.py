@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -47,12 +47,21 @@ class Larder:
     """The store as starts need it. No thread that holds blobs for somebody outlives the call that began it, however that ends: what is
     released afterwards stays so."""
 
-    def __init__(self, store: TensorStore, blobs: Blobs, build_class: BuildClass, flavours: Mapping[str, str] = FLAVOURS) -> None:
-        """`flavours`: backend -> flavour of the runtime that serves it."""
+    def __init__(
+        self,
+        store: TensorStore,
+        blobs: Blobs,
+        build_class: BuildClass,
+        flavours: Mapping[str, str] = FLAVOURS,
+        neighbours: Callable[[], Iterable[Source]] = tuple,
+    ) -> None:
+        """`flavours`: backend -> flavour of the runtime that serves it. `neighbours`: the trust domain's other nodes as they are known now,
+        for fetches of which nobody said who has the bytes."""
         self._store = store
         self._blobs = blobs
         self._build_class = build_class
         self._flavours = flavours
+        self._neighbours = neighbours
         self._loads: OrderedDict[Digest, Load] = OrderedDict()
         self._built_in: dict[Digest, bytes] = {}
 
@@ -128,10 +137,11 @@ class Larder:
         artifact: Digest,
         instance_id: InstanceId,
         cancel: threading.Event | None = None,
-        sources: tuple[Source, ...] = (),
+        sources: tuple[Source, ...] | None = None,
         progress: Progress | None = None,
     ) -> tuple[Load, Fetched]:
-        """Brings in what is missing, held for the start; returns what to load and what came. `progress` is called in other threads.
+        """Brings in what is missing, held for the start; returns what to load and what came. `sources` None: nobody said who has it, so
+        the neighbours are asked. `progress` is called in other threads.
 
         Raises:
             Cancelled: `cancel` was set.
@@ -141,15 +151,16 @@ class Larder:
             self._put(artifact, self._built_in[artifact], holder_of(instance_id))
             return self.load(artifact), Fetched(0, ())
         holder, ended = holder_of(instance_id), cancel or threading.Event()
-        _, fetched = await _in_thread(lambda: self._blobs.fetch_artifact(artifact, holder, progress, ended, sources), ended)
+        named, neighbours = (sources, ()) if sources is not None else ((), tuple(self._neighbours()))
+        _, fetched = await _in_thread(lambda: self._blobs.fetch_artifact(artifact, holder, progress, ended, named, neighbours), ended)
         return self.load(artifact), fetched
 
     async def bring(self, artifact: Digest, holder: InstanceId, beside: Sequence[Blob] = ()) -> None:
         """As `fetch`, for an artifact that is not to be loaded (an export), and for blobs that no artifact names."""
-        name, cancel = holder_of(holder), threading.Event()
-        await _in_thread(lambda: self._blobs.fetch_artifact(artifact, name, None, cancel), cancel)
+        name, cancel, neighbours = holder_of(holder), threading.Event(), tuple(self._neighbours())
+        await _in_thread(lambda: self._blobs.fetch_artifact(artifact, name, None, cancel, neighbours=neighbours), cancel)
         if beside:
-            await _in_thread(lambda: self._blobs.fetch(beside, name, None, cancel), cancel)
+            await _in_thread(lambda: self._blobs.fetch(beside, name, None, cancel, neighbours=neighbours), cancel)
 
     def lacking(self, artifact: Digest) -> Lacking:
         """What is missing for an artifact now."""

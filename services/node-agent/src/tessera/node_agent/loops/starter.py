@@ -106,7 +106,7 @@ class Starter:
         """Who holds blobs for starts under way."""
         return frozenset(holder_of(instance_id) for instance_id in self._flights)
 
-    def begin(self, instance: Instance, why: str, sources: tuple[Source, ...] = (), delta: bytes = b"") -> None:
+    def begin(self, instance: Instance, why: str, sources: tuple[Source, ...] | None = None, delta: bytes = b"") -> None:
         """Accepts an instance and starts it in the background; nothing when it is here already.
 
         Raises:

@@ -290,7 +290,7 @@ async def test_a_full_store_refuses_and_says_who_holds_it(agent: Any, kit: Any) 
     await agent.start(stores=[{"budget_bytes": 40_000}], evict_idle_s=600.0)  # none is idle that long: nobody makes room
     await agent.start_instance("a", models[0].artifact)
     await agent.start_instance("b", models[1].artifact)
-    with pytest.raises(TesseraError, match="pinned 36015 by rt-ort-") as caught:
+    with pytest.raises(TesseraError, match=r"budget 40000, used (\d+) .*, pinned \1 by rt-ort-") as caught:
         await agent.start_instance("c", models[2].artifact)
     assert caught.value.kind == "resource_exhausted"
     await agent.stop_instance("a")

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -191,9 +192,9 @@ async def test_what_is_being_opened_is_adopted_with_the_rest(world: Any, monkeyp
 
 
 async def test_a_load_that_takes_longer_than_a_first_word_costs_nobody_the_runtime(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    opening_as(monkeypatch, "1*off->delay(5)")
+    opening_as(monkeypatch, "1*off->delay(8)")
     for maker in (process_runtimes, container_runtimes):
-        monkeypatch.setattr(maker, "ADOPT_S", 2.5)
+        monkeypatch.setattr(maker, "ADOPT_S", 3.0)
     first = await world.runtimes()
     runtime, serving, opening = await made(first), world.linear(1), world.linear(2)
     await world.load(runtime, serving, "i1", 7)
@@ -202,7 +203,10 @@ async def test_a_load_that_takes_longer_than_a_first_word_costs_nobody_the_runti
     with pytest.raises(Unavailable):
         await loading
     second = await world.runtimes()
+    waited_for: list[Any] = []
+    monkeypatch.setattr(controlled, "_log", SimpleNamespace(info=lambda event, instances, **fields: waited_for.append(instances)))
     (adopted,) = await second.adopt()
+    assert waited_for == [["i2"]]
     assert adopted.hello.pid == runtime.hello.pid
     assert sorted(item.instance_id for item in adopted.hello.instances) == ["i1", "i2"]
     assert adopted.hello.holds == serving.blobs | opening.blobs

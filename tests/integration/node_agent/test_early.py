@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from tessera.api.common.v1 import common_pb2
@@ -103,3 +104,24 @@ async def test_a_runtime_that_dies_while_it_opens_is_the_fault_of_what_it_opened
     assert (again.state, again.runtime_id.startswith("rt-")) == ("ready", True)
     await agent.until(lambda: _record(coord, "d"))
     assert (await coord.instances()).keys() == {"d"}
+
+
+async def test_an_agent_that_waits_for_a_load_to_adopt_can_be_stopped_and_leaves_it_to_the_next(agent: Any, kit: Any) -> None:
+    agent.environment["TESSERA_FAILPOINTS"] = "runtime.open=1*off->delay(12)"
+    model = kit.make_linear(agent.repository, "ort")
+    await agent.start()
+    await agent.start_instance("a", model.artifact)
+    opening = await agent.start_instance("b", model.artifact)
+    await agent.hang_up()
+    agent.kill()
+    agent.process = agent.spawn()
+
+    async def waits() -> bool:
+        return "has to end its load first" in agent.log.read_text()
+
+    await agent.until(waits)
+    assert await agent.terminate() == 0
+    assert psutil.pid_exists(opening.pid)
+    await agent.start()
+    found = (await agent.status()).instances
+    assert {(each.instance_id, each.state, each.pid) for each in found} == {(name, "ready", opening.pid) for name in "ab"}

@@ -204,6 +204,21 @@ async def test_a_restarted_agent_adopts_with_the_same_generation(node: Any, tmp_
     assert (await restarted.start("a", artifact)).generation == before.generation
 
 
+async def test_a_runtime_that_ends_while_others_are_waited_for_leaves_no_instance(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    await node.start("a", node.make_artifact())
+    (runtime,) = node.runtimes.live
+
+    async def adopt() -> tuple[Any, ...]:
+        node.runtimes.all[runtime.hello.runtime_id].kill()  # another one's load is waited for meanwhile
+        return (runtime,)
+
+    restarted = type(node)(node.folder, node.agent._tasks, node.store, node.runtimes, node.clock)
+    monkeypatch.setattr(node.runtimes, "adopt", adopt)
+    await restarted.adoption.adopt()
+    assert list(restarted.table) == []
+    assert restarted.records.published == {}
+
+
 async def test_a_measuring_runtime_is_not_adopted(node: Any) -> None:
     await node.runtimes.create("ort", RuntimeId("measure-ort-37a8ee-01"), 1)
     await node.adoption.adopt()

@@ -93,7 +93,10 @@ async def test_only_blobs_that_the_repository_lacks_are_sent_in_chunks(world: Wo
 
 
 async def test_what_a_repository_that_does_not_answer_may_lack_is_sent(world: World) -> None:
+    asked: list[Digest] = []
+
     def has(digest: Digest) -> bool:
+        asked.append(digest)
         raise Unavailable("no way to the storage")
 
     node = world.node
@@ -102,6 +105,7 @@ async def test_what_a_repository_that_does_not_answer_may_lack_is_sent(world: Wo
     events = [event async for event in jobs.bake(BakeOrder(node.make_artifact(), 8, "ort-fp32"))]
     assert [event.data for event in events if isinstance(event, BlobChunk)] == [b"one", b"two"]
     assert isinstance(events[-1], Baked)
+    assert len(asked) == 1, "each question may take as long as its client has patience"
 
 
 async def test_sets_lie_in_the_store_while_it_bakes_and_are_let_go(world: World) -> None:

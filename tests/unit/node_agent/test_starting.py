@@ -20,10 +20,12 @@ from tessera.domain.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from tessera.domain.ids import InstanceId, Term, TrustDomain
+from tessera.domain.ids import InstanceId, NodeId, Term, TrustDomain
 from tessera.domain.instance import InstanceState, Stage, StartPath
+from tessera.domain.source import Source
 from tessera.node_agent.core.demand import HORIZON_S
 from tessera.node_agent.core.runtimes import Purpose
+from tessera.repository.fetch import Fetcher
 from tessera.tensorstore.artifact import digest_of
 
 FAILED, READY = InstanceState.FAILED, InstanceState.READY
@@ -313,6 +315,27 @@ async def test_a_corrupted_blob_is_quarantined_fetched_again_and_never_served(no
     assert node.table.get(other.instance_id).state is READY
     third = await node.start("c", node.make_artifact(3))
     assert third.runtime_id == second.runtime_id  # nothing new goes into the tainted one
+
+
+async def test_what_takes_the_place_of_corrupted_bytes_may_come_from_neighbours_that_nobody_named(
+    node: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Any, Any]] = []
+    fetch_artifact = Fetcher.fetch_artifact
+
+    def seen(self: Any, *args: Any) -> Any:
+        asked.append((args[4], args[5]))
+        return fetch_artifact(self, *args[:4])
+
+    neighbour = Source(NodeId("n2"), "127.0.0.1:1")
+    monkeypatch.setattr(Fetcher, "fetch_artifact", seen)
+    monkeypatch.setattr(node.larder, "_neighbours", lambda: (neighbour,))
+    artifact = node.make_artifact(1, tensors=3)
+    first = await node.start("a", artifact)
+    node.corrupt(sorted(first.blobs - {artifact})[0])
+    second = await node.start("b", artifact)
+    assert second.fetched
+    assert asked == [((), ()), ((), (neighbour,))], "the leader named none, for the bytes were there"
 
 
 async def test_of_two_starts_that_meet_the_same_corrupted_blob_one_replaces_it_for_both(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,6 +173,8 @@ class PeerSession:
             try:
                 if PeerSession(self._peers, [neighbour], check).size_of(digest) is not None:
                     have.add(neighbour)
+                else:  # it is asked for nothing more here, and a peer has few connections to give
+                    self._peers.hang_up([neighbour])
             except _Enough:
                 pass
 
@@ -182,7 +184,6 @@ class PeerSession:
             for answer in [pool.submit(ask, neighbour) for neighbour in asked]:
                 answer.result()
         found = [neighbour for neighbour in asked if neighbour in have][: settings.enough]
-        # Nobody is asked for more here, and a peer has few connections to give.
         self._peers.hang_up(neighbour for neighbour in asked if neighbour not in found)
         self._sources += found
 

@@ -107,8 +107,14 @@ def remove_store_folder(mount_point: Path, shm_folder: Path | None = None) -> li
 
 
 def own_mounts_below(folder: Path) -> list[Path]:
-    """Where a tmpfs of ours lies on `folder` or below it, whichever run mounted it. One that somebody has mounted over is left out."""
-    return [point for point in sorted({mount.point for mount in mounts_below(folder)}) if _is_own_mount(point)]
+    """Where a tmpfs of ours lies on `folder` or below it, whichever run mounted it. One that somebody has mounted over is left out, and so
+    is what cannot be looked at."""
+    found = []
+    for point in sorted({mount.point for mount in mounts_below(folder)}):
+        with suppress(OSError):  # of a file system whose server is away
+            if _is_own_mount(point):
+                found.append(point)
+    return found
 
 
 def remove_unused_mount(mount_point: Path) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
+from typing import Any
 
 import grpc.aio
 
@@ -72,7 +73,9 @@ async def serve_with(config: NodeAgentConfig, stop: Stop, coordinator: Coordinat
         tasks = await stack.enter_async_context(Tasks(stop))
         parts = Parts(World(config, coordinator, clock, identity, run, state, tasks), stores.opened)
         stack.push_async_callback(ending.choose, lambda: parts.agent.end(config.drain_ms), parts.agent.leave)
-        await parts.adoption.adopt()
+        ending.adopted = True  # what lives from before is left when this is stopped or fails before it is known
+        if not await _ended_before(stop, tasks, "adopt what lives", parts.adoption.adopt()):
+            return
         await parts.adoption.look_back()
         ending.adopted = any(domain.fleet.members for domain in parts.domains)
         for domain in parts.domains:
@@ -131,6 +134,16 @@ class _Ending:
 
     async def choose(self, end: Callable[[], Awaitable[None]], leave: Callable[[], Awaitable[None]]) -> None:
         await (leave() if self.leaves else end())
+
+
+async def _ended_before(stop: Stop, tasks: Tasks, name: str, work: Coroutine[Any, Any, None]) -> bool:
+    """Whether the work came to its end; what fails, or is to stop before, is not at work any more."""
+    working, stopped = tasks.start(name, work), tasks.start(f"{name}: stopped", stop.wait())
+    await asyncio.wait((working, stopped), return_when=asyncio.FIRST_COMPLETED)
+    for task in (working, stopped):
+        task.cancel()
+    await asyncio.wait((working, stopped))
+    return not stop.is_set()
 
 
 async def _close_records(parts: Parts, ending: _Ending) -> None:

@@ -42,6 +42,7 @@ from tessera.node_agent.core.containers import (
     strays,
     words_of_end,
 )
+from tessera.node_agent.core.runtimes import adoption_patience_s
 from tessera.node_agent.ports import Hello, Runtime
 from tessera.program import Tasks
 from tessera.telemetry import get_logger
@@ -278,7 +279,7 @@ class ContainerRuntimes:
                 self._trust_domain,
                 self._settings.user[0],
                 max(timeout_s, CONNECT_S),
-                self._settings.load_timeout_s,
+                adoption_patience_s(runtime_id, self._settings.load_timeout_s),
                 lambda: self._ended(runtime_id),
             )
         except BaseException:

@@ -28,6 +28,7 @@ from tessera.node_agent.adapters.controlled import (
     introduce,
 )
 from tessera.node_agent.adapters.processes import Watched, kill_listener, log_tail, spawn_detached
+from tessera.node_agent.core.runtimes import adoption_patience_s
 from tessera.node_agent.ports import Hello, Runtime
 from tessera.runtime.control import Message
 from tessera.telemetry import get_logger
@@ -216,7 +217,7 @@ class ProcessRuntimes:
                 self._trust_domain,
                 self._user,
                 ADOPT_S,
-                self._load_timeout_s,
+                adoption_patience_s(RuntimeId(folder.name), self._load_timeout_s),
                 lambda: self._ended(RuntimeId(folder.name)),
             )
         except BaseException:

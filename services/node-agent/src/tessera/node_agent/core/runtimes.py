@@ -49,6 +49,11 @@ def purpose_of(runtime_id: RuntimeId) -> Purpose:
     return next((purpose for purpose in Purpose if purpose.value == head), Purpose.SHARED)
 
 
+def adoption_patience_s(runtime_id: RuntimeId, load_timeout_s: float) -> float:
+    """For how long a runtime of an earlier agent's life may go on loading before it says what it holds: nobody needs what is measured."""
+    return 0.0 if purpose_of(runtime_id) is Purpose.MEASURE else load_timeout_s
+
+
 @dataclass(frozen=True, slots=True)
 class RuntimeView:
     """One live runtime as the choice sees it. `mappings` counts its memory mappings (an estimate between two samples)."""

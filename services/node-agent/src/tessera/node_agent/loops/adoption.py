@@ -37,8 +37,10 @@ class Adoption:
     async def adopt(self) -> None:
         """Takes over the runtimes that live from before: their holds first, then their instances with the generations they have. Nothing
         is fetched or reclaimed before this has returned."""
-        for domain in self._domains:
-            await self._adopt(domain)
+        # Side by side: each may have to wait for loads. All of them to their end, whatever comes of one.
+        for found in await asyncio.gather(*map(self._adopt, self._domains), return_exceptions=True):
+            if found is not None:
+                raise found
         self._notes.keep(member.runtime_id for domain in self._domains for member in domain.fleet.members)
 
     async def _adopt(self, domain: Domain) -> None:
@@ -47,6 +49,8 @@ class Adoption:
             domain.fleet.add(runtime)
         for runtime in adopted:
             hello = runtime.hello
+            if domain.fleet.find(hello.runtime_id) is None:
+                continue  # it ended while others were waited for
             if purpose_of(hello.runtime_id) is Purpose.MEASURE:
                 domain.fleet.retire(hello.runtime_id)  # whoever wanted to know is gone
                 continue

@@ -42,7 +42,8 @@ class Corruption:
                 if bad:
                     self._quarantine(bad, load, instance_id)
             # Also where nothing is bad any more: who quarantined it has ended this start's hold on it, too.
-            _, fetched = await self._larder.fetch(load.artifact, instance_id, None, sources)
+            # No sources were named where everything was here: that it is bad now nobody knew, nor asked who else has it.
+            _, fetched = await self._larder.fetch(load.artifact, instance_id, None, sources or None)
         if fetched.bytes_fetched:
             self._table.note(instance_id, fetched=True)
 

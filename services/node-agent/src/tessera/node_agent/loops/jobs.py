@@ -127,12 +127,16 @@ class Jobs:
                 yield "fetching the export"
                 await self._larder.bring(order.export, holder, order.sets)
                 async with aclosing(self._baker.bake(self._files(order, out))) as steps:
+                    reached = True
                     async for step in steps:
                         if isinstance(step, str):
                             yield step
                             continue
                         for blob in step.blobs:
-                            if await self._to_be_sent(blob):
+                            # Asked once: each question to a repository that is away can take as long as its client has patience.
+                            known = await self._known(blob) if reached else None
+                            reached = known is not None
+                            if not known:
                                 async for chunk in _chunks(blob):
                                     yield chunk
                         yield step
@@ -141,12 +145,12 @@ class Jobs:
                 self._holder = None
                 self._remove(out)
 
-    async def _to_be_sent(self, blob: BakedBlob) -> bool:
-        """Unless the repository has it. Who asked for it may well reach a repository that does not answer here."""
+    async def _known(self, blob: BakedBlob) -> bool | None:
+        """Whether the repository has it; None: it does not answer here. Who asked for the blob may well reach it."""
         try:
-            return not await asyncio.to_thread(self._repository_has, blob.digest)
+            return await asyncio.to_thread(self._repository_has, blob.digest)
         except Unavailable:
-            return True
+            return None
 
     def _files(self, order: BakeOrder, out: Path) -> BakeFiles:
         evaluation, calibration = (None if blob is None else self._blob_path(blob.digest) for blob in (order.evaluation, order.calibration))

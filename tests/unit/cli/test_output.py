@@ -8,6 +8,8 @@ import pytest
 import typer
 import yaml
 
+from tessera.api.gateway.v1 import gateway_pb2
+from tessera.cli import views
 from tessera.cli.output import Format, exit_codes, mebibytes, show, text
 from tessera.domain.errors import DeadlineExceeded, InvalidInput, ModelNotFound, TesseraError
 
@@ -33,6 +35,19 @@ def test_a_table_has_the_columns_asked_for_and_cuts_nothing(capsys: pytest.Captu
     assert long in printed
     assert "3.14" in printed
     assert "no" not in printed.split()
+
+
+@pytest.mark.parametrize(("value", "shown"), [(0.0, "0.00"), (3.14159, "3.14"), (0.01, "0.01"), (8.72e-7, "8.7e-07"), (-0.0034, "-0.0034")])
+def test_small_figures_are_no_zeros(value: float, shown: str) -> None:
+    assert text(value) == shown
+
+
+def test_what_a_small_model_costs_is_told_and_what_nobody_expects_is_nothing() -> None:
+    answer = gateway_pb2.ExplainResponse(
+        variants=[gateway_pb2.VariantOption(usd_per_1000=8.71653e-7, expected_ms=-1, latency_ms=12.3456789)]
+    )
+    (option,) = views.explanation(answer)["variants"]
+    assert (option["usd_per_1000"], option["expected_ms"], option["latency_ms"]) == (8.71653e-7, None, 12.3457)
 
 
 def test_an_empty_table_still_has_its_head(capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,7 +70,7 @@ def text(value: Any) -> str:
     if value is None or value == "":
         return "-"
     if isinstance(value, float):
-        return f"{value:.2f}"
+        return f"{value:.2g}" if 0 < abs(value) < 0.01 else f"{value:.2f}"
     if isinstance(value, list):
         return ", ".join(str(part) for part in value) or "-"
     return str(value)

@@ -306,7 +306,7 @@ def explanation(answer: types.ExplainResponse) -> Plain:
         "variants": [
             {
                 "variant": key_text(option.variant),
-                "expected_ms": round(option.expected_ms, 3),
+                "expected_ms": _known(option.expected_ms),
                 "latency_ms": _known(option.latency_ms),
                 "load_ms": _known(option.load_ms),
                 "accuracy": round(option.accuracy, 4),
@@ -357,7 +357,7 @@ def _instance_option(option: types.InstanceOption) -> Plain:
 
 def _known(value: float) -> float | None:
     """What nobody measured travels as -1."""
-    return None if value < 0 else round(value, 4)
+    return None if value < 0 else float(f"{value:.6g}")  # costs of small models are millionths
 
 
 def span(found: types.Span) -> Plain:

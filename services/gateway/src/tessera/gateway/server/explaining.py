@@ -82,7 +82,7 @@ def _option(catalogue: Catalogue, one: Account, choice: Choice | None) -> gatewa
     slots = catalogue.fleet.slots_of(candidate.key)
     return gateway_pb2.VariantOption(
         variant=encode_variant_key(candidate.key),
-        expected_ms=one.expected_ms or 0.0,
+        expected_ms=_known(one.expected_ms),
         active_instances=len(candidate.activity.instances),
         chosen=one.chosen,
         reason=one.reason,

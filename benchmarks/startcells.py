@@ -69,15 +69,15 @@ class Cell:
         return cls([Call(**{**call, "options": [tuple(one) for one in call["options"]]}) for call in found["calls"]], found["memory_mib"])
 
 
-def schedules(duration_s: float) -> dict[str, list[Arrival]]:
-    """By trace; the same whoever is asked. Of the Azure ones those that are there."""
+def schedules(duration_s: float, poisson_s: float) -> dict[str, list[Arrival]]:
+    """By trace; the same whoever is asked. Of the Azure ones those that are there, for `duration_s`; Poisson ones for `poisson_s`."""
     found = {}
     for trace in azure():
         if trace.name != "azure-2019-500":
             found[trace.name] = _compressed(thinned(trace, len(MODELS)), duration_s)
     draw = np.random.default_rng(SEED)
     for name, per_s in POISSON.items():
-        times = np.sort(draw.uniform(0.0, duration_s, draw.poisson(per_s * duration_s)))
+        times = np.sort(draw.uniform(0.0, poisson_s, draw.poisson(per_s * poisson_s)))
         found[name] = [Arrival(float(at_s), int(draw.integers(len(MODELS)))) for at_s in times]
     return found
 

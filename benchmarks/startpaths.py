@@ -15,8 +15,9 @@ Who has no answer half a minute after the last call gives up, and what it waited
 Regret: of the starts that the scheduler decided, what the chosen path took at the median for that model over what the best of those offered
 took. Noise: two standard errors of the differences, call by call.
 
-    BENCH_MINUTES=2 make bench NAME=startpaths      minutes of each cell (8)
-    BENCH_ANEW=1 make bench NAME=startpaths         forgets the cells that are kept
+    BENCH_MINUTES=2 make bench NAME=startpaths             minutes of each cell (8)
+    BENCH_POISSON_MINUTES=2 make bench NAME=startpaths     of Poisson cells others: they are as they are from their first minute on
+    BENCH_ANEW=1 make bench NAME=startpaths                forgets the cells that are kept
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from benchmarks.arrivals import Arrival
 from benchmarks.embedded import platform
 from benchmarks.published import SYSTEMS, Known, Plans
 from benchmarks.report import Report, median, percentile
-from benchmarks.startcells import GAVE_UP, STATE, VARIANT, Call, Cell, ours, published, schedules
+from benchmarks.startcells import GAVE_UP, POISSON, STATE, VARIANT, Call, Cell, ours, published, schedules
 from benchmarks.startmodels import FOLDER, MODELS
 from tessera.domain.ids import Digest
 from tessera.repository import Repository
@@ -158,6 +159,7 @@ def regret_row(report: Report, trace: str, calls: Sequence[Call], known_ms: Mapp
 def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends it, platforms and containers are taken down
     minutes = float(os.environ.get("BENCH_MINUTES", "8"))
+    poisson_minutes = float(os.environ.get("BENCH_POISSON_MINUTES", minutes))
     if os.environ.get("BENCH_ANEW"):
         shutil.rmtree(FOLDER / "cells", ignore_errors=True)
     report = Report("startpaths")
@@ -166,10 +168,11 @@ def main() -> None:
     for name, words in MAY_USE.items():
         report.row(system=name, paths=f"may use: {words}")
     found: dict[str, dict[str, Cell]] = {}
-    for at, (trace, schedule) in enumerate(schedules(60.0 * minutes).items()):
+    for at, (trace, schedule) in enumerate(schedules(60.0 * minutes, 60.0 * poisson_minutes).items()):
+        lasts = poisson_minutes if trace in POISSON else minutes
         turn = at % len(NAMES)
         order = (*NAMES[turn:], *NAMES[:turn])  # another one first each time
-        found[trace] = {name: cell(name, trace, schedule, known, plans, minutes, scratch_ms) for name in order}
+        found[trace] = {name: cell(name, trace, schedule, known, plans, lasts, scratch_ms) for name in order}
     known_ms = true_ms([cells[name] for cells in found.values() for name in (OURS, PLAIN)])
     for trace, cells in found.items():
         for name in NAMES:

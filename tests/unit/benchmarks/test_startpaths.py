@@ -129,7 +129,7 @@ def test_calls_are_the_same_for_all_and_no_more_than_five_a_second() -> None:
     seconds = [int(arrival.at_s) for arrival in first]
     assert max(seconds.count(second) for second in set(seconds)) <= MOST_PER_S
     assert all(0 <= arrival.at_s < 120.0 and arrival.form < len(MODELS) for arrival in first)
-    rates = {name: len(found) / 600.0 for name, found in schedules(600.0).items() if name.startswith("poisson")}
+    rates = {name: len(found) / 600.0 for name, found in schedules(60.0, 600.0).items() if name.startswith("poisson")}
     assert list(rates.values()) == pytest.approx([0.5, 1.5, 5.0], rel=0.2)
 
 

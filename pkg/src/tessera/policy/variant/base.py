@@ -135,7 +135,8 @@ class Looked(NamedTuple):
 
 class Choice(NamedTuple):
     """`instance` None: one has to be started. `looked`: the active candidates that were looked at, where it was more than the choice.
-    `items`: what the request that it was made for has. `surcharge_ms`: what answers take beyond what a policy expects."""
+    `items`: what the request that it was made for has. `surcharge_ms`: what answers take beyond what a policy expects (below 0:
+    less)."""
 
     candidate: Candidate
     instance: Instance | None
@@ -150,7 +151,7 @@ class Choice(NamedTuple):
 
     def whole_ms(self, expected_ms: float | None) -> float | None:
         """What an answer takes that a policy expects after `expected_ms`, here or of a loser."""
-        return None if expected_ms is None else expected_ms + self.surcharge_ms
+        return None if expected_ms is None else max(0.0, expected_ms + self.surcharge_ms)
 
 
 class VariantPolicy(Protocol):

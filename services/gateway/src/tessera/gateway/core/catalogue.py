@@ -160,10 +160,10 @@ class Catalogue:
 
         Policies go by profiles: what answers take beyond them is taken off the latency that they have to keep. Never so much that who is
         fastest by its profile and meets the rest is late by itself: on a busy machine an answer that is late is better than one that is
-        late and not what was asked."""
+        late and not what was asked. Where answers come sooner than by their profiles, that is predicted, and nobody is given more time."""
         surcharge_ms = route.name.group.surcharge.ms(items)
         latency_ms = asked_ms = route.objectives.latency_ms
-        if asked_ms is not None and surcharge_ms:
+        if asked_ms is not None and surcharge_ms > 0:
             latency_ms = max(asked_ms - surcharge_ms, min(asked_ms, fastest_ms(route.ranking, items) or asked_ms))
         choice = self.policy.choose(route.ranking, latency_ms, self.instances, items)
         if choice is None or (items == 1 and not surcharge_ms):

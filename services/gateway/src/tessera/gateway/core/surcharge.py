@@ -1,5 +1,6 @@
 """What answers take beyond their queue and what the profile says of their batch: the way to the runtime and back, and a kernel that is
-slower between other work than it was in a profile. Learnt from the answers, so that what is promised holds where it is asked.
+slower between other work than it was in a profile, or faster where the machine was busier then. Learnt from the answers, so that what is
+promised holds where it is asked.
 
 By the number of items, since a request of many is longer on its way; of all variants together, so that none is passed over for what it
 took once.
@@ -30,9 +31,9 @@ class Surcharge:
 
     def note(self, items: int, beyond_ms: float, profiled_ms: float) -> None:
         """An answer took `beyond_ms` more (less than 0: less) than the profile's `profiled_ms`. By however much, it counts for no more than
-        that: one that waited for a processor says little of the next. Never below 0: a profile is of a variant by itself."""
+        that: one that waited for a processor says little of the next."""
         place = items.bit_length()
         seen = self._seen[place] = self._seen.get(place, 0) + 1
         known = self._ms.get(place, 0.0)
         change = min(max(beyond_ms - known, -profiled_ms), profiled_ms)
-        self._ms[place] = max(0.0, known + change * max(GAIN, 1 / seen))
+        self._ms[place] = known + change * max(GAIN, 1 / seen)

@@ -177,14 +177,19 @@ async def test_a_runtime_that_dies_while_it_opens_ends_its_load_and_what_waits(w
     await lost(world, "rt-ort-1")
 
 
+async def left_while_it_opens(world: Any, first: Any, runtime: Runtime, model: Any, name: str, generation: int) -> None:
+    """Whoever asked for the load goes away in the middle of it."""
+    _, loading = await early(world, runtime, model, name, generation)
+    await first.leave()
+    with pytest.raises(Unavailable):
+        await loading
+
+
 async def test_what_is_being_opened_is_adopted_with_the_rest(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     opening_as(monkeypatch, "delay(1)")
     first = await world.runtimes()
     runtime, model = await made(first), world.linear()
-    _, loading = await early(world, runtime, model, "i1", 7)
-    await first.leave()
-    with pytest.raises(Unavailable):
-        await loading
+    await left_while_it_opens(world, first, runtime, model, "i1", 7)
     second = await world.runtimes()
     (adopted,) = await second.adopt()
     assert [item.instance_id for item in adopted.hello.instances] == ["i1"]
@@ -198,10 +203,7 @@ async def test_a_load_that_takes_longer_than_a_first_word_costs_nobody_the_runti
     first = await world.runtimes()
     runtime, serving, opening = await made(first), world.linear(1), world.linear(2)
     await world.load(runtime, serving, "i1", 7)
-    _, loading = await early(world, runtime, opening, "i2", 8)
-    await first.leave()
-    with pytest.raises(Unavailable):
-        await loading
+    await left_while_it_opens(world, first, runtime, opening, "i2", 8)
     second = await world.runtimes()
     waited_for: list[Any] = []
     monkeypatch.setattr(controlled, "_log", SimpleNamespace(info=lambda event, instances, **fields: waited_for.append(instances)))
@@ -219,10 +221,7 @@ async def test_a_load_that_never_ends_costs_the_runtime_after_its_own_time(world
     opening_as(monkeypatch, "delay(600)")
     first = await world.runtimes()
     runtime, model = await made(first), world.linear()
-    _, loading = await early(world, runtime, model, "i1", 7)
-    await first.leave()
-    with pytest.raises(Unavailable):
-        await loading
+    await left_while_it_opens(world, first, runtime, model, "i1", 7)
     for maker in (process_runtimes, container_runtimes):
         monkeypatch.setattr(maker, "ADOPT_S", 2.0)
     second = await world.runtimes(load_timeout_s=0.5)

@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from tessera.domain.errors import Conflict
-from tessera.program import Stop, Tasks
+from tessera.program import Stop, Tasks, to_the_end
 
 
 async def forever() -> None:
@@ -151,3 +151,20 @@ async def test_stop_keeps_the_first_reason_and_the_first_error() -> None:
     stop.request("latest", ValueError())
     assert (stop.reason, stop.error) == ("signal SIGTERM", error)
     assert await stop.wait_for(10)
+
+
+async def test_work_side_by_side_ends_wholly_before_the_first_failure_is_raised() -> None:
+    ended: list[int] = []
+
+    async def work(number: int) -> int:
+        for _ in range(number):
+            await asyncio.sleep(0)
+        ended.append(number)
+        if number in (1, 2):
+            raise ValueError(f"work {number}")
+        return number
+
+    with pytest.raises(ValueError, match="work 2"):
+        await to_the_end(map(work, (3, 2, 1)))
+    assert ended == [1, 2, 3]
+    assert await to_the_end(map(work, (4, 0))) == [4, 0]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine, Iterable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import structlog
 
 from tessera.domain.errors import TesseraError
 from tessera.program._stop import Stop
+
+T = TypeVar("T")
 
 _log = structlog.get_logger(_logger="tessera.program")
 
@@ -69,6 +71,16 @@ class Tasks:
         await self.aclose()
         if error is None and self._failure is not None:
             raise self._failure
+
+
+async def to_the_end(work: Iterable[Awaitable[T]]) -> list[T]:
+    """Side by side, and all of it to its end, whatever comes of one. Returns the results in order; raises the first failure instead, the
+    error itself and no group of one."""
+    found = await asyncio.gather(*work, return_exceptions=True)
+    for each in found:
+        if isinstance(each, BaseException):
+            raise each
+    return [each for each in found if not isinstance(each, BaseException)]
 
 
 def log_failure(event: str, name: str, error: BaseException) -> None:

@@ -44,7 +44,7 @@ from tessera.node_agent.core.containers import (
 )
 from tessera.node_agent.core.runtimes import adoption_patience_s
 from tessera.node_agent.ports import Hello, Runtime
-from tessera.program import Tasks
+from tessera.program import Tasks, to_the_end
 from tessera.telemetry import get_logger
 
 RUN_TARGET = "/run/tessera"
@@ -147,21 +147,20 @@ class ContainerRuntimes:
     async def adopt(self) -> tuple[Runtime, ...]:
         place = await self._find_place()
         containers = adoptable(place.owner, await self._engine.containers_of(self._node_id))
-        # Side by side: each may take as long as a load does. All of them to their end, whatever comes of one.
-        reaching = [self._reach(each.runtime_id, each.container_id, ADOPT_S) for each in containers]
-        adopted: list[Runtime] = []
-        for container, found in zip(containers, await asyncio.gather(*reaching, return_exceptions=True), strict=True):
-            if isinstance(found, Unavailable):
-                _log.info("a container's runtime does not answer", runtime_id=container.runtime_id, reason=str(found))
-            elif isinstance(found, BaseException):
-                raise found
-            else:
-                adopted.append(found)
+        found = await to_the_end(self._adopt_runtime(each.runtime_id, each.container_id) for each in containers)  # each as long as a load
         await self._sweep(place)
         for folder in self._run.iterdir():
             if folder.name not in self._live and ((folder / "info.json").exists() or (folder / "control.sock").exists()):
                 await self._clear(folder)
-        return tuple(adopted)
+        return tuple(each for each in found if each is not None)
+
+    async def _adopt_runtime(self, runtime_id: RuntimeId, container_id: str) -> ContainerRuntime | None:
+        """Raises: FailedPrecondition: its process cannot be seen from here."""
+        try:
+            return await self._reach(runtime_id, container_id, ADOPT_S)
+        except Unavailable as error:
+            _log.info("a container's runtime does not answer", runtime_id=runtime_id, reason=str(error))
+            return None
 
     async def prepare(self, flavours: Iterable[str]) -> None:
         place = await self._find_place()

@@ -30,6 +30,7 @@ from tessera.node_agent.adapters.controlled import (
 from tessera.node_agent.adapters.processes import Watched, kill_listener, log_tail, spawn_detached
 from tessera.node_agent.core.runtimes import adoption_patience_s
 from tessera.node_agent.ports import Hello, Runtime
+from tessera.program import to_the_end
 from tessera.runtime.control import Message
 from tessera.telemetry import get_logger
 
@@ -123,16 +124,12 @@ class ProcessRuntimes:
 
     async def adopt(self) -> tuple[Runtime, ...]:
         folders = [each for each in sorted(self._folder.iterdir()) if (each / "info.json").exists() or (each / "control.sock").exists()]
-        # Side by side: each may take as long as a load does. All of them to their end, whatever comes of one.
-        found = await asyncio.gather(*map(self._adopt_runtime, folders), return_exceptions=True)
-        for each in found:
-            if isinstance(each, BaseException):
-                raise each
+        found = await to_the_end(map(self._adopt_runtime, folders))  # each may take as long as a load does
         for flavour in self._flavours:
             zygote = await self._adopt_zygote(flavour)
             if zygote is not None:
                 self._zygotes[flavour] = zygote
-        return tuple(each for each in found if isinstance(each, ProcessRuntime))
+        return tuple(each for each in found if each is not None)
 
     async def _adopt_runtime(self, folder: Path) -> ProcessRuntime | None:
         """Raises: FailedPrecondition: its process cannot be seen from here, or it belongs to another trust domain."""

@@ -13,6 +13,7 @@ from tessera.node_agent.core.status import NodeIdentity, record_of
 from tessera.node_agent.core.table import Instance, InstanceTable, accepted
 from tessera.node_agent.loops.domain import Domain, Domains
 from tessera.node_agent.ports import HeldInstance, Hello, Notes, Records
+from tessera.program import to_the_end
 from tessera.telemetry import get_logger
 
 LOOK_BACK_S = 3.0
@@ -37,10 +38,7 @@ class Adoption:
     async def adopt(self) -> None:
         """Takes over the runtimes that live from before: their holds first, then their instances with the generations they have. Nothing
         is fetched or reclaimed before this has returned."""
-        # Side by side: each may have to wait for loads. All of them to their end, whatever comes of one.
-        for found in await asyncio.gather(*map(self._adopt, self._domains), return_exceptions=True):
-            if found is not None:
-                raise found
+        await to_the_end(map(self._adopt, self._domains))  # each may have to wait for loads
         self._notes.keep(member.runtime_id for domain in self._domains for member in domain.fleet.members)
 
     async def _adopt(self, domain: Domain) -> None:

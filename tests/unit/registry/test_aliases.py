@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 from registry_world import DOMAIN, Registry, tensor
 
+from tessera.coord import keys
+from tessera.coord.interface import ModRevisionIs, Put
+from tessera.coord.records import decode, encode
 from tessera.domain.accuracy import Agreement
 from tessera.domain.errors import AlreadyExists, Conflict, FailedPrecondition, InvalidInput, ModelNotFound, NotFound, VersionNotFound
-from tessera.domain.ids import ModelName, VersionNumber
-from tessera.domain.records import AliasRecord
+from tessera.domain.ids import ModelName, VersionKey, VersionNumber
+from tessera.domain.records import AliasRecord, VariantRecord, VariantState
 from tessera.registry.core.aliases import MOST_STEPS, gone_back, moved
 from tessera.registry.core.promotion import Guard
 from tessera.registry.core.source import Demands
@@ -162,6 +165,31 @@ async def test_what_followed_the_newest_is_compared_and_remembered_by_its_number
     assert (await registry.aliases.roll_back(DOMAIN, ALIAS)).version == 2
     with pytest.raises(FailedPrecondition, match=r"from m@2: of what it named before \(m@2\) nothing else is there"):
         await registry.aliases.roll_back(DOMAIN, ALIAS)
+
+
+async def unready(registry: Registry, version: VersionNumber) -> None:
+    """Every variant of that version of `m` has failed."""
+    for item in (await registry.coordinator.list(keys.variants_of(VersionKey(DOMAIN, M, version)))).items:
+        record = replace(decode(VariantRecord, item.value), state=VariantState.FAILED, reason="test")
+        await registry.coordinator.transact([ModRevisionIs(item.key, item.mod_revision)], [Put(item.key, encode(record))])
+
+
+async def test_what_it_follows_is_the_version_that_answers(registry: Registry) -> None:
+    await scored(registry, 0.9, 0.95, 0.99)
+    await unready(registry, V3)
+    await registry.aliases.set(DOMAIN, ALIAS, M, None)
+    with pytest.raises(FailedPrecondition, match=r"m@3 does not replace m@2 .* none of m@3 is ready"):
+        await promote(registry, None)
+    pinned = await promote(registry, 2)
+    assert (pinned.alias.version, pinned.comparisons, steps(pinned.alias)) == (2, (), []), "it is what it named"
+
+
+async def test_the_way_back_from_a_version_leads_to_the_one_that_answered(registry: Registry) -> None:
+    await scored(registry, 0.9, 0.95, 0.99)
+    await unready(registry, V3)
+    await registry.aliases.set(DOMAIN, ALIAS, M, None)
+    await registry.aliases.set(DOMAIN, ALIAS, M, V1)
+    assert (await registry.aliases.roll_back(DOMAIN, ALIAS)).version == 2
 
 
 async def test_without_an_evaluation_set_only_force_moves_it(registry: Registry) -> None:

@@ -15,32 +15,32 @@ MOST_STEPS = 16
 Place = tuple[ModelName, VersionNumber]
 
 
-def place(record: AliasRecord, newest: VersionNumber) -> Place:
-    """The version that an alias stands for while its model's newest is `newest`."""
-    return record.model, record.version or newest
+def place(record: AliasRecord, answering: VersionNumber) -> Place:
+    """The version that an alias stands for while `answering` is the one of its model that answers for the name."""
+    return record.model, record.version or answering
 
 
-def moved(found: AliasRecord | None, newest: VersionNumber, named: AliasRecord) -> AliasRecord:
-    """`found` once it names what `named` does; `newest` of the model that it stood for until now. The version that it leaves is
-    remembered by its number, also where it followed the newest."""
+def moved(found: AliasRecord | None, answering: VersionNumber, named: AliasRecord) -> AliasRecord:
+    """`found` once it names what `named` does; `answering` of the model that it stood for until now. The version that it leaves is
+    remembered by its number, also where it followed its model."""
     if found is None:
         return named
     if (found.model, found.version) == (named.model, named.version):
         return found
-    left = place(found, newest)
+    left = place(found, answering)
     if left == (named.model, named.version):
         return replace(named, before=found.before)
     step = AliasStep(*left, found.since_unix_s, found.reason)
     return replace(named, before=(*found.before, step)[-MOST_STEPS:])
 
 
-def gone_back(found: AliasRecord, newest: VersionNumber, there: Set[Place], now_unix_s: float) -> AliasRecord:
+def gone_back(found: AliasRecord, answering: VersionNumber, there: Set[Place], now_unix_s: float) -> AliasRecord:
     """The alias once it names again what it named before; steps whose version is not `there` any more are passed over.
 
     Raises:
         FailedPrecondition: nothing is left to go back to.
     """
-    left = place(found, newest)
+    left = place(found, answering)
     reached = [at for at, step in enumerate(found.before) if (step.model, step.version) in there - {left}]
     if not reached:
         known = ", ".join(f"{step.model}@{step.version}" for step in found.before)

@@ -14,6 +14,7 @@ from tessera.coord.records import encode
 from tessera.domain.errors import AlreadyExists, Conflict, FailedPrecondition, InvalidInput, ModelNotFound, NotFound, VersionNotFound
 from tessera.domain.ids import ModelName, TrustDomain, VersionKey, VersionNumber
 from tessera.domain.records import AliasRecord, ModelRecord, NodeRecord, ProfileRecord, VariantRecord, VersionRecord
+from tessera.policy.variant.answering import answering_version
 from tessera.registry.core.aliases import Place, gone_back, moved, place
 from tessera.registry.core.promotion import Comparison, Guard, Measured, check_promotable, compare, refusals
 
@@ -41,16 +42,13 @@ class _Target:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """An alias as it was read (None: there is none), and the model that it stands for."""
+    """An alias as it was read (None: there is none), the model that it stands for, and which version of that answers for its name."""
 
     record: AliasRecord | None
     revision: int
     claim_revision: int
     of: _Target | None
-
-    @property
-    def newest(self) -> VersionNumber:
-        return VersionNumber(0) if self.of is None else self.of.model.latest
+    answering: VersionNumber
 
 
 class Aliases:
@@ -72,7 +70,7 @@ class Aliases:
                 await self._version(VersionKey(domain, name, version))
             named = AliasRecord(alias, domain, name, version, self._clock.wall_s(), "set")
             try:
-                await self._write(moved(seen.record, seen.newest, named), seen, target)
+                await self._write(moved(seen.record, seen.answering, named), seen, target)
             except Conflict:
                 continue
             return
@@ -81,7 +79,7 @@ class Aliases:
     async def promote(
         self, domain: TrustDomain, alias: ModelName, name: ModelName, version: VersionNumber | None, guard: Guard, *, force: bool
     ) -> Promotion:
-        """Points an alias at a version (None: what is the newest now) that is not worse than the one it names; a new alias names none.
+        """Points an alias at a version (None: the model's latest) that is not worse than the one it names; a new alias names none.
 
         A lost race is decided anew, against what the alias names then. Done again after a lost answer it changes nothing.
 
@@ -98,14 +96,14 @@ class Aliases:
             if seen.record is not None and seen.of is not None:
                 if (seen.record.model, seen.record.version) == (name, number):
                     return Promotion(seen.record, unchanged=True)
-                current = await self._measured(seen.of.model, place(seen.record, seen.newest)[1])
+                current = await self._measured(seen.of.model, place(seen.record, seen.answering)[1])
             if current.key != candidate.key:
                 comparisons = compare(candidate, current, await self._records(keys.nodes(domain), NodeRecord), guard)
             if not force:
                 check_promotable(alias, candidate, current, comparisons)
             worse = refusals(comparisons)
             named = AliasRecord(alias, domain, name, number, self._clock.wall_s(), f"forced: {worse}" if worse else "promoted")
-            record = moved(seen.record, seen.newest, named)
+            record = moved(seen.record, seen.answering, named)
             await failpoint.async_hit("registry.before_promotion")
             try:
                 await self._write(record, seen, target)
@@ -137,7 +135,7 @@ class Aliases:
                 if (found := await self._model(domain, name)) is not None:
                     targets[name] = found
                     there |= {(name, version.version) for version in await self._versions(domain, name)}
-            record = gone_back(seen.record, seen.newest, there, self._clock.wall_s())
+            record = gone_back(seen.record, seen.answering, there, self._clock.wall_s())
             try:
                 await self._write(record, seen, targets[record.model])
             except Conflict:
@@ -172,7 +170,14 @@ class Aliases:
             raise AlreadyExists(f"{alias!r} is a model: an alias needs a name of its own")
         record, revision = await read_record(self._coordinator, AliasRecord, keys.alias(domain, alias))
         of = await self._model(domain, record.model) if record is not None else None
-        return _Seen(record, revision, claim.mod_revision if claim is not None else 0, of)
+        answering = VersionNumber(0) if of is None else await self._answering(of.model)
+        return _Seen(record, revision, claim.mod_revision if claim is not None else 0, of, answering)
+
+    async def _answering(self, model: ModelRecord) -> VersionNumber:
+        domain = model.trust_domain
+        versions = [each.version for each in await self._versions(domain, model.name)]
+        variants = await self._records(f"{keys.variants(domain)}{model.name}/", VariantRecord)
+        return answering_version(model, versions, variants, await self._records(keys.nodes(domain), NodeRecord))
 
     async def _model(self, domain: TrustDomain, name: ModelName) -> _Target | None:
         model, revision = await read_record(self._coordinator, ModelRecord, keys.model(domain, name))

@@ -10,7 +10,8 @@ DISTRIBUTIONS := proto/python pkg runtime sdk cli $(addprefix services/,gateway 
 SOURCES := pkg runtime sdk cli services backends tests benchmarks examples deploy proto/generate.py
 STAMP := $(VENV)/.tessera-setup
 PYTEST := $(BIN)/python -m pytest -q
-# Tests that share nothing run in several processes, a module in one; end-to-end tests have a platform each and the machine to themselves.
+# Tests that share nothing run in several processes, a module in one (conformance: see its conftest.py); end-to-end tests have a platform each
+# and the machine to themselves.
 JOBS ?= 2
 PARALLEL := -n $(JOBS) --dist loadfile
 # One line for all runs of pytest: how many tests were left out, and why (tests/conftest.py).
@@ -66,7 +67,7 @@ golden: setup ## re-write the golden files; review the difference
 	@TESSERA_WRITE_GOLDEN=1 $(PYTEST) tests/golden && git diff --stat tests/golden
 
 conformance: setup ## one suite per interface, over every implementation
-	@$(PYTEST) $(PARALLEL) tests/conformance
+	@$(PYTEST) -n $(JOBS) --dist loadgroup tests/conformance
 
 check: ## the quick half: format, lint, types, contracts, stubs, unit, conformance
 	@start=$$SECONDS; for part in proto-check lint types contracts unit conformance; do \

@@ -10,7 +10,16 @@ import pytest
 from loops_world import REQUEST, Parts, virtually
 
 from tessera.api.open_inference.inference_pb2 import InferParameter, ModelInferRequest
-from tessera.domain.errors import DeadlineExceeded, Internal, InvalidInput, ResourceExhausted, StaleTerm, TesseraError, Unavailable
+from tessera.domain.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    Internal,
+    InvalidInput,
+    ResourceExhausted,
+    StaleTerm,
+    TesseraError,
+    Unavailable,
+)
 from tessera.domain.ids import Generation, InstanceId, RuntimeId
 from tessera.frames import FrameResponse, RequestHeader
 from tessera.frames.head import MAX_HEAD_NAME_BYTES
@@ -271,6 +280,28 @@ def test_a_request_of_two_items_is_predicted_and_counted_as_two() -> None:
         assert seen == [2, 1]
         assert slot.in_flight == 0
         assert [decision.predicted_ms for decision in parts.decisions._last] == [3.0, 2.0]
+
+    virtually(test)
+
+
+def test_one_slow_answer_has_no_strict_request_refused_for_ever() -> None:
+    async def test(parts: Parts) -> None:
+        parts.catalogue.put("i", an_instance(variant=a_variant().key))
+        parts.catalogue.put("p", replace(a_profile(), variant=a_variant().key, profile_class=a_node().profile_class))
+        strict = REQUEST + encode_parameters({"latency_ms": 3.0, "strict": True})
+        parts.links.link.delay_s = 0.02
+        await parts.inference.infer(strict)
+        parts.links.link.delay_s = 0.001
+        refused = 0
+        for _ in range(20):
+            try:
+                await parts.inference.infer(strict)
+            except FailedPrecondition:
+                refused += 1
+        assert 0 < refused < 10
+        assert parts.decisions._last[-1].outcome == "ok"
+        with pytest.raises(FailedPrecondition, match="misses latency_ms by"):
+            await parts.inference.infer(REQUEST + encode_parameters({"latency_ms": 0.5, "strict": True}))
 
     virtually(test)
 

@@ -44,6 +44,23 @@ def test_answers_sooner_than_the_profile_count_and_are_soon_forgotten() -> None:
     assert found.ms(1) == pytest.approx(3.0, rel=0.05)
 
 
+def test_what_a_slow_sibling_taught_is_taken_back_by_quick_answers() -> None:
+    found = learnt(*[60.0] * 40, profiled_ms=200.0)
+    for _ in range(32):
+        found.note(1, 0.0, 2.0)
+    assert found.ms(1) < 1.0
+
+
+def test_it_wears_off_where_requests_are_refused_for_it() -> None:
+    found = learnt(8.0)
+    found.doubt(6)
+    assert (found.ms(1), found.ms(6)) == (7.0, 7.0)
+    sooner = learnt(-2.0)
+    sooner.doubt(1)
+    assert sooner.ms(1) == -2.0
+    Surcharge().doubt(1)
+
+
 def test_a_request_of_many_items_has_its_own_and_takes_the_next_smaller_until_then() -> None:
     found = learnt(2.0)
     found.note(8, 9.0, 50.0)

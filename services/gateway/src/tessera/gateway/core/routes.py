@@ -55,6 +55,11 @@ class Route:
         """By how much the choice misses the objectives, in words; "" where it meets them, or none were given."""
         return words(misses(self.objectives, choice.candidate, choice.predicted_ms))
 
+    def refused_for(self, choice: Choice) -> None:
+        """A strict request was, since the choice misses something. Where that is by the surcharge alone, the surcharge wears off."""
+        if not misses(self.objectives, choice.candidate, choice.expected_ms):
+            self.name.group.surcharge.doubt(choice.items)
+
     def to_start(self, choice: Choice) -> list[VariantKey]:
         """What the scheduler may start instead of the choice, the choice first: others that meet what the choice meets."""
         chosen, items = choice.candidate, choice.items

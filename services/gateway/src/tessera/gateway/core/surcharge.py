@@ -22,18 +22,25 @@ class Surcharge:
         self._seen: dict[int, int] = {}
 
     def ms(self, items: int) -> float:
-        place = items.bit_length()
-        found = self._ms.get(place)
-        while found is None and place > 1:
-            place -= 1
-            found = self._ms.get(place)
-        return found or 0.0
+        return self._ms.get(self._place(items), 0.0)
 
     def note(self, items: int, beyond_ms: float, profiled_ms: float) -> None:
-        """An answer took `beyond_ms` more (less than 0: less) than the profile's `profiled_ms`. By however much, it counts for no more than
-        that: one that waited for a processor says little of the next."""
+        """An answer took `beyond_ms` more (less than 0: less) than the profile's `profiled_ms`. However much more, it counts for no more
+        than that: one that waited for a processor says little of the next. One that came sooner than was known counts as it is."""
         place = items.bit_length()
         seen = self._seen[place] = self._seen.get(place, 0) + 1
         known = self._ms.get(place, 0.0)
-        change = min(max(beyond_ms - known, -profiled_ms), profiled_ms)
-        self._ms[place] = known + change * max(GAIN, 1 / seen)
+        self._ms[place] = known + min(beyond_ms - known, profiled_ms) * max(GAIN, 1 / seen)
+
+    def doubt(self, items: int) -> None:
+        """A request was refused for this alone. Refusals teach nothing: it wears off, until one is answered and counts again."""
+        place = self._place(items)
+        if self._ms.get(place, 0.0) > 0:
+            self._ms[place] *= 1 - GAIN
+
+    def _place(self, items: int) -> int:
+        """The power of two whose answers tell of so many items."""
+        place = items.bit_length()
+        while place > 1 and place not in self._ms:
+            place -= 1
+        return place

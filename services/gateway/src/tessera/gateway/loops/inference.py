@@ -226,6 +226,7 @@ class Inference:
         """Notes what the choice is expected to miss. Raises: FailedPrecondition: it misses something, and the request is strict."""
         decision.missed = route.missed(choice)
         if decision.missed and route.objectives.strict:
+            route.refused_for(choice)
             raise FailedPrecondition(
                 f"nothing that answers for {route.name.shown} meets the objectives now; the closest is {choice.candidate.key}, "
                 f"which misses {decision.missed}"

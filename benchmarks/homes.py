@@ -32,7 +32,7 @@ COSTS = MetaCosts(
 """As fitted there: bytes cost nothing, since weights are mapped."""
 KEEP_ALIVE_S = 600.0
 IDLE_AFTER_S = 60.0
-"""Who has been idle for so long is a donor: the example in Optimus (papers section 2)."""
+"""Who has been idle for so long is a donor: the example in Optimus."""
 PATHS = ("warm", "transform", "bind", "fetch")
 
 

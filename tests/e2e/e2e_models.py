@@ -100,7 +100,7 @@ def bert(builder: Callable[..., Any], seed: int, arguments: dict[str, Any]) -> A
 
 
 def agrees(found: np.ndarray, eager: np.ndarray) -> bool:
-    """Design, section 5.6."""
+    """Within 1e-4 of the largest value (or of 1, if that is more): docs/states/variant.md."""
     return found.shape == eager.shape and float(np.abs(found - eager).max()) <= 1e-4 * max(1.0, float(np.abs(eager).max()))
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 EXACT_ERROR = 1e-4
-"""A variant agrees with the registered model when `max|a-b| <= 1e-4 * max(1, max|b|)` for every output (design section 5.6)."""
+"""A variant agrees with the registered model when `max|a-b| <= 1e-4 * max(1, max|b|)` for every output."""
 DEFAULT_ALLOWANCE = 0.01
 """One point: what a lossy variant may lose and still be offered without being named."""
 MIN_CALIBRATION_SAMPLES = 8

@@ -13,7 +13,7 @@ from tessera.domain.ids import BuildClass, Digest
 from tessera.domain.signature import Signature
 
 PACK_THRESHOLD_BYTES = 4096
-"""Tensors shorter than this travel in the pack (design section 5.3: 'under a page or so')."""
+"""Tensors shorter than this travel in the pack (docs/adr/0003)."""
 
 PACK_ALIGNMENT_BYTES = 64
 

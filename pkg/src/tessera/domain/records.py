@@ -29,7 +29,7 @@ from tessera.domain.transformation import MetaOperator
 
 
 class LoadState(StrEnum):
-    """Of a variant or an instance (INFaaS, papers section 3): loaded nowhere; below its peak; at its peak; slowed down by neighbours."""
+    """Of a variant or an instance (INFaaS, ATC'21): loaded nowhere; below its peak; at its peak; slowed down by neighbours."""
 
     INACTIVE = "inactive"
     ACTIVE = "active"
@@ -71,7 +71,7 @@ class ModelRecord:
     highest: VersionNumber = VersionNumber(0)
     """The largest number ever given; `latest` goes back when versions are deleted, numbers are never used again."""
     lossy: bool = False
-    """Plain requests may get a lossy variant that is offered (design section 5.6)."""
+    """Plain requests may get a lossy variant that is offered."""
 
 
 @dataclass(frozen=True, slots=True)

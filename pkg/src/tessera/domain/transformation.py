@@ -1,4 +1,4 @@
-"""A plan that turns an instance's program into another one, and its meta-operators (Optimus, EuroSys'24, papers section 2).
+"""A plan that turns an instance's program into another one, and its meta-operators (Optimus, EuroSys'24).
 
 In the order in which they are carried out: every Reduce; then, from the target's first operation to its last, Replace, Reshape and Add;
 then every Edge. An operation that needs none of them stays as it is, at another place perhaps.

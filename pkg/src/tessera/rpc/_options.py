@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-"""The largest message (design section 4)."""
+"""The largest message."""
 
 MESSAGE_OVERHEAD_BYTES = 64 * 1024
 """What a message may have above that: names and parameters beside 64 MiB of tensor."""

@@ -11,7 +11,7 @@ from tessera.domain.errors import FailedPrecondition, InvalidInput
 
 DEFAULT_ENDPOINT = "127.0.0.1:8001"
 ADMIN_OFFSET = 2
-"""The admin port is two above the gRPC port (design section 2)."""
+"""The admin port is two above the gRPC port."""
 
 
 @dataclass(frozen=True)

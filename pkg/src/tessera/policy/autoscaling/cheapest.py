@@ -1,6 +1,6 @@
 """The cheapest set of instances that answers the load with its headroom: an exact search over all mixtures of kinds.
 
-The published program (papers: INFaaS, Case II) without its solver: a model has few kinds, and the cost of the rest by the best ratio of
+The published program (INFaaS, Case II) without its solver: a model has few kinds, and the cost of the rest by the best ratio of
 cost to items bounds the search. What starts in milliseconds is not held: capacity goes after its own load time and `LEAST_S`, not after
 ten ticks. A change that saves less than `WORTH` of the cost is not made. Ties end in the kinds' order.
 """

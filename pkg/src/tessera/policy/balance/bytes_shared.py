@@ -1,6 +1,6 @@
 """To the node that has most of the model's bytes, held or needed by models whose home it is: the largest models first.
 
-TETRIS places an instance so (papers section 1), by the union of what is there as Tessera's placement counts it. Only nodes with room are
+TETRIS (ATC'22) places an instance so, by the union of what is there as Tessera's placement counts it. Only nodes with room are
 looked at. Ties: whoever is filled least, then the node's id.
 """
 

@@ -1,4 +1,4 @@
-"""Models of similar structure and complementary demand share a node (Optimus, EuroSys'24, papers section 2): k-medoids, k the nodes.
+"""Models of similar structure and complementary demand share a node (Optimus, EuroSys'24): k-medoids, k the nodes.
 
 d(A, B) = edit_weight * edit(A, B) / max_edit + demand_weight * (1 + correlation) / 2. The published distance combines the same two; its
 weights and its normalisation are not known, these are ours. A model goes to the nearest medoid whose node has room, those that are nearest

@@ -3,7 +3,7 @@
 What makes who waits late comes after what does not, whatever it is worth; where all are late, worth alone decides.
 
 A transformation costs what it takes, and what the donor's model takes when it is asked again, as often as that is expected: the published
-safeguard (never slower than the best other path) with the donor's side in it (papers section 2). Its own time is what is promised.
+safeguard of Optimus (never slower than the best other path) with the donor's side in it. Its own time is what is promised.
 
 An instance serves long after its start, so the gateway's order (by objective and profile) is worth `order_ms` per place: the
 second candidate wins only when it is ready that much sooner. Among equals the node with more of the bytes, then the less loaded,

@@ -1,7 +1,7 @@
 """What meta-operators take on a node class, in a dialect: a line each, by the operator's kind where that was measured.
 
 Lines are fitted to transformations that the profiler asked for, and follow what later ones took (`fitting`); Optimus profiles the same
-offline and gives no form for it (papers section 2), so these forms are ours.
+offline and gives no form for it, so these forms are ours.
 """
 
 from __future__ import annotations

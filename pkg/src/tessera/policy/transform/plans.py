@@ -1,6 +1,6 @@
 """Plans between many graphs, of which few are ever made: keyed by graph, so that all models fine-tuned from one architecture share them.
 
-Optimus plans a new model against every other one (papers section 2). Here a graph is planned, by the group planner and only for what it
+Optimus plans a new model against every other one. Here a graph is planned, by the group planner and only for what it
 costs, to and from a few *landmarks*: the medoids of the graphs, and the empty graph. Of any pair there is an *estimate* from those, and the
 whole plan is made when it is asked for. Weights all count as new: which of them an instance has is known where it runs.
 """

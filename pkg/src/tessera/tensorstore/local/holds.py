@@ -1,4 +1,4 @@
-"""Who holds what. A hold lives as long as its holder's process; the node agent ends it (design section 6, TETRIS)."""
+"""Who holds what. A hold lives as long as its holder's process; the node agent ends it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Carries data frames between TCP and the runtimes' Unix sockets. A small process of its own, so that requests go on while the agent
-is away (design section 2).
+is away.
 
 It reads one frame, the HELLO, whose target names the runtime; from then on it moves bytes both ways and looks at none of them. A slow
 reader on one side pauses reading on the other. It ends on SIGTERM, when its run folder is gone, or when for `orphan_s` there was

@@ -215,7 +215,7 @@ Global___InstanceEndpoint: _TypeAlias = InstanceEndpoint  # noqa: Y015
 
 @_typing.final
 class Term(_message.Message):
-    """The scheduler leader's fencing token (design section 1, "term")."""
+    """The scheduler leader's fencing token (docs/nomenclature.md, "term")."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

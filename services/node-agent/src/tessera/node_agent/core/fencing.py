@@ -1,4 +1,4 @@
-"""Fencing by the scheduler leader's term: an older leader is never obeyed (design section 3).
+"""Fencing by the scheduler leader's term: an older leader is never obeyed.
 
 The newest term seen outlives the agent in a file; this module only compares. A term of another etcd cluster counts as newer: the
 old cluster is gone.

@@ -1,7 +1,7 @@
 """Which runtime gets an instance, and how many warm ones wait.
 
-Packed, not spread: instances of a trust domain share a process until it would come near its limit of mappings or of instances
-(design section 5.4). A variant that crashed a runtime gets one of its own.
+Packed, not spread: instances of a trust domain share a process until it would come near its limit of mappings or of instances.
+A variant that crashed a runtime gets one of its own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Does a build answer as the model does? `max|a-b| <= 1e-4 * max(1, max|b|)` on two batch sizes and two lengths (design section 5.6)."""
+"""Does a build answer as the model does? `max|a-b| <= 1e-4 * max(1, max|b|)` on two batch sizes and two lengths."""
 
 from __future__ import annotations
 

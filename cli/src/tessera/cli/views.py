@@ -98,7 +98,7 @@ def model(info: types.ModelInfo) -> Plain:
 
 
 def alias(found: types.AliasInfo) -> Plain:
-    """`version` None: it follows the newest."""
+    """`version` None: it follows the model."""
     return {
         "alias": found.alias,
         "model": found.model,

@@ -154,7 +154,7 @@ class AliasStep:
 
 @dataclass(frozen=True, slots=True)
 class AliasRecord:
-    """Another name for a model. `version` None follows the newest. Writer: registry.
+    """Another name for a model. `version` None follows the model: its answering version. Writer: registry.
 
     `since_unix_s`, `reason`: when and why it came to name this. `before`: what it named until then, oldest first, bounded.
     """

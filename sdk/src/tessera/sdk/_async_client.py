@@ -237,7 +237,7 @@ class AsyncClient:
         return list((await self._registry.StopVariants(request)).stopped)
 
     async def set_alias(self, alias: str, model: str, version: int | None = None) -> None:
-        """Points an alias at a model (its newest version, whichever that is) or at one version; moves atomically."""
+        """Points an alias at a model (whichever version of it answers) or at one version; moves atomically."""
         request = registry_pb2.SetAliasRequest(trust_domain=self.trust_domain, alias=alias, model=model, version=version or 0)
         await self._registry.SetAlias(request)
 

@@ -23,7 +23,7 @@ def _figure(value: float | None) -> str:
 
 def set_alias(
     alias: Annotated[str, typer.Argument(help="the other name")],
-    target: Annotated[str | None, typer.Argument(help="MODEL (its newest version) or MODEL@VERSION")] = None,
+    target: Annotated[str | None, typer.Argument(help="MODEL (whichever version of it answers) or MODEL@VERSION")] = None,
     delete: Annotated[bool, typer.Option("--delete", help="remove the alias")] = False,
     endpoint: EndpointOption = None,
     state: StateOption = None,

@@ -174,7 +174,7 @@ def _agreement(variant: types.VariantInfo) -> str:
 
 
 def _named(alias: types.AliasInfo) -> str:
-    return f"{alias.alias} (@{alias.version})" if alias.version else f"{alias.alias} (newest)"
+    return f"{alias.alias} (@{alias.version})" if alias.version else f"{alias.alias} (follows)"
 
 
 @model.command("list")

@@ -614,7 +614,7 @@ class AliasInfo(_message.Message):
     alias: _builtins.str
     model: _builtins.str
     version: _builtins.int
-    """0 = always the newest"""
+    """0 = it follows the model: its answering version"""
     since_unix_s: _builtins.float
     reason: _builtins.str
     """"set", "promoted", "forced: ...", "back from MODEL@VERSION" """
@@ -813,7 +813,7 @@ class SetAliasRequest(_message.Message):
     alias: _builtins.str
     model: _builtins.str
     version: _builtins.int
-    """0 = always the newest"""
+    """0 = it follows the model: its answering version"""
     def __init__(
         self,
         *,
@@ -1162,7 +1162,7 @@ class ShowPlanRequest(_message.Message):
     PROFILE_CLASS_FIELD_NUMBER: _builtins.int
     trust_domain: _builtins.str
     source: _builtins.str
-    """MODEL, MODEL@VERSION or MODEL@VERSION/VARIANT; an alias too; the newest version, and aten-fp32"""
+    """MODEL, MODEL@VERSION or MODEL@VERSION/VARIANT; an alias too; where none is named, the answering version and aten-fp32"""
     target: _builtins.str
     planner: _builtins.str
     """"group", "munkres" or "tessera" (default)"""

@@ -11,7 +11,7 @@ from tessera.domain.records import AliasRecord, VariantRecord, VersionRecord
 
 
 def check_deletable(model: ModelName, delete: Set[VersionNumber], remaining: Set[VersionNumber], aliases: Iterable[AliasRecord]) -> None:
-    """An alias keeps the version it names; one that follows the newest keeps the last version.
+    """An alias keeps the version it names; one that follows the model keeps the last version.
 
     Raises:
         FailedPrecondition: names the aliases.

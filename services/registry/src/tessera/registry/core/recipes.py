@@ -18,7 +18,7 @@ ORT = VariantName("ort-fp32")
 IDENTITY = VariantName("identity-any")
 
 BASE = (ATEN, ORT)
-"""Every version has them; a registration that waits for its variants waits for these."""
+"""Every version has them (of an ONNX file `ORT` alone); a registration that waits for its variants waits for these."""
 
 GROUP = "tessera.recipes"
 """Entry points of other packages' recipes."""

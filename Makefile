@@ -33,7 +33,7 @@ $(STAMP): Makefile constraints.txt requirements-dev.txt $(addsuffix /pyproject.t
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not on PATH; set PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(SAY) "setup 1/4: virtual environment in $(VENV)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(SAY) "setup 2/4: torch (CPU build; the largest download)"
+	@$(SAY) "setup 2/4: torch (the largest download; which build, your package index decides)"
 	@$(BIN)/pip install -q $$(grep -E '^torch==' constraints.txt) 2> >(grep -v -E '^WARNING' >&2)
 	@$(SAY) "setup 3/4: libraries pinned in constraints.txt"
 	@$(BIN)/pip install -q -c constraints.txt -r requirements-dev.txt 2> >(grep -v -E '^WARNING' >&2)
@@ -117,6 +117,6 @@ soak: setup ## random requests, stops, evictions and kills, all checked: make so
 news: setup ## print the next release's changes as they stand (newsfragments/)
 	@$(BIN)/towncrier build --draft --version Unreleased
 
-clean: ## remove .venv, the demo's state and caches
+clean: ## remove the environments, the wheelhouse, the demo's state, benchmarks' results and caches
 	@rm -rf $(VENV) .venv-protobuf7 .demo .wheelhouse .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache benchmarks/results
 	@find . -name __pycache__ -prune -exec rm -rf {} + -o -name '*.egg-info' -prune -exec rm -rf {} +

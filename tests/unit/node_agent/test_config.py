@@ -49,6 +49,7 @@ def test_a_domains_user_is_its_own_and_always_the_same(tmp_path: Path) -> None:
         ({"stores": [{**ALPHA, "folder": "/s"}, {**BETA, "folder": "/s"}]}, ["folder /s is of 'alpha' and of 'beta': one store each"]),
         ({"stores": [{**ALPHA, "user": 7}, {**BETA, "user": 7}]}, ["'alpha' and 'beta' would run as user 7"]),
         ({"store_budget_bytes": 1}, ["store_budget_bytes"]),
+        ({"reclaim_policy": "mru"}, ["reclaim_policy", "mru", "one of keep-alive, lru, shared-cost"]),
         ({"run_folder": "/" + "r" * MAX_RUN_FOLDER_CHARS}, ["run_folder", f"at most {MAX_RUN_FOLDER_CHARS}"]),
     ],
 )
@@ -56,3 +57,8 @@ def test_what_is_wrong_is_named(tmp_path: Path, settings: dict[str, Any], words:
     with pytest.raises(InvalidInput) as caught:
         load(tmp_path, **settings)
     assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)
+
+
+def test_a_reclaim_policy_of_another_package_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tessera.plugins._plugins.plugins", lambda group: {"oldest": lambda keep_alive_s: object()})
+    assert load(tmp_path, reclaim_policy="oldest").reclaim_policy == "oldest"

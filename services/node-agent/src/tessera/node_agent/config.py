@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tessera.config import ServiceConfig
+from tessera.domain.errors import TesseraError
 from tessera.domain.ids import TrustDomain, domain_tag
-from tessera.policy.reclaim.registry import POLICIES
+from tessera.policy.reclaim.registry import make
 from tessera.tensorstore.mount import HugePages
 
 MAX_RUN_FOLDER_CHARS = 54
@@ -190,8 +191,10 @@ class NodeAgentConfig(ServiceConfig):
     @field_validator("reclaim_policy")
     @classmethod
     def _known(cls, name: str) -> str:
-        if name not in POLICIES:
-            raise ValueError(f"{name!r} is no reclaim policy: one of {', '.join(sorted(POLICIES))}")
+        try:
+            make(name, 0.0)
+        except TesseraError as error:
+            raise ValueError(error.message) from error
         return name
 
     @model_validator(mode="after")

@@ -107,8 +107,8 @@ compose-demo: setup ## what demo does, against the cluster of compose-up
 compose-down: setup ## take the cluster away, data and all; fails when something of it is left
 	@$(BIN)/python -m deploy.compose down $(COMPOSE)
 
-bench: setup ## one benchmark: make bench NAME=start|memory|density|gateway|packing|reclaim|fetch|hugepages|autoscaling|decision|picking|variants|modelless|transform|balance|startpaths
-	@test -n "$(NAME)" || { echo "NAME is missing: make bench NAME=start|memory|density|gateway|packing|reclaim|fetch|hugepages|autoscaling|decision|picking|variants|modelless|transform|balance|startpaths" >&2; exit 2; }
+bench: setup ## one benchmark: make bench NAME=start|memory|density|gateway|packing|reclaim|fetch|hugepages|autoscaling|decision|picking|variants|modelless|transform|balance|twonodes|startpaths
+	@test -n "$(NAME)" || { echo "NAME is missing: make bench NAME=start|memory|density|gateway|packing|reclaim|fetch|hugepages|autoscaling|decision|picking|variants|modelless|transform|balance|twonodes|startpaths" >&2; exit 2; }
 	@$(BIN)/python -m benchmarks.$(NAME)
 
 soak: setup ## random requests, stops, evictions and kills, all checked: make soak MINUTES=30 [SEED=1] [KILLS=1]; or models that become each other: TRANSFORMATIONS=2000

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tessera import failpoint
 from tessera.coord import keys
 from tessera.coord.interface import Delete, ModRevisionIs, Put
 from tessera.coord.records import decode, encode
@@ -165,6 +166,31 @@ class World:
             for view in runner.views:
                 tasks.start("view", view.run())
             yield tasks.start("runner", runner.run())
+
+    async def cut_off(self, point: str, wanted: Submission) -> BatchRecord:
+        """Submits a job and works on it up to a failpoint, where it ends without a word to etcd, as a kill does."""
+        reached = asyncio.Event()
+        real = failpoint.async_hit
+
+        async def cut(name: str) -> None:
+            if name == point:
+                reached.set()
+                await asyncio.Event().wait()
+            await real(name)
+
+        failpoint.async_hit = cut
+        try:
+            async with self.running():
+                job = await self.desk().submit(wanted)
+                async with asyncio.timeout(10):
+                    while not reached.is_set():
+                        await asyncio.sleep(0.002)
+                        await self.clock.advance(0.1)
+        finally:
+            failpoint.async_hit = real
+        left = await self.job(job.job_id)
+        assert left.state is BatchState.RUNNING
+        return left
 
 
 @asynccontextmanager

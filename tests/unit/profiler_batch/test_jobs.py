@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from batch_world import World, logits, tens
 
-from tessera import failpoint
 from tessera.coord import keys
 from tessera.domain.errors import (
     Internal,
@@ -222,29 +221,10 @@ async def test_an_overloaded_instance_pauses_the_job_and_calm_lets_it_go_on(worl
 async def test_a_job_goes_on_where_its_last_complete_part_ends(world: World, point: str) -> None:
     """The work is cut off at the point, without a word to etcd, as a kill does; a new profiler takes it up."""
     world.save(10)
-    reached = asyncio.Event()
-    real = failpoint.async_hit
-
-    async def cut(name: str) -> None:
-        if name == point and not reached.is_set():
-            reached.set()
-            await asyncio.Event().wait()
-        await real(name)
-
-    failpoint.async_hit = cut
-    try:
-        async with world.running():
-            await world.desk().submit(world.wanted())
-            async with asyncio.timeout(10):
-                while not reached.is_set():
-                    await asyncio.sleep(0.002)
-                    await world.clock.advance(0.1)
-        assert (await world.job()).state is BatchState.RUNNING
-        asked = len(world.model.asked)
-        async with world.running():
-            await world.done()
-    finally:
-        failpoint.async_hit = real
+    await world.cut_off(point, world.wanted())
+    asked = len(world.model.asked)
+    async with world.running():
+        await world.done()
     assert logits(world) == tens(10)
     again = [row for rows in world.model.asked[asked:] for row in rows]
     assert (

@@ -147,9 +147,9 @@ class BatchRunner:
             await self._clock.sleep(0.05)
             return
         log.info("batch job under way", job=job.job_id, model=job.model, input=job.input_url, attempt=job.attempts)
-        state, reason = BatchState.DONE, ""
+        state = BatchState.DONE
         try:
-            await self._until_done(job)
+            reason = await self._until_done(job)
         except _Cancelled:
             state, reason = BatchState.CANCELLED, "cancelled; what is written stays"
         except TesseraError as error:
@@ -176,8 +176,8 @@ class BatchRunner:
         begun = job if job.state is BatchState.RUNNING else step(job, BatchState.RUNNING, now_s)
         return replace(begun, attempts=job.attempts + 1)
 
-    async def _until_done(self, job: BatchRecord) -> None:
-        """Raises: _Cancelled; TesseraError: why it cannot be done."""
+    async def _until_done(self, job: BatchRecord) -> str:
+        """What is to be said of the end, "" where all is well. Raises: _Cancelled; TesseraError: why it cannot be done."""
         signature, _ = await with_patience(
             self._clock,
             self._limits.patience_s,
@@ -210,6 +210,7 @@ class BatchRunner:
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
         self._live.tell(done)
+        return done.reason
 
     async def _cancel_asked(self, job: BatchRecord) -> None:
         """Raises: _Cancelled: when the record says so, or is gone."""

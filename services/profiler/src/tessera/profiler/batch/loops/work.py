@@ -14,7 +14,7 @@ from blake3 import blake3
 
 from tessera import failpoint
 from tessera.clock import Clock
-from tessera.domain.errors import AlreadyExists, DataCorrupted, FailedPrecondition, Internal, NotFound
+from tessera.domain.errors import AlreadyExists, DataCorrupted, FailedPrecondition, Internal, NotFound, TesseraError
 from tessera.domain.records import BatchRecord
 from tessera.domain.signature import Signature
 from tessera.profiler.batch.core import checkpoint
@@ -86,7 +86,7 @@ class Work:
         self._source: Source | None = None
 
     async def run(self) -> BatchRecord:
-        """The job with its last figures, when everything is written.
+        """The job with its last figures, when everything is written; its reason says what could not be tidied away.
 
         Raises:
             TesseraError: it cannot be done; what is written stays.
@@ -98,7 +98,7 @@ class Work:
             if manifest.done:
                 await self._blocking("looking at the output", partial(self._check_there, manifest))
                 await self._figures(manifest.parts, written=True)
-                await self._blocking("tidying up", self._tidy)
+                await self._tidied()
                 return self._job
             notes = await self._blocking("reading the checkpoint", partial(self._finished_parts, manifest))
             await self._figures(notes, written=True)
@@ -161,11 +161,16 @@ class Work:
         return fresh
 
     def _manifests(self) -> dict[Location, Manifest]:
-        """Those that this job may go on under, by their place: its own, and any where it resumes."""
+        """Those that this job may go on under, by their place: its own, and any where it resumes.
+
+        A working one beside the done one of the same job is what tidying has left, of parts that may be gone: it is passed over.
+        """
         places = {self._output.final_manifest, self._output.working_manifest}
         there = [place for place in places if self._storage.version(place) is not None]
         found = {place: checkpoint.decode(Manifest, self._storage.read(place), str(place)) for place in there}
-        return {place: each for place, each in found.items() if each.describes(self._job) or self._job.if_exists == "resume"}
+        finished = {each.job_id for each in found.values() if each.done}
+        current = {place: each for place, each in found.items() if each.done or each.job_id not in finished}
+        return {place: each for place, each in current.items() if each.describes(self._job) or self._job.if_exists == "resume"}
 
     def _clear(self) -> None:
         """Removes what an earlier job wrote, and nothing that no job names; the manifest last, so that a kill in between shows."""
@@ -281,7 +286,8 @@ class Work:
             done = replace(done, size_bytes=joined[0], digest=joined[1])
             await failpoint.async_hit("profiler.batch.joined")
         await self._put(output.final_manifest, checkpoint.encode(done))
-        await self._blocking("tidying up", self._tidy)
+        await failpoint.async_hit("profiler.batch.finished")
+        await self._tidied()
 
     async def _joined(self, notes: tuple[PartNote, ...]) -> tuple[int, str]:
         """Size and digest."""
@@ -300,6 +306,13 @@ class Work:
         if blake3(data).hexdigest() != note.digest:
             raise DataCorrupted(f"{self._output.part(note.part)} is not what its note says: overwrite begins anew")
         return data
+
+    async def _tidied(self) -> None:
+        """The output is complete: that something is left beside it does not fail the job."""
+        try:
+            await self._blocking("removing parts and notes", self._tidy)
+        except TesseraError as error:
+            self._job = replace(self._job, reason=f"complete, but not tidied up: {error.message}")
 
     def _tidy(self) -> None:
         """A single file needs its parts no more; a folder keeps them, its notes are in the manifest."""

@@ -16,7 +16,7 @@ from tessera.coord import keys
 from tessera.coord.interface import Delete, ModRevisionIs, Put
 from tessera.coord.records import decode, encode
 from tessera.domain.errors import InvalidInput, TesseraError
-from tessera.domain.ids import DEFAULT_TRUST_DOMAIN, JobId, ModelName, TrustDomain
+from tessera.domain.ids import DEFAULT_TRUST_DOMAIN, JobId, ModelName, TrustDomain, VersionNumber
 from tessera.domain.objectives import Objectives
 from tessera.domain.records import BatchRecord, BatchState
 from tessera.profiler.batch.adapters.formats import file_format
@@ -49,6 +49,7 @@ class PretendedModel:
     `hold`: what all but the first `hold_after` wait for."""
 
     asked: list[list[float]] = field(default_factory=list)
+    named: set[str] = field(default_factory=set)
     bad: set[float] = field(default_factory=set)
     fail: list[TesseraError] = field(default_factory=list)
     objectives: Objectives | None = None
@@ -62,6 +63,7 @@ class PretendedModel:
     ) -> Mapping[str, Array]:
         values = inputs["image"].reshape(len(inputs["image"]), -1)[:, 0]
         self.asked.append(values.tolist())
+        self.named.add(model)
         self.objectives = objectives
         self._now += 1
         self.most_at_once = max(self.most_at_once, self._now)
@@ -132,7 +134,14 @@ class World:
         await self.etcd.transact([ModRevisionIs(key, found.mod_revision)], [Delete(key)])
 
     def wanted(self, output: str = "out.npz", source: str = "in.npz", **fields: Any) -> Submission:
-        return Submission(DEFAULT_TRUST_DOMAIN, "digits", str(self.root / source), str(self.root / output), **{"batch_size": 2, **fields})
+        asked = {"model": "digits", "batch_size": 2, **fields}
+        return Submission(DEFAULT_TRUST_DOMAIN, input_url=str(self.root / source), output_url=str(self.root / output), **asked)
+
+    async def put_version(self, number: int, **variant: Any) -> None:
+        """The model's latest from now on; without more, what answers for its name."""
+        await self.put(keys.model(DEFAULT_TRUST_DOMAIN, ModelName("digits")), a_model(latest=VersionNumber(number)))
+        await self.put(keys.version(a_version_key(version=number)), a_version(version=VersionNumber(number)))
+        await self.put(keys.variant(key := a_variant_key("digits", number)), a_variant(key=key, **variant))
 
     def save(self, rows: int, name: str = "in.npz") -> None:
         np.savez(self.root / name, image=images(rows), label=np.arange(rows))

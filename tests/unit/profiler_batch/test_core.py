@@ -186,6 +186,13 @@ def test_manifests_and_notes_come_back_as_they_went() -> None:
 def test_a_checkpoint_is_gone_on_with_only_for_the_same_question() -> None:
     assert a_manifest().why_not_continued(a_manifest(job_id="b2", part_rows=0)) == ""
     assert a_manifest().why_not_continued(a_manifest(model="other")) == "its model was digits, now it is other"
+    was, now = a_manifest(model="digits@1"), a_manifest(model="digits@2")
+    assert was.why_not_continued(now) == (
+        "its model was digits@1, now it is digits@2; name digits@1 to go on there, or begin anew with overwrite"
+    )
+    assert was.why_not_continued(a_manifest(model="digits@2", rows=9)) == (
+        "its model was digits@1, now it is digits@2; its rows was 10, now it is 9"
+    )
     assert "input's version" in a_manifest().why_not_continued(a_manifest(input=InputVersion(10, "2")))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from typing import Any
 
@@ -20,11 +21,13 @@ from tessera.domain.errors import (
     PermissionDenied,
     ResourceExhausted,
     TesseraError,
+    VersionNotFound,
 )
-from tessera.domain.ids import DEFAULT_TRUST_DOMAIN, BuildClass, ModelName, NodeId, VersionNumber
+from tessera.domain.ids import DEFAULT_TRUST_DOMAIN, BuildClass, ModelName, NodeId
 from tessera.domain.records import BatchState, VariantState
 from tessera.profiler.batch.loops.desk import Submission
-from tessera.testing.builders import a_model, a_node, a_signature, a_variant, a_variant_key, a_version, a_version_key, an_alias
+from tessera.profiler.batch.ports import Described
+from tessera.testing.builders import a_node, a_signature, a_variant_key, a_version_key, an_alias
 
 
 async def test_an_output_that_exists_is_refused_resumed_or_overwritten(world: World) -> None:
@@ -184,19 +187,89 @@ async def test_a_job_asks_the_version_that_answers_for_the_name(world: World, mo
     """A new version is the latest from its registration on, and answers when it is built."""
     world.save(4)
     await world.put(keys.alias(DEFAULT_TRUST_DOMAIN, ModelName("live")), an_alias("live", version=None))
-    await world.put(keys.model(DEFAULT_TRUST_DOMAIN, ModelName("digits")), a_model(latest=VersionNumber(2)))
-    await world.put(keys.version(a_version_key(version=2)), a_version(version=VersionNumber(2)))
-    newer = a_variant_key("digits", 2)
-    for state, most in ((VariantState.BUILDING, 8), (VariantState.FAILED, 8), (VariantState.READY, 32)):
-        await world.put(keys.variant(newer), a_variant(key=newer, state=state, max_batch=32))
-        assert await world.models.describe(DEFAULT_TRUST_DOMAIN, model) == (a_signature(), most)
+    for state, number, most in ((VariantState.BUILDING, 1, 8), (VariantState.FAILED, 1, 8), (VariantState.READY, 2, 32)):
+        await world.put_version(2, state=state, max_batch=32)
+        resolved = "" if model == "task:digits" else f"digits@{number}"
+        assert await world.models.describe(DEFAULT_TRUST_DOMAIN, model) == Described(resolved, a_signature(), most)
     await world.put(keys.node(DEFAULT_TRUST_DOMAIN, NodeId("node-0")), a_node())
-    await world.put(keys.variant(newer), a_variant(key=newer, max_batch=32, build_class=BuildClass("another")))
-    assert (await world.models.describe(DEFAULT_TRUST_DOMAIN, model))[1] == 8, "who is there can run the older one alone"
-    await world.put(keys.variant(newer), a_variant(key=newer, state=VariantState.BUILDING))
-    await world.desk().submit(Submission(DEFAULT_TRUST_DOMAIN, model, str(world.root / "in.npz"), str(world.root / "out.npz")))
+    await world.put_version(2, max_batch=32, build_class=BuildClass("another"))
+    assert (await world.models.describe(DEFAULT_TRUST_DOMAIN, model)).max_batch == 8, "who is there can run the older one alone"
+    await world.put_version(2, state=VariantState.BUILDING)
+    await world.desk().submit(world.wanted(model=model))
     with pytest.raises(FailedPrecondition, match="digits@2/aten-fp32 is building"):
         await world.models.describe(DEFAULT_TRUST_DOMAIN, "digits@2")
+
+
+@pytest.mark.parametrize(
+    ("model", "resolved"),
+    [
+        ("digits", "digits@2"),
+        ("digits@1", "digits@1"),
+        ("digits@1/aten-fp32", "digits@1/aten-fp32"),
+        ("live", "digits@2"),
+        ("live@1/aten-fp32", "digits@1/aten-fp32"),
+        ("fixed", "digits@1"),
+        ("fixed@1", "digits@1"),
+        ("task:digits", ""),
+    ],
+)
+async def test_what_a_job_asks_names_a_version(world: World, model: str, resolved: str) -> None:
+    await world.put_version(2)
+    await world.put(keys.alias(DEFAULT_TRUST_DOMAIN, ModelName("live")), an_alias("live", version=None))
+    await world.put(keys.alias(DEFAULT_TRUST_DOMAIN, ModelName("fixed")), an_alias("fixed", version=1))
+    world.save(4)
+    job = await world.desk().submit(world.wanted(model=model))
+    assert (job.model, job.resolved, job.asked) == (model, resolved, resolved or model)
+    async with world.running():
+        await world.done()
+    assert world.model.named == {resolved or model}
+    assert json.loads((world.root / "out.npz.manifest.json").read_text())["model"] == (resolved or model)
+
+
+async def test_an_alias_of_one_version_has_no_other(world: World) -> None:
+    await world.put_version(2)
+    await world.put(keys.alias(DEFAULT_TRUST_DOMAIN, ModelName("fixed")), an_alias("fixed", version=1))
+    with pytest.raises(VersionNotFound, match="'fixed' has no version 2; it has only 1: it is an alias of digits@1"):
+        await world.models.describe(DEFAULT_TRUST_DOMAIN, "fixed@2")
+
+
+async def test_one_version_answers_a_job_though_its_name_stands_for_another_meanwhile(world: World) -> None:
+    """While it waits, while it runs, and when another profiler takes it up; who goes on by name later is told."""
+    world.save(12)
+    await world.desk().submit(world.wanted(max_errors=0))
+    await world.put_version(2)
+    world.model.hold, world.model.hold_after = asyncio.Event(), 2  # the second part's first request
+    async with world.running():
+        await world.until(lambda job: len(world.model.asked) > 2, step_s=0.1)
+    await world.put_version(3)
+    world.model.hold, world.model.bad = None, {11.0}
+    async with world.running():
+        assert (await world.ended()).state is BatchState.FAILED
+        world.model.bad = set()
+        asked = len(world.model.asked)
+        by_name = await world.desk().submit(world.wanted(if_exists="resume"))
+        refused = await world.ended(by_name.job_id)
+        assert refused.state is BatchState.FAILED
+        assert refused.reason.endswith(
+            "its model was digits@1, now it is digits@3; name digits@1 to go on there, or begin anew with overwrite"
+        )
+        assert len(world.model.asked) == asked
+        by_version = await world.desk().submit(world.wanted(model="digits@1", if_exists="resume"))
+        await world.done(by_version.job_id)
+    assert world.model.named == {"digits@1"}
+    assert logits(world) == tens(12)
+
+
+async def test_a_version_that_is_deleted_meanwhile_fails_the_job_that_asks_it(world: World) -> None:
+    world.save(4)
+    await world.desk().submit(world.wanted())
+    await world.put_version(2)
+    await world.remove(keys.version(a_version_key()))
+    await world.remove(keys.variant(a_variant_key()))
+    async with world.running():
+        job = await world.ended()
+    assert (job.state, job.reason) == (BatchState.FAILED, "not_found: model 'digits' has no version 1")
+    assert world.model.asked == []
 
 
 async def test_nothing_outside_the_roots_is_read_or_written(world: World, tmp_path_factory: pytest.TempPathFactory) -> None:

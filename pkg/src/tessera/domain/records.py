@@ -185,9 +185,9 @@ class BatchRecord:
     """A batch job: what was asked for, and how far it is. Writer: profiler (who was elected to work; to queue it or to ask for its end, who
     was asked).
 
-    `model` as it was written. `rows` of the input, 0 until they were counted; `rows_done` are answered or failed, in `parts` that are
-    written or, between two of them, in memory. `attempts`: how often it was taken up since its last part was written. `cancelling`: its
-    end was asked for.
+    `model` as it was written; `resolved`: what it stood for when the job was submitted, MODEL@VERSION or MODEL@VERSION/VARIANT, "" for a
+    task. `rows` of the input, 0 until they were counted; `rows_done` are answered or failed, in `parts` that are written or, between two of
+    them, in memory. `attempts`: how often it was taken up since its last part was written. `cancelling`: its end was asked for.
     """
 
     job_id: JobId
@@ -212,6 +212,12 @@ class BatchRecord:
     started_unix_s: float = 0.0
     ended_unix_s: float = 0.0
     cancelling: bool = False
+    resolved: str = ""
+
+    @property
+    def asked(self) -> str:
+        """What each of its requests names: one version; a task, whose objectives decide for each."""
+        return self.resolved or self.model
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,7 +130,7 @@ class BatchInfo(_message.Message):
     state: _builtins.str
     """queued, running, paused, done, failed, cancelled"""
     reason: _builtins.str
-    """why it is paused, failed or waits"""
+    """why it is paused, failed or waits; done: what of its parts could not be removed"""
     rows: _builtins.int
     """of the input; 0: not counted yet"""
     rows_done: _builtins.int

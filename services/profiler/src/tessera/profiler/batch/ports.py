@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
 from tessera.domain.ids import JobId, TrustDomain
@@ -88,9 +89,18 @@ class Storage(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Described:
+    """`resolved`: what a model reference stands for now, its version said; "" for a task. `max_batch`: what every ready variant takes."""
+
+    resolved: str
+    signature: Signature
+    max_batch: int
+
+
 class Models(Protocol):
-    async def describe(self, trust_domain: TrustDomain, model: str) -> tuple[Signature, int]:
-        """Signature of a model reference or `task:NAME`, and the largest batch that every ready variant takes.
+    async def describe(self, trust_domain: TrustDomain, model: str) -> Described:
+        """Looks a model reference or `task:NAME` up.
 
         Raises: ModelNotFound, VersionNotFound, VariantNotFound; FailedPrecondition: nothing of it can serve.
         """

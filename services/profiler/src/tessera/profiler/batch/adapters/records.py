@@ -14,7 +14,7 @@ from tessera.domain.records import BatchRecord, ModelRecord, NodeRecord, Variant
 from tessera.domain.signature import Signature
 from tessera.domain.tasks import TASK_PREFIX, common_signature
 from tessera.policy.variant.answering import answering_version
-from tessera.profiler.batch.ports import Change
+from tessera.profiler.batch.ports import Change, Described
 
 WRITE_TRIES = 10
 
@@ -81,16 +81,19 @@ class EtcdModels:
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
 
-    async def describe(self, trust_domain: TrustDomain, model: str) -> tuple[Signature, int]:
-        variant = None
+    async def describe(self, trust_domain: TrustDomain, model: str) -> Described:
+        resolved, variant = "", None
         if model.startswith(TASK_PREFIX):
             versions = await self._of_task(trust_domain, checked_name("task", model.removeprefix(TASK_PREFIX)))
         else:
             reference = parse_reference(model)
             stands_for, named = await read_named(self._coordinator, trust_domain, reference.name)
+            if named and reference.version not in (None, named):
+                raise VersionNotFound(reference.name, reference.version, f"only {named}: it is an alias of {stands_for.name}@{named}")
             number = reference.version or named
             versions = [VersionKey(trust_domain, stands_for.name, number)] if number else await self._answering(trust_domain, [stands_for])
             variant = reference.variant
+            resolved = str(versions[0]) if variant is None else f"{versions[0]}/{variant}"
         signatures: list[Signature] = []
         batches: list[int] = []
         reasons: list[str] = []
@@ -107,7 +110,7 @@ class EtcdModels:
             reasons += [f"{each.key} is {each.state}" + (f" ({each.reason})" if each.reason else "") for each in wanted]
         if not batches:
             raise FailedPrecondition(f"{model} cannot serve: {'; '.join(reasons) or 'it has no variants'}")
-        return common_signature(signatures), min(batches)
+        return Described(resolved, common_signature(signatures), min(batches))
 
     async def _of_task(self, trust_domain: TrustDomain, task: str) -> list[VersionKey]:
         """The answering version of each model; what they have in common was checked when they were registered."""
@@ -117,7 +120,7 @@ class EtcdModels:
         return await self._answering(trust_domain, models)
 
     async def _answering(self, trust_domain: TrustDomain, models: Sequence[ModelRecord]) -> list[VersionKey]:
-        """The version of each that its name alone stands for at the gateways, by which the job asks."""
+        """The version of each that its name alone stands for at the gateways now."""
         nodes = await read_records(self._coordinator, NodeRecord, keys.nodes(trust_domain))
         found: list[VersionKey] = []
         for model in models:

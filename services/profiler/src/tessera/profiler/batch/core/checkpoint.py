@@ -53,8 +53,8 @@ class InputVersion:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """`done` False: a job is or was under way. `part_rows` 0: not known before the first answers. `digest`, `size_bytes`: of the file that
-    the parts were joined into; "" and 0 where they stay parts."""
+    """`model`: what requests name (`BatchRecord.asked`). `done` False: a job is or was under way. `part_rows` 0: not known before the first
+    answers. `digest`, `size_bytes`: of the file that the parts were joined into; "" and 0 where they stay parts."""
 
     job_id: str
     model: str
@@ -83,7 +83,10 @@ class Manifest:
             "output format": (self.output_format, other.output_format),
             "rows": (self.rows, other.rows),
         }
-        return "; ".join(f"its {what} was {was}, now it is {now}" for what, (was, now) in differing.items() if was != now)
+        reasons = [f"its {what} was {was}, now it is {now}" for what, (was, now) in differing.items() if was != now]
+        if self.model != other.model and "@" in self.model and len(reasons) == 1:
+            reasons.append(f"name {self.model} to go on there, or begin anew with overwrite")
+        return "; ".join(reasons)
 
     def describes(self, job: BatchRecord) -> bool:
         return self.job_id == job.job_id

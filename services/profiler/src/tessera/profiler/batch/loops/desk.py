@@ -86,9 +86,10 @@ class BatchDesk:
             ResourceExhausted: too many jobs wait.
         """
         job = self._job(wanted)
-        signature, max_batch = await self._models.describe(job.trust_domain, job.model)
-        job = replace(job, batch_size=_batch_size(wanted.batch_size, max_batch, signature))
-        await self._in_time(partial(self._check_files, job, signature))
+        found = await self._models.describe(job.trust_domain, job.model)
+        # From here on one version is asked, though the name may stand for another before the last row is answered.
+        job = replace(job, resolved=found.resolved, batch_size=_batch_size(wanted.batch_size, found.max_batch, found.signature))
+        await self._in_time(partial(self._check_files, job, found.signature))
         # One at a time, so that of two for the same output the second sees the first.
         async with self._taking_in:
             await self._check_queue(job)

@@ -146,7 +146,7 @@ class BatchRunner:
         if job is None or job.state in ENDED:
             await self._clock.sleep(0.05)
             return
-        log.info("batch job under way", job=job.job_id, model=job.model, input=job.input_url, attempt=job.attempts)
+        log.info("batch job under way", job=job.job_id, model=job.asked, input=job.input_url, attempt=job.attempts)
         state = BatchState.DONE
         try:
             reason = await self._until_done(job)
@@ -178,10 +178,10 @@ class BatchRunner:
 
     async def _until_done(self, job: BatchRecord) -> str:
         """What is to be said of the end, "" where all is well. Raises: _Cancelled; TesseraError: why it cannot be done."""
-        signature, _ = await with_patience(
+        model = await with_patience(
             self._clock,
             self._limits.patience_s,
-            lambda: self._models.describe(job.trust_domain, job.model),
+            lambda: self._models.describe(job.trust_domain, job.asked),
             "looking up the model",
             job.job_id,
         )
@@ -189,7 +189,7 @@ class BatchRunner:
         sender = Sender(self._clock, self._inferences, gate.passed, self._limits.request_s, self._limits.patience_s, self._limits.share)
         work = Work(
             job,
-            signature,
+            model.signature,
             clock=self._clock,
             storage=self._storages[job.trust_domain],
             input_format=self._formats(job.input_format),

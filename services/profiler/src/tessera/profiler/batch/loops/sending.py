@@ -95,7 +95,7 @@ class Sender:
         async def send() -> Segment:
             await self._passed()
             began_s = self._clock.monotonic_s()
-            outputs = await self._inferences.infer(job.trust_domain, job.model, inputs, job.objectives, self._request_s)
+            outputs = await self._inferences.infer(job.trust_domain, job.asked, inputs, job.objectives, self._request_s)
             await self._clock.sleep(self._rest_per_s * (self._clock.monotonic_s() - began_s))
             return segment_of(chunk, outputs, batched)
 

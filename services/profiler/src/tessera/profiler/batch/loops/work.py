@@ -139,7 +139,7 @@ class Work:
         if version is None:
             raise NotFound(f"input_url {job.input_url!r}: is not there any more")
         fresh = Manifest(
-            job.job_id, job.model, job.input_url, job.input_format, version, job.output_format, rows, objectives=job.objectives
+            job.job_id, job.asked, job.input_url, job.input_format, version, job.output_format, rows, objectives=job.objectives
         )
         self._job = replace(job, rows=rows)
         found = await self._blocking("reading the manifest", self._manifests)

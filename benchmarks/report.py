@@ -16,6 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 RESULTS = Path(__file__).parent / "results"
+CUDA = "not measured, on whatever machine: backends run on CPUs alone, nothing is implemented on CUDA"
+"""What a table says that has no row for it."""
+
 _OPERATORS = {"<": operator.lt, "<=": operator.le, ">=": operator.ge}
 _LIBRARIES = ("torch", "onnxruntime", "grpcio", "protobuf", "uvloop", "numpy")
 

@@ -38,7 +38,7 @@ import numpy as np
 from benchmarks.arrivals import Arrival
 from benchmarks.embedded import platform
 from benchmarks.published import SYSTEMS, Known, Plans
-from benchmarks.report import Report, median, percentile
+from benchmarks.report import CUDA, Report, median, percentile
 from benchmarks.startcells import GAVE_UP, POISSON, STATE, VARIANT, Call, Cell, ours, published, schedules
 from benchmarks.startmodels import FOLDER, MODELS
 from tessera.domain.ids import Digest
@@ -156,6 +156,17 @@ def regret_row(report: Report, trace: str, calls: Sequence[Call], known_ms: Mapp
         )  # fmt: skip
 
 
+def summed_up(report: Report, found: Mapping[str, Mapping[str, Cell]]) -> None:
+    """`found`: by trace and system."""
+    known_ms = true_ms([cells[name] for cells in found.values() for name in (OURS, PLAIN)])
+    for trace, cells in found.items():
+        for name in NAMES:
+            row(report, trace, name, cells[name])
+        regret_row(report, trace, cells[OURS].calls, known_ms)
+        goals(report, trace, cells)
+    report.row(system="CUDA", paths=CUDA)
+
+
 def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends it, platforms and containers are taken down
     minutes = float(os.environ.get("BENCH_MINUTES", "8"))
@@ -173,13 +184,7 @@ def main() -> None:
         turn = at % len(NAMES)
         order = (*NAMES[turn:], *NAMES[:turn])  # another one first each time
         found[trace] = {name: cell(name, trace, schedule, known, plans, lasts, scratch_ms) for name in order}
-    known_ms = true_ms([cells[name] for cells in found.values() for name in (OURS, PLAIN)])
-    for trace, cells in found.items():
-        for name in NAMES:
-            row(report, trace, name, cells[name])
-        regret_row(report, trace, cells[OURS].calls, known_ms)
-        goals(report, trace, cells)
-    report.row(system="CUDA", paths="not measured: no device here")
+    summed_up(report, found)
     report.finish()
 
 

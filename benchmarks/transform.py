@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.architectures import ALL, CELLS, FOLDER, Architecture, artifact_of
-from benchmarks.report import Report, median, percentile
+from benchmarks.report import CUDA, Report, median, percentile
 from tessera.clock import SystemClock
 from tessera.domain.artifact import Artifact
 from tessera.domain.ids import Digest, Generation, InstanceId
@@ -305,6 +305,10 @@ def published_rows(report: Report, pairs: Sequence[Pair], known: Sequence[Model]
     report.row(pairs="small to large", transform_ms=median(up))
 
 
+def cuda_row(report: Report) -> None:
+    report.row(pairs="CUDA", operations=CUDA)
+
+
 def group_planner_ms(known: Sequence[Model], costs: MetaCosts) -> float:
     """For a thousand operations: the time of the largest pair, in proportion."""
     largest = max(known, key=lambda model: model.operations)
@@ -376,6 +380,7 @@ async def run(store: LocalTensorStore, folder: Path, chosen: Sequence[Architectu
         bind_ms=percentile(over, 0.9),
         scratch_ms=percentile(over, 0.99),
     )
+    cuda_row(report)
 
 
 def main() -> None:

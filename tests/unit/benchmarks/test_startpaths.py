@@ -12,7 +12,7 @@ from benchmarks.published import SYSTEMS, Known, Node
 from benchmarks.report import Report
 from benchmarks.startcells import MOST_PER_S, Call, Cell, _compressed, schedules
 from benchmarks.startmodels import MODELS
-from benchmarks.startpaths import LEAST_STARTS, PLAIN, goals, regret_row, true_ms
+from benchmarks.startpaths import LEAST_STARTS, NAMES, PLAIN, goals, regret_row, summed_up, true_ms
 from benchmarks.traces import generated, thinned
 from tessera.domain.artifact import Blob
 from tessera.domain.ids import Digest
@@ -167,3 +167,12 @@ def test_goals_compare_call_by_call() -> None:
         "vs_always-fresh.t": (-0.95, True), "vs_pagurus.t": (-0.8, True), "vs_tetris.t": (-0.5, True), "vs_optimus.t": (-0.5, True),
         "vs_tetris_on_ours.t": (0.0, True),
     }  # fmt: skip
+
+
+def test_the_table_says_that_nothing_is_implemented_on_cuda() -> None:
+    """Whatever machine it is made on: that a device is missing is not the reason."""
+    took = {name: Cell([Call("resnet18", 0.0, 1.0, "bind", True)], 0.0) for name in NAMES}
+    report = Report("startpaths")
+    summed_up(report, {"t": took})
+    assert [row["system"] for row in report.rows] == [*NAMES, "CUDA"]
+    assert "nothing is implemented on CUDA" in report.rows[-1]["paths"]

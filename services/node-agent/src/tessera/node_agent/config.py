@@ -115,7 +115,7 @@ class NodeAgentConfig(ServiceConfig):
     runtime_pids: int = Field(256, ge=16)
     """Processes and threads of one container."""
     gpus: bool = False
-    """Containers get the node's GPUs."""
+    """Containers get the node's GPUs, which no backend of Tessera's uses: for those of other packages."""
     load_timeout_s: float = Field(120.0, gt=0.0)
     drain_ms: int = Field(5000, ge=0)
     adoption_grace_s: float = Field(60.0, ge=0.0)

@@ -5,12 +5,15 @@ python -m benchmarks.architectures NAME...
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,6 +121,30 @@ def example(architecture: Architecture) -> tuple[Any, ...]:
         return (torch.ones(1, 32, dtype=torch.int64), torch.ones(1, 32, dtype=torch.int64), torch.zeros(1, 32, dtype=torch.int64))
     side = 32 if architecture.family == "cells" else 224
     return (torch.zeros(1, 3, side, side),)
+
+
+def scratch_ms(architecture: Architecture, repeats: int) -> tuple[float, float]:
+    """Build, read, load, with everything imported; and what of it is building."""
+    import torch
+
+    found, built = [], []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        module = architecture.build()
+        there = time.perf_counter()
+        module.load_state_dict(torch.load(architecture.state, weights_only=True))
+        found.append((time.perf_counter() - begun) * 1e3)
+        built.append((there - begun) * 1e3)
+    return statistics.median(found), statistics.median(built)
+
+
+def export_load_ms(architecture: Architecture) -> float:
+    import torch
+
+    data = architecture.exported.read_bytes()
+    begun = time.perf_counter()
+    torch.export.load(io.BytesIO(data))
+    return (time.perf_counter() - begun) * 1e3
 
 
 if __name__ == "__main__":

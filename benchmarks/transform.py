@@ -3,8 +3,9 @@
 In one runtime that has imported everything, on one thread: a live `aten` instance becomes each other one of its family, 200 random pairs
 across families, and of each family the largest a sibling (its graph, other weights). *Scratch*: the module built by its library, weights
 read and loaded into it (no import, as Optimus has it). *Bind*: the artifact loaded into the same runtime, from mapped tensors. *Transform*:
-the same with a donor and a delta. A plan's *cost* is what the cost lines say that were fitted to every other pair's times; *planning* is
-what each planner takes, which a node does beforehand.
+the same with a donor and a delta, of the plan that the scheduler's leader makes: by graphs alone, by the planner for programs of that size.
+*Kept* and *cost* are of that plan; cost is what the cost lines say that were fitted to every other pair's times. *Planning* is what each
+planner takes beforehand, and planners are compared, on whole programs with the digests of their tensors.
 
 Bind and transform start alike: nothing of the target mapped and no graph read (but for siblings that are *mapped still*, as a runtime keeps
 what it unloaded for ten minutes). Each target's answers are compared with a fresh load's, bit for bit.
@@ -16,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import io
 import os
 import random
 import statistics
@@ -29,15 +29,16 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.architectures import ALL, CELLS, FOLDER, Architecture, artifact_of
+from benchmarks.architectures import ALL, CELLS, FOLDER, Architecture, artifact_of, export_load_ms, scratch_ms
 from benchmarks.report import CUDA, Report, median, percentile
 from tessera.clock import SystemClock
 from tessera.domain.artifact import Artifact
 from tessera.domain.ids import Digest, Generation, InstanceId
 from tessera.domain.transformation import MetaOperator, Observation, TransformationPlan
 from tessera.policy.transform import registry
+from tessera.policy.transform.by_size import planner_for
 from tessera.policy.transform.costs import MetaCosts
-from tessera.policy.transform.delta import delta_of
+from tessera.policy.transform.delta import planned
 from tessera.policy.transform.fitting import fit, relative_error
 from tessera.policy.transform.matrix import CostMatrix
 from tessera.policy.transform.plan import plan_of
@@ -58,6 +59,9 @@ SEED = 5
 NOISE = 0.01
 SLOW = 12
 """Architectures whose `torch.export.load` is timed: it takes seconds."""
+
+
+NOTHING = TransformationPlan("", (), (), 0.0, 0.0)
 
 
 @dataclass
@@ -87,6 +91,7 @@ class Pair:
     target: Model
     plans: dict[str, TransformationPlan] = field(default_factory=dict)
     planning_ms: dict[str, float] = field(default_factory=dict)
+    carried_out: TransformationPlan = NOTHING
     mapped: bool = False
     ms: float = 0.0
     expected_ms: float = 0.0
@@ -185,30 +190,6 @@ def sibling(model: Model, store: LocalTensorStore) -> Model:
     return replace(model, artifact_digest=put(store, encode(artifact)), artifact=artifact, program=program, answers=())
 
 
-def scratch_ms(architecture: Architecture, repeats: int) -> tuple[float, float]:
-    """Build, read, load, with everything imported; and what of it is building."""
-    import torch
-
-    found, built = [], []
-    for _ in range(repeats):
-        begun = time.perf_counter()
-        module = architecture.build()
-        there = time.perf_counter()
-        module.load_state_dict(torch.load(architecture.state, weights_only=True))
-        found.append((time.perf_counter() - begun) * 1e3)
-        built.append((there - begun) * 1e3)
-    return median(found), median(built)
-
-
-def export_load_ms(architecture: Architecture) -> float:
-    import torch
-
-    data = architecture.exported.read_bytes()
-    begun = time.perf_counter()
-    torch.export.load(io.BytesIO(data))
-    return (time.perf_counter() - begun) * 1e3
-
-
 def largest_of_each(known: Sequence[Model]) -> list[Model]:
     found: dict[str, Model] = {}
     for model in known:
@@ -245,9 +226,10 @@ def plan(pair: Pair, costs: MetaCosts) -> None:
         pair.plans[name] = plan_of(matrix, kept, name, costs)
 
 
-def delta(pair: Pair, planner: str) -> bytes:
-    source, target = pair.source, pair.target
-    return delta_of(source.program.structure, target.program.structure, pair.plans[planner], (source.graph, target.graph))
+def carried_out(source: Model, target: Model) -> tuple[TransformationPlan, bytes]:
+    """As the scheduler's leader plans it: with assumed costs, for all siblings. With its delta."""
+    here, there = source.program.structure, target.program.structure
+    return planned(here, there, planner_for(here, there), MetaCosts(), (source.graph, target.graph))
 
 
 def kind_of(pair: Pair) -> str:
@@ -276,7 +258,7 @@ def family_rows(report: Report, pairs: Sequence[Pair]) -> None:
             vs_scratch=median(against(some, "scratch_ms")),
             best_vs_scratch=min(against(some, "scratch_ms")),
             faster_than_bind=f"{sum(change < 0 for change in against(some, 'bind_ms'))} of {len(some)}",
-            kept=median([len(p.plans["tessera"].kept) / p.target.operations for p in some]),
+            kept=median([len(p.carried_out.kept) / p.target.operations for p in some]),
             cost_ms=median([pair.expected_ms for pair in some]),
             **{f"{planner}_plan_ms": median([pair.planning_ms[planner] for pair in some]) for planner in PLANNERS},
             ours_over_munkres=median([_ratio(pair) for pair in some]),
@@ -290,7 +272,7 @@ def _ratio(pair: Pair, planner: str = "tessera") -> float:
 
 
 def observed(pair: Pair) -> Observation:
-    return Observation(pair.plans["tessera"].sums(), pair.ms)
+    return Observation(pair.carried_out.sums(), pair.ms)
 
 
 def published_rows(report: Report, pairs: Sequence[Pair], known: Sequence[Model]) -> None:
@@ -342,8 +324,8 @@ async def run(store: LocalTensorStore, folder: Path, chosen: Sequence[Architectu
         await runtime.bind(model)
     pairs = list(pairs_of(known, others, across))
     for at, pair in enumerate(pairs):
-        plan(pair, MetaCosts())
-        await runtime.transform(pair, delta(pair, "tessera"))
+        pair.carried_out, delta = carried_out(pair.source, pair.target)
+        await runtime.transform(pair, delta)
         if at % 100 == 0:
             print(f"{at} of {len(pairs)} pairs", flush=True)
     await manager.close(0)
@@ -355,7 +337,7 @@ async def run(store: LocalTensorStore, folder: Path, chosen: Sequence[Architectu
         errors.append(relative_error(costs, [observed(pair) for pair in half]))
         for pair in half:
             plan(pair, costs)
-            pair.expected_ms = costs.ms(pair.plans["tessera"].sums())
+            pair.expected_ms = costs.ms(pair.carried_out.sums())
     family_rows(report, pairs)
     published_rows(report, pairs, known)
     slow = random.Random(SEED).sample(list(known), min(SLOW, len(known)))

@@ -15,6 +15,9 @@ from tessera.domain.instance import InstanceState, Stage, StartPath
 from tessera.domain.records import AssignmentRecord
 from tessera.domain.signature import Signature, TensorSpec
 from tessera.node_agent.core.table import accepted
+from tessera.node_agent.loops import transforming
+from tessera.policy.transform.group import GroupPlanner
+from tessera.policy.transform.structure import Structure
 from tessera.tensorstore.artifact import encode
 
 GONE, FAILED, READY = InstanceState.GONE, InstanceState.FAILED, InstanceState.READY
@@ -84,6 +87,20 @@ async def test_a_pair_of_graphs_is_planned_once_for_all_siblings(node: Any, monk
     (runtime,) = node.runtimes.live
     assert runtime.deltas[0] == runtime.deltas[2] != runtime.deltas[1]
     assert len(reads) == 4, "both ends of both ways"
+
+
+async def test_what_came_without_a_plan_is_planned_by_the_rule_that_the_leader_has(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    short, long = a_model(node, 2), a_model(node, 3, seed=2)
+    asked: list[tuple[int, int]] = []
+
+    def planner_for(source: Structure, target: Structure) -> GroupPlanner:
+        asked.append((len(source.operations), len(target.operations)))
+        return GroupPlanner()
+
+    monkeypatch.setattr(transforming, "planner_for", planner_for)
+    await node.start("donor", short)
+    await become(node, "other", long, "donor")
+    assert asked == [(2, 3)]
 
 
 async def test_one_graph_needs_no_plan(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:

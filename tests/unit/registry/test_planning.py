@@ -17,6 +17,7 @@ from tessera.domain.errors import FailedPrecondition, NotFound
 from tessera.domain.ids import DEFAULT_TRUST_DOMAIN, Digest, ModelName, ProfileClass, VersionNumber
 from tessera.domain.records import VariantState
 from tessera.domain.transformation import MetaOperator
+from tessera.policy.transform.by_size import MOST_OPERATIONS
 from tessera.policy.transform.costs import ASSUMED, ASSUMED_BASE_MS
 from tessera.registry.loops.catalogue import Catalogue
 from tessera.registry.loops.planning import Planning
@@ -88,6 +89,19 @@ async def world() -> AsyncIterator[World]:
         )
     yield found
     await found.etcd.close()
+
+
+@pytest.mark.parametrize(
+    ("operations", "named", "planner"),
+    [(MOST_OPERATIONS, "", "tessera"), (MOST_OPERATIONS + 1, "", "group"), (MOST_OPERATIONS + 1, "tessera", "tessera")],
+)
+async def test_the_planner_is_that_of_plans_that_are_carried_out_unless_another_one_is_named(
+    world: World, monkeypatch: pytest.MonkeyPatch, operations: int, named: str, planner: str
+) -> None:
+    for number, kind in ((1, "aten.relu.default"), (2, "aten.neg.default")):
+        monkeypatch.setitem(Graphs.GRAPHS, a_digest(number), graph([kind, *["aten.exp.default"] * (operations - 1)]))
+    found = await world.show(planner=named)
+    assert (found.plan.planner, found.operations) == (planner, (operations, operations))
 
 
 async def test_where_nothing_was_measured_costs_are_assumed(world: World) -> None:

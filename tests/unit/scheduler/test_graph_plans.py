@@ -15,6 +15,7 @@ from tessera.clock import SystemClock
 from tessera.domain.errors import NotFound
 from tessera.domain.ids import Digest
 from tessera.domain.transformation import StepSum
+from tessera.policy.transform import by_size
 from tessera.policy.transform.aligned import AlignedPlanner
 from tessera.policy.transform.costs import MetaCosts
 from tessera.policy.transform.delta import delta_of
@@ -145,7 +146,7 @@ async def test_what_becoming_one_another_costs_is_estimated_for_all_pairs_at_onc
 
 
 async def test_large_programs_are_planned_by_the_linear_planner(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graph_plans, "MOST_OPERATIONS", 10)
+    monkeypatch.setattr(by_size, "MOST_OPERATIONS", 10)
     async with running() as world:
         for source, target, planner in ((4, 9, AlignedPlanner()), (4, 11, GroupPlanner())):
             world.steps(source, target)

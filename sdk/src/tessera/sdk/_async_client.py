@@ -219,8 +219,8 @@ class AsyncClient:
         return (await self._registry.GetModel(registry_pb2.GetModelRequest(trust_domain=self.trust_domain, name=name))).model
 
     async def plan(self, source: str, target: str, planner: str = "", profile_class: str = "") -> registry_pb2.ShowPlanResponse:
-        """What turns an instance of one variant into one of another; references as MODEL, MODEL@VERSION or MODEL@VERSION/VARIANT. Costs are
-        those of `profile_class`; "": those that were measured last, or assumed ones."""
+        """What turns an instance of one variant into one of another; references as MODEL, MODEL@VERSION or MODEL@VERSION/VARIANT. `planner`
+        "": the one whose plans are carried out. Costs are those of `profile_class`; "": those that were measured last, or assumed ones."""
         request = registry_pb2.ShowPlanRequest(
             trust_domain=self.trust_domain, source=source, target=target, planner=planner, profile_class=profile_class
         )

@@ -24,7 +24,9 @@ _STEP_COLUMNS = ("operator", "kind", "source", "target", "new", "cost_ms")
 def show_plan(
     source: Annotated[str, typer.Argument(help="MODEL, MODEL@VERSION or MODEL@VERSION/VARIANT; its aten-fp32 where no variant is named")],
     target: Annotated[str, typer.Argument(help="what it becomes, named in the same way")],
-    planner: Annotated[str, typer.Option("--planner", help="tessera, group (published) or munkres (the optimum)")] = "",
+    planner: Annotated[
+        str, typer.Option("--planner", help="tessera, group (published) or munkres (the optimum); else the one whose plans are carried out")
+    ] = "",
     profile_class: Annotated[str, typer.Option("--class", help="whose costs; else those that were measured last")] = "",
     steps: Annotated[bool, typer.Option("--steps", help="every step, in its order, instead of sums")] = False,
     endpoint: EndpointOption = None,

@@ -1165,7 +1165,7 @@ class ShowPlanRequest(_message.Message):
     """MODEL, MODEL@VERSION or MODEL@VERSION/VARIANT; an alias too; where none is named, the answering version and aten-fp32"""
     target: _builtins.str
     planner: _builtins.str
-    """"group", "munkres" or "tessera" (default)"""
+    """"group", "munkres" or "tessera"; empty: the one whose plans are carried out, by the programs' sizes"""
     profile_class: _builtins.str
     """whose costs; empty: those that were measured last, or assumed ones where none were"""
     def __init__(

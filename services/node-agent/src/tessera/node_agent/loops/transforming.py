@@ -20,7 +20,7 @@ from tessera.node_agent.core.table import Instance, InstanceTable
 from tessera.node_agent.loops.fleet import Fleet
 from tessera.node_agent.loops.larder import Larder
 from tessera.node_agent.ports import Becoming, Notes, Records
-from tessera.policy.transform.aligned import AlignedPlanner
+from tessera.policy.transform.by_size import planner_for
 from tessera.policy.transform.costs import MetaCosts
 from tessera.policy.transform.delta import planned
 from tessera.policy.transform.structure import structure_of
@@ -58,7 +58,6 @@ class Transformer:
         self._notes = notes
         self._read = read
         self._clock = clock
-        self._planner = AlignedPlanner()
         self._deltas: OrderedDict[tuple[Digest, Digest], bytes] = OrderedDict()
 
     def place(self, instance: Instance, load: Load, isolated: bool) -> RuntimeId:
@@ -147,4 +146,4 @@ class Transformer:
             source, target = (structure_of(self._read(digest)) for digest in pair)
         except (DataCorrupted, Unsupported) as error:
             raise FailedPrecondition(f"no plan from graph {pair[0][:12]} to {pair[1][:12]}: {error}") from error
-        return planned(source, target, self._planner, MetaCosts(), pair)[1]
+        return planned(source, target, planner_for(source, target), MetaCosts(), pair)[1]

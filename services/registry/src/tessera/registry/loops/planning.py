@@ -10,6 +10,7 @@ from tessera.domain.ids import TrustDomain, parse_reference
 from tessera.domain.records import MetaCostRecord, VariantRecord, VariantState
 from tessera.domain.transformation import TransformationPlan
 from tessera.policy.transform import registry
+from tessera.policy.transform.by_size import planner_for
 from tessera.policy.transform.costs import MetaCosts, costs_of
 from tessera.policy.transform.plan import plan, priced
 from tessera.policy.transform.structure import Program, structure_of
@@ -17,8 +18,6 @@ from tessera.policy.variant.answering import answering_version
 from tessera.registry.core.recipes import ATEN
 from tessera.registry.loops.catalogue import Catalogue
 from tessera.registry.ports import Blobs
-
-DEFAULT_PLANNER = "tessera"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +38,9 @@ class Planning:
         self._blobs = blobs
 
     async def show(self, domain: TrustDomain, source: str, target: str, planner: str = "", profile_class: str = "") -> Shown:
-        """The plan that all nodes have, but by digests: a weight that both have costs nothing. A name without a version stands for the
-        answering version. What it takes by the costs of `profile_class`; "": those that were measured last.
+        """A plan by `planner`; "": by the one whose plans are carried out (`planner_for`). Those know graphs alone, for all siblings; this
+        one knows digests, so that a weight that both have costs nothing, and may keep other operations for that. A name without a version
+        stands for the answering version. What it takes by the costs of `profile_class`; "": those that were measured last.
 
         Raises:
             InvalidInput: a reference is malformed, or no planner has the name.
@@ -49,13 +49,14 @@ class Planning:
             FailedPrecondition: a variant is not ready, or is none that can be transformed; or the planner's library is missing.
             DataCorrupted, Unsupported: as `structure_of`.
         """
-        chosen = registry.make(planner or DEFAULT_PLANNER)
+        named = registry.make(planner) if planner else None
         measured = await self._measured(domain, profile_class)
         costs = MetaCosts() if measured is None else costs_of(measured)
         records = [await self._variant(domain, reference) for reference in (source, target)]
-        programs = [await self._program(record) for record in records]
-        found = await asyncio.to_thread(plan, programs[0], programs[1], chosen, MetaCosts())
-        operations = (len(programs[0].structure.operations), len(programs[1].structure.operations))
+        here, there = [await self._program(record) for record in records]
+        chosen = planner_for(here.structure, there.structure) if named is None else named
+        found = await asyncio.to_thread(plan, here, there, chosen, MetaCosts())
+        operations = (len(here.structure.operations), len(there.structure.operations))
         return Shown(records[0], records[1], priced(found, costs), operations, costs, measured)
 
     async def _measured(self, domain: TrustDomain, profile_class: str) -> MetaCostRecord | None:

@@ -20,8 +20,7 @@ from tessera.clock import Clock
 from tessera.domain.errors import TesseraError, Unsupported
 from tessera.domain.ids import Digest
 from tessera.domain.transformation import StepSum
-from tessera.policy.transform.aligned import AlignedPlanner
-from tessera.policy.transform.base import Planner
+from tessera.policy.transform.by_size import planner_for
 from tessera.policy.transform.costs import MetaCosts
 from tessera.policy.transform.delta import planned
 from tessera.policy.transform.group import GroupPlanner
@@ -38,10 +37,6 @@ KEPT_PLANS = 1024
 """Of pairs of graphs; tens of KB each."""
 KEPT_GRAPHS = 1024
 """Those that were needed last; some 80 KB each. With all plans 128 MiB at most, however many models there are (docs/performance.md)."""
-MOST_OPERATIONS = 300
-"""Of a program that is planned by the planner that looks at every pair of operations: some ten milliseconds of this process. Beyond it the
-published one plans, which is linear."""
-
 FAILED_S = 60.0
 """How long a pair of which no plan could be made is not tried again: its graphs may have been out of reach."""
 MOST_DELTA_BYTES = 512 << 10
@@ -195,9 +190,7 @@ class GraphPlans:
         return self._cache.structure(graph)
 
     def _planned(self, source: Structure, target: Structure, pair: Pair) -> Planned:
-        many = max(len(source.operations), len(target.operations)) > MOST_OPERATIONS
-        planner: Planner = GroupPlanner() if many else AlignedPlanner()
-        made, delta = planned(source, target, planner, self._costs, pair)
+        made, delta = planned(source, target, planner_for(source, target), self._costs, pair)
         if len(delta) > MOST_DELTA_BYTES:
             raise Unsupported(f"a delta of {len(delta)} bytes: a start takes {MOST_DELTA_BYTES}")
         return Planned(made.sums(), delta)

@@ -162,6 +162,37 @@ def test_two_starts_never_get_the_same_donor() -> None:
     in_world(scenario)
 
 
+@pytest.mark.parametrize("refuses", [False, True])
+def test_who_asks_for_a_donor_that_a_start_has_gets_another_instance(refuses: bool) -> None:
+    """Its runtime sends requests on before the start is answered: they would be sent to it again. It is back where that start failed."""
+
+    async def scenario(world: World, scheduler: Scheduler) -> None:
+        node, donor = world.nodes["n1"], world.nodes["n1"].orders[0]
+        under_way, go_on = asyncio.Event(), asyncio.Event()
+
+        async def held(order: StartOrder) -> None:
+            if order.donor is not None:
+                under_way.set()
+                await go_on.wait()
+            if order.donor is not None and refuses:
+                raise FailedPrecondition(f"instance {order.donor} is not idle")
+
+        node.behave = held
+        made = asyncio.ensure_future(world.start(scheduler, NEW.variant))
+        await under_way.wait()
+        if not refuses:
+            answer = await world.start(scheduler, OLD.variant)
+            assert answer.instance.start_path is StartPath.BIND
+            assert answer.instance.generation != donor.generation
+        go_on.set()
+        assert (await made).instance.start_path is (StartPath.BIND if refuses else StartPath.TRANSFORM)
+        again = await world.start(scheduler, OLD.variant)
+        assert again.instance.start_path is StartPath.WARM
+        assert (again.instance.generation == donor.generation) is refuses
+
+    in_world(scenario)
+
+
 def test_with_0_nothing_is_made_of_anything_else() -> None:
     async def scenario(world: World, scheduler: Scheduler) -> None:
         answer = await world.start(scheduler, NEW.variant)

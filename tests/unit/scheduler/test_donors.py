@@ -41,12 +41,9 @@ def found(
     gaps: dict[VariantKey, GapHistogram] | None = None,
     condition: NodeCondition = NodeCondition.USABLE,
     profiles: dict[tuple[VariantKey, ProfileClass], ProfileRecord] | None = None,
-    taken: set[InstanceId] | None = None,
 ) -> Donors:
     nodes = [node(*instances, condition=condition)]
-    return donors(
-        [Candidate(record(candidate))], nodes, record, lambda one, other: ms, gaps or {}, RULES, CostModel(), profiles or {}, taken or set()
-    )
+    return donors([Candidate(record(candidate))], nodes, record, lambda one, other: ms, gaps or {}, RULES, CostModel(), profiles or {})
 
 
 def test_an_instance_that_nobody_asks_is_a_donor() -> None:
@@ -66,10 +63,9 @@ def test_an_instance_that_nobody_asks_is_a_donor() -> None:
         found(idle(replace(OLD, trust_domain=TrustDomain("other")))),
         found(idle(OLD), ms=None),
         found(idle(OLD), condition=NodeCondition.SUSPECT),
-        found(idle(OLD), taken={InstanceId("i-1")}),
     ],
 )
-def test_who_is_busy_of_another_kind_or_taken_is_none(nobody: Donors) -> None:
+def test_who_is_busy_or_of_another_kind_is_none(nobody: Donors) -> None:
     assert nobody == {}
 
 

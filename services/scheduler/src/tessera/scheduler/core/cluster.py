@@ -111,8 +111,11 @@ class Cluster:
         shown = (item for node in self.observed.values() if node.live for item in node.instances)
         return next((item for item in shown if item.instance_id == instance_id), None)
 
-    def views(self, records: NodeRecords, starting: Mapping[NodeId, int]) -> tuple[NodeView, ...]:
-        views = node_views(records, self.observed, starting, self._stopping)
+    def views(
+        self, records: NodeRecords, starting: Mapping[NodeId, int], also: frozenset[InstanceId] = frozenset()
+    ) -> tuple[NodeView, ...]:
+        """Without what is stopping, and `also` without these."""
+        views = node_views(records, self.observed, starting, self._stopping | also)
         return tuple(node for node in views if node.node_id not in self.closed) if self.closed else views
 
     def holdings(self, trust_domain: TrustDomain, starting: Mapping[NodeId, int]) -> list[Holding]:

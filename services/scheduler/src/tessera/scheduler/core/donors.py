@@ -9,10 +9,10 @@ lasted as long as this one already, those that end within the keep-alive.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tessera.domain.ids import InstanceId, NodeId, ProfileClass, VariantKey
+from tessera.domain.ids import NodeId, ProfileClass, VariantKey
 from tessera.domain.instance import InstanceState, StartPath
 from tessera.domain.records import ProfileRecord, VariantRecord
 from tessera.domain.transformation import MetaOperator, StepSum
@@ -51,13 +51,12 @@ def donors(
     rules: DonorRules,
     costs: CostModel,
     profiles: Mapping[tuple[VariantKey, ProfileClass], ProfileRecord],
-    taken: Collection[InstanceId] = (),
 ) -> Donors:
-    """Of every candidate on every usable node, those that there are and that are not `taken`."""
+    """Of every candidate on every usable node, those that there are."""
     able = [candidate for candidate in candidates if candidate.record.backend == PLANNED or candidate.record.recipe in REPLACED]
     found: dict[tuple[VariantKey, NodeId], tuple[Donor, ...]] = {}
     for node in nodes if able else ():
-        idle = [item for item in _idle(node, rules.idle_s) if item.instance_id not in taken]
+        idle = _idle(node, rules.idle_s)
         for candidate in able:
             able_ones = (
                 Donor(item.instance_id, item.variant, ms, _return_ms(there, node, costs, profiles), _again(item, gaps, rules.keep_alive_s))

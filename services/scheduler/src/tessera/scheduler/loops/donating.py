@@ -38,8 +38,13 @@ class Donating:
         self._transform_costs = TransformCosts()
         self._taken: set[InstanceId] = set()
 
+    @property
+    def taken(self) -> frozenset[InstanceId]:
+        """Donors of the starts in flight. They take no more requests, and another start gets none of them."""
+        return frozenset(self._taken)
+
     def of(self, candidates: Sequence[Candidate], nodes: Sequence[NodeView]) -> Donors:
-        """What a decision may choose from, by what transformations take on nodes of the same class. Nobody that a start has taken."""
+        """What a decision may choose from, by what transformations take on nodes of the same class."""
         if self._rules is None:
             return {}
         found: dict[tuple[VariantKey, NodeId], tuple[Donor, ...]] = {}
@@ -47,10 +52,7 @@ class Donating:
         for profile_class in sorted({node.profile_class for node in nodes}):
             transform_ms = functools.partial(self._transform_ms, profile_class)
             some = [node for node in nodes if node.profile_class == profile_class]
-            found |= donors(
-                candidates, some, self._records.variant, transform_ms, gaps, self._rules, self._costs,
-                self._records.profiles(), self._taken,
-            )  # fmt: skip
+            found |= donors(candidates, some, self._records.variant, transform_ms, gaps, self._rules, self._costs, self._records.profiles())
         return found
 
     def take(self, donor: InstanceId) -> None:

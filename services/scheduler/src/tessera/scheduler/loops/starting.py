@@ -223,13 +223,14 @@ class Starter:
         return decision
 
     def _views(self) -> tuple[NodeView, ...]:
-        """With what the starts in flight are fetching."""
+        """With what the starts in flight are fetching, and without the donors that they have: a donor sends its requests on before its
+        start is answered, and whoever asks for its variant then must not hear that it is there."""
         coming: dict[tuple[NodeId, TrustDomain], set[Digest]] = {}
         for variant, node_id, flight in self._flights.all():
             record = self._records.variant(variant) if flight.option.bytes_to_fetch else None
             if record is not None and record.artifact and (blobs := self._blobs.blobs(record.artifact)):
                 coming.setdefault((node_id, variant.trust_domain), set()).update(blob.digest for blob in blobs)
-        return with_coming(self._cluster.views(self._records.nodes(), self._flights.starting()), coming)
+        return with_coming(self._cluster.views(self._records.nodes(), self._flights.starting(), also=self._donors.taken), coming)
 
     def _candidates(self, wanted: Sequence[VariantKey]) -> tuple[tuple[Candidate, ...], list[str]]:
         """Candidates that are ready, and why the others are not; a record may be on its way from etcd still."""

@@ -11,7 +11,7 @@ from scheduler_world import DOMAIN, World, until
 
 from tessera.coord import keys
 from tessera.domain.errors import FailedPrecondition
-from tessera.domain.ids import Digest, InstanceId, ProfileClass, RequestId, RuntimeId
+from tessera.domain.ids import Digest, InstanceId, NodeId, ProfileClass, RequestId, RuntimeId
 from tessera.domain.instance import InstanceState, Stage, StageTime, StartPath
 from tessera.domain.records import LoadCost, ProfileRecord
 from tessera.domain.transformation import MetaOperator, StepSum
@@ -19,13 +19,15 @@ from tessera.policy.transform.fitting import LEAST_OBSERVATIONS
 from tessera.policy.view import RuntimeView
 from tessera.scheduler.adapters.graph_plans import GraphPlans
 from tessera.scheduler.app import Scheduler
-from tessera.scheduler.loops.starting import StartRequest
+from tessera.scheduler.loops.donating import MOST_REFUSED, REFUSED_S
+from tessera.scheduler.loops.starting import StartLimits, StartRequest
 from tessera.scheduler.ports import StartOrder
 from tessera.testing import run_virtual
 from tessera.testing.builders import a_meta_cost_record
 
 OLD, NEW = key("aten-old"), key("aten-new")
 GRAPHS = {OLD: Digest("1" * 64), NEW: Digest("2" * 64)}
+ATTEMPTS = StartLimits().attempts
 STEPS = (StepSum(MetaOperator.ADD, "aten.linear.default", 20),)
 
 
@@ -109,6 +111,61 @@ def test_a_donor_that_refuses_is_passed_by_and_stays() -> None:
         assert len({order.instance_id for order in node.orders}) == 3
         await until(lambda: len(world.recorded()) == 2, 2.0)
         assert {item.state for item in node.live()} == {InstanceState.READY}
+
+    in_world(scenario)
+
+
+def test_a_transformation_that_nodes_refuse_costs_no_try_and_is_not_tried_again_for_a_minute() -> None:
+    """As many nodes as a request has tries, and one more: all refuse alike."""
+
+    async def scenario(world: World, scheduler: Scheduler) -> None:
+        others = [key(f"aten-old-{at}") for at in range(ATTEMPTS)]
+        for at, other in enumerate(others):
+            node = await world.add_node(f"m{at}")
+            node.facts["runtimes"] = world.nodes["n1"].facts["runtimes"]
+            await world.add_variant(variant(key=other, backend="aten", flavour="aten", build_class=None, graph=GRAPHS[OLD]))
+        await until(lambda: all(scheduler.records.variant(other) is not None for other in others), 2.0)
+        await until(lambda: len(scheduler.cluster.observed) == 1 + len(others), 2.0)
+        for at, other in enumerate(others):
+            await scheduler.starter.add(other, [NodeId(f"m{at}")], 5.0)
+
+        async def unable(order: StartOrder) -> None:
+            if order.donor is not None:
+                raise FailedPrecondition(f"donor {order.donor}: its runtime takes nothing else")
+
+        def orders(donated: bool) -> int:
+            return sum((order.donor is not None) is donated for node in world.nodes.values() for order in node.orders)
+
+        def all_idle() -> None:
+            for node in world.nodes.values():
+                node.behave = unable
+                for item in node.live():
+                    node.idle(item.instance_id, 120.0)
+                node.push()
+
+        async def started() -> tuple[StartPath, int]:
+            all_idle()
+            before = orders(donated=True)
+            answer = await world.start(scheduler, NEW.variant)
+            await scheduler.reconciler.stop(answer.instance.node_id, answer.instance.instance_id)
+            return answer.instance.start_path, orders(donated=True) - before
+
+        assert await started() == (StartPath.BIND, ATTEMPTS)
+        assert await started() == (StartPath.BIND, 1), "the node that nobody has asked yet"
+        assert await started() == (StartPath.BIND, 0)
+        await asyncio.sleep(REFUSED_S)
+        assert await started() == (StartPath.BIND, ATTEMPTS)
+
+    in_world(scenario)
+
+
+def test_refusals_are_kept_within_bounds() -> None:
+    async def scenario(world: World, scheduler: Scheduler) -> None:
+        donors, donor = scheduler.starter._donors, world.nodes["n1"].orders[0].instance_id
+        for at in range(MOST_REFUSED + 1):
+            donors.refused(donor, key(f"aten-{at}"))
+        donors.refused(InstanceId("i-gone"), NEW)
+        assert len(donors._refused) == MOST_REFUSED
 
     in_world(scenario)
 

@@ -22,16 +22,21 @@ class Failure:
 
 @dataclass(slots=True)
 class Attempts:
-    """One request's own story: what failed, and how often it was tried."""
+    """One request's own story: what failed, and how often it was tried. A transformation that was refused is counted by itself: it takes
+    nothing from the tries of the paths that work without a donor."""
 
     failures: dict[OptionKey, TesseraError] = field(default_factory=dict)
     count: int = 0
+    transformations: int = 0
 
     def words(self) -> dict[OptionKey, str]:
         return {key: error.message for key, error in self.failures.items()}
 
     def add(self, failure: Failure, candidates: Sequence[VariantKey]) -> None:
-        self.count += 1
+        if failure.option[2] is StartPath.TRANSFORM and not failure.unreachable:
+            self.transformations += 1
+        else:
+            self.count += 1
         self.failures[failure.option] = failure.error
         if failure.unreachable:
             node_id = failure.option[1]

@@ -9,10 +9,10 @@ lasted as long as this one already, those that end within the keep-alive.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from tessera.domain.ids import NodeId, ProfileClass, VariantKey
+from tessera.domain.ids import InstanceId, NodeId, ProfileClass, VariantKey
 from tessera.domain.instance import InstanceState, StartPath
 from tessera.domain.records import ProfileRecord, VariantRecord
 from tessera.domain.transformation import MetaOperator, StepSum
@@ -51,8 +51,9 @@ def donors(
     rules: DonorRules,
     costs: CostModel,
     profiles: Mapping[tuple[VariantKey, ProfileClass], ProfileRecord],
+    refused: Collection[tuple[InstanceId, VariantKey]] = (),
 ) -> Donors:
-    """Of every candidate on every usable node, those that there are."""
+    """Of every candidate on every usable node, those that there are. `refused`: who is not to be asked to become what."""
     able = [candidate for candidate in candidates if candidate.record.backend == PLANNED or candidate.record.recipe in REPLACED]
     found: dict[tuple[VariantKey, NodeId], tuple[Donor, ...]] = {}
     for node in nodes if able else ():
@@ -62,6 +63,7 @@ def donors(
                 Donor(item.instance_id, item.variant, ms, _return_ms(there, node, costs, profiles), _again(item, gaps, rules.keep_alive_s))
                 for item in idle
                 if item.variant != candidate.key
+                and (item.instance_id, candidate.key) not in refused
                 and item.variant.trust_domain == candidate.key.trust_domain
                 and (there := record(item.variant)) is not None
                 and there.backend == candidate.record.backend

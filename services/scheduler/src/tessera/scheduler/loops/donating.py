@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from collections import OrderedDict
 from collections.abc import Sequence
 
 from tessera.clock import Clock
-from tessera.domain.ids import InstanceId, NodeId, ProfileClass, VariantKey
+from tessera.domain.ids import InstanceId, NodeId, ProfileClass, RuntimeId, VariantKey
 from tessera.domain.instance import Stage
 from tessera.domain.records import MetaCostRecord, VariantRecord
 from tessera.domain.transformation import StepSum
@@ -23,6 +24,11 @@ from tessera.scheduler.ports import Plans, Records
 TRANSFORMED = (Stage.MAP, Stage.TRANSFORM)
 NOTE_AFTER_S = 0.002
 """Costs are corrected, which takes half a millisecond, when whoever waited for the start has its answer."""
+REFUSED_S = 60.0
+"""How long a runtime that refused to make something of an instance is not asked to again: most of what it says so for stays (it holds what
+crashed another one, its sessions cannot be mapped over), and each start would hear it first."""
+MOST_REFUSED = 1024
+"""Refusals that are kept: the latest."""
 
 
 class Donating:
@@ -37,6 +43,8 @@ class Donating:
         self._costs = costs
         self._transform_costs = TransformCosts()
         self._taken: set[InstanceId] = set()
+        self._refused: OrderedDict[tuple[NodeId, RuntimeId, VariantKey], float] = OrderedDict()
+        """Until when, the soonest first."""
 
     @property
     def taken(self) -> frozenset[InstanceId]:
@@ -48,11 +56,14 @@ class Donating:
         if self._rules is None:
             return {}
         found: dict[tuple[VariantKey, NodeId], tuple[Donor, ...]] = {}
+        refused = self._refused_by(candidates)
         gaps = self._cluster.usage.gaps
         for profile_class in sorted({node.profile_class for node in nodes}):
             transform_ms = functools.partial(self._transform_ms, profile_class)
             some = [node for node in nodes if node.profile_class == profile_class]
-            found |= donors(candidates, some, self._records.variant, transform_ms, gaps, self._rules, self._costs, self._records.profiles())
+            found |= donors(
+                candidates, some, self._records.variant, transform_ms, gaps, self._rules, self._costs, self._records.profiles(), refused
+            )
         return found
 
     def take(self, donor: InstanceId) -> None:
@@ -62,6 +73,31 @@ class Donating:
     def release(self, donor: InstanceId) -> None:
         """That start is over."""
         self._taken.discard(donor)
+
+    def refused(self, donor: InstanceId, target: VariantKey) -> None:
+        """Nothing was made of it: no decision is offered an instance in its runtime for that target for `REFUSED_S`."""
+        there = self._cluster.find(donor)
+        if there is None:
+            return
+        where = (there.node_id, there.runtime_id, target)
+        self._refused[where] = self._clock.monotonic_s() + REFUSED_S
+        self._refused.move_to_end(where)
+        if len(self._refused) > MOST_REFUSED:
+            self._refused.popitem(last=False)
+
+    def _refused_by(self, candidates: Sequence[Candidate]) -> frozenset[tuple[InstanceId, VariantKey]]:
+        """Instances in runtimes that refused one of the candidates a moment ago, with that candidate."""
+        now_s = self._clock.monotonic_s()
+        while self._refused and next(iter(self._refused.values())) <= now_s:
+            self._refused.popitem(last=False)
+        wanted = {candidate.key for candidate in candidates}
+        return frozenset(
+            (item.instance_id, target)
+            for node_id, runtime_id, target in self._refused
+            if target in wanted and (node := self._cluster.observed.get(node_id)) is not None
+            for item in node.instances
+            if item.runtime_id == runtime_id
+        )
 
     def delta(self, donor: InstanceId, target: VariantKey) -> bytes:
         """How the donor becomes an instance of the target; empty where both have one graph, and where it is not known any more: its agent

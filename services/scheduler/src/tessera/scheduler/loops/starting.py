@@ -64,7 +64,8 @@ class StartAnswer:
 
 @dataclass(frozen=True, slots=True)
 class StartLimits:
-    """Seconds, and how often one request is tried. `patience_s`: how long a refusal that may pass is waited out."""
+    """Seconds, and how often one request is tried; as often again by transformations that are refused. `patience_s`: how long a refusal
+    that may pass is waited out."""
 
     provisional_s: float = 30.0
     least_budget_s: float = 10.0
@@ -208,7 +209,7 @@ class Starter:
         began_s = self._clock.monotonic_s()
         with span("tessera.scheduler.decide", request_id=request.request_id) as found:
             candidates, unusable = self._candidates(request.candidates)
-            donors = self._donors.of(candidates, nodes)
+            donors = self._donors.of(candidates, nodes) if tried.transformations < self._limits.attempts else {}
             question = StartQuestion(candidates, tuple(nodes), self._records.profiles(), tried.words(), donors, request.ready_within_ms)
             decision = self._policy.decide(question)
             if unusable:
@@ -327,6 +328,8 @@ class Starter:
                 self._cluster.failed(order.instance_id)
                 if not outcome.unreachable:
                     self._cluster.refused(order.node_id, order.instance_id)
+                if order.donor is not None:
+                    self._donors.refused(order.donor, order.variant)
             else:
                 self._cluster.answered(outcome, self._clock.monotonic_s())
                 if order.donor is not None and outcome.start_path is StartPath.TRANSFORM:

@@ -13,7 +13,7 @@ from tessera.domain.ids import (
     VariantKey,
 )
 from tessera.domain.instance import StartPath
-from tessera.policy.start.base import Donor, StartQuestion
+from tessera.policy.start.base import Donor, NoDonor, StartQuestion
 
 
 def donor(name: str = "i-old", transform_ms: float = 1.0, return_ms: float = 4.0, again: float = 0.25) -> Donor:
@@ -88,3 +88,19 @@ def test_a_donor_that_is_wanted_again_is_taken_where_nothing_else_is_in_time() -
         assert chosen is not None
         paths[within_ms] = chosen.start_path
     assert paths == {None: StartPath.BIND, 3.0: StartPath.TRANSFORM}
+
+
+def test_an_idle_instance_that_nothing_can_be_made_of_is_said_once_for_the_best_node_that_could_take_it() -> None:
+    nobody = {
+        (ATEN.key, NodeId(name)): NoDonor(InstanceId(f"i-{name}"), key("aten-old"), "there is no plan yet") for name in ("n1", "n2", "n3")
+    }
+    aten = (runtime("aten"),)
+    nodes = [node("n3", runtimes=aten), node("n2", runtimes=aten), node("n1", runtimes=aten, flavours=("ort",))]
+    decision = decide([ATEN], nodes, no_donors=nobody)
+    assert decision.chosen is not None
+    assert (decision.chosen.node_id, decision.chosen.start_path) == ("n2", StartPath.BIND)
+    (lost,) = [loser for loser in decision.losers if loser.start_path is StartPath.TRANSFORM]
+    assert (lost.node_id, lost.refused, lost.donor) == ("n2", True, None)
+    assert lost.reason == "no transformation: i-n2 (m@1/aten-old) is idle, but there is no plan yet"
+    ready = node(instances=(replace(instance(), variant=ATEN.key),), runtimes=aten)
+    assert not [one for one in decide([ATEN], [ready], no_donors=nobody).losers if one.start_path is StartPath.TRANSFORM]

@@ -163,9 +163,32 @@ def test_refusals_are_kept_within_bounds() -> None:
     async def scenario(world: World, scheduler: Scheduler) -> None:
         donors, donor = scheduler.starter._donors, world.nodes["n1"].orders[0].instance_id
         for at in range(MOST_REFUSED + 1):
-            donors.refused(donor, key(f"aten-{at}"))
-        donors.refused(InstanceId("i-gone"), NEW)
+            donors.refused(donor, key(f"aten-{at}"), "full")
+        donors.refused(InstanceId("i-gone"), NEW, "full")
         assert len(donors._refused) == MOST_REFUSED
+
+    in_world(scenario)
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_an_explanation_says_why_nothing_was_made_of_the_idle_instance(refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(world: World, scheduler: Scheduler) -> None:
+        node = world.nodes["n1"]
+
+        async def full(order: StartOrder) -> None:
+            if order.donor is not None:
+                raise FailedPrecondition("its runtime is full")
+
+        node.behave = full
+        if not refused:
+            monkeypatch.setattr(GraphPlans, "steps", lambda self, source, target: None)
+        answer = await world.start(scheduler, NEW.variant, request_id="asked")
+        assert answer.instance.start_path is StartPath.BIND
+        found = scheduler.explanations.get(RequestId("asked"))
+        assert found is not None
+        why = "its runtime refused a moment ago: its runtime is full" if refused else "there is no plan yet"
+        told = [loser.reason for loser in found.decision.losers if loser.start_path is StartPath.TRANSFORM]
+        assert told == [f"no transformation: {node.orders[0].instance_id} ({OLD}) is idle, but {why}"]
 
     in_world(scenario)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from scheduler_builders import key, variant
@@ -11,7 +12,7 @@ from tessera.domain.ids import BuildClass, Digest, Generation, InstanceId, NodeI
 from tessera.domain.instance import InstanceState, Stage, StageTime, StartPath
 from tessera.domain.records import LoadCost, ProfileRecord, VariantRecord
 from tessera.policy.scaling.gaps import GapHistogram
-from tessera.policy.start.base import Donors
+from tessera.policy.start.base import Donors, NoDonors
 from tessera.policy.start.costs import CostModel
 from tessera.policy.transform.costs import ASSUMED_BASE_MS
 from tessera.policy.view import Candidate, InstanceView, NodeCondition, NodeView
@@ -34,16 +35,24 @@ def node(*instances: InstanceView, condition: NodeCondition = NodeCondition.USAB
     return NodeView(NodeId("n1"), BuildClass("a"), ProfileClass("p"), instances=instances, condition=condition)
 
 
-def found(
+def looked(
     *instances: InstanceView,
     candidate: VariantKey = NEW,
     ms: float | None = 1.5,
     gaps: dict[VariantKey, GapHistogram] | None = None,
     condition: NodeCondition = NodeCondition.USABLE,
     profiles: dict[tuple[VariantKey, ProfileClass], ProfileRecord] | None = None,
-) -> Donors:
+    refused: dict[tuple[InstanceId, VariantKey], str] | None = None,
+) -> tuple[Donors, NoDonors]:
     nodes = [node(*instances, condition=condition)]
-    return donors([Candidate(record(candidate))], nodes, record, lambda one, other: ms, gaps or {}, RULES, CostModel(), profiles or {})
+    return donors(
+        [Candidate(record(candidate))], nodes, record, lambda one, other: ms, lambda one, other: f"{one.key} has no plan to {other.key}",
+        gaps or {}, RULES, CostModel(), profiles or {}, refused or {},
+    )  # fmt: skip
+
+
+def found(*instances: InstanceView, **more: Any) -> Donors:
+    return looked(*instances, **more)[0]
 
 
 def test_an_instance_that_nobody_asks_is_a_donor() -> None:
@@ -105,6 +114,29 @@ def test_of_many_those_that_have_been_idle_for_the_longest_are_looked_at() -> No
     assert [donor.instance_id for donor in looked] == [f"i-{at:02}" for at in range(MOST_DONORS + 7, 7, -1)]
     others = [idle(ORT, 1000.0, f"o-{at:02}") for at in range(MOST_DONORS)]
     assert found(*others, *many)[NEW, NodeId("n1")] == looked, "those that cannot become it hide nobody"
+
+
+def test_where_no_idle_instance_of_its_backend_can_become_it_the_one_that_nobody_asked_for_longest_says_why() -> None:
+    session, other = idle(ORT, name="i-ort"), key("ort-fp32", "new")
+    no_plan = f"{OLD} has no plan to {NEW}"
+    for instances, more, why in (
+        ((idle(OLD), idle(OLD, 90.0, "i-2"), session), {"ms": None}, ("i-1", OLD, no_plan)),
+        ((idle(OLD),), {"refused": {(InstanceId("i-1"), NEW): "full"}}, ("i-1", OLD, "full")),
+        ((replace(session, parked=True),), {"candidate": other}, ("i-ort", ORT, "it is parked")),
+    ):
+        made, nobody = looked(*instances, **more)
+        assert made == {}
+        ((where, said),) = nobody.items()
+        assert (where, (said.instance_id, said.variant, said.why)) == ((more.get("candidate", NEW), "n1"), why)
+    for nothing in (
+        looked(idle(OLD)),
+        looked(session),
+        looked(idle(OLD, 59.0), ms=None),
+        looked(session, candidate=key("ort-int8", "new")),
+    ):
+        assert nothing[1] == {}, "there are donors, or nobody is idle that it could be made of"
+    some, nobody = looked(idle(OLD), idle(OLD, 90.0, "i-2"), refused={(InstanceId("i-1"), NEW): "full"})
+    assert ([donor.instance_id for donor in some[NEW, NodeId("n1")]], nobody) == (["i-2"], {})
 
 
 def test_the_chance_that_its_model_comes_back_is_that_of_the_gaps_that_lasted_as_long() -> None:

@@ -76,6 +76,7 @@ async def running(leading: bool = True) -> AsyncIterator[World]:
 async def test_a_pair_that_was_never_asked_for_is_planned_behind() -> None:
     async with running() as world:
         assert (world.steps(1, 4), world.plans.delta(name(1), name(4))) == (None, None)
+        assert world.plans.why_not(name(1), name(4)) == "there is no plan yet"
         await world.done()
         here, there = structure_of(chain(1)), structure_of(chain(4))
         made = plan(Program(here), Program(there), AlignedPlanner(), COSTS)
@@ -186,11 +187,13 @@ async def test_what_cannot_be_planned_is_tried_again_after_a_while_and_not_at_ev
             assert world.plans.steps(name(1), lost) is None
             await world.done()
         assert world.reads.count(lost) == 1
+        assert world.plans.why_not(name(1), lost) == f"no plan could be made: blob {lost}"
         world.blobs[lost] = chain(20)
         monkeypatch.setattr(graph_plans, "FAILED_S", 0.0)
         assert world.plans.steps(name(1), lost) is None
         await world.done()
         assert world.plans.steps(name(1), lost) is not None
+        assert world.plans._failed == {}
 
 
 async def test_a_delta_that_no_start_takes_is_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,6 +202,7 @@ async def test_a_delta_that_no_start_takes_is_not_offered(monkeypatch: pytest.Mo
         world.steps(1, 30)
         await world.done()
         assert world.steps(1, 30) is None
+        assert world.plans.why_not(name(1), name(30)).endswith("bytes: a start takes 100")
 
 
 async def test_what_planning_did_not_expect_ends_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,6 +210,7 @@ async def test_what_planning_did_not_expect_ends_nobody(monkeypatch: pytest.Monk
         monkeypatch.setattr(graph_plans, "structure_of", lambda graph: 1 / 0)
         world.steps(1, 2)
         await world.done()
+        assert world.plans.why_not(name(1), name(2)) == "no plan could be made: ZeroDivisionError: division by zero"
         monkeypatch.undo()
         world.steps(3, 4)
         await world.done()

@@ -41,6 +41,19 @@ Donors = Mapping[tuple[VariantKey, NodeId], tuple[Donor, ...]]
 
 
 @dataclass(frozen=True, slots=True)
+class NoDonor:
+    """An idle instance of a candidate's backend that the candidate cannot be made of, and why not: words that follow on "is idle, but"."""
+
+    instance_id: InstanceId
+    variant: VariantKey
+    why: str
+
+
+NoDonors = Mapping[tuple[VariantKey, NodeId], NoDonor]
+"""By candidate and node, where there are idle instances and no donor among them: the one that has been idle for the longest."""
+
+
+@dataclass(frozen=True, slots=True)
 class StartQuestion:
     """Candidates in the gateway's order, nodes at one moment, and what is known about costs.
 
@@ -54,6 +67,7 @@ class StartQuestion:
     failed: Mapping[OptionKey, str] = field(default_factory=dict)
     donors: Donors = field(default_factory=dict)
     ready_within_ms: float | None = None
+    no_donors: NoDonors = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,10 @@ then the first id wins (that is the placement policy's order).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from tessera.domain.ids import NodeId
 from tessera.domain.instance import StartPath
 from tessera.policy.placement.base import Placement, PlacementPolicy
 from tessera.policy.placement.bytes_present import BytesPresentPlacement
@@ -44,10 +45,14 @@ class CheapestStart:
         for rank, candidate in enumerate(question.candidates):
             nodes = {node.node_id: node for node in question.nodes}
             refused: list[Refusal] = []
-            for place, placement in enumerate(self.placement.rank(candidate, question.nodes)):
+            ranked = self.placement.rank(candidate, question.nodes)
+            found: list[tuple[StartOption, int]] = []
+            for place, placement in enumerate(ranked):
                 node = nodes[placement.node_id]
-                found = list(self._options(question, candidate, rank, node, placement, refused))
-                options.extend((option, place) for option in found)
+                found.extend((option, place) for option in self._options(question, candidate, rank, node, placement, refused))
+            options.extend(found)
+            if question.no_donors and not any(option.start_path is StartPath.WARM for option, _ in found):
+                options.extend(_not_made(question, candidate, rank, ranked, {item.node_id for item in refused}))
             refusals.extend(refused)
             sentences.append(f"{candidate.key}: {explain(refused, len(question.nodes))}")
         open_options = [(option, place) for option, place in options if not option.refused]
@@ -123,6 +128,19 @@ class CheapestStart:
             candidate.key, rank, node.node_id, path, path_ms + fetch_ms, placement.bytes_to_fetch, measured, reason,
             price_ms=placement.away_ms,
         )  # fmt: skip
+
+
+def _not_made(
+    question: StartQuestion, candidate: Candidate, rank: int, ranked: Sequence[Placement], refused: Collection[NodeId]
+) -> Iterator[tuple[StartOption, int]]:
+    """Why the candidate is made of nothing on the best node that could take it and has idle instances: one line says it."""
+    for place, placement in enumerate(ranked):
+        nobody = question.no_donors.get((candidate.key, placement.node_id))
+        if nobody is not None and placement.node_id not in refused:
+            reason = f"no transformation: {nobody.instance_id} ({nobody.variant}) is idle, but {nobody.why}"
+            path, to_fetch = StartPath.TRANSFORM, placement.bytes_to_fetch
+            yield StartOption(candidate.key, rank, placement.node_id, path, 0.0, to_fetch, False, reason, refused=True), place
+            return
 
 
 def _fetch_words(placement: Placement, fetch_ms: float) -> str:

@@ -100,6 +100,10 @@ class Plans(Protocol):
         """From one graph to another. None: there is no plan (yet); it is made behind where it can be."""
         ...
 
+    def why_not(self, source: Digest, target: Digest) -> str:
+        """Why `steps` has None, in words that follow on "but"."""
+        ...
+
     def delta(self, source: Digest, target: Digest) -> bytes | None:
         """The plan as runtimes get it (docs/adr/0012). None: as above."""
         ...

@@ -53,6 +53,14 @@ class Planned:
     delta: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class NoPlan:
+    """When it turned out that there is none, and why."""
+
+    at_s: float
+    words: str
+
+
 class GraphPlans:
     """Implements `ports.Plans`. Belongs to one loop; `edits_ms` alone is for other threads."""
 
@@ -70,8 +78,8 @@ class GraphPlans:
         self._plans: OrderedDict[Pair, Planned] = OrderedDict()
         self._coming: OrderedDict[Digest, None] = OrderedDict()
         self._wanted: OrderedDict[Pair, None] = OrderedDict()
-        self._failed_s: OrderedDict[Pair, float] = OrderedDict()
-        """When no plan could be made of a pair: decisions ask for it again and again."""
+        self._failed: OrderedDict[Pair, NoPlan] = OrderedDict()
+        """Pairs of which no plan could be made: decisions ask for them again and again."""
         self._more = asyncio.Event()
 
     @property
@@ -87,6 +95,11 @@ class GraphPlans:
             return None
         self._plans.move_to_end((source, target))
         return found.steps
+
+    def why_not(self, source: Digest, target: Digest) -> str:
+        """See `Plans`."""
+        failed = self._failed.get((source, target))
+        return "there is no plan yet" if failed is None else f"no plan could be made: {failed.words}"
 
     def delta(self, source: Digest, target: Digest) -> bytes | None:
         """See `Plans`."""
@@ -113,8 +126,8 @@ class GraphPlans:
         return found
 
     def _want(self, pair: Pair) -> None:
-        failed_s = self._failed_s.get(pair)
-        again = failed_s is None or self._clock.monotonic_s() - failed_s >= FAILED_S
+        failed = self._failed.get(pair)
+        again = failed is None or self._clock.monotonic_s() - failed.at_s >= FAILED_S
         if pair not in self._plans and again and len(self._wanted) < QUEUE_LENGTH:
             self._wanted[pair] = None
             self._more.set()
@@ -141,29 +154,32 @@ class GraphPlans:
 
     async def _plan(self, pair: Pair) -> None:
         made = await self._aside(self._made, pair)
-        if made is not None:
-            self._plans[pair] = made
+        if isinstance(made, NoPlan):
+            self._failed[pair] = made
         else:
-            self._failed_s[pair] = self._clock.monotonic_s()
-        for kept in (self._plans, self._failed_s):
+            self._plans[pair] = made
+            self._failed.pop(pair, None)
+        for kept in (self._plans, self._failed):
             if len(kept) > KEPT_PLANS:
                 kept.popitem(last=False)
 
     async def _learn(self, graph: Digest) -> None:
-        for other in await self._aside(self._medoids_with, graph) or ():
+        others = await self._aside(self._medoids_with, graph)
+        for other in () if isinstance(others, NoPlan) else others:
             if len(self._plans) + len(self._wanted) < KEPT_PLANS:
                 self._want((graph, other))
                 self._want((other, graph))
 
-    async def _aside(self, what: Callable[[Subject], Result], subject: Subject) -> Result | None:
+    async def _aside(self, what: Callable[[Subject], Result], subject: Subject) -> Result | NoPlan:
         try:
             return await asyncio.to_thread(what, subject)
         except (TesseraError, OSError) as error:
             log.info("no plan of graphs", subject=subject, reason=str(error))
-            return None
-        except Exception:
+            words = str(error)
+        except Exception as error:
             log.exception("a plan of graphs failed", subject=subject)
-            return None
+            words = f"{type(error).__name__}: {error}"
+        return NoPlan(self._clock.monotonic_s(), words)
 
     def _made(self, pair: Pair) -> Planned:
         source, target = [self._structure(graph) for graph in pair]

@@ -9,7 +9,7 @@ lasted as long as this one already, those that end within the keep-alive.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tessera.domain.ids import InstanceId, NodeId, ProfileClass, VariantKey
@@ -17,7 +17,7 @@ from tessera.domain.instance import InstanceState, StartPath
 from tessera.domain.records import ProfileRecord, VariantRecord
 from tessera.domain.transformation import MetaOperator, StepSum
 from tessera.policy.scaling.gaps import BIN_S, GapHistogram
-from tessera.policy.start.base import Donor, Donors
+from tessera.policy.start.base import Donor, Donors, NoDonor, NoDonors
 from tessera.policy.start.costs import CostModel
 from tessera.policy.transform.costs import REPLACED
 from tessera.policy.view import Candidate, InstanceView, NodeCondition, NodeView
@@ -32,6 +32,8 @@ PLANNED = "aten"
 
 TransformMs = Callable[[VariantRecord, VariantRecord], float | None]
 """From, to: what a transformation takes in ms; None where no plan is known."""
+WhyNot = Callable[[VariantRecord, VariantRecord], str]
+"""From, to: why no plan is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,33 +49,55 @@ def donors(
     nodes: Sequence[NodeView],
     record: Callable[[VariantKey], VariantRecord | None],
     transform_ms: TransformMs,
+    why_not: WhyNot,
     gaps: Mapping[VariantKey, GapHistogram],
     rules: DonorRules,
     costs: CostModel,
     profiles: Mapping[tuple[VariantKey, ProfileClass], ProfileRecord],
-    refused: Collection[tuple[InstanceId, VariantKey]] = (),
-) -> Donors:
-    """Of every candidate on every usable node, those that there are. `refused`: who is not to be asked to become what."""
+    refused: Mapping[tuple[InstanceId, VariantKey], str],
+) -> tuple[Donors, NoDonors]:
+    """Of every candidate on every usable node, those that there are, and where none is left of the idle instances of its backend, why.
+    `refused`: who is not to be asked to become what, with what was said to that."""
     able = [candidate for candidate in candidates if candidate.record.backend == PLANNED or candidate.record.recipe in REPLACED]
     found: dict[tuple[VariantKey, NodeId], tuple[Donor, ...]] = {}
+    nobody: dict[tuple[VariantKey, NodeId], NoDonor] = {}
     for node in nodes if able else ():
         idle = _idle(node, rules.idle_s)
         for candidate in able:
-            able_ones = (
-                Donor(item.instance_id, item.variant, ms, _return_ms(there, node, costs, profiles), _again(item, gaps, rules.keep_alive_s))
+            alike = [
+                (item, there)
                 for item in idle
                 if item.variant != candidate.key
-                and (item.instance_id, candidate.key) not in refused
                 and item.variant.trust_domain == candidate.key.trust_domain
                 and (there := record(item.variant)) is not None
                 and there.backend == candidate.record.backend
+            ]
+            able_ones = (
+                Donor(item.instance_id, item.variant, ms, _return_ms(there, node, costs, profiles), _again(item, gaps, rules.keep_alive_s))
+                for item, there in alike
+                if (item.instance_id, candidate.key) not in refused
                 and (there.backend == PLANNED or not item.parked)
                 and (ms := transform_ms(there, candidate.record)) is not None
             )
             made = tuple(itertools.islice(able_ones, MOST_DONORS))
             if made:
                 found[candidate.key, node.node_id] = made
-    return found
+            elif alike:
+                nobody[candidate.key, node.node_id] = _no_donor(*alike[0], candidate.record, why_not, refused)
+    return found, nobody
+
+
+def _no_donor(
+    item: InstanceView,
+    there: VariantRecord,
+    target: VariantRecord,
+    why_not: WhyNot,
+    refused: Mapping[tuple[InstanceId, VariantKey], str],
+) -> NoDonor:
+    why = refused.get((item.instance_id, target.key))
+    if why is None:
+        why = "it is parked" if item.parked and there.backend != PLANNED else why_not(there, target)
+    return NoDonor(item.instance_id, item.variant, why)
 
 
 def _idle(node: NodeView, least_s: float) -> list[InstanceView]:

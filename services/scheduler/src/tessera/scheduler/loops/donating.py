@@ -12,7 +12,7 @@ from tessera.domain.ids import InstanceId, NodeId, ProfileClass, RuntimeId, Vari
 from tessera.domain.instance import Stage
 from tessera.domain.records import MetaCostRecord, VariantRecord
 from tessera.domain.transformation import StepSum
-from tessera.policy.start.base import Donor, Donors
+from tessera.policy.start.base import Donor, Donors, NoDonor, NoDonors
 from tessera.policy.start.costs import CostModel
 from tessera.policy.view import Candidate, NodeView
 from tessera.scheduler.core.cluster import Cluster
@@ -43,28 +43,32 @@ class Donating:
         self._costs = costs
         self._transform_costs = TransformCosts()
         self._taken: set[InstanceId] = set()
-        self._refused: OrderedDict[tuple[NodeId, RuntimeId, VariantKey], float] = OrderedDict()
-        """Until when, the soonest first."""
+        self._refused: OrderedDict[tuple[NodeId, RuntimeId, VariantKey], tuple[float, str]] = OrderedDict()
+        """Until when, the soonest first, and what was said."""
 
     @property
     def taken(self) -> frozenset[InstanceId]:
         """Donors of the starts in flight. They take no more requests, and another start gets none of them."""
         return frozenset(self._taken)
 
-    def of(self, candidates: Sequence[Candidate], nodes: Sequence[NodeView]) -> Donors:
-        """What a decision may choose from, by what transformations take on nodes of the same class."""
-        if self._rules is None:
-            return {}
+    def of(self, candidates: Sequence[Candidate], nodes: Sequence[NodeView]) -> tuple[Donors, NoDonors]:
+        """What a decision may choose from, by what transformations take on nodes of the same class, and where there is nothing, why."""
         found: dict[tuple[VariantKey, NodeId], tuple[Donor, ...]] = {}
+        nobody: dict[tuple[VariantKey, NodeId], NoDonor] = {}
+        if self._rules is None:
+            return found, nobody
         refused = self._refused_by(candidates)
         gaps = self._cluster.usage.gaps
         for profile_class in sorted({node.profile_class for node in nodes}):
             transform_ms = functools.partial(self._transform_ms, profile_class)
             some = [node for node in nodes if node.profile_class == profile_class]
-            found |= donors(
-                candidates, some, self._records.variant, transform_ms, gaps, self._rules, self._costs, self._records.profiles(), refused
-            )
-        return found
+            made, none = donors(
+                candidates, some, self._records.variant, transform_ms, self._why_not, gaps, self._rules, self._costs,
+                self._records.profiles(), refused,
+            )  # fmt: skip
+            found |= made
+            nobody |= none
+        return found, nobody
 
     def take(self, donor: InstanceId) -> None:
         """A start is about to be told of it."""
@@ -74,30 +78,30 @@ class Donating:
         """That start is over."""
         self._taken.discard(donor)
 
-    def refused(self, donor: InstanceId, target: VariantKey) -> None:
-        """Nothing was made of it: no decision is offered an instance in its runtime for that target for `REFUSED_S`."""
+    def refused(self, donor: InstanceId, target: VariantKey, words: str) -> None:
+        """Nothing was made of it, as `words` say: no decision is offered an instance in its runtime for that target for `REFUSED_S`."""
         there = self._cluster.find(donor)
         if there is None:
             return
         where = (there.node_id, there.runtime_id, target)
-        self._refused[where] = self._clock.monotonic_s() + REFUSED_S
+        self._refused[where] = (self._clock.monotonic_s() + REFUSED_S, f"its runtime refused a moment ago: {words}")
         self._refused.move_to_end(where)
         if len(self._refused) > MOST_REFUSED:
             self._refused.popitem(last=False)
 
-    def _refused_by(self, candidates: Sequence[Candidate]) -> frozenset[tuple[InstanceId, VariantKey]]:
-        """Instances in runtimes that refused one of the candidates a moment ago, with that candidate."""
+    def _refused_by(self, candidates: Sequence[Candidate]) -> dict[tuple[InstanceId, VariantKey], str]:
+        """Instances in runtimes that refused one of the candidates a moment ago, with that candidate, and in which words."""
         now_s = self._clock.monotonic_s()
-        while self._refused and next(iter(self._refused.values())) <= now_s:
+        while self._refused and next(iter(self._refused.values()))[0] <= now_s:
             self._refused.popitem(last=False)
         wanted = {candidate.key for candidate in candidates}
-        return frozenset(
-            (item.instance_id, target)
-            for node_id, runtime_id, target in self._refused
+        return {
+            (item.instance_id, target): words
+            for (node_id, runtime_id, target), (_, words) in self._refused.items()
             if target in wanted and (node := self._cluster.observed.get(node_id)) is not None
             for item in node.instances
             if item.runtime_id == runtime_id
-        )
+        }
 
     def delta(self, donor: InstanceId, target: VariantKey) -> bytes:
         """How the donor becomes an instance of the target; empty where both have one graph, and where it is not known any more: its agent
@@ -130,6 +134,13 @@ class Donating:
             return None
         place, record = self._place(target, profile_class)
         return self._transform_costs.ms(place, record, (source.graph, target.graph), steps)
+
+    def _why_not(self, source: VariantRecord, target: VariantRecord) -> str:
+        if target.backend != PLANNED:
+            return "it is of another graph or recipe, or nobody knows of which"
+        if source.graph is None or target.graph is None:
+            return "nobody knows the graphs of both"
+        return self._plans.why_not(source.graph, target.graph)
 
     def _place(self, target: VariantRecord, profile_class: ProfileClass) -> tuple[Place, MetaCostRecord | None]:
         """Where costs are alike, and what the profiler measured of them: programs that are planned, and nothing else."""

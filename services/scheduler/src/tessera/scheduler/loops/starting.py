@@ -209,8 +209,9 @@ class Starter:
         began_s = self._clock.monotonic_s()
         with span("tessera.scheduler.decide", request_id=request.request_id) as found:
             candidates, unusable = self._candidates(request.candidates)
-            donors = self._donors.of(candidates, nodes) if tried.transformations < self._limits.attempts else {}
-            question = StartQuestion(candidates, tuple(nodes), self._records.profiles(), tried.words(), donors, request.ready_within_ms)
+            donors, no_donors = self._donors.of(candidates, nodes) if tried.transformations < self._limits.attempts else ({}, {})
+            profiles, within_ms = self._records.profiles(), request.ready_within_ms
+            question = StartQuestion(candidates, tuple(nodes), profiles, tried.words(), donors, within_ms, no_donors)
             decision = self._policy.decide(question)
             if unusable:
                 text = "; ".join(part for part in (decision.explanation, *unusable) if part)
@@ -329,7 +330,7 @@ class Starter:
                 if not outcome.unreachable:
                     self._cluster.refused(order.node_id, order.instance_id)
                 if order.donor is not None:
-                    self._donors.refused(order.donor, order.variant)
+                    self._donors.refused(order.donor, order.variant, outcome.error.message)
             else:
                 self._cluster.answered(outcome, self._clock.monotonic_s())
                 if order.donor is not None and outcome.start_path is StartPath.TRANSFORM:

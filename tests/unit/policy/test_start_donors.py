@@ -90,6 +90,18 @@ def test_a_donor_that_is_wanted_again_is_taken_where_nothing_else_is_in_time() -
     assert paths == {None: StartPath.BIND, 3.0: StartPath.TRANSFORM}
 
 
+def test_of_donors_that_are_worth_the_same_the_one_that_frees_more_is_taken() -> None:
+    least, most = donor("i-1"), replace(donor("i-2"), freed_bytes=3 << 20)
+    chosen = decide([ATEN], [node(runtimes=(runtime("aten"),))], donors=of(least, most)).chosen
+    assert chosen is not None
+    assert chosen.donor == "i-2"
+    assert chosen.reason.endswith("comes back with a chance of 25%, and its end frees 3.0 MiB")
+    dearer = replace(most, transform_ms=1.1)
+    chosen = decide([ATEN], [node(runtimes=(runtime("aten"),))], donors=of(least, dearer)).chosen
+    assert chosen is not None
+    assert chosen.donor == "i-1"
+
+
 def test_an_idle_instance_that_nothing_can_be_made_of_is_said_once_for_the_best_node_that_could_take_it() -> None:
     nobody = {
         (ATEN.key, NodeId(name)): NoDonor(InstanceId(f"i-{name}"), key("aten-old"), "there is no plan yet") for name in ("n1", "n2", "n3")

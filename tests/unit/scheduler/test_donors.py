@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from scheduler_builders import key, variant
 
+from tessera.domain.artifact import Blob
 from tessera.domain.ids import BuildClass, Digest, Generation, InstanceId, NodeId, ProfileClass, TrustDomain, VariantKey
 from tessera.domain.instance import InstanceState, Stage, StageTime, StartPath
 from tessera.domain.records import LoadCost, ProfileRecord, VariantRecord
@@ -43,11 +44,13 @@ def looked(
     condition: NodeCondition = NodeCondition.USABLE,
     profiles: dict[tuple[VariantKey, ProfileClass], ProfileRecord] | None = None,
     refused: dict[tuple[InstanceId, VariantKey], str] | None = None,
+    blobs: dict[VariantKey, tuple[Blob, ...]] | None = None,
 ) -> tuple[Donors, NoDonors]:
     nodes = [node(*instances, condition=condition)]
+    candidates = [Candidate(record(candidate), (blobs or {}).get(candidate))]
     return donors(
-        [Candidate(record(candidate))], nodes, record, lambda one, other: ms, lambda one, other: f"{one.key} has no plan to {other.key}",
-        gaps or {}, RULES, CostModel(), profiles or {}, refused or {},
+        candidates, nodes, record, lambda one, other: ms, lambda one, other: f"{one.key} has no plan to {other.key}",
+        gaps or {}, RULES, CostModel(), profiles or {}, refused or {}, (blobs or {}).get,
     )  # fmt: skip
 
 
@@ -148,6 +151,28 @@ def test_the_chance_that_its_model_comes_back_is_that_of_the_gaps_that_lasted_as
     assert donor.again == pytest.approx(2 / 4)
     (early,) = found(idle(OLD), gaps={OLD: GapHistogram().add(10.0)})[NEW, NodeId("n1")]
     assert early.again == UNKNOWN, "no gap lasted as long"
+
+
+def test_donors_that_are_worth_the_same_differ_in_what_their_ends_free() -> None:
+    """Each has 8 bytes of its own, which others may hold too, which the one that is wanted may need, or of which nobody knows."""
+
+    def blob(name: str, size_bytes: int = 8) -> Blob:
+        return Blob(Digest(name * 64), size_bytes)
+
+    own, twice, needed, unknown = (key("aten-fp32", model) for model in ("own", "twice", "needed", "unknown"))
+    blobs = {
+        own: (blob("1"), blob("2"), blob("a", 100)),
+        twice: (blob("3"),),
+        needed: (blob("4"), blob("5", 1), blob("a", 100)),
+        NEW: (blob("4"), blob("6")),
+    }
+    there = [idle(of, name=f"i-{at}") for at, of in enumerate((own, twice, needed, unknown))]
+    busy = idle(twice, 0.0, "i-busy")
+    freed = {donor.variant: donor.freed_bytes for donor in found(*there, busy, blobs=blobs)[NEW, NodeId("n1")]}
+    assert freed == {own: 16, twice: 0, needed: 1, unknown: 0}
+    often = {own: GapHistogram().add(120.0)}
+    dearer = {donor.variant: donor.freed_bytes for donor in found(*there, busy, blobs=blobs, gaps=often)[NEW, NodeId("n1")]}
+    assert dearer[own] == 0, "it comes back more often: what it frees decides nothing"
 
 
 def test_what_its_own_start_takes_is_measured_where_it_was() -> None:

@@ -19,13 +19,15 @@ OptionKey = tuple[VariantKey, NodeId, StartPath]
 @dataclass(frozen=True, slots=True)
 class Donor:
     """An idle instance that a candidate could be made of, and what that takes in ms: the transformation itself, without bytes to fetch; and
-    what the donor's model costs when it is asked again, `return_ms` with a chance of `again` (0 to 1)."""
+    what the donor's model costs when it is asked again, `return_ms` with a chance of `again` (0 to 1). `freed_bytes`: what nothing holds
+    any more when it ends, as far as that is known; 0 where no other donor is worth the same."""
 
     instance_id: InstanceId
     variant: VariantKey
     transform_ms: float
     return_ms: float
     again: float
+    freed_bytes: int = 0
 
     @property
     def opportunity_ms(self) -> float:

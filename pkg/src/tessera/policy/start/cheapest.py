@@ -102,14 +102,15 @@ class CheapestStart:
     def _donated(
         self, question: StartQuestion, candidate: Candidate, rank: int, node: NodeView, placement: Placement
     ) -> StartOption | None:
-        """Out of the best of the node's donors, where it has one."""
+        """Out of the best of the node's donors, where it has one; among equals the one whose end frees most."""
         donors = question.donors.get((candidate.key, node.node_id))
         if not donors:
             return None
-        best = min(donors, key=lambda donor: (donor.worth_ms, donor.instance_id))
+        best = min(donors, key=lambda donor: (donor.worth_ms, -donor.freed_bytes, donor.instance_id))
         fetch_ms = self.costs.fetch_ms(placement.bytes_to_wait_for)
         reason = f"out of {best.instance_id} ({best.variant}): {best.transform_ms:.1f} ms planned{_fetch_words(placement, fetch_ms)}"
         reason += f", and {best.opportunity_ms:.1f} ms for its model, which comes back with a chance of {best.again:.0%}"
+        reason += f", and its end frees {size_words(best.freed_bytes)}" if best.freed_bytes else ""
         reason += _away_words(placement)
         option = StartOption(
             candidate.key, rank, node.node_id, StartPath.TRANSFORM, best.transform_ms + fetch_ms, placement.bytes_to_fetch, False, reason,

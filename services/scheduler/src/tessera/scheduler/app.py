@@ -164,7 +164,7 @@ class Scheduler:
                 patience_s=config.patience_s,
                 attempts=config.start_attempts,
             ),
-            donors=Donating(clock, self.cluster, self.records, self._plans, rules, costs),
+            donors=Donating(clock, self.cluster, self.records, self._plans, self._blobs, rules, costs),
         )
         self.reconciler = Reconciler(
             clock=clock,

@@ -3,16 +3,20 @@
 Donors are ready instances of the candidate's backend and trust domain that nobody has asked for a while. A program of `aten` becomes any
 other that there is a plan for, parked or not; what has its graph inside (`ort`, `aoti`) another of that graph, where its recipe reads
 weights in place and it is open (docs/adr/0013). A donor's model comes back with the chance that the gaps seen so far give it: of those that
-lasted as long as this one already, those that end within the keep-alive.
+lasted as long as this one already, those that end within the keep-alive. Donors that are worth the same differ in the bytes that nothing on
+the node holds when they end, and that the candidate does not need: counted from the blob lists that are known.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from tessera.domain.ids import InstanceId, NodeId, ProfileClass, VariantKey
+from tessera.domain.artifact import Blob
+from tessera.domain.ids import Digest, InstanceId, NodeId, ProfileClass, VariantKey
 from tessera.domain.instance import InstanceState, StartPath
 from tessera.domain.records import ProfileRecord, VariantRecord
 from tessera.domain.transformation import MetaOperator, StepSum
@@ -34,6 +38,8 @@ TransformMs = Callable[[VariantRecord, VariantRecord], float | None]
 """From, to: what a transformation takes in ms; None where no plan is known."""
 WhyNot = Callable[[VariantRecord, VariantRecord], str]
 """From, to: why no plan is known."""
+BlobsOf = Callable[[VariantKey], Sequence[Blob] | None]
+"""What a variant needs on a node; None where that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +61,14 @@ def donors(
     costs: CostModel,
     profiles: Mapping[tuple[VariantKey, ProfileClass], ProfileRecord],
     refused: Mapping[tuple[InstanceId, VariantKey], str],
+    blobs_of: BlobsOf,
 ) -> tuple[Donors, NoDonors]:
     """Of every candidate on every usable node, those that there are, and where none is left of the idle instances of its backend, why.
     `refused`: who is not to be asked to become what, with what was said to that."""
     able = [candidate for candidate in candidates if candidate.record.backend == PLANNED or candidate.record.recipe in REPLACED]
     found: dict[tuple[VariantKey, NodeId], tuple[Donor, ...]] = {}
     nobody: dict[tuple[VariantKey, NodeId], NoDonor] = {}
+    sizes = functools.cache(lambda variant: {blob.digest: blob.size_bytes for blob in blobs_of(variant) or ()})
     for node in nodes if able else ():
         idle = _idle(node, rules.idle_s)
         for candidate in able:
@@ -81,10 +89,27 @@ def donors(
             )
             made = tuple(itertools.islice(able_ones, MOST_DONORS))
             if made:
-                found[candidate.key, node.node_id] = made
+                found[candidate.key, node.node_id] = _told_apart(made, candidate, node, sizes)
             elif alike:
                 nobody[candidate.key, node.node_id] = _no_donor(*alike[0], candidate.record, why_not, refused)
     return found, nobody
+
+
+def _told_apart(
+    made: tuple[Donor, ...], candidate: Candidate, node: NodeView, sizes: Callable[[VariantKey], Mapping[Digest, int]]
+) -> tuple[Donor, ...]:
+    """With what their ends free, where several are the best: to count it for all would take longer than what it decides is worth."""
+    least_ms = min(donor.worth_ms for donor in made)
+    if sum(donor.worth_ms == least_ms for donor in made) == 1:
+        return made
+    domain = candidate.key.trust_domain
+    held = Counter(itertools.chain.from_iterable(sizes(item.variant) for item in node.instances if item.variant.trust_domain == domain))
+    held.update(blob.digest for blob in candidate.blobs or ())
+
+    def freed(donor: Donor) -> int:
+        return sum(size for digest, size in sizes(donor.variant).items() if held[digest] == 1)
+
+    return tuple(replace(donor, freed_bytes=freed(donor)) if donor.worth_ms == least_ms else donor for donor in made)
 
 
 def _no_donor(

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from tessera.clock import Clock
+from tessera.domain.artifact import Blob
 from tessera.domain.ids import InstanceId, NodeId, ProfileClass, RuntimeId, VariantKey
 from tessera.domain.instance import Stage
 from tessera.domain.records import MetaCostRecord, VariantRecord
@@ -19,7 +20,7 @@ from tessera.scheduler.core.cluster import Cluster
 from tessera.scheduler.core.donors import PLANNED, DonorRules, donors, replaced
 from tessera.scheduler.core.observed import ObservedInstance
 from tessera.scheduler.core.transform_costs import Place, TransformCosts
-from tessera.scheduler.ports import Plans, Records
+from tessera.scheduler.ports import ArtifactBlobs, Plans, Records
 
 TRANSFORMED = (Stage.MAP, Stage.TRANSFORM)
 NOTE_AFTER_S = 0.002
@@ -34,11 +35,21 @@ MOST_REFUSED = 1024
 class Donating:
     """`rules` None: nothing is made of anything else."""
 
-    def __init__(self, clock: Clock, cluster: Cluster, records: Records, plans: Plans, rules: DonorRules | None, costs: CostModel) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        cluster: Cluster,
+        records: Records,
+        plans: Plans,
+        blobs: ArtifactBlobs,
+        rules: DonorRules | None,
+        costs: CostModel,
+    ) -> None:
         self._clock = clock
         self._cluster = cluster
         self._records = records
         self._plans = plans
+        self._blobs = blobs
         self._rules = rules
         self._costs = costs
         self._transform_costs = TransformCosts()
@@ -64,7 +75,7 @@ class Donating:
             some = [node for node in nodes if node.profile_class == profile_class]
             made, none = donors(
                 candidates, some, self._records.variant, transform_ms, self._why_not, gaps, self._rules, self._costs,
-                self._records.profiles(), refused,
+                self._records.profiles(), refused, self._blobs_of,
             )  # fmt: skip
             found |= made
             nobody |= none
@@ -134,6 +145,10 @@ class Donating:
             return None
         place, record = self._place(target, profile_class)
         return self._transform_costs.ms(place, record, (source.graph, target.graph), steps)
+
+    def _blobs_of(self, variant: VariantKey) -> Sequence[Blob] | None:
+        record = self._records.variant(variant)
+        return self._blobs.blobs(record.artifact) if record is not None and record.artifact else None
 
     def _why_not(self, source: VariantRecord, target: VariantRecord) -> str:
         if target.backend != PLANNED:

@@ -159,6 +159,7 @@ async def test_large_programs_are_planned_by_the_linear_planner(monkeypatch: pyt
 
 async def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graph_plans, "KEPT_PLANS", 3)
+    monkeypatch.setattr(graph_plans, "IN_USE_S", 0.0)
     monkeypatch.setattr(graph_plans, "KEPT_GRAPHS", 2)
     async with running() as world:
         for target in range(2, 8):
@@ -167,6 +168,22 @@ async def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(world.plans._plans) == 3
         assert len(world.plans._cache) <= 2
         assert [world.steps(1, target) is not None for target in range(2, 8)] == [False, False, False, True, True, True]
+
+
+async def test_more_pairs_asked_for_in_turn_than_there_is_room_for_do_not_take_one_anothers_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph_plans, "KEPT_PLANS", 3)
+    async with running() as world:
+        for _ in range(2):
+            found = [world.steps(1, target) is not None for target in range(2, 8)]
+            await world.done()
+        assert found == [True, True, True, False, False, False], "the first ones were planned, and stay while they are looked at"
+        assert len(world.reads) == 4
+        assert world.plans.why_not(name(1), name(7)) == "there is no room for its plan: 3 are in use"
+        monkeypatch.setattr(graph_plans, "IN_USE_S", 0.0)
+        assert world.steps(1, 7) is None
+        assert world.plans.why_not(name(1), name(7)) == "there is no plan yet"
+        await world.done()
+        assert [world.steps(1, target) is not None for target in (2, 3, 4, 7)] == [False, True, True, True]
 
 
 async def test_what_cannot_be_read_or_planned_stays_unknown_and_holds_nothing_up() -> None:

@@ -8,6 +8,7 @@ other pair is asked for, behind. Until a pair has a whole plan, nothing is made 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
@@ -35,6 +36,9 @@ log = get_logger("tessera.scheduler")
 QUEUE_LENGTH = 1024
 KEPT_PLANS = 1024
 """Of pairs of graphs; tens of KB each."""
+IN_USE_S = 600.0
+"""A plan that a decision looked at so shortly ago gives its place to no other one: where more pairs are asked for in turn than there is
+room for, each would take the place of one that is asked for next, and planning would never end."""
 KEPT_GRAPHS = 1024
 """Those that were needed last; some 80 KB each. With all plans 128 MiB at most, however many models there are (docs/performance.md)."""
 FAILED_S = 60.0
@@ -47,10 +51,13 @@ Subject = TypeVar("Subject")
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Planned:
+    """`looked_s`: when a decision looked at it last, or it was made."""
+
     steps: tuple[StepSum, ...]
     delta: bytes
+    looked_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +100,16 @@ class GraphPlans:
         if found is None:
             self._want((source, target))
             return None
+        found.looked_s = self._clock.monotonic_s()
         self._plans.move_to_end((source, target))
         return found.steps
 
     def why_not(self, source: Digest, target: Digest) -> str:
         """See `Plans`."""
         failed = self._failed.get((source, target))
-        return "there is no plan yet" if failed is None else f"no plan could be made: {failed.words}"
+        if failed is not None:
+            return f"no plan could be made: {failed.words}"
+        return "there is no plan yet" if self._has_room else f"there is no room for its plan: {KEPT_PLANS} are in use"
 
     def delta(self, source: Digest, target: Digest) -> bytes | None:
         """See `Plans`."""
@@ -128,9 +138,18 @@ class GraphPlans:
     def _want(self, pair: Pair) -> None:
         failed = self._failed.get(pair)
         again = failed is None or self._clock.monotonic_s() - failed.at_s >= FAILED_S
-        if pair not in self._plans and again and len(self._wanted) < QUEUE_LENGTH:
+        if pair not in self._plans and again and len(self._wanted) < QUEUE_LENGTH and self._has_room:
             self._wanted[pair] = None
             self._more.set()
+
+    @property
+    def _has_room(self) -> bool:
+        """For one more that is asked for: what waits already takes the places that are free, and those of the plans that are not in use."""
+        before = len(self._plans) + len(self._wanted) - KEPT_PLANS
+        if before < 0:
+            return True
+        next_one = next(itertools.islice(self._plans.values(), before, None), None)
+        return next_one is not None and next_one.looked_s <= self._clock.monotonic_s() - IN_USE_S
 
     async def run(self) -> None:
         """Plans pairs that somebody asked for, then learns graphs that came: one piece at a time, in a thread. After each it rests for as
@@ -209,4 +228,4 @@ class GraphPlans:
         made, delta = planned(source, target, planner_for(source, target), self._costs, pair)
         if len(delta) > MOST_DELTA_BYTES:
             raise Unsupported(f"a delta of {len(delta)} bytes: a start takes {MOST_DELTA_BYTES}")
-        return Planned(made.sums(), delta)
+        return Planned(made.sums(), delta, self._clock.monotonic_s())

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from tessera.frames import FrameClient, FrameResponse, FrameServer, RequestHeader
+import pytest
+
+from tessera.domain.errors import Unavailable
+from tessera.frames import FrameClient, FrameResponse, FrameServer, NeverSent, RequestHeader
+from tessera.frames.codec import encode_cancel
 
 HEADER = RequestHeader(generation=5, budget_us=1_000_000)
 
 
 @contextlib.asynccontextmanager
-async def pair(folder, handler):
+async def pair(folder, handler, **server):
     path = str(folder / "data.sock")
-    listening = await FrameServer.serve_unix(path, handler)
+    listening = await FrameServer.serve_unix(path, handler, **server)
     asking = await FrameClient.connect_unix(path)
     try:
         yield asking, listening
@@ -87,6 +91,40 @@ async def test_a_handler_cancelled_before_it_ran_leaves_nothing_behind(socket_fo
         async with asyncio.timeout(5):
             assert bytes((await client.request(HEADER, b"next")).body) == b"next"
         assert server.in_flight == 0
+
+
+async def test_what_lacks_credit_for_its_last_byte_when_the_connection_is_lost_was_never_sent(socket_folder):
+    taken = asyncio.Event()
+
+    async def handler(header, body):
+        taken.set()
+        await asyncio.Event().wait()
+
+    # No credit comes back while one byte is unanswered.
+    async with pair(socket_folder, handler, window_bytes=1000, held_budget_bytes=1) as (client, server):
+        requests = [client.request(HEADER, bytes(size)) for size in (600, 300_000, 500, 10, 0)]
+        async with asyncio.timeout(5):
+            await taken.wait()
+            (connection,) = server.connections
+            connection.transport.abort()
+            errors = await asyncio.gather(*requests, return_exceptions=True)
+        assert [type(error) for error in errors] == [Unavailable, NeverSent, NeverSent, NeverSent, NeverSent]
+        assert {error.kind for error in errors} == {"unavailable"}
+
+
+async def test_what_the_transport_was_not_given_when_the_connection_is_lost_was_never_sent(socket_folder):
+    async def handler(header, body):
+        await asyncio.Event().wait()
+
+    async with pair(socket_folder, handler) as (client, _):
+        alone, *company = [client.request(HEADER, b"x" * size) for size in (1, 0, 1, 200_000, 300_000)]
+        # A frame of another kind between them: a stream's number alone does not say that its message is here.
+        client._protocol.sender.put(encode_cancel(1))
+        client.close()
+        errors = await asyncio.gather(alone, *company, return_exceptions=True)
+        assert [type(error) for error in errors] == [Unavailable, NeverSent, NeverSent, NeverSent, NeverSent]
+        with pytest.raises(NeverSent):
+            client.request(HEADER, b"x")
 
 
 async def test_answer_of_a_cancelled_large_request_is_passed_over(socket_folder):

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from loops_world import REQUEST, Parts
 
+from tessera.api.open_inference.inference_pb2 import ModelInferRequest
 from tessera.domain.errors import Unavailable
-from tessera.domain.ids import RuntimeId
+from tessera.domain.ids import Generation, InstanceId, RuntimeId
 from tessera.frames import FrameClient, FrameResponse, FrameServer, RequestHeader
 from tessera.frames.codec import Buffer
 from tessera.gateway.adapters.links import FrameLinks
@@ -138,6 +139,39 @@ def test_while_its_runtime_drains_a_model_is_started_elsewhere(tmp_path: Path) -
         runtime.go.set()
         await first
         await closing
+        await elsewhere.close()
+        parts.inference.close()
+
+    really(test)
+
+
+def test_requests_that_were_never_sent_as_a_whole_go_to_another_instance(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        runtime, other = BlockedRuntime(), BlockedRuntime()
+        other.go.set()
+        parts = Parts(world.tasks)
+        parts.inference._links = world.links
+        paths = [str(tmp_path / name) for name in ("one.sock", "two.sock")]
+        # It holds part of one request and gives no credit for the rest.
+        server = await FrameServer.serve_unix(paths[0], runtime.answer, window_bytes=1024, held_budget_bytes=1)
+        elsewhere = await FrameServer.serve_unix(paths[1], other.answer)
+        record = an_instance(variant=a_variant().key, host_id="here", unix_path=paths[0], relay_address="")
+        parts.catalogue.put("one", record)
+        (slot,) = parts.catalogue.fleet.slots()
+        client = await world.links.connect(slot)
+        body = ModelInferRequest(model_name="digits", raw_input_contents=[bytes(4096)]).SerializeToString()
+        waiting = [asyncio.ensure_future(parts.inference.infer(body, 10.0)) for _ in range(2)]
+        while client.in_flight < 2:  # noqa: ASYNC110 - the connection tells nobody
+            await asyncio.sleep(0)
+        second = {"instance_id": InstanceId("two"), "generation": Generation(7), "runtime_id": RuntimeId("other"), "unix_path": paths[1]}
+        parts.catalogue.put("two", replace(record, **second))
+        (connection,) = server.connections
+        connection.transport.abort()
+        await asyncio.gather(*waiting)
+        assert not runtime.asked.is_set()
+        assert [(one.outcome, one.instance_id, one.attempts) for one in parts.decisions._last] == [("ok", "two", 2)] * 2
+        assert slot.in_flight == 0
+        await server.close()
         await elsewhere.close()
         parts.inference.close()
 

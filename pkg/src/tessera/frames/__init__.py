@@ -4,8 +4,8 @@
 copying tensors. Standard library only.
 """
 
-from tessera.frames.client import FrameClient
+from tessera.frames.client import FrameClient, NeverSent
 from tessera.frames.codec import FrameResponse, RequestHeader, Status
 from tessera.frames.server import FrameServer
 
-__all__ = ["FrameClient", "FrameResponse", "FrameServer", "RequestHeader", "Status"]
+__all__ = ["FrameClient", "FrameResponse", "FrameServer", "NeverSent", "RequestHeader", "Status"]

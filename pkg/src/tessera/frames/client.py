@@ -15,6 +15,11 @@ from tessera.frames.stream import Incoming
 CONNECT_TIMEOUT_S = 5.0
 
 
+class NeverSent(Unavailable):
+    """The connection is lost, and not all of the request was written to it: it was not executed. A server calls its handler with the
+    last byte."""
+
+
 class _Request(asyncio.Future[FrameResponse]):
     """A request under way: its answer, and what of it is here. Cancelling it cancels the request in the runtime."""
 
@@ -121,14 +126,15 @@ class _ClientProtocol(Connection):
         self.closed = True
         if exc is not None:
             self.reason = f"connection lost: {exc}"
-        error = Unavailable(f"runtime {self.hello.target or '(any)'}: {self.reason}")
+        words = f"runtime {self.hello.target or '(any)'}: {self.reason}"
         if not self.ready.done():
-            self.ready.set_exception(self.refused or error)
+            self.ready.set_exception(self.refused or Unavailable(words))
             self.ready.exception()  # connect may have given up already
-        requests, self.streams = list(self.streams.values()), {}
-        for request in requests:
+        requests, self.streams = self.streams, {}
+        unsent = self.sender.unsent()
+        for number, request in requests.items():
             if not request.done():
-                request.set_exception(Unavailable(error.message))
+                request.set_exception(NeverSent(words) if number in unsent else Unavailable(words))
         if not self.lost.done():
             self.lost.set_result(None)
 
@@ -223,18 +229,20 @@ class FrameClient:
         their last place, where putting something behind them later would copy them.
 
         Raises:
-            Unavailable: the connection is lost, or the peer takes nothing new; from the future where it gets lost later.
+            NeverSent: the connection is lost, or the peer takes nothing new; from the future where it gets lost before all of the request
+                was written.
+            Unavailable: from the future, where it gets lost later: the peer may have executed the request.
             TooLarge: `body` is longer than the peer takes.
         """
         protocol = self._protocol
         if protocol.goaway is not None or protocol.closed or protocol.transport.is_closing():
-            raise Unavailable(f"runtime {self.target or '(any)'}: {protocol.reason}")
+            raise NeverSent(f"runtime {self.target or '(any)'}: {protocol.reason}")
         if len(body) > protocol.max_message_bytes:
             raise TooLarge(f"request of {len(body)} bytes: at most {protocol.max_message_bytes}")
         return protocol.request(header, body, suffix)
 
     def close(self) -> None:
-        """Closes at once: what is in flight raises Unavailable, the runtime cancels it."""
+        """Closes at once: what is in flight raises Unavailable (or NeverSent), the runtime cancels it."""
         self._protocol.reason = "closed by this side"
         self._protocol.abort()
 

@@ -77,7 +77,7 @@ class MessageSender:
             self.room = self._window
 
     def put(self, head: bytes, body: Buffer = b"") -> None:
-        """Frames as they are, to be written soon and in order."""
+        """One frame as it is, to be written soon and in order."""
         out = self._out
         out.append(head)
         size = len(body)
@@ -120,6 +120,19 @@ class MessageSender:
                         item.done()
                     return item.started
         return True
+
+    def unsent(self) -> set[int]:
+        """Streams of messages whose end the transport was not given: whoever receives cannot have seen the whole of any. What the
+        transport was given counts as sent, whatever became of it there."""
+        found = {item.stream for queue in (self._small, self._large) for item in queue}
+        out = iter(self._out)
+        for head in out:
+            payload_bytes, kind, _, _, stream = codec.unpack_header(head)
+            if kind == self._kind:
+                found.add(stream)
+            if len(head) < codec.HEADER_BYTES + payload_bytes:
+                next(out)  # its body
+        return found
 
     def _update_room(self) -> None:
         self.room = -1 if self._paused or self._small or self._large else min(MAX_CHUNK_BYTES, self._window)

@@ -19,7 +19,7 @@ from tessera.domain.errors import (
 )
 from tessera.domain.instance import Stage, StageTime, StartPath
 from tessera.domain.objectives import NO_OBJECTIVES, Objectives
-from tessera.frames import FrameClient, RequestHeader, Status
+from tessera.frames import FrameClient, NeverSent, RequestHeader, Status
 from tessera.frames.head import parse_head
 from tessera.gateway.core.catalogue import Catalogue
 from tessera.gateway.core.decisions import Decision, DecisionLog
@@ -305,6 +305,9 @@ class Inference:
 
 
 def _broken(slot: InstanceSlot, error: Unavailable) -> _Lost:
+    if isinstance(error, NeverSent):
+        words = f"the connection to instance {slot.instance_id} broke before the request was sent"
+        return _Lost(Unavailable(f"{words} ({error.message})"), sent=False)
     words = f"the connection to instance {slot.instance_id} broke while it may have been executing the request"
     return _Lost(Unavailable(f"{words}, which was not repeated ({error.message})"), sent=True)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tessera.api.open_inference.inference_pb2 import ModelInferRequest
 from tessera.domain.errors import Unavailable
 from tessera.domain.ids import Generation, InstanceId, RuntimeId
 from tessera.frames import FrameClient, FrameResponse, FrameServer, RequestHeader
+from tessera.frames import client as frames_client
 from tessera.frames.codec import Buffer
 from tessera.gateway.adapters.links import FrameLinks
 from tessera.gateway.core.slots import slot_of
@@ -174,5 +176,61 @@ def test_requests_that_were_never_sent_as_a_whole_go_to_another_instance(tmp_pat
         await server.close()
         await elsewhere.close()
         parts.inference.close()
+
+    really(test)
+
+
+@asynccontextmanager
+async def silent_listener(path: Path) -> AsyncIterator[asyncio.Queue[None]]:
+    """Accepts and says nothing; the queue has one entry for each connection."""
+    accepted: asyncio.Queue[None] = asyncio.Queue()
+    serving = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving.append(asyncio.current_task())
+        accepted.put_nowait(None)
+        with suppress(OSError):
+            await reader.read()  # until the other side has gone
+            writer.close()
+            await writer.wait_closed()
+
+    server = await asyncio.start_unix_server(serve, path)
+    try:
+        yield accepted
+    finally:
+        server.close()
+        await asyncio.gather(*serving)
+
+
+def test_who_waits_for_a_connection_shares_its_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames_client, "CONNECT_TIMEOUT_S", 0.05)
+
+    async def test(world: World) -> None:
+        slot = slot_of(an_instance(host_id="here", unix_path=str(tmp_path / "r.sock"), relay_address=""))
+        async with silent_listener(tmp_path / "r.sock") as accepted:
+            errors = await asyncio.gather(*(world.links.connect(slot) for _ in range(5)), return_exceptions=True)
+            assert all(isinstance(error, Unavailable) and "no hello" in error.message for error in errors)
+            await accepted.get()
+            assert accepted.empty(), "one try for all of them"
+            assert not world.links._links, "nothing is left of what was never connected"
+            with pytest.raises(Unavailable):
+                await world.links.connect(slot)
+            await accepted.get()  # who comes later tries anew
+
+    really(test)
+
+
+def test_who_waits_for_a_try_that_is_given_up_tries_itself(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        slot = slot_of(an_instance(host_id="here", unix_path=str(tmp_path / "r.sock"), relay_address=""))
+        async with silent_listener(tmp_path / "r.sock") as accepted:
+            first, second = (asyncio.ensure_future(world.links.connect(slot)) for _ in range(2))
+            await accepted.get()
+            first.cancel()
+            await accepted.get()
+            assert not second.done()
+            second.cancel()
+            await asyncio.gather(first, second, return_exceptions=True)
+            assert not world.links._links
 
     really(test)

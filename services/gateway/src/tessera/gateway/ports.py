@@ -42,7 +42,8 @@ class RuntimeLinks(Protocol):
         ...
 
     async def connect(self, slot: InstanceSlot) -> FrameClient:
-        """Opens it, or joins who is opening it. Raises: Unavailable, also where the runtime takes no new requests; FailedPrecondition."""
+        """Opens it, or joins who is opening it, in a failure too. Raises: Unavailable, also where the runtime takes no new requests;
+        FailedPrecondition."""
         ...
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tessera.clock import Clock
-from tessera.domain.errors import FailedPrecondition, TesseraError, Unavailable
+from tessera.domain.errors import FailedPrecondition, TesseraError, Unavailable, error_of
 from tessera.domain.ids import RuntimeId
 from tessera.frames import FrameClient
 from tessera.gateway.core.slots import InstanceSlot
@@ -24,8 +24,13 @@ _log = get_logger("tessera.gateway")
 
 @dataclass(slots=True, eq=False)
 class _Link:
+    """`wanting`: how many open it or wait for who does. `failures` of opening it; kind and words of the last one."""
+
     client: FrameClient | None = None
     opening: asyncio.Lock = field(default_factory=asyncio.Lock)
+    wanting: int = 0
+    failures: int = 0
+    failure: tuple[str, str] = ("", "")
 
 
 class FrameLinks:
@@ -63,15 +68,25 @@ class FrameLinks:
 
     async def connect(self, slot: InstanceSlot) -> FrameClient:
         link = self._links.setdefault(slot.runtime_id, _Link())
-        async with link.opening:
-            known = self.connected(slot)
-            if known is not None:
-                return known
-            client = await self._open(slot)
-            if client.draining:
-                client.close()
-                raise Unavailable(f"runtime {slot.runtime_id} takes no new requests")
-            link.client = client
+        failures = link.failures
+        link.wanting += 1
+        try:
+            async with link.opening:
+                known = self.connected(slot)
+                if known is not None:
+                    return known
+                if link.failures > failures:
+                    # Somebody else's try, which was waited for: one's own could take as long again.
+                    raise error_of(*link.failure)
+                try:
+                    link.client = client = await self._open(slot)
+                except TesseraError as error:
+                    link.failures += 1
+                    link.failure = error.kind, error.message
+                    raise
+        finally:
+            link.wanting -= 1
+            self._forget(slot.runtime_id, link)
         self._tasks.start(f"link {slot.runtime_id}", self._watch(slot, link, client))
         self._on_change(slot.runtime_id, True)
         return client
@@ -87,7 +102,20 @@ class FrameLinks:
                 link.client.close()
         self._links.clear()
 
+    def _forget(self, runtime_id: RuntimeId, link: _Link) -> None:
+        """Drops a link that has no connection and that nobody waits for."""
+        if link.client is None and not link.wanting and self._links.get(runtime_id) is link:
+            del self._links[runtime_id]
+
     async def _open(self, slot: InstanceSlot) -> FrameClient:
+        """Raises: Unavailable, also where the runtime takes no new requests; FailedPrecondition."""
+        client = await self._reach(slot)
+        if client.draining:
+            client.close()
+            raise Unavailable(f"runtime {slot.runtime_id} takes no new requests")
+        return client
+
+    async def _reach(self, slot: InstanceSlot) -> FrameClient:
         target, limit = str(slot.runtime_id), self._max_message_bytes
         # Containers of one machine have one host id and not one view of its files: where the socket is not seen there is the relay.
         if slot.host_id == self._host_id and slot.unix_path and (not slot.relay_address or os.path.exists(slot.unix_path)):
@@ -113,9 +141,11 @@ class FrameLinks:
         if link.client is not client:
             return  # another one has taken its place, which is watched as well
         link.client = None
+        self._forget(slot.runtime_id, link)
         self._on_change(slot.runtime_id, False)
         for pause_s in RECONNECT_PAUSES_S:
-            if not self._wanted(slot.runtime_id) or link.client is not None:
+            newer = self._links.get(slot.runtime_id)
+            if not self._wanted(slot.runtime_id) or (newer is not None and newer.client is not None):
                 break
             await self._clock.sleep(pause_s)
             try:
@@ -123,5 +153,3 @@ class FrameLinks:
                 return
             except TesseraError as error:
                 _log.debug("runtime not reconnected", runtime=slot.runtime_id, reason=error.message)
-        if link.client is None and self._links.get(slot.runtime_id) is link and not link.opening.locked():
-            del self._links[slot.runtime_id]

@@ -21,6 +21,7 @@ from tessera.domain.errors import (
     Unavailable,
 )
 from tessera.domain.ids import Generation, InstanceId, RuntimeId
+from tessera.domain.instance import Stage
 from tessera.frames import FrameResponse, RequestHeader
 from tessera.frames.head import MAX_HEAD_NAME_BYTES
 from tessera.frames.openinference import encode_parameters
@@ -171,6 +172,28 @@ def test_a_scheduler_that_names_a_gone_generation_is_asked_again() -> None:
         assert (first, second > 100) == (7, True)
         assert len(parts.scheduler.calls) > 2
         assert parts.decisions._last[-1].attempts == 2
+
+    virtually(test)
+
+
+def test_what_a_warm_instance_answers_after_a_started_one_was_gone_is_warm() -> None:
+    async def test(parts: Parts) -> None:
+        def answer(header: RequestHeader) -> FrameResponse:
+            if header.generation != 1:  # what was started is gone, and another instance has come
+                parts.catalogue.put("i", an_instance(variant=a_variant().key, generation=Generation(1)))
+                return FrameResponse(2)
+            return FrameResponse(0, 1, 0, 0, 1000, b"")
+
+        parts.links.link.answer = answer
+        reply = await parts.inference.infer(REQUEST)
+        (decision,) = parts.decisions._last
+        assert (decision.outcome, decision.attempts, decision.instance_id) == ("ok", 2, "instance-0")
+        assert decision.start_path == "warm"
+        assert b"warm" in reply
+        assert b"bind" not in reply
+        assert decision.start_request_id == ""
+        # The wait for the other one's start is its own still.
+        assert [(stage.stage, stage.ms) for stage in decision.all_stages()] == [(Stage.QUEUE, pytest.approx(1000)), (Stage.RUN, 1.0)]
 
     virtually(test)
 

@@ -18,8 +18,9 @@ class Decision:
 
     `missed` says by how much the choice was expected to miss the objectives ("": not at all).
     `slot` is where it is or was answered, `left` the instance that turned out to be gone. `start_request_id` is the request that the
-    scheduler knows the start by: requests that wait for one start share it. `queued_ms` and `sent_ms` are offsets from its arrival:
-    when it began to wait for a start (-1: it did not), when it was sent. `queue_us`, `opening_us` and `run_us` are what the runtime says.
+    scheduler knows the start of `slot` by: requests that wait for one start share it. `queued_ms` and `sent_ms` are offsets from its
+    arrival: when it began to wait for a start (-1: it did not), when it was sent. `queue_us`, `opening_us` and `run_us` are what the
+    runtime says.
 
     Defaults stand in the class, ids stay bytes, and what follows from the route and the slot is asked of them: a request pays for what
     is its own, and the rest is made when somebody looks.
@@ -98,6 +99,12 @@ class Decision:
     def node_id(self) -> str:
         seen = self.slot or self.left
         return seen.node_id if seen is not None else ""
+
+    def leave(self) -> None:
+        """Its instance turned out to be gone, and with it the start that it waited for: of that stays how long it waited."""
+        self.left, self.slot = self.slot, None
+        if self.stages:
+            self.stages, self.start_request_id = (StageTime(Stage.QUEUE, self.waited_ms),), ""
 
     def all_stages(self) -> tuple[StageTime, ...]:
         """The stages of the start it waited for, with its time in the runtime: queue, opening (which is loading), run."""

@@ -163,8 +163,8 @@ class Inference:
             queue_s, objectives = queue_budget_s(head.parameters), self._asked_for.objectives(head.parameters)
         # The whole time that is left, but where the client bounded its waiting: the runtime drops what is late in its queue.
         wait_until_s = began_s + (budget_s if queue_s is None else min(budget_s, queue_s))
-        start_path = _WARM
         while True:
+            start_path = _WARM
             route = decision.route = self._route(name, version, objectives)
             choice = decision.choice = self._catalogue.choose(route, head.items)
             if objectives is not NO_OBJECTIVES and choice is not None:
@@ -200,7 +200,7 @@ class Inference:
                     self._catalogue.fleet.mark_runtime(slot.runtime_id, suspect=True)
                 if lost.sent or decision.attempts >= MAX_SENDS:
                     raise lost.error from None
-                decision.left, decision.slot = slot, None
+                decision.leave()
                 continue
             finally:
                 slot.in_flight -= items
@@ -212,7 +212,7 @@ class Inference:
             self._catalogue.fleet.mark_stale(slot)
             if decision.attempts >= MAX_SENDS:
                 raise Unavailable(f"two instances of {slot.variant} were gone when the request reached them")
-            decision.left, decision.slot = slot, None
+            decision.leave()
 
     def _route(self, name: str, version: str, objectives: Objectives) -> Route:
         try:

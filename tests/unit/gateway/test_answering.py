@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from tessera.domain.errors import NotFound
 from tessera.domain.ids import BuildClass, VersionNumber
-from tessera.domain.records import VariantRecord, VariantState
+from tessera.domain.records import NodeRecord, VariantRecord, VariantState
 from tessera.gateway.core.catalogue import Catalogue
+from tessera.gateway.core.decisions import Decision
 from tessera.gateway.server import explaining
 from tessera.policy.variant.plain import PlainVariantPolicy
 from tessera.testing.builders import a_model, a_variant, a_variant_key, a_version
@@ -116,6 +117,25 @@ def test_explain_says_why_a_newer_version_does_not_answer(catalogue: Catalogue) 
         assert told(name)["digits@2/ort-fp32"] == "pending"
     for name in ("digits@1", "pinned"):
         assert list(told(name)) == ["digits@1/aten-fp32"]
+
+
+def test_explain_names_each_variant_once_whatever_came_after_the_decision(catalogue: Catalogue) -> None:
+    put(catalogue, built(1))
+    put(catalogue, built(1, key=a_variant_key("digits", 1, "ort-bf16"), build_class=BuildClass("other")))
+    there = next(key for key, record in catalogue._records.items() if isinstance(record, NodeRecord))
+    decided = Decision(bytes(16), bytes(8), "", True, 0.0)
+    decided.route = catalogue.route("digits", "")
+    decided.choice = catalogue.choose(decided.route)
+
+    def told() -> list[tuple[str, bool, str]]:
+        answer = explaining.of_decision(catalogue, decided)
+        return [(option.variant.variant, option.chosen, option.reason) for option in answer.variants]
+
+    then = told()
+    assert [one[:2] for one in then] == [("aten-fp32", True), ("ort-fp32", False), ("ort-bf16", False)]
+    catalogue.remove(there)
+    assert catalogue.choose(catalogue.route("digits", "")) is None
+    assert told() == [*then[:2], ("ort-bf16", False, "no node is there")]
 
 
 story = st.lists(

@@ -27,23 +27,24 @@ class Account:
 def accounts(
     policy: VariantPolicy, ranking: Ranking, objectives: Objectives, choice: Choice | None, refused: Iterable[tuple[Candidate, str]]
 ) -> list[Account]:
-    """The choice first, then those that could have answered in the order of the ranking, then the others, the refused ones last."""
+    """The choice first, then those that could have answered in the order of the ranking, then the others, the refused ones last; each
+    variant once. `refused` is as things are now: who could answer when the choice was made has the account of then."""
     seen = {id(looked.candidate): looked for looked in choice.looked} if choice is not None else {}
     not_meeting = [one for one in ranking.slate if one not in set(ranking.meeting)]
-    refusals = dict(refused)
+    refusals = {one.key: (one, why) for one, why in refused}
     items = choice.items if choice is not None else 1
     found: list[Account] = []
     for one in (*ranking.meeting, *not_meeting):
         looked = seen.get(id(one))
-        if one in refusals and (choice is None or one is not choice.candidate):
+        if one.nowhere and one.key in refusals and (choice is None or one is not choice.candidate):
             continue
         expected_ms = looked.expected_ms if looked is not None else one.started_ms(items)
         if choice is not None and one is choice.candidate:
             found.insert(0, Account(one, True, True, choice.expected_ms, _won(policy.name, ranking, objectives, choice), looked))
         else:
             found.append(Account(one, False, True, expected_ms, _lost(policy, ranking, objectives, one, looked, choice), looked))
-    listed = {id(one.candidate) for one in found}
-    found += [Account(one, False, False, None, why) for one, why in refusals.items() if id(one) not in listed]
+    listed = {one.candidate.key for one in found}
+    found += [Account(one, False, False, None, why) for key, (one, why) in refusals.items() if key not in listed]
     return found
 
 

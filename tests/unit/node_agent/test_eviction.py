@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tessera.domain.errors import ResourceExhausted
-from tessera.domain.ids import DEFAULT_TRUST_DOMAIN, Digest, InstanceId
+from tessera.domain.errors import Cancelled, ResourceExhausted
+from tessera.domain.ids import DEFAULT_TRUST_DOMAIN, Digest, InstanceId, Term
 from tessera.domain.instance import InstanceState, StartPath
 from tessera.node_agent.core.eviction import Idle, evictable, freed_bytes, plan_eviction
 
@@ -135,3 +137,56 @@ async def test_a_start_waits_a_moment_for_an_instance_to_become_idle(node: Any, 
         await asyncio.sleep(0.01)
         node.clock.move(0.1)
     assert start.result().state is InstanceState.READY
+
+
+async def stopped_while_held_up(node: Any, start: asyncio.Future[Any], go_on: Callable[[], None]) -> None:
+    """Stops `c`, then lets what holds its start up go on, and sees that nobody has to leave for it."""
+    stopping = asyncio.ensure_future(node.agent.stop_instance(Term(1, 5), InstanceId("c")))
+    while not node.starter._flights[InstanceId("c")].stop_reason:  # noqa: ASYNC110 - a word, no event
+        await asyncio.sleep(0)
+    go_on()
+    await stopping
+    with pytest.raises(Cancelled):
+        await start
+    assert [(found.instance_id, found.state) for found in node.table] == [
+        ("a", InstanceState.READY),
+        ("b", InstanceState.READY),
+        ("c", InstanceState.FAILED),
+    ]
+
+
+async def test_nobody_is_evicted_for_a_start_that_is_stopped_when_it_finds_no_room(
+    node: Any, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifacts = await three(node, make)
+    loop, full, go_on, make_room = asyncio.get_running_loop(), asyncio.Event(), threading.Event(), node.store.make_room
+
+    def slowly(size_bytes: int) -> Any:
+        try:
+            return make_room(size_bytes)
+        except ResourceExhausted:
+            loop.call_soon_threadsafe(full.set)
+            assert go_on.wait(5)
+            raise
+
+    monkeypatch.setattr(node.store, "make_room", slowly)
+    start = asyncio.ensure_future(node.start("c", artifacts[2], variant=make.variant("c")))
+    await full.wait()
+    await stopped_while_held_up(node, start, go_on.set)
+
+
+async def test_nobody_is_evicted_for_a_start_that_is_stopped_while_runtimes_are_asked_who_is_idle(
+    node: Any, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifacts = await three(node, make)
+    asked, go_on, refresh = asyncio.Event(), asyncio.Event(), node.fleet.refresh
+
+    async def slowly(**how: Any) -> None:
+        await refresh(**how)
+        asked.set()
+        await go_on.wait()
+
+    monkeypatch.setattr(node.fleet, "refresh", slowly)
+    start = asyncio.ensure_future(node.start("c", artifacts[2], variant=make.variant("c")))
+    await asked.wait()
+    await stopped_while_held_up(node, start, go_on.set)

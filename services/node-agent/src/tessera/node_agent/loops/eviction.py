@@ -36,9 +36,13 @@ class Evictor:
         idle = self._idle()
         return freed_bytes(idle, self._others(), self._store.digests(), self._mapped()) if idle else 0
 
-    async def make_room(self, lacking: Lacking, instance_id: InstanceId, stop: Stop) -> bool:
+    async def make_room(self, lacking: Lacking, instance_id: InstanceId, stop: Stop, check_wanted: Callable[[], None]) -> bool:
         """Stops as few idle instances as it takes; False where none was stopped, because all of them would not do or the budget has the
-        room (a full file system may not). One start at a time: what one evicts for itself another must not count as free."""
+        room (a full file system may not). One start at a time: what one evicts for itself another must not count as free.
+
+        Raises:
+            Cancelled: the start is not wanted any more, as `check_wanted` says when its turn has come; nothing was stopped.
+        """
         async with self._turn:
             await self._fleet.refresh(memory_age_s=3600.0)  # a start waits for it, and memory does not matter
             status = await asyncio.to_thread(self._store.status)
@@ -51,6 +55,7 @@ class Evictor:
             plan = plan_eviction(may_go, short, lacking.needs, self._others(), self._store.digests(), self._mapped())
             if plan is None:
                 return False
+            check_wanted()
             _log.info("idle instances make room", for_instance=instance_id, short_bytes=short, evicted=[idle.instance_id for idle in plan])
             async with asyncio.TaskGroup() as group:
                 for idle in plan:

@@ -273,17 +273,17 @@ class Starter:
         return load
 
     async def _fetch_into_room(self, instance_id: InstanceId, artifact: Digest, flight: Flight) -> tuple[Load, Fetched]:
-        """Where the store is full of what idle instances hold, these make room."""
-        follow = FetchProgress(self._table, instance_id, self._clock)
-        tries = 1
+        """Where the store is full of what idle instances hold, these make room, for as long as the start is wanted."""
+        follow, check_wanted = FetchProgress(self._table, instance_id, self._clock), partial(flight.check_wanted, instance_id)
+        tries = 0
         while True:
+            check_wanted()  # a fetch that finds no room does not look at `cancel`
             try:
                 return await self._larder.fetch(artifact, instance_id, flight.cancel, flight.sources, follow)
             except ResourceExhausted:
-                if tries == ROOM_TRIES:
+                if (tries := tries + 1) == ROOM_TRIES:
                     raise
-            tries += 1
-            if not await self._evictor.make_room(self._larder.lacking(artifact), instance_id, self.stop):
+            if not await self._evictor.make_room(self._larder.lacking(artifact), instance_id, self.stop, check_wanted):
                 await self._clock.sleep(ROOM_PAUSE_S)
 
     async def _place(self, instance_id: InstanceId, load: Load, path: StartPath, isolated: bool, watch: Stopwatch) -> RuntimeId:

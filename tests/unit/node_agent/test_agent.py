@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tessera.domain.errors import FailedPrecondition, StaleTerm, Unavailable
-from tessera.domain.ids import InstanceId, RuntimeId, Term
+from tessera.domain.ids import Digest, InstanceId, RuntimeId, Term
 from tessera.domain.instance import InstanceState, StartPath
 from tessera.node_agent.core.runtimes import Purpose
 from tessera.node_agent.loops import agent
@@ -217,6 +217,80 @@ async def test_a_runtime_that_ends_while_others_are_waited_for_leaves_no_instanc
     await restarted.adoption.adopt()
     assert list(restarted.table) == []
     assert restarted.records.published == {}
+
+
+async def adopted_with_one_that_drains(node: Any) -> Any:
+    """The next agent, which adopts a runtime with instance `a`, while instance `b` of another artifact drains in it."""
+    for name, seed in (("a", 1), ("b", 2)):
+        await node.start(name, node.make_artifact(seed))
+    (runtime,) = node.runtimes.live
+    del runtime.loaded[InstanceId("b")]
+    node.store.unpin(runtime.hello.runtime_id, None)  # a new process knows no holds
+    restarted = type(node)(node.folder, node.agent._tasks, node.store, node.runtimes, node.clock)
+    await restarted.adoption.adopt()
+    return restarted
+
+
+async def sampled(node: Any, runtime_id: RuntimeId) -> frozenset[Digest]:
+    """What is pinned for a runtime after the next sample."""
+    node.clock.move(agent.SAMPLE_S)
+    await node.agent.reconcile_once()
+    async with asyncio.timeout(5):
+        while len(node.agent._tasks):  # noqa: ASYNC110 - tasks that end by themselves
+            await asyncio.sleep(0.001)
+    return node.store.holders()[runtime_id]
+
+
+async def test_what_an_adopted_runtime_lets_go_of_is_unpinned_with_the_next_sample(node: Any) -> None:
+    restarted = await adopted_with_one_that_drains(node)
+    (runtime,) = node.runtimes.live
+    a = restarted.table.get(InstanceId("a")).blobs
+    draining = runtime.mapped[InstanceId("b")]
+    assert await sampled(restarted, runtime.hello.runtime_id) == a | draining
+    del runtime.mapped[InstanceId("b")]
+    assert await sampled(restarted, runtime.hello.runtime_id) == a
+    assert (await restarted.inspector.check(deep=False)).findings == ()
+
+
+async def test_what_is_pinned_for_a_start_while_a_runtime_is_asked_stays(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    restarted = await adopted_with_one_that_drains(node)
+    (runtime,) = node.runtimes.live
+    del runtime.mapped[InstanceId("b")]
+    declared, asked, go_on = await runtime.declare(), asyncio.Event(), asyncio.Event()
+
+    async def declare() -> Any:
+        asked.set()
+        await go_on.wait()
+        return declared
+
+    monkeypatch.setattr(runtime, "declare", declare)
+    asking = asyncio.ensure_future(restarted.fleet.unpin_unneeded())
+    await asked.wait()
+    node.runtimes.gate.clear()
+    start = asyncio.ensure_future(restarted.start("c", node.make_artifact(2)))
+    while not node.runtimes.early[2:]:  # noqa: ASYNC110 - a list that fills
+        await asyncio.sleep(0)
+    go_on.set()
+    await asking
+    node.runtimes.gate.set()
+    assert (await start).runtime_id == runtime.hello.runtime_id  # which looks whether all of it is pinned
+
+
+async def test_what_was_pinned_while_a_runtime_was_asked_is_left_to_the_next_time(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    restarted = await adopted_with_one_that_drains(node)
+    (runtime,) = node.runtimes.live
+    ended = runtime.mapped.pop(InstanceId("b"))
+    declared, runtime_id = await runtime.declare(), runtime.hello.runtime_id
+
+    async def declare() -> Any:
+        restarted.fleet.pin(runtime_id, ended)  # for an instance that has failed by now, and which the runtime has not let go of
+        return declared
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runtime, "declare", declare)
+        await restarted.fleet.unpin_unneeded()
+    assert ended <= node.store.holders()[runtime_id]
+    assert await sampled(restarted, runtime_id) == restarted.table.get(InstanceId("a")).blobs
 
 
 async def test_a_measuring_runtime_is_not_adopted(node: Any) -> None:

@@ -267,6 +267,7 @@ class Agent:
             self._sampled_at_s = now_s
             for domain in self._domains:
                 await domain.fleet.sample_mappings()
+                self._tasks.start(f"unpin what nobody needs in {domain.name}", domain.fleet.unpin_unneeded())
             members = [member for domain in self._domains for member in domain.fleet.members]
             for flavour in self.identity.flavours:
                 mine = [member for member in members if member.runtime.hello.flavour == flavour]

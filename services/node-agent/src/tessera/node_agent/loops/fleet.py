@@ -37,12 +37,13 @@ _log = get_logger(__name__)
 
 @dataclass(slots=True)
 class Member:
-    """`mappings` as sampled when it held `sampled_holds` digests."""
+    """`mappings` as sampled when it held `sampled_holds` digests. `pins`: how often something was pinned for it."""
 
     runtime: Runtime
     purpose: Purpose
     idle_since_s: float
     holds: set[Digest] = field(default_factory=set)
+    pins: int = 0
     mappings: int = 0
     sampled_holds: int = 0
     tainted: bool = False
@@ -240,19 +241,43 @@ class Fleet:
         """
         self.get(runtime_id)
         self._store.pin(runtime_id, digests)
-        self._members[runtime_id].holds.update(digests)
+        member = self._members[runtime_id]
+        member.holds.update(digests)
+        member.pins += 1
 
     def unpin(self, runtime_id: RuntimeId, digests: Iterable[Digest]) -> None:
         """It maps them no longer. What another instance in it needs stays, whatever is asked."""
         member = self._members.get(runtime_id)
         if member is None:
             return
-        needed = {digest for instance in self._table.in_runtime(runtime_id) for digest in instance.blobs}
-        dropped = set(digests) - needed
+        dropped = set(digests) - self._needed(runtime_id)
         member.holds -= dropped
         self._store.unpin(runtime_id, dropped)
         if not self._table.in_runtime(runtime_id):
             member.idle_since_s = self._clock.monotonic_s()
+
+    def _needed(self, runtime_id: RuntimeId) -> set[Digest]:
+        return {digest for instance in self._table.in_runtime(runtime_id) for digest in instance.blobs}
+
+    async def unpin_unneeded(self) -> None:
+        """Asks the runtimes for which more is pinned than their instances need, and unpins what they do not hold any more: of an instance
+        that was draining when an earlier agent died nobody else hears the end. One that does not answer in time is asked the next time."""
+        async with asyncio.TaskGroup() as group:
+            for member in self.members:
+                unneeded = member.holds - self._needed(member.runtime_id)
+                if unneeded and member.purpose is not Purpose.MEASURE:  # what is measured is in no table
+                    group.create_task(self._unpin_unneeded(member, unneeded))
+
+    async def _unpin_unneeded(self, member: Member, unneeded: set[Digest]) -> None:
+        pins = member.pins
+        try:
+            async with asyncio.timeout(ACTIVITY_S):
+                ended = unneeded - (await member.runtime.declare()).holds
+        except (TesseraError, TimeoutError) as error:
+            _log.debug("a runtime does not say what it holds", runtime_id=member.runtime_id, reason=str(error))
+            return
+        if ended and member.pins == pins:  # the answer may be older than a pin for a start
+            self.unpin(member.runtime_id, ended)
 
     def taint(self, runtime_id: RuntimeId | None) -> None:
         """It mapped corrupted bytes: nothing new goes into it."""

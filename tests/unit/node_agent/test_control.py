@@ -148,7 +148,7 @@ async def introduced(path: Path, answer: Answer, later: list[tuple[float, Answer
 
 
 def test_a_runtime_that_loads_is_waited_for_as_long_as_a_load_may_take(tmp_path: Path) -> None:
-    instance = {"instance_id": "i1", "generation": "7", "variant": "m@1/v"}
+    instance = {"instance_id": "i1", "generation": f"{7:016x}", "variant": "m@1/v"}
     hello = {"runtime_id": "rt-1", "pid": 7, "flavour": "ort", "trust_domain": "default", "instances": [instance]}
 
     def settled(message: dict[str, Any]) -> bytes:

@@ -47,9 +47,10 @@ def answer_of(message: Mapping[str, Any]) -> Message:
 
     Raises:
         TesseraError: the error that the reply carries, as its own class.
+        InvalidInput: it is no reply.
     """
-    if "error" in message:
-        error = message["error"]
+    error = message.get("error")
+    if isinstance(error, dict):
         raise error_of(str(error.get("kind", "internal")), str(error.get("message", "")))
     answer = message.get("ok")
     if not isinstance(answer, dict):

@@ -25,6 +25,7 @@ from tessera.node_agent.adapters.controlled import (
     END_MARGIN_S,
     ENVIRONMENTS,
     ControlledRuntime,
+    UnseenProcess,
     connect,
     introduce,
 )
@@ -155,11 +156,13 @@ class ContainerRuntimes:
         return tuple(each for each in found if each is not None)
 
     async def _adopt_runtime(self, runtime_id: RuntimeId, container_id: str) -> ContainerRuntime | None:
-        """Raises: FailedPrecondition: its process cannot be seen from here."""
+        """None: it does not answer as it should, and goes with the strays. Raises: UnseenProcess."""
         try:
             return await self._reach(runtime_id, container_id, ADOPT_S)
-        except Unavailable as error:
-            _log.info("a container's runtime does not answer", runtime_id=runtime_id, reason=str(error))
+        except UnseenProcess:
+            raise
+        except TesseraError as error:
+            _log.info("a container's runtime does not answer as it should", runtime_id=runtime_id, reason=str(error))
             return None
 
     async def prepare(self, flavours: Iterable[str]) -> None:
@@ -268,7 +271,7 @@ class ContainerRuntimes:
         return FailedPrecondition(f"container of runtime {runtime_id} does not serve: {why}{': ' + tail if tail else ''}")
 
     async def _reach(self, runtime_id: RuntimeId, container_id: str, timeout_s: float) -> ContainerRuntime:
-        """Raises: Unavailable: nobody answers. FailedPrecondition: its process cannot be seen from here."""
+        """Raises: Unavailable: nobody answers. UnseenProcess. TesseraError: it answers as no runtime of this trust domain does."""
         folder, name = self._run / runtime_id, f"runtime {runtime_id}"
         client = await connect(folder / "control.sock", name, timeout_s, self._clock)
         try:

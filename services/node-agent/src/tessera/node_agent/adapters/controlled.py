@@ -8,18 +8,27 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tessera.clock import Clock
-from tessera.domain.errors import FailedPrecondition, TesseraError, Unavailable
-from tessera.domain.ids import Digest, Generation, InstanceId, RuntimeId, TrustDomain, VariantKey
+from tessera.domain.errors import FailedPrecondition, InvalidInput, TesseraError, Unavailable
+from tessera.domain.ids import (
+    Digest,
+    Generation,
+    InstanceId,
+    RuntimeId,
+    TrustDomain,
+    VariantKey,
+    checked_digest,
+    parse_reference,
+)
 from tessera.domain.instance import Stage, StageTime
 from tessera.node_agent.adapters.control import ControlClient
 from tessera.node_agent.adapters.processes import Watched, lower_priority, mapping_count
 from tessera.node_agent.core.fsck import Declaration
 from tessera.node_agent.core.slices import Slice
 from tessera.node_agent.ports import Becoming, HeldInstance, Hello, InstanceActivity, LoadReport, RuntimeActivity
-from tessera.runtime.control import Message, generation_text
+from tessera.runtime.control import Message, generation_field, generation_text, text_field, whole_field
 from tessera.telemetry import get_logger
 
 CONNECT_S = 2.0
@@ -35,28 +44,45 @@ ENVIRONMENTS = {"ort": {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=2000"}}
 that holds as many the thread opens it a sixth faster (the C library's default is 7 of each size). Read when a process starts, not later.
 Not under torch, whose threads would keep tens of MiB that way."""
 
+Answer = TypeVar("Answer")
+
 _log = get_logger(__name__)
+
+NONSENSE = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError)
+"""What reading an answer raises that is not as it should be: a runtime may have been taken over, and say anything."""
+
+
+class UnseenProcess(FailedPrecondition):
+    """This agent cannot see the processes of its runtimes: no fault of theirs."""
 
 
 def hello_of(answer: Message, pid: int | None = None) -> Hello:
-    """A `hello` answer as a value. A zygote has no runtime id, holds and instances. `pid`: as it is seen from here."""
-    instances = tuple(
-        HeldInstance(
-            InstanceId(item["instance_id"]),
-            Generation(int(item["generation"], 16)),
-            Digest(item["artifact"]) if item.get("artifact") else None,
-            item["variant"],
+    """A `hello` answer as a value. A zygote has no runtime id, holds and instances. `pid`: as it is seen from here.
+
+    Raises:
+        InvalidInput: something is missing or not what it should be.
+    """
+    try:
+        return Hello(
+            RuntimeId(answer.get("runtime_id") or ""),
+            pid or int(answer["pid"]),
+            text_field(answer, "flavour"),
+            whole_field(answer, "threads", 0),
+            frozenset(checked_digest("holds", digest) for digest in answer.get("holds", ())),
+            tuple(map(_held_instance, answer.get("instances", ()))),
         )
-        for item in answer.get("instances", ())
-    )
-    holds = frozenset(Digest(digest) for digest in answer.get("holds", ()))
-    return Hello(
-        RuntimeId(answer.get("runtime_id") or ""),
-        pid or int(answer["pid"]),
-        answer["flavour"],
-        int(answer.get("threads", 0)),
-        holds,
-        instances,
+    except NONSENSE as error:
+        raise InvalidInput("hello", None, f"{type(error).__name__}: {error}") from error
+
+
+def _held_instance(item: Message) -> HeldInstance:
+    artifact, variant = item.get("artifact"), text_field(item, "variant")
+    parse_reference(variant)
+    return HeldInstance(
+        InstanceId(text_field(item, "instance_id")),
+        generation_field(item),
+        checked_digest("artifact", artifact) if artifact else None,
+        variant,
     )
 
 
@@ -64,7 +90,7 @@ def activity_of(answer: Message) -> RuntimeActivity:
     """A `status` answer as a value."""
     instances = tuple(
         InstanceActivity(
-            InstanceId(item["instance_id"]),
+            InstanceId(str(item["instance_id"])),
             int(item["queue"]),
             int(item["executing"]),
             int(item["served"]),
@@ -104,12 +130,28 @@ class ControlledRuntime(ABC):
     def alive(self) -> bool:
         return self._watched.alive
 
-    async def _call(self, op: str, timeout_s: float = CALL_S, **fields: Any) -> Message:
+    async def _call(self, op: str, timeout_s: float, on_event: Callable[[Message], None] | None = None, **fields: Any) -> Message:
         if not self.alive:
             raise Unavailable(f"runtime {self._hello.runtime_id}: its process {self._hello.pid} has ended")
         if self._client.closed:
             self._client = await ControlClient.connect(self._folder / "control.sock", f"runtime {self._hello.runtime_id}", CONNECT_S)
-        return await self._client.call(op, timeout_s, **fields)
+        return await self._client.call(op, timeout_s, on_event, **fields)
+
+    async def _ask(
+        self,
+        read: Callable[[Message], Answer],
+        op: str,
+        timeout_s: float = CALL_S,
+        on_event: Callable[[Message], None] | None = None,
+        **fields: Any,
+    ) -> Answer:
+        """Raises: Unavailable: also where the answer makes no sense. What came of the call is as unknown as without one."""
+        answer = await self._call(op, timeout_s, on_event, **fields)
+        try:
+            return read(answer)
+        except NONSENSE as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise Unavailable(f"runtime {self._hello.runtime_id} answers {op!r} with what makes no sense: {reason}") from error
 
     async def load(
         self,
@@ -125,7 +167,9 @@ class ControlledRuntime(ABC):
         made_of: dict[str, str] = {} if becoming is None else {"donor": becoming.donor}
         if becoming is not None and becoming.delta:
             made_of["delta"] = becoming.delta.decode()
-        answer = await self._call(
+        rest = Stage.LOAD if becoming is None else Stage.TRANSFORM
+        return await self._ask(
+            lambda answer: _load_report(answer, Stage.MAP, rest),
             "load",
             timeout_s,
             on_event=None if mapped is None else lambda message: mapped(_load_report(message, Stage.MAP)),
@@ -138,23 +182,29 @@ class ControlledRuntime(ABC):
             early=mapped is not None,
             **made_of,
         )
-        return _load_report(answer, Stage.MAP, Stage.LOAD if becoming is None else Stage.TRANSFORM)
 
     async def unload(self, instance_id: InstanceId, drain_ms: int) -> frozenset[Digest]:
         # One thread opens and closes: the loads of others may come first, and each of these may take its time.
         patience_s = CALL_S + drain_ms / 1e3 + self._load_timeout_s
-        answer = await self._call("unload", patience_s, instance_id=instance_id, drain_ms=drain_ms)
-        return frozenset(Digest(digest) for digest in answer.get("released", ()))
+        return await self._ask(
+            lambda answer: frozenset(map(Digest, answer.get("released", ()))),
+            "unload",
+            patience_s,
+            instance_id=instance_id,
+            drain_ms=drain_ms,
+        )
 
     async def declare(self) -> Declaration:
-        answer = await self._call("hello")
-        return Declaration(frozenset(map(Digest, answer["holds"])), frozenset(map(Digest, answer["mapped"])))
+        return await self._ask(
+            lambda answer: Declaration(frozenset(map(Digest, answer["holds"])), frozenset(map(Digest, answer["mapped"]))), "hello"
+        )
 
     async def trim(self, digests: Collection[Digest] | None = None) -> None:
-        await self._call("trim", digests=None if digests is None else sorted(digests))
+        await self._call("trim", CALL_S, digests=None if digests is None else sorted(digests))
 
     async def measure(self, instance_ids: Sequence[InstanceId], batch: int, seconds: float, min_repeats: int, spread: float) -> Slice:
-        answer = await self._call(
+        return await self._ask(
+            _slice,
             "measure",
             60.0 + 10 * seconds,
             instances=list(instance_ids),
@@ -163,16 +213,9 @@ class ControlledRuntime(ABC):
             min_repeats=min_repeats,
             spread=spread,
         )
-        return Slice(
-            int(answer["repeats"]),
-            tuple(map(float, answer["quantiles_ms"])),
-            float(answer["mean_ms"]),
-            float(answer["spread"]),
-            int(answer["peak_private_bytes"]),
-        )
 
     async def activity(self, window_s: float, memory_age_s: float) -> RuntimeActivity:
-        return activity_of(await self._call("status", window_s=window_s, memory_age_s=memory_age_s))
+        return await self._ask(activity_of, "status", window_s=window_s, memory_age_s=memory_age_s)
 
     def mappings(self) -> int:
         return mapping_count(self._hello.pid) if self.alive else 0
@@ -208,6 +251,16 @@ class ControlledRuntime(ABC):
 def _load_report(message: Message, *stages: Stage) -> LoadReport:
     times = tuple(StageTime(stage, float(message["stages"].get(stage.value, 0.0))) for stage in stages)
     return LoadReport(times, int(message["mapped_bytes"]), int(message["private_bytes"]))
+
+
+def _slice(answer: Message) -> Slice:
+    return Slice(
+        int(answer["repeats"]),
+        tuple(map(float, answer["quantiles_ms"])),
+        float(answer["mean_ms"]),
+        float(answer["spread"]),
+        int(answer["peak_private_bytes"]),
+    )
 
 
 async def connect(socket: Path, name: str, timeout_s: float, clock: Clock, watched: Watched | None = None) -> ControlClient:
@@ -279,13 +332,15 @@ async def introduce(
 
     Raises:
         Unavailable: it does not answer in time, has ended, or is another one or of another user.
-        FailedPrecondition: its process cannot be seen from here, or it belongs to another trust domain.
+        FailedPrecondition: it belongs to another trust domain.
+        UnseenProcess: its process cannot be seen from here. Before it is asked anything: no answer can raise this.
+        TesseraError: its answer is an error, or makes no sense.
     """
     name = f"runtime {runtime_id}"
     check_user(client, name, user)
     pid = client.peer_pid
     if pid <= 0:
-        raise FailedPrecondition(
+        raise UnseenProcess(
             f"{name}: its process cannot be seen from here, so its end would go unnoticed: run the node agent with the host's process ids "
             "(pid: host)"
         )

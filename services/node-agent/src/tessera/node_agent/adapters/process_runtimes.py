@@ -22,6 +22,7 @@ from tessera.node_agent.adapters.controlled import (
     END_MARGIN_S,
     ENVIRONMENTS,
     ControlledRuntime,
+    UnseenProcess,
     check_user,
     connect,
     hello_of,
@@ -132,12 +133,12 @@ class ProcessRuntimes:
         return tuple(each for each in found if each is not None)
 
     async def _adopt_runtime(self, folder: Path) -> ProcessRuntime | None:
-        """Raises: FailedPrecondition: its process cannot be seen from here, or it belongs to another trust domain."""
+        """Raises: UnseenProcess."""
         try:
             return await self._reach(folder)
-        except FailedPrecondition:
+        except UnseenProcess:
             raise
-        except (TesseraError, KeyError, ValueError) as error:
+        except TesseraError as error:
             # What it holds is not known, and nothing may be reclaimed before it is: one that lives and does not say so ends here.
             killed = await kill_listener(folder / "control.sock", END_MARGIN_S)
             _log.info("removing what a dead runtime left", folder=folder.name, reason=str(error), killed=killed)
@@ -203,7 +204,8 @@ class ProcessRuntimes:
 
         Raises:
             Unavailable: nobody answers in time.
-            FailedPrecondition: it belongs to another trust domain.
+            UnseenProcess: its process cannot be seen from here.
+            TesseraError: it answers as no runtime of this trust domain does.
         """
         name = f"runtime {folder.name}"
         client = await connect(folder / "control.sock", name, ADOPT_S, self._clock)

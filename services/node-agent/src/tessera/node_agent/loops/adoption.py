@@ -6,7 +6,7 @@ import asyncio
 
 from tessera.clock import Clock
 from tessera.domain.errors import NotFound, TesseraError
-from tessera.domain.ids import TrustDomain, VariantKey, VariantName, VersionNumber, parse_reference
+from tessera.domain.ids import InstanceId, RuntimeId, TrustDomain, VariantKey, VariantName, VersionNumber, parse_reference
 from tessera.domain.instance import InstanceState, StartPath
 from tessera.node_agent.core.runtimes import Purpose, purpose_of
 from tessera.node_agent.core.status import NodeIdentity, record_of
@@ -53,7 +53,8 @@ class Adoption:
                 domain.fleet.retire(hello.runtime_id)  # whoever wanted to know is gone
                 continue
             for held in hello.instances:
-                await self._adopt_instance(domain, hello, held)
+                if domain.fleet.find(hello.runtime_id) is not None:
+                    await self._adopt_instance(domain, hello, held)
         if adopted:
             _log.info("adopted", trust_domain=domain.name, runtimes=len(adopted), instances=len(self._table))
 
@@ -86,7 +87,7 @@ class Adoption:
             self._table.add(instance, f"adopted with {hello.runtime_id}")
         except TesseraError as error:
             _log.error("an instance is here twice; the later one is unloaded", instance_id=held.instance_id, reason=str(error))
-            await domain.fleet.get(hello.runtime_id).unload(held.instance_id, 0)
+            await _unload(domain, hello.runtime_id, held.instance_id)
             return
         if note is not None:
             record, shared_bytes, private_bytes = note
@@ -108,6 +109,15 @@ class Adoption:
         for instance_id, record in desired.items():
             if self._table.find(instance_id) is None:
                 self._domains.get(record.variant.trust_domain).starter.bury(accepted(record, self._clock.monotonic_s()))
+
+
+async def _unload(domain: Domain, runtime_id: RuntimeId, instance_id: InstanceId) -> None:
+    """A runtime that does not is killed: what it serves nobody would know."""
+    try:
+        await domain.fleet.get(runtime_id).unload(instance_id, 0)
+    except TesseraError as error:
+        _log.warning("a runtime does not unload", runtime_id=runtime_id, reason=str(error))
+        await domain.fleet.kill(runtime_id)
 
 
 def variant_of(text: str, trust_domain: TrustDomain) -> VariantKey:

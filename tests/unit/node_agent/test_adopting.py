@@ -16,7 +16,7 @@ import pytest
 from tessera.clock import SystemClock
 from tessera.domain.errors import FailedPrecondition, InvalidInput, Unavailable
 from tessera.domain.ids import InstanceId, RuntimeId, TrustDomain
-from tessera.node_agent.adapters import container_runtimes
+from tessera.node_agent.adapters import container_runtimes, process_runtimes
 from tessera.node_agent.adapters.container_runtimes import ContainerRuntimes, ContainerSettings
 from tessera.node_agent.adapters.control import ControlClient
 from tessera.node_agent.adapters.controlled import hello_of
@@ -208,9 +208,9 @@ async def test_an_adopted_runtime_that_answers_with_nonsense_later_is_as_good_as
 def test_what_a_hello_must_say() -> None:
     assert hello_of(HELLO | {"instances": [HELD]}, 9).pid == 9
     for answer in ("another trust domain", "another runtime"):
-        hello_of(BAD[answer]["ok"])  # whoever asked compares
+        hello_of(BAD[answer]["ok"], 9)  # whoever asked compares
     with pytest.raises(InvalidInput, match="hello: "):
-        hello_of(HELLO | {"instances": 7})
+        hello_of(HELLO | {"instances": 7}, 9)
 
 
 async def test_an_instance_that_two_runtimes_have_ends_with_the_second_that_does_not_unload_it(
@@ -230,3 +230,34 @@ async def test_an_instance_that_two_runtimes_have_ends_with_the_second_that_does
     await restarted.adoption.adopt()
     assert node.runtimes.live == [first]
     assert restarted.table.get(InstanceId("a")).runtime_id == first.hello.runtime_id
+
+
+@pytest.mark.parametrize("answer", [{"error": {"kind": "failed_precondition"}}, {"error": 7}, {}])
+async def test_a_zygote_that_answers_with_an_error_is_none(run: Path, speak: Any, answer: Any) -> None:
+    speak(run / "zygote-ort.sock", answer)
+    runtimes = processes(run)
+    assert await runtimes.adopt() == ()
+    assert list(run.iterdir()) == [], "the next one has its place"
+    assert runtimes._zygotes == {}
+    await runtimes.leave()
+
+
+async def test_a_zygote_is_the_process_that_listens_whatever_it_says(run: Path, speak: Any) -> None:
+    process = speak(run / "zygote-ort.sock", {"ok": {"pid": os.getpid(), "flavour": "ort"}})
+    runtimes = processes(run)
+    await runtimes.adopt()
+    assert runtimes._zygotes["ort"].watched.pid == process.pid
+    await runtimes.leave()
+
+
+async def test_a_zygote_is_told_how_long_it_lives_without_an_agent(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def refuse(command: list[str], *more: Any) -> int:
+        asked.extend(command)
+        raise FailedPrecondition("no more processes")
+
+    monkeypatch.setattr(process_runtimes, "spawn_detached", refuse)
+    with pytest.raises(FailedPrecondition, match="no more processes"):
+        await processes(run).create("ort", RUNTIME, 1)
+    assert asked[asked.index("--orphan-s") + 1] == "60.0"

@@ -1,14 +1,22 @@
-"""A zygote's loop, where events come in an order that hurts."""
+"""A zygote's loop: events that come in an order that hurts, and its end when nobody needs it."""
 
 from __future__ import annotations
 
 import asyncio
+import selectors
+import signal
+import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 
-from tessera.runtime import control
+import pytest
+
+from tessera.runtime import control, forking
 from tessera.runtime.control import ControlDecoder, Message
+from tessera.runtime.forking import Zygote, ZygoteConfig
+from tessera.testing import VirtualClock
 
 HASTY = Path(__file__).parent / "hasty_zygote.py"
 
@@ -43,3 +51,85 @@ async def messages(reader: asyncio.StreamReader) -> AsyncIterator[Message]:
     while data := await reader.read(1 << 16):
         for message in decoder.feed(data):
             yield message
+
+
+Step = Callable[[float | None], float]
+"""What happens when a zygote with nothing to do waits so many seconds (None: for ever); returns how many of them pass."""
+
+
+class Scripted(selectors.DefaultSelector):
+    """Where nothing is to be done the next step happens instead of a wait."""
+
+    def __init__(self, clock: VirtualClock, steps: list[Step]) -> None:
+        super().__init__()
+        self._clock = clock
+        self._steps = steps
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        found = super().select(0)
+        if not found and timeout != 0.0:
+            self._clock.move(self._steps.pop(0)(timeout))
+        return found
+
+
+@pytest.fixture
+def zygote_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Step]], Path]:
+    """Runs a zygote that lives 0.4 s without an agent, to its end; returns its socket's path."""
+    deaf = SimpleNamespace(**{name: getattr(signal, name) for name in ("SIGCHLD", "SIGTERM", "SIGINT")})
+    deaf.signal = deaf.set_wakeup_fd = lambda *what, **more: None  # this process has signals of its own
+    monkeypatch.setattr(forking, "signal", deaf)
+
+    def run(steps: list[Step]) -> Path:
+        clock, path = VirtualClock(), tmp_path / "zygote.sock"
+        zygote = Zygote(ZygoteConfig("ort", path, tmp_path, tmp_path, orphan_s=0.4), clock)
+        zygote._selector = Scripted(clock, steps)
+        zygote.run()
+        assert steps == []
+        return path
+
+    return run
+
+
+def passes(share: float, of_s: float) -> Step:
+    """A part of the time goes by that is left, which is to be `of_s`."""
+
+    def step(timeout: float | None) -> float:
+        assert timeout == pytest.approx(of_s)
+        return share * of_s
+
+    return step
+
+
+def test_a_zygote_without_an_agent_ends(zygote_runs: Callable[[list[Step]], Path]) -> None:
+    assert not zygote_runs([passes(0.5, 0.4), passes(1.0, 0.2)]).exists()
+
+
+def test_a_zygote_with_an_agent_stays_and_counts_anew_when_that_is_gone(zygote_runs: Callable[[list[Step]], Path], tmp_path: Path) -> None:
+    agent = socket.socket(socket.AF_UNIX)
+
+    def connects(timeout: float | None) -> float:
+        assert timeout == pytest.approx(0.2)
+        agent.connect(str(tmp_path / "zygote.sock"))
+        return 0.2  # at the last moment
+
+    def stays(timeout: float | None) -> float:
+        assert timeout is None
+        return 1000.0
+
+    def goes(timeout: float | None) -> float:
+        assert timeout is None
+        agent.close()
+        return 1000.0
+
+    assert not zygote_runs([passes(0.5, 0.4), connects, stays, goes, passes(1.0, 0.4)]).exists()
+
+
+def test_a_zygote_whose_place_another_one_took_leaves_it_that(zygote_runs: Callable[[list[Step]], Path], tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as other:
+
+        def replaced(timeout: float | None) -> float:
+            (tmp_path / "zygote.sock").rename(tmp_path / "old.sock")
+            other.bind(str(tmp_path / "zygote.sock"))
+            return 0.4
+
+        assert zygote_runs([replaced]).is_socket()

@@ -1,6 +1,7 @@
 """What a zygote does: one selector loop that forks runtimes and reaps them.
 
-Plain selectors, no event loop and no second thread: what a fork copies must be at rest. Runtimes outlive their zygote.
+Plain selectors, no event loop and no second thread: what a fork copies must be at rest. Runtimes outlive their zygote, and a zygote that
+nobody is connected to ends.
 """
 
 from __future__ import annotations
@@ -28,11 +29,14 @@ _log = logging.getLogger(__name__)
 MAX_SOCKET_PATH_BYTES = 107
 _LONGEST_SOCKET = "control.sock"
 _READ_BYTES = 64 * 1024
+_LONGEST_WAIT_S = 86400.0
+"""The kernel counts milliseconds in 31 bits."""
 
 
 @dataclass(frozen=True, slots=True)
 class ZygoteConfig:
-    """`threads`: intra-op threads of a runtime whose `fork` does not say; `workers`: batches of different instances at a time."""
+    """`threads`: intra-op threads of a runtime whose `fork` does not say; `workers`: batches of different instances at a time; `orphan_s`:
+    how long the zygote lives without an agent."""
 
     flavour: str
     socket: Path
@@ -40,6 +44,7 @@ class ZygoteConfig:
     store: Path
     threads: int = 1
     workers: int = 1
+    orphan_s: float = 600.0
 
 
 @dataclass(eq=False)
@@ -70,6 +75,7 @@ class Zygote:
         self._clients: set[_Client] = set()
         self._runtimes: dict[int, _Child] = {}
         self._stop = False
+        self._alone_since_s = clock.monotonic_s()
         self._operations: dict[str, Callable[[Message, _Client], Message | None]] = {
             "hello": self._hello,
             "fork": self._fork,
@@ -77,7 +83,7 @@ class Zygote:
         }
 
     def run(self) -> None:
-        """Serves until `shutdown`, SIGTERM or SIGINT. Children stay."""
+        """Serves until `shutdown`, SIGTERM, SIGINT, or until nobody was connected for `orphan_s`. Children stay."""
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -86,16 +92,34 @@ class Zygote:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self._config.socket.unlink(missing_ok=True)
         listener.bind(str(self._config.socket))
+        mine = self._config.socket.stat()
         listener.listen(64)
         listener.setblocking(False)
         self._selector.register(listener, selectors.EVENT_READ, self._accept)
         self._selector.register(wake_read, selectors.EVENT_READ, self._woken)
         try:
             while not self._stop:
-                for key, _ in self._selector.select():
+                patience_s = self._patience_s()
+                events = self._selector.select(patience_s)
+                for key, _ in events:
                     key.data(key.fileobj)
+                if not events and patience_s == 0.0:  # looked once more: whoever came at the last moment is let in
+                    _log.warning("nobody was connected for %s s: ending", self._config.orphan_s)
+                    self._end()
         finally:
-            self._config.socket.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                if os.path.samestat(mine, self._config.socket.stat()):  # another one may have taken our place
+                    self._config.socket.unlink()
+            listener.close()  # not before: who is turned away may start another one, whose socket is none of ours
+            for client in list(self._clients):
+                self._drop(client)
+            self._selector.close()
+
+    def _patience_s(self) -> float | None:
+        """How long it waits for anything at all; None: for ever, somebody is connected."""
+        if self._clients:
+            return None
+        return min(max(0.0, self._alone_since_s + self._config.orphan_s - self._clock.monotonic_s()), _LONGEST_WAIT_S)
 
     def _end(self) -> None:
         self._stop = True
@@ -148,6 +172,7 @@ class Zygote:
     def _drop(self, client: _Client) -> None:
         if client in self._clients:
             self._clients.discard(client)
+            self._alone_since_s = self._clock.monotonic_s()
             self._selector.unregister(client.connection)
             client.connection.close()
 

@@ -1,6 +1,6 @@
 """A zygote: imports the backends of one flavour, runs nothing, and forks runtimes on request.
 
-python -m tessera.runtime.zygote --flavour ort --socket RUN/zygote-ort.sock --run-folder RUN --store STORE [--threads N]
+python -m tessera.runtime.zygote --flavour ort --socket RUN/zygote-ort.sock --run-folder RUN --store STORE [--threads N] [--orphan-s S]
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--store", required=True, type=Path)
     parser.add_argument("--threads", type=int, default=1, help="intra-op threads of a runtime")
     parser.add_argument("--workers", type=int, default=1, help="batches of different instances that a runtime runs at a time")
+    parser.add_argument("--orphan-s", type=float, default=600.0, help="how long it lives without an agent")
     parser.add_argument("--user", type=int, default=None, help="the user id to run as (this process starts as root)")
     found = parser.parse_args(arguments)
     if found.user is not None:
@@ -47,7 +48,7 @@ def _serve(found: argparse.Namespace) -> int:
     # After the preparation: numpy is among what this imports, and reads its environment then.
     from tessera.runtime.forking import Zygote, ZygoteConfig
 
-    config = ZygoteConfig(found.flavour, found.socket, found.run_folder, found.store, found.threads, found.workers)
+    config = ZygoteConfig(found.flavour, found.socket, found.run_folder, found.store, found.threads, found.workers, found.orphan_s)
     threads = len(os.listdir("/proc/self/task"))
     if threads > 1:
         _log.warning("%d threads run before the first fork; children will not have them", threads)

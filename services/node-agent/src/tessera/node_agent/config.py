@@ -99,7 +99,7 @@ class NodeAgentConfig(ServiceConfig):
     """An instance without requests for that long is parked: it keeps its mappings and gives its session, threads and memory away until its
     next request. 0: none is."""
     orphan_s: float = Field(600.0, gt=0.0)
-    """How long runtimes and relay live without an agent."""
+    """How long runtimes, their zygotes and the relay live without an agent."""
 
     evict_idle_s: float = Field(1.0, ge=0.0)
     """An instance idle for so long may be stopped when another one's start needs the room of what it holds."""

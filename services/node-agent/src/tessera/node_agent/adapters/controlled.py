@@ -56,16 +56,16 @@ class UnseenProcess(FailedPrecondition):
     """This agent cannot see the processes of its runtimes: no fault of theirs."""
 
 
-def hello_of(answer: Message, pid: int | None = None) -> Hello:
-    """A `hello` answer as a value. A zygote has no runtime id, holds and instances. `pid`: as it is seen from here.
+def hello_of(answer: Message, pid: int) -> Hello:
+    """A runtime's `hello` answer as a value. `pid`: as it is seen from here.
 
     Raises:
         InvalidInput: something is missing or not what it should be.
     """
     try:
         return Hello(
-            RuntimeId(answer.get("runtime_id") or ""),
-            pid or int(answer["pid"]),
+            RuntimeId(text_field(answer, "runtime_id")),
+            pid,
             text_field(answer, "flavour"),
             whole_field(answer, "threads", 0),
             frozenset(checked_digest("holds", digest) for digest in answer.get("holds", ())),

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 from tessera.clock import Clock
@@ -25,7 +26,6 @@ from tessera.node_agent.adapters.controlled import (
     UnseenProcess,
     check_user,
     connect,
-    hello_of,
     introduce,
 )
 from tessera.node_agent.adapters.processes import Watched, kill_listener, log_tail, spawn_detached
@@ -266,20 +266,27 @@ class ProcessRuntimes:
         socket = self._socket(flavour)
         if not socket.exists():
             return None
-        try:
-            client = await ControlClient.connect(socket, f"zygote {flavour}", CONNECT_S)
-            check_user(client, f"zygote {flavour}", self._user)
-            hello = hello_of(await client.call("hello", CALL_S))
-            return self._heard(_Zygote(client, Watched(hello.pid)))
-        except (TesseraError, ProcessLookupError) as error:
-            _log.info("removing a dead zygote's socket", flavour=flavour, reason=str(error))
-            socket.unlink(missing_ok=True)
-            return None
+        name = f"zygote {flavour}"
+        with ExitStack() as undo:
+            try:
+                client = await ControlClient.connect(socket, name, CONNECT_S)
+                undo.callback(client.close)  # a connection would keep it from ending as an orphan
+                check_user(client, name, self._user)
+                watched = Watched(client.peer_pid)  # it would be signalled: no number that it says itself
+                undo.callback(watched.release)
+                await client.call("hello", CALL_S)
+            except (TesseraError, OSError) as error:
+                _log.info("removing a dead zygote's socket", flavour=flavour, reason=str(error))
+                socket.unlink(missing_ok=True)
+                return None
+            undo.pop_all()
+        return self._heard(_Zygote(client, watched))
 
     async def _start_zygote(self, flavour: str) -> _Zygote:
         socket, log = self._socket(flavour), self._logs / f"zygote-{flavour}.log"
         command = [sys.executable, "-m", "tessera.runtime.zygote", "--flavour", flavour, "--socket", str(socket)]
         command += ["--run-folder", str(self._folder), "--store", str(self._store)]
+        command += ["--orphan-s", str(self._orphan_s)]
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", **ENVIRONMENTS.get(flavour, {})}
         if self._user is not None:
             command += ["--user", str(self._user)]

@@ -24,6 +24,13 @@ async def behind(node: Any) -> None:
             await asyncio.sleep(0.001)
 
 
+async def stop_noted(node: Any) -> None:
+    """Waits until the start of `a` knows that it is to end: the stop's term is on disk before that."""
+    async with asyncio.timeout(5):
+        while not node.starter._flights[A].stop_reason:  # noqa: ASYNC110 - a word, no event
+            await asyncio.sleep(0.001)
+
+
 async def test_a_stop_drains_unloads_and_lets_go(node: Any) -> None:
     artifact, other = node.make_artifact(1), node.make_artifact(2)
     first, second = await node.start("a", artifact), await node.start("b", artifact)
@@ -47,7 +54,7 @@ async def test_a_stop_during_the_start_wins(node: Any) -> None:
     await asyncio.sleep(0.02)
     assert node.starter.starting == 1
     stopping = asyncio.gather(node.agent.stop_instance(Term(1, 5), A))
-    await asyncio.sleep(0.05)
+    await stop_noted(node)
     node.runtimes.fork_gate.set()
     await stopping
     (outcome,) = await starting
@@ -83,7 +90,7 @@ async def test_a_load_that_survives_its_stop_is_no_start_and_nothing_of_it_stays
     while not node.runtimes.early:  # noqa: ASYNC110 - a list that fills
         await asyncio.sleep(0.001)
     stopping = asyncio.gather(node.agent.stop_instance(Term(1, 5), A))
-    await asyncio.sleep(0.01)
+    await stop_noted(node)
     assert node.table.get(A).state is InstanceState.LOADING
     node.runtimes.gate.set()
     await stopping

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tessera.api.common.v1 import common_pb2
-from tessera.domain.errors import FailedPrecondition, InvalidInput, NotFound, TesseraError, Unavailable, WrongGeneration
+from tessera.domain.errors import Conflict, FailedPrecondition, InvalidInput, NotFound, TesseraError, Unavailable, WrongGeneration
 
 RANDOM = np.random.default_rng(8)
 ATEN = {"flavours": ["aten"], "warm_runtimes": 0}
@@ -69,7 +69,7 @@ async def test_a_request_for_the_donor_waits_and_is_sent_on(agent: Any, kit: Any
     becoming = asyncio.ensure_future(become(agent, "other", other.artifact, "donor"))
     await asyncio.sleep(0.2)
     asked = asyncio.ensure_future(kit.ask(client, first.generation, x))
-    with pytest.raises(FailedPrecondition, match="not idle"):
+    with pytest.raises(Conflict, match="not idle"):
         await become(agent, "rival", other.artifact, "donor")
     assert not asked.done()
     found = await becoming

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tessera.domain.artifact import Artifact, Blob, TensorRef
-from tessera.domain.errors import DataCorrupted, FailedPrecondition, Internal, NotFound, ResourceExhausted
+from tessera.domain.errors import Conflict, DataCorrupted, FailedPrecondition, Internal, NotFound, ResourceExhausted
 from tessera.domain.ids import Digest, InstanceId
 from tessera.domain.instance import InstanceState, Stage, StartPath
 from tessera.domain.records import AssignmentRecord
@@ -145,7 +145,7 @@ async def test_a_delta_that_came_with_the_order_is_passed_on_unread(node: Any, m
 
 @pytest.mark.parametrize(
     ("fault", "kind"),
-    [(FailedPrecondition("instance donor is not idle"), FailedPrecondition), (ResourceExhausted("no memory"), ResourceExhausted)],
+    [(Conflict("instance donor is not idle"), Conflict), (ResourceExhausted("no memory"), ResourceExhausted)],
 )
 async def test_what_fails_leaves_the_donor(node: Any, fault: Exception, kind: type[Exception]) -> None:
     short, long = a_model(node, 2), a_model(node, 3, seed=2)
@@ -166,8 +166,8 @@ async def test_a_donor_that_refuses_says_nothing_of_the_program(node: Any) -> No
     short, long, sibling = a_model(node, 2), a_model(node, 3, seed=2), a_model(node, 3, seed=3)
     await node.start("known", long)
     donor = await node.start("donor", short)
-    node.runtimes.faults[donor.variant.model] = [FailedPrecondition("instance donor is not idle")]
-    with pytest.raises(FailedPrecondition):
+    node.runtimes.faults[donor.variant.model] = [Conflict("instance donor is not idle")]
+    with pytest.raises(Conflict):
         await become(node, "other", sibling, "donor")
     await node.start("again", sibling)
     assert node.runtimes.early == [False, False, False, True]

@@ -17,7 +17,7 @@ from live_programs import a_graph, delta, hash_of
 from tessera.api.open_inference.inference_pb2 import ModelInferRequest, ModelInferResponse
 from tessera.clock import SystemClock
 from tessera.domain.artifact import Artifact, Blob, TensorRef
-from tessera.domain.errors import FailedPrecondition, NotFound, TesseraError, Unsupported, WrongGeneration
+from tessera.domain.errors import Conflict, FailedPrecondition, NotFound, TesseraError, Unsupported, WrongGeneration
 from tessera.domain.ids import Digest, Generation, InstanceId
 from tessera.domain.signature import Signature, TensorSpec
 from tessera.frames.codec import RequestHeader
@@ -70,8 +70,8 @@ class World:
         ends = (artifacts.digest_of(self.graphs[source]), artifacts.digest_of(self.graphs[target]))
         return delta(self.graphs[source], self.graphs[target], ends=ends)
 
-    async def load(self, name: str, generation: int, artifact: Digest, donor: str = "", given: bytes = b"") -> Any:
-        becoming = Becoming(InstanceId(donor), given) if donor else None
+    async def load(self, name: str, generation: int, artifact: Digest, donor: str = "", given: bytes = b"", idle_s: float = 0.0) -> Any:
+        becoming = Becoming(InstanceId(donor), given, idle_s) if donor else None
         return await self.running.load(LoadRequest(InstanceId(name), Generation(generation), "m@1/aten-fp32", artifact, donor=becoming))
 
     async def become(self, name: str, generation: int, artifact: Digest, donor: str, source: Digest) -> Any:
@@ -195,7 +195,7 @@ async def test_who_is_busy_ending_or_not_there_is_no_donor(world: World) -> None
     world.go_on.clear()
     becoming = asyncio.ensure_future(world.become("other", 2, world.long, "donor", world.short))
     await asyncio.sleep(0.02)
-    with pytest.raises(FailedPrecondition, match="not idle"):
+    with pytest.raises(Conflict, match="not idle"):
         await world.become("another", 3, world.long, "donor", world.short)
     ending = asyncio.ensure_future(world.running.unload(InstanceId("donor"), 0))
     await asyncio.sleep(0.02)
@@ -242,6 +242,20 @@ async def test_whoever_asks_what_is_here_hears_of_nobody_that_ends(world: World)
     assert len(agent.heard) == 1, "nothing is being loaded"
     other.release()
     await ending
+
+
+async def test_one_that_was_asked_since_it_was_chosen_is_no_donor(world: World) -> None:
+    world.go_on.set()
+    await world.load("donor", 1, world.short)
+    right = await world.answer(1)
+    delta = world.delta(world.short, world.long)
+    with pytest.raises(Conflict, match=r"instance donor is idle for \d+\.\d s: donors are from 3600 s on"):
+        await world.load("other", 2, world.long, "donor", delta, idle_s=3600.0)
+    assert world.names == ["donor"]
+    assert await world.answer(1) == right
+    await asyncio.sleep(0.05)
+    await world.load("other", 2, world.long, "donor", delta, idle_s=0.04)
+    assert world.names == ["other"]
 
 
 async def test_the_runtime_ends_while_a_donor_does(world: World) -> None:

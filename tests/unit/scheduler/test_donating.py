@@ -10,7 +10,7 @@ from scheduler_builders import key, variant
 from scheduler_world import DOMAIN, World, until
 
 from tessera.coord import keys
-from tessera.domain.errors import FailedPrecondition
+from tessera.domain.errors import Conflict, FailedPrecondition
 from tessera.domain.ids import Digest, InstanceId, NodeId, ProfileClass, RequestId, RuntimeId
 from tessera.domain.instance import InstanceState, Stage, StageTime, StartPath
 from tessera.domain.records import LoadCost, ProfileRecord
@@ -65,6 +65,7 @@ def test_a_start_is_made_of_the_idle_instance_and_its_record_goes() -> None:
         answer = await world.start(scheduler, NEW.variant)
         order = world.nodes["n1"].orders[1]
         assert (order.start_path, order.donor, order.delta) == (StartPath.TRANSFORM, donor, b"1-2")
+        assert order.donor_idle_s == scheduler.starter._donors.idle_s > 0, "for who asks it meanwhile"
         assert answer.instance.start_path is StartPath.TRANSFORM
         await until(lambda: [item.instance_id for item in world.recorded()] == [order.instance_id], 5.0)
         assert [item.instance_id for item in world.nodes["n1"].live()] == [order.instance_id]
@@ -101,7 +102,7 @@ def test_a_donor_that_refuses_is_passed_by_and_stays() -> None:
         async def busy(order: StartOrder) -> None:
             node.reporting = order.donor is None
             if order.donor is not None:
-                raise FailedPrecondition(f"instance {order.donor} is not idle")
+                raise Conflict(f"instance {order.donor} is not idle")
             await node.load(order)
 
         node.behave = busy
@@ -109,6 +110,7 @@ def test_a_donor_that_refuses_is_passed_by_and_stays() -> None:
         assert answer.instance.start_path is StartPath.BIND
         assert [(order.start_path, order.delta) for order in node.orders[1:]] == [(StartPath.TRANSFORM, b"1-2"), (StartPath.BIND, b"")]
         assert len({order.instance_id for order in node.orders}) == 3
+        assert not scheduler.starter._donors._refused, "it may be idle soon"
         await until(lambda: len(world.recorded()) == 2, 2.0)
         assert {item.state for item in node.live()} == {InstanceState.READY}
 
@@ -255,7 +257,7 @@ def test_who_asks_for_a_donor_that_a_start_has_gets_another_instance(refuses: bo
                 under_way.set()
                 await go_on.wait()
             if order.donor is not None and refuses:
-                raise FailedPrecondition(f"instance {order.donor} is not idle")
+                raise Conflict(f"instance {order.donor} is not idle")
 
         node.behave = held
         made = asyncio.ensure_future(world.start(scheduler, NEW.variant))

@@ -16,7 +16,7 @@ from functools import partial
 
 from tessera.clock import Clock
 from tessera.domain.artifact import ALONE, Artifact
-from tessera.domain.errors import FailedPrecondition, Internal, ResourceExhausted, TesseraError, WrongGeneration
+from tessera.domain.errors import Conflict, FailedPrecondition, Internal, ResourceExhausted, TesseraError, WrongGeneration
 from tessera.frames.codec import FrameResponse, RequestHeader
 from tessera.frames.openinference import InferRequest, encode_response
 from tessera.runtime.activity import InstanceStatus, RecentRuns
@@ -322,14 +322,17 @@ class Instance:
         self._last_s = self._clock.monotonic_s()
         self._dispatch()
 
-    def reserve(self) -> None:
+    def reserve(self, least_idle_s: float = 0.0) -> None:
         """Keeps batches from starting until `release` or `hand_over`; requests wait. A parked one stays so.
 
         Raises:
-            FailedPrecondition: it has something to do, or is about to end.
+            Conflict: it has something to do, or had less than `least_idle_s` ago, or is about to end.
         """
         if self.phase is not InstancePhase.SERVING or self._busy or self._exclusive or self._queue:
-            raise FailedPrecondition(f"instance {self.identity.instance_id} is not idle: {self.phase}, {len(self._queue)} waiting")
+            raise Conflict(f"instance {self.identity.instance_id} is not idle: {self.phase}, {len(self._queue)} waiting")
+        if self.idle_s < least_idle_s:
+            idle = f"instance {self.identity.instance_id} is idle for {self.idle_s:.1f} s"
+            raise Conflict(f"{idle}: donors are from {least_idle_s:g} s on")
         self._exclusive = True
 
     def hand_over(self) -> bool:

@@ -10,10 +10,12 @@ from tessera.runtime.blobs import ArtifactBlobs
 
 @dataclass(frozen=True, slots=True)
 class Becoming:
-    """Of a load by transformation: the idle instance that ends with it, and the delta from its graph (docs/adr/0012)."""
+    """Of a load by transformation: the idle instance that ends with it, the delta from its graph (docs/adr/0012), and for how long nobody
+    must have asked it."""
 
     instance_id: InstanceId
     delta: bytes
+    idle_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

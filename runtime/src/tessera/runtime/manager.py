@@ -38,7 +38,7 @@ from tessera.runtime.housekeeping import Housekeeping
 from tessera.runtime.identity import BatchLimits, InstanceIdentity, InstancePhase
 from tessera.runtime.instance import Instance
 from tessera.runtime.kept import KeptArtifacts
-from tessera.runtime.loads import LoadAnswer, LoadRequest, Opening
+from tessera.runtime.loads import Becoming, LoadAnswer, LoadRequest, Opening
 from tessera.runtime.measure import Measurement, RowLimits, measure
 from tessera.runtime.parking import Parking
 from tessera.tensorstore import artifact as artifacts
@@ -154,6 +154,7 @@ class InstanceManager:
         Raises:
             AlreadyExists: the instance id or generation is taken.
             FailedPrecondition: the artifact was baked for another build class.
+            Conflict: the donor is not idle.
             NotFound, DataCorrupted: a blob is not there, or is not what its digest says.
             Unsupported: another flavour's artifact, or a graph that the backend cannot do, or a donor of another backend or one that cannot
                 transform.
@@ -172,7 +173,7 @@ class InstanceManager:
             over.set_result(None)
 
     async def _load(self, request: LoadRequest, identity: InstanceIdentity, mapped: Callable[[LoadAnswer], None] | None) -> LoadAnswer:
-        donor = self._donor(request.donor.instance_id) if request.donor is not None else None
+        donor = self._donor(request.donor) if request.donor is not None else None
         source = Donor(donor.instance.artifact, donor.blobs, donor.instance.loaded) if donor is not None else None
         try:
             artifact, digests = self._artifact(request.artifact)
@@ -201,10 +202,10 @@ class InstanceManager:
         elif donor.instance.hand_over():
             await self._take_out(donor)
 
-    def _donor(self, instance_id: InstanceId) -> _Held:
-        """An idle instance, reserved. Raises: NotFound, FailedPrecondition."""
-        self._serving(instance_id).reserve()
-        return self._held[instance_id]
+    def _donor(self, becoming: Becoming) -> _Held:
+        """An idle instance, reserved. Raises: NotFound; Conflict: it is not idle."""
+        self._serving(becoming.instance_id).reserve(becoming.idle_s)
+        return self._held[becoming.instance_id]
 
     @property
     def loading(self) -> list[InstanceId]:

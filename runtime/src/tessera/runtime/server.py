@@ -251,4 +251,5 @@ def _becoming(message: Message) -> Becoming | None:
     if "donor" not in message:
         return None
     delta = control.text_field(message, "delta") if "delta" in message else ""
-    return Becoming(InstanceId(control.text_field(message, "donor")), delta.encode())
+    idle_s = control.number_field(message, "donor_idle_s", 0)
+    return Becoming(InstanceId(control.text_field(message, "donor")), delta.encode(), idle_s)

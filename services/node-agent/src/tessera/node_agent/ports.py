@@ -39,7 +39,9 @@ class StartOrder:
     sources: tuple[Source, ...] = ()
     donor: InstanceId | None = None
     delta: bytes = b""
-    """Of a start by transformation: what it is made of, and how; empty where that is still to be planned."""
+    donor_idle_s: float = 0.0
+    """Of a start by transformation: what it is made of, how (empty where that is still to be planned), and for how long nobody must have
+    asked that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +122,12 @@ class Machine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Becoming:
-    """Of a load by transformation: the idle instance of the same runtime that ends with it, and the delta between the two graphs."""
+    """Of a load by transformation: the idle instance of the same runtime that ends with it, the delta between the two graphs, and for how
+    long nobody must have asked the instance."""
 
     donor: InstanceId
     delta: bytes
+    idle_s: float = 0.0
 
 
 class Runtime(Protocol):
@@ -157,7 +161,7 @@ class Runtime(Protocol):
         instance takes requests, which is before it is open.
 
         Raises: DataCorrupted, Unsupported, InvalidInput, Internal: the runtime's own reasons; a donor may be gone then. FailedPrecondition,
-        NotFound: of a donor too; it is as it was then.
+        NotFound: of a donor too; it is as it was then, as with Conflict: it is not idle.
         """
         ...
 

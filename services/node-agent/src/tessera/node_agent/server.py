@@ -77,6 +77,7 @@ class NodeAgentServer(node_pb2_grpc.NodeAgentServicer):
             _sources(request.sources),
             _instance_id(request.donor_instance_id) if request.donor_instance_id else None,
             _delta(request.delta),
+            request.donor_idle_ms / 1e3,
         )
         instance = await self._agent.start_instance(order)
         return node_pb2.StartInstanceResponse(instance=instance_message(self._agent.describe(instance), self._agent.identity))

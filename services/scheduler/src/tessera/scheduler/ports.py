@@ -56,7 +56,8 @@ class StartOrder:
     sources: tuple[Source, ...] = ()
     donor: InstanceId | None = None
     delta: bytes = b""
-    """Of a start by transformation: what it is made of, and how."""
+    donor_idle_s: float = 0.0
+    """Of a start by transformation: what it is made of, how, and for how long nobody must have asked that when it begins."""
 
 
 class Agents(Protocol):

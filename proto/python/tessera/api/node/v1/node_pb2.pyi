@@ -37,6 +37,7 @@ class StartInstanceRequest(_message.Message):
     SOURCES_FIELD_NUMBER: _builtins.int
     DONOR_INSTANCE_ID_FIELD_NUMBER: _builtins.int
     DELTA_FIELD_NUMBER: _builtins.int
+    DONOR_IDLE_MS_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     generation: _builtins.int
     artifact_digest: _builtins.str
@@ -50,6 +51,8 @@ class StartInstanceRequest(_message.Message):
     """of "transform": the idle instance that becomes this one"""
     delta: _builtins.bytes
     """of "transform": how (docs/adr/0012); empty: the agent plans it"""
+    donor_idle_ms: _builtins.int
+    """of "transform": for how long nobody must have asked the donor; else the start is refused"""
     @_builtins.property
     def term(self) -> _common_pb2.Term: ...
     @_builtins.property
@@ -73,10 +76,11 @@ class StartInstanceRequest(_message.Message):
         sources: _abc.Iterable[Global___Source] | None = ...,
         donor_instance_id: _builtins.str = ...,
         delta: _builtins.bytes = ...,
+        donor_idle_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["term", b"term", "variant", b"variant"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "budget_us", b"budget_us", "delta", b"delta", "donor_instance_id", b"donor_instance_id", "expires_after_ms", b"expires_after_ms", "generation", b"generation", "instance_id", b"instance_id", "request_id", b"request_id", "sources", b"sources", "start_path", b"start_path", "term", b"term", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "budget_us", b"budget_us", "delta", b"delta", "donor_idle_ms", b"donor_idle_ms", "donor_instance_id", b"donor_instance_id", "expires_after_ms", b"expires_after_ms", "generation", b"generation", "instance_id", b"instance_id", "request_id", b"request_id", "sources", b"sources", "start_path", b"start_path", "term", b"term", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -164,7 +164,7 @@ class ControlledRuntime(ABC):
         mapped: Callable[[LoadReport], None] | None = None,
         becoming: Becoming | None = None,
     ) -> LoadReport:
-        made_of: dict[str, str] = {} if becoming is None else {"donor": becoming.donor}
+        made_of: dict[str, str | float] = {} if becoming is None else {"donor": becoming.donor, "donor_idle_s": becoming.idle_s}
         if becoming is not None and becoming.delta:
             made_of["delta"] = becoming.delta.decode()
         rest = Stage.LOAD if becoming is None else Stage.TRANSFORM

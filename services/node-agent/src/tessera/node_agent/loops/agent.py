@@ -19,6 +19,7 @@ from tessera.node_agent.core.status import InstanceSummary, MachineSummary, Node
 from tessera.node_agent.core.table import Instance, InstanceTable, accepted
 from tessera.node_agent.loops.domain import Domain, Domains
 from tessera.node_agent.loops.fleet import RATE_SHARE
+from tessera.node_agent.loops.flight import Flight
 from tessera.node_agent.loops.inspector import Inspection
 from tessera.node_agent.loops.pulse import Pulse
 from tessera.node_agent.loops.starter import Starter
@@ -106,7 +107,8 @@ class Agent:
             order.start_path,
             order.donor,
         )
-        starter.begin(instance, f"told by term {order.term.revision}, request {order.request_id or '-'}", order.sources, order.delta)
+        told = f"told by term {order.term.revision}, request {order.request_id or '-'}"
+        starter.begin(instance, told, Flight(sources=order.sources, delta=order.delta, donor_idle_s=order.donor_idle_s))
         ready = starter.ready(order.instance_id, order.budget_s)
         if self._fence.durable:
             return await ready

@@ -15,7 +15,7 @@ from tessera.domain.source import Source
 class Flight:
     """`done`: the instance is ready, or never will be; `over`: its runtime is not at work on it any more. `stop_reason` is set when
     somebody wants the instance gone before that; `cancel` ends its fetching, for which `sources` are asked first (None: nobody named any).
-    `delta`: of a start by transformation, where it is planned already."""
+    `delta`: of a start by transformation, where it is planned already; `donor_idle_s`: for how long nobody must have asked its donor."""
 
     done: asyncio.Event = field(default_factory=asyncio.Event)
     over: asyncio.Event = field(default_factory=asyncio.Event)
@@ -23,6 +23,7 @@ class Flight:
     stop_reason: str = ""
     sources: tuple[Source, ...] | None = None
     delta: bytes = b""
+    donor_idle_s: float = 0.0
 
     def check_wanted(self, instance_id: InstanceId) -> None:
         """Raises: Cancelled: somebody wants it gone."""

@@ -26,7 +26,6 @@ from tessera.domain.errors import (
 )
 from tessera.domain.ids import Digest, InstanceId, RuntimeId
 from tessera.domain.instance import InstanceState, Stage, StartPath
-from tessera.domain.source import Source
 from tessera.node_agent.core.artifacts import Load
 from tessera.node_agent.core.opened import OpenedPrograms
 from tessera.node_agent.core.pinned import unfit
@@ -106,8 +105,8 @@ class Starter:
         """Who holds blobs for starts under way."""
         return frozenset(holder_of(instance_id) for instance_id in self._flights)
 
-    def begin(self, instance: Instance, why: str, sources: tuple[Source, ...] | None = None, delta: bytes = b"") -> None:
-        """Accepts an instance and starts it in the background; nothing when it is here already.
+    def begin(self, instance: Instance, why: str, flight: Flight | None = None) -> None:
+        """Accepts an instance and starts it in the background; nothing when it is here already. `flight` is what the start is told.
 
         Raises:
             AlreadyExists: its id is here with another generation or artifact, or its generation with another id.
@@ -128,7 +127,7 @@ class Starter:
             raise FailedPrecondition(f"variant {instance.variant} is of trust domain {instance.variant.trust_domain!r}, not of "
                                      f"{self._fleet.trust_domain!r}")  # fmt: skip
         self._table.add(instance, why)
-        flight = self._flights[instance.instance_id] = Flight(sources=sources, delta=delta)
+        flight = self._flights[instance.instance_id] = flight or Flight()
         self._tasks.start(f"start {instance.instance_id}", self._fly(instance, flight))
 
     def bury(self, instance: Instance) -> None:
@@ -326,7 +325,8 @@ class Starter:
             transform = instance.start_path is StartPath.TRANSFORM
             rest = Stage.TRANSFORM if transform else Stage.LOAD if bind else self._fleet.stage
             with watch.loading(rest) as loading:
-                becoming = await self._transformer.becoming(instance, load, flight.delta) if transform else None
+                how = (flight.delta, flight.donor_idle_s)
+                becoming = await self._transformer.becoming(instance, load, *how) if transform else None
                 mapped = partial(self._mapped, instance_id, flight, watch, loading) if early else None
                 report = await runtime.load(
                     instance_id,

@@ -80,9 +80,10 @@ class Transformer:
         )
         return choice.runtime_id
 
-    async def becoming(self, instance: Instance, load: Load, delta: bytes = b"") -> Becoming:
-        """What the runtime is told. Where no delta came with the order, a pair of graphs takes a plan the first time, in a thread; one
-        graph takes none.
+    async def becoming(self, instance: Instance, load: Load, delta: bytes = b"", idle_s: float = 0.0) -> Becoming:
+        """What the runtime is told; it looks itself whether nobody has asked the donor for `idle_s`.
+
+        Where no delta came with the order, a pair of graphs takes a plan the first time, in a thread; one graph takes none.
 
         Raises:
             NotFound, FailedPrecondition: as `place`. The latter also where one of the graphs cannot be planned: loading them by
@@ -91,11 +92,11 @@ class Transformer:
         donor = self._donor(instance)
         assert donor.artifact is not None
         if delta:
-            return Becoming(donor.instance_id, delta)
+            return Becoming(donor.instance_id, delta, idle_s)
         source = self._larder.load(donor.artifact)
         pair = (source.program, load.program)
         if source.program == load.program:
-            return Becoming(donor.instance_id, b"")
+            return Becoming(donor.instance_id, b"", idle_s)
         known = self._deltas.get(pair)
         if known is None:
             known = self._deltas[pair] = await asyncio.to_thread(self._delta, pair)
@@ -103,7 +104,7 @@ class Transformer:
                 self._deltas.popitem(last=False)
         else:
             self._deltas.move_to_end(pair)
-        return Becoming(donor.instance_id, known)
+        return Becoming(donor.instance_id, known, idle_s)
 
     def done(self, instance: Instance) -> None:
         """The donor has become the instance. One that was being stopped meanwhile ends by that."""

@@ -39,6 +39,7 @@ class RemoteAgents:
             request_id=order.request_id,
             donor_instance_id=order.donor or "",
             delta=order.delta,
+            donor_idle_ms=int(order.donor_idle_s * 1e3),
             sources=[node_pb2.Source(node_id=source.node_id, peer_address=source.peer_address) for source in order.sources],
         )
         response = await self._calls.call(start_address, START, request, node_pb2.StartInstanceResponse, order.budget_s)

@@ -58,6 +58,11 @@ class Donating:
         """Until when, the soonest first, and what was said."""
 
     @property
+    def idle_s(self) -> float:
+        """How long nobody has asked a donor. Reports are a moment old: whoever makes something of it looks once more."""
+        return self._rules.idle_s if self._rules is not None else 0.0
+
+    @property
     def taken(self) -> frozenset[InstanceId]:
         """Donors of the starts in flight. They take no more requests, and another start gets none of them."""
         return frozenset(self._taken)

@@ -307,7 +307,7 @@ class Starter:
         expires_after_s = budget_s + self._limits.provisional_s
         return StartOrder(
             term, *names, option.variant, artifact, path, expires_after_s, budget_s, request.request_id, sources, donor,
-            self._donors.delta(donor, option.variant) if donor is not None else b"",
+            self._donors.delta(donor, option.variant) if donor is not None else b"", self._donors.idle_s,
         )  # fmt: skip
 
     def _sources(self, variant: VariantKey, artifact: Digest | None, target: NodeId) -> tuple[Source, ...]:
@@ -329,7 +329,7 @@ class Starter:
                 self._cluster.failed(order.instance_id)
                 if not outcome.unreachable:
                     self._cluster.refused(order.node_id, order.instance_id)
-                if order.donor is not None:
+                if order.donor is not None and not outcome.error.retryable:  # one that is not idle any more may be soon
                     self._donors.refused(order.donor, order.variant, outcome.error.message)
             else:
                 self._cluster.answered(outcome, self._clock.monotonic_s())

@@ -260,6 +260,12 @@ class Node:
     async def start(self, name: str, artifact: Digest | None = None, **changes: Any) -> Instance:
         return await self.agent.start_instance(self.order(name, artifact, **changes))
 
+    async def behind(self) -> None:
+        """Waits for what is done behind the answers."""
+        async with asyncio.timeout(5):
+            while len(self.agent._tasks):  # noqa: ASYNC110 - tasks that end by themselves
+                await asyncio.sleep(0.001)
+
     def corrupt(self, digest: Digest) -> None:
         path = self.store.path(digest)
         path.chmod(0o644)

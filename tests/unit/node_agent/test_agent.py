@@ -20,10 +20,11 @@ READY, GONE = InstanceState.READY, InstanceState.GONE
 async def settle(node: Any) -> None:
     """One pass, and what it began."""
     await node.agent.reconcile_once()
-    for _ in range(200):
-        await asyncio.sleep(0.002)
-        if node.starter.starting == 0 and not node.fleet.forking():
-            return
+    async with asyncio.timeout(10):
+        while True:
+            await asyncio.sleep(0.002)
+            if node.starter.starting == 0 and not node.fleet.forking():
+                return
 
 
 async def test_a_provisional_instance_is_kept_until_it_expires(node: Any) -> None:
@@ -158,7 +159,8 @@ async def test_the_pool_holds_a_warm_runtime_and_is_refilled(node: Any) -> None:
 
 async def test_a_pool_that_cannot_be_filled_waits_and_says_so(node: Any) -> None:
     node.runtimes.fork_error = Unavailable("the zygote is gone")
-    await settle(node)
+    await node.agent.reconcile_once()
+    await node.behind()
     assert node.runtimes.all == {}
     assert node.fleet.forking() == {"ort": 1}  # a pause
     node.runtimes.fork_error = None
@@ -189,7 +191,7 @@ async def test_a_pool_that_keeps_failing_is_tried_ever_more_rarely(node: Any) ->
 async def test_a_restarted_agent_adopts_with_the_same_generation(node: Any, tmp_path: Any) -> None:
     artifact = node.make_artifact()
     before = await node.start("a", artifact)
-    await asyncio.sleep(0.05)  # its note is written behind
+    await node.behind()  # its note is written by then
     runtime = node.runtimes.live[0]
     holds = node.store.holders()[runtime.hello.runtime_id]
     node.store.unpin(runtime.hello.runtime_id, None)  # a new process knows no holds
@@ -296,7 +298,7 @@ async def test_what_was_pinned_while_a_runtime_was_asked_is_left_to_the_next_tim
 async def test_a_measuring_runtime_is_not_adopted(node: Any) -> None:
     await node.runtimes.create("ort", RuntimeId("measure-ort-37a8ee-01"), 1)
     await node.adoption.adopt()
-    await asyncio.sleep(0.01)
+    await node.behind()
     assert node.runtimes.live == []
 
 
@@ -325,7 +327,7 @@ async def test_the_graceful_end_drains_everything(node: Any) -> None:
 
 
 async def test_the_graceful_end_does_not_wait_for_a_runtime_that_does_not_unload(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent, "END_S", 0.05)
+    monkeypatch.setattr(agent, "END_S", 0.5)
     stuck, fine = await node.start("a", node.make_artifact(1)), await node.start("b", node.make_artifact(2))
     (runtime,) = node.runtimes.live
     unload = runtime.unload
@@ -347,7 +349,9 @@ async def test_the_graceful_end_does_not_wait_for_a_runtime_that_does_not_unload
 async def test_the_loop_ends_with_the_program(node: Any) -> None:
     stop = Stop()
     running = asyncio.gather(node.agent.run(stop))
-    await asyncio.sleep(0.05)
+    async with asyncio.timeout(5):
+        while not node.runtimes.live:  # noqa: ASYNC110 - a list that fills
+            await asyncio.sleep(0.001)
     stop.request("test")
     async with asyncio.timeout(3):
         await running

@@ -17,13 +17,6 @@ A = InstanceId("a")
 GONE = InstanceState.GONE
 
 
-async def behind(node: Any) -> None:
-    """Waits for what is written behind the answers."""
-    async with asyncio.timeout(5):
-        while len(node.agent._tasks):  # noqa: ASYNC110 - tasks that end by themselves
-            await asyncio.sleep(0.001)
-
-
 async def stop_noted(node: Any) -> None:
     """Waits until the start of `a` knows that it is to end: the stop's term is on disk before that."""
     async with asyncio.timeout(5):
@@ -73,7 +66,9 @@ async def test_a_stop_ends_a_long_fetch(node: Any) -> None:
 
     node.repository.read_range = never
     starting = asyncio.gather(node.start("a", artifact), return_exceptions=True)
-    await asyncio.sleep(0.1)
+    async with asyncio.timeout(5):
+        while not asked:  # noqa: ASYNC110 - a thread asks
+            await asyncio.sleep(0.001)
     assert node.table.get(A).state is InstanceState.FETCHING
     async with asyncio.timeout(5):
         await node.agent.stop_instance(Term(1, 5), A)
@@ -100,7 +95,7 @@ async def test_a_load_that_survives_its_stop_is_no_start_and_nothing_of_it_stays
     (view,) = node.fleet.views()
     assert (node.table.get(A).state, runtime.loaded, view.instances, view.holds) == (GONE, {}, 0, frozenset())
     assert not any(node.store.holders().values())
-    await behind(node)
+    await node.behind()
     assert node.records.published == {}
     assert [*(node.folder / "notes").rglob("*.note")] == []
     assert (node.starter.starting, node.starter.holders) == (0, frozenset())
@@ -118,5 +113,5 @@ async def test_a_note_that_is_being_written_when_its_instance_ends_does_not_stay
     await node.start("a", node.make_artifact())
     await node.agent.stop_instance(Term(1, 5), A)
     go.set()
-    await behind(node)
+    await node.behind()
     assert [*(node.folder / "notes").rglob("*.note")] == []

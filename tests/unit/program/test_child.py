@@ -61,7 +61,7 @@ def _runs(pid: int) -> bool:
 
 
 async def test_waiting_may_be_cancelled_and_begun_again(tmp_path: Path) -> None:
-    child = _python("import time; time.sleep(0.3)", tmp_path / "log")
+    child = _python("import time; time.sleep(3)", tmp_path / "log")
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
             await child.wait()

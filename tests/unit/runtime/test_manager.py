@@ -21,9 +21,9 @@ IDENTITY = Artifact("identity", "any", "", None, None, (), Signature((ANY,), (Te
 
 @pytest.fixture
 def releases(monkeypatch) -> list[str]:
-    """A runtime with the identity backend alone that gives memory back 0.3 s after unloads; the list says how often it did."""
+    """A runtime with the identity backend alone that gives memory back a second after unloads; the list says how often it did."""
     seen: list[str] = []
-    monkeypatch.setattr(housekeeping, "TIDY_AFTER_S", 0.3)
+    monkeypatch.setattr(housekeeping, "TIDY_AFTER_S", 1.0)
     monkeypatch.setattr(backends, "FLAVOURS", {"ort": ("identity",)})
     monkeypatch.setattr(IdentityBackend, "release", lambda self: seen.append("released"))
     return seen
@@ -63,7 +63,7 @@ async def test_unloads_close_together_give_memory_back_once_and_later_ones_again
         await running.unload(f"i{number}", 0)
     assert releases == []
     await until(releases, 1)
-    await asyncio.sleep(0.6)
+    await asyncio.sleep(1.5)
     assert len(releases) == 1
     await running.load(LoadRequest("i", 9, "m@1/v", digest))
     await running.unload("i", 0)

@@ -132,9 +132,11 @@ async def test_one_that_fails_half_way_is_gone_and_who_waits_is_sent_on(world: W
     one, other = world.put(1), world.put(2)
     fresh = {each: await world.fresh(each) for each in (one, other)}
     await world.load("donor", 1, one)
-    with failpoint.active("runtime.open=delay(0.2);runtime.replace=1*off->1*error(no more mappings)"):
+    with failpoint.active("runtime.open=delay(1);runtime.replace=1*off->1*error(no more mappings)"):
         becoming = asyncio.ensure_future(world.load("other", 2, other, donor="donor"))
-        await asyncio.sleep(0.05)
+        async with asyncio.timeout(10):
+            while not failpoint.count("runtime.open"):  # noqa: ASYNC110 - the loader's thread counts
+                await asyncio.sleep(0.005)
         to_donor, to_other = world.ask(1), world.ask(2)
         with pytest.raises(Internal, match="no more mappings"):
             await becoming

@@ -235,6 +235,7 @@ async def test_a_status_stream_that_ends_makes_the_node_silent() -> None:
     async with set_up() as setting:
         call = await setting.report()
         await call.read()
+        await eventually(lambda: NodeId("n1") in setting.scheduler.cluster.observed)
         node = setting.scheduler.cluster.observed[NodeId("n1")]
         assert node.live
         await call.done_writing()
@@ -372,6 +373,7 @@ async def test_metrics_count_starts_and_refusals() -> None:
             await setting.start(budget_us=0)
         call = await setting.report()
         await call.read()
+        await eventually(lambda: NodeId("n1") in setting.scheduler.cluster.observed)
         await setting.start()
         await setting.start()
         value = setting.metrics.registry.get_sample_value

@@ -28,6 +28,24 @@ async def gone(pid: int, within_s: float = 20) -> None:
             await asyncio.sleep(0.02)
 
 
+async def begun(runtime) -> None:
+    """Waits until the first request runs or has been answered."""
+    async with asyncio.timeout(20):
+        while True:
+            (instance,) = (await runtime.control.call("status"))["instances"]
+            if instance["executing"] or instance["served"]:
+                return
+
+
+async def taken_in(runtime, requests: int) -> None:
+    """Waits until so many requests have come, whatever has become of them."""
+    async with asyncio.timeout(20):
+        while True:
+            (instance,) = (await runtime.control.call("status"))["instances"]
+            if instance["queue"] + instance["executing"] + instance["served"] >= requests:
+                return
+
+
 async def test_killed_runtime_fails_what_is_in_flight_and_the_zygote_says_so(zygotes, store, kit):
     zygote = zygotes("ort")
     agent = await zygote.connect()
@@ -35,8 +53,8 @@ async def test_killed_runtime_fails_what_is_in_flight_and_the_zygote_says_so(zyg
     generation = await runtime.load(kit.linear(store, "ort", depth=5000, max_batch=1).artifact)
     client = await runtime.data()
     x = np.ones((1, kit.width), np.float32)
-    requests = [asyncio.ensure_future(client.request(kit.header(generation), kit.request(x))) for _ in range(10)]
-    await asyncio.sleep(0.01)
+    requests = [asyncio.ensure_future(client.request(kit.header(generation), kit.request(x))) for _ in range(200)]
+    await begun(runtime)
     os.kill(runtime.pid, signal.SIGKILL)
     results = await asyncio.gather(*requests, return_exceptions=True)
     assert sum(isinstance(result, Unavailable) for result in results) >= 1
@@ -76,8 +94,8 @@ async def test_zygote_ends_when_asked_and_leaves_its_children(zygotes):
 async def test_runtime_without_an_agent_ends_after_its_time(zygotes):
     zygote = zygotes("ort")
     agent = await zygote.connect()
-    runtime = await zygote.fork(agent, seconds_orphan=0.4)
-    await asyncio.sleep(0.8)
+    runtime = await zygote.fork(agent, seconds_orphan=2.0)
+    await asyncio.sleep(3.0)
     assert (await runtime.control.call("hello"))["pid"] == runtime.pid, "a connected agent keeps it"
     runtime.control.close()
     assert (await agent.event("exit"))["code"] == 0
@@ -91,7 +109,7 @@ async def test_shutdown_drains_what_is_in_flight(zygotes, store, kit):
     client = await runtime.data()
     x = np.ones((1, kit.width), np.float32) / 1000
     requests = [asyncio.ensure_future(client.request(kit.header(generation), kit.request(x))) for _ in range(5)]
-    await asyncio.sleep(0.005)
+    await taken_in(runtime, len(requests))
     await runtime.control.call("shutdown", drain_ms=20_000)
     answers = await asyncio.gather(*requests)
     assert [answer.status for answer in answers] == [0] * 5
@@ -106,7 +124,7 @@ async def test_unload_drains_its_queue_then_others_are_rerouted(zygotes, store, 
     client = await runtime.data()
     x = np.ones((1, kit.width), np.float32)
     requests = [asyncio.ensure_future(client.request(kit.header(generation), kit.request(x))) for _ in range(200)]
-    await asyncio.sleep(0.01)
+    await begun(runtime)
     await runtime.control.call("unload", instance_id="i-1", drain_ms=0)
     statuses = [answer.status for answer in await asyncio.gather(*requests)]
     assert set(statuses) == {0, 2}

@@ -18,8 +18,8 @@ from tessera.domain.errors import Cancelled, FailedPrecondition, NotFound, Resou
 from tessera.domain.ids import Digest, NodeId, TrustDomain
 from tessera.domain.signature import Signature
 from tessera.domain.source import Source
-from tessera.failpoint import active
-from tessera.peer import Peers, PeerServer, ServerLimits, codec
+from tessera.failpoint import active, count
+from tessera.peer import Peers, PeerServer, PeerSettings, ServerLimits, codec
 from tessera.peer.codec import Ask, Finding, Wish
 from tessera.peer.connection import PeerBusy, PeerConnection, PeerEnded, PeerLacks, StreamLimits
 from tessera.repository.artifacts import store_artifact, store_tensors
@@ -44,6 +44,12 @@ def answer(data: bytes, end: int | None = None):
             connection.sendall(data[ask.offset : end])
 
     return behave
+
+
+def patient(nodes: Any) -> Fetcher:
+    """One that waits for its peers as long as it takes."""
+    settings = PeerSettings(busy_s=20.0, limits=StreamLimits(20.0, 20.0))
+    return Fetcher(nodes.repository, nodes.store, peers=Peers(NodeId("taker"), TrustDomain("lab"), SystemClock(), settings))
 
 
 def test_all_that_is_missing_comes_from_a_peer_and_nothing_from_the_repository(nodes: Any) -> None:
@@ -197,8 +203,9 @@ def test_a_full_peer_says_so_and_the_next_source_is_taken(nodes: Any) -> None:
     data = blob_of(0, 5000)
     for store in (full, other):
         put(store, data)
-    with socket.create_connection(("127.0.0.1", int(a.peer_address.rpartition(":")[2]))) as taken:
-        time.sleep(0.1)
+    with socket.create_connection(
+        ("127.0.0.1", int(a.peer_address.rpartition(":")[2]))
+    ) as taken:  # those who wait to be let in are let in in turn
         blob = Blob(digest_of(data), 5000)
         assert nodes.fetcher().fetch([blob], "start-1", sources=[a, b]).bytes_from_peers == 5000
         assert nodes.sent(lambda counts: counts == [0, 5000])
@@ -211,7 +218,7 @@ def test_a_peer_that_is_busy_for_a_moment_is_waited_for(nodes: Any) -> None:
     store, source = nodes.giver(ServerLimits(connections=2))
     blobs = blobs_in(store, [20_000 + n for n in range(24)])
     with ThreadPoolExecutor(6) as pool:
-        fetcher = nodes.fetcher()
+        fetcher = patient(nodes)
         list(pool.map(lambda n: fetcher.fetch(blobs[4 * n : 4 * n + 4], f"start-{n}", sources=[source]), range(6)))
     assert nodes.store.digests() == store.digests()
 
@@ -259,9 +266,12 @@ def test_what_is_being_sent_may_be_reclaimed_meanwhile(nodes: Any) -> None:
     store, source = nodes.giver()
     data = blob_of(0, 8 * MIB)
     blob = Blob(put(store, data), len(data))
-    with active("peer.before_send=1*delay(0.5)"), ThreadPoolExecutor(1) as pool:
-        call = pool.submit(nodes.fetcher().fetch, [blob], "start-1", None, None, [source])
-        time.sleep(0.2)
+    with active("peer.before_send=1*delay(3)"), ThreadPoolExecutor(1) as pool:
+        call = pool.submit(patient(nodes).fetch, [blob], "start-1", None, None, [source])
+        until_s = time.monotonic() + 10
+        while not count("peer.before_send"):
+            assert time.monotonic() < until_s, "it is not being sent"
+            time.sleep(0.005)
         with pytest.raises(ResourceExhausted, match=f"unlinked but still mapped {8 * MIB}"):
             store.make_room(64 * MIB)
         assert not store.has(blob.digest)

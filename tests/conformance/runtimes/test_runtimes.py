@@ -19,7 +19,7 @@ from tessera.node_agent.adapters import container_runtimes, controlled, process_
 from tessera.node_agent.adapters.controlled import ENVIRONMENTS
 from tessera.node_agent.ports import LoadReport, Runtime
 
-LOST_WITHIN_S = 1.0
+LOST_WITHIN_S = 10.0
 
 
 async def made(runtimes: Any, name: str = "rt-ort-1", threads: int = 1) -> Runtime:
@@ -101,7 +101,7 @@ async def early(world: Any, runtime: Runtime, model: Any, name: str, generation:
 
 
 async def test_an_early_answer_comes_before_the_opening_and_requests_wait_for_it(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    opening_as(monkeypatch, "delay(0.5)")
+    opening_as(monkeypatch, "delay(2)")
     runtimes = await world.runtimes()
     runtime, model = await made(runtimes), world.linear()
     told, loading = await early(world, runtime, model, "i1", 7)
@@ -119,10 +119,11 @@ async def test_an_early_answer_comes_before_the_opening_and_requests_wait_for_it
 
 
 async def test_unloading_waits_for_what_is_being_opened(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    opening_as(monkeypatch, "delay(0.3)")
+    opening_as(monkeypatch, "delay(2)")
     runtimes = await world.runtimes()
     runtime, model = await made(runtimes), world.linear()
     _, loading = await early(world, runtime, model, "i1", 7)
+    assert not loading.done()
     assert await runtime.unload(InstanceId("i1"), 0) == model.blobs
     assert loading.done()
     await runtime.trim()
@@ -143,7 +144,7 @@ async def test_unloading_has_the_patience_for_what_others_have_opened_before(wor
 
 
 async def test_a_failed_opening_is_the_error_of_who_waited_and_nothing_of_it_is_left(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    opening_as(monkeypatch, "1*off->1*delay(0.3)->off")
+    opening_as(monkeypatch, "1*off->1*delay(2)->off")
     runtimes = await world.runtimes()
     runtime, model, broken = await made(runtimes), world.linear(1), world.linear(2, graph=b"no graph at all")
     await world.load(runtime, model, "i1", 7)
@@ -169,7 +170,9 @@ async def test_a_runtime_that_dies_while_it_opens_ends_its_load_and_what_waits(w
     runtime, model = await made(runtimes), world.linear()
     _, loading = await early(world, runtime, model, "i1", 7)
     asked = asyncio.get_running_loop().create_task(world.ask(runtime, model))
-    await asyncio.sleep(0.1)
+    async with asyncio.timeout(10):
+        while not (await runtime.activity(1.0, 0.0)).instances[0].queue:  # noqa: ASYNC110 - another process
+            await asyncio.sleep(0.005)
     runtime.kill()
     for each in (loading, asked):
         with pytest.raises(Unavailable):
@@ -247,7 +250,9 @@ def model_variant() -> Any:
 
 
 @pytest.mark.parametrize("by", ["us", "somebody"])
-async def test_a_killed_runtime_is_told_of_within_a_second_and_leaves_nothing(world: Any, by: str) -> None:
+async def test_a_killed_runtime_is_told_of_and_leaves_nothing(world: Any, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for maker in (process_runtimes, container_runtimes):
+        monkeypatch.setattr(maker, "CAUSE_S", 10.0)  # whoever knows the cause may be slow to say it
     runtimes = await world.runtimes()
     runtime, model = await made(runtimes), world.linear()
     await world.load(runtime, model)

@@ -28,7 +28,7 @@ async def in_state(agent: Any, name: str, state: str) -> Any:
 
 
 async def test_the_answer_travels_while_a_known_graph_is_opened_and_every_stage_is_shown(agent: Any, kit: Any, coord: Any) -> None:
-    agent.environment["TESSERA_FAILPOINTS"] = "runtime.open=1*off->delay(0.5)"
+    agent.environment["TESSERA_FAILPOINTS"] = "runtime.open=1*off->delay(2)"
     model, sibling = kit.make_linear(agent.repository, "ort"), kit.make_linear(agent.repository, "ort", bias_seed=1)
     await agent.start()
     first = await agent.start_instance("a", model.artifact)
@@ -50,11 +50,19 @@ async def test_the_answer_travels_while_a_known_graph_is_opened_and_every_stage_
     for stages in (record.stages, (await agent.instance("b")).stages):
         shown = {str(time.stage): time.ms for time in stages}
         assert shown.keys() == told.keys() == {"map", "load"}
-        assert shown["load"] > 500 > told["load"]
+        assert shown["load"] > 2000 > told["load"]
 
 
 async def _record(coord: Any, name: str) -> Any:
     return (await coord.instances()).get(name)
+
+
+async def _recorded(coord: Any, names: set[str]) -> bool:
+    return set(await coord.instances()) == names
+
+
+async def _waited_for(agent: Any, name: str) -> bool:
+    return bool((await agent.instance(name)).queue)
 
 
 async def _unpinned(agent: Any) -> bool:
@@ -74,8 +82,7 @@ async def test_what_cannot_be_opened_fails_behind_its_answer_and_the_next_start_
     with pytest.raises(WrongGeneration):
         await kit.ask(client, failing.generation, x)
     healed = await agent.start_instance("c", model.artifact)
-    await agent.until(lambda: _record(coord, "c"))
-    assert (await coord.instances()).keys() == {"a", "c"}
+    await agent.until(lambda: _recorded(coord, {"a", "c"}))
     np.testing.assert_allclose(await kit.ask(client, healed.generation, x), model.expected(x), atol=1e-4)
     client.close()
     for name in "abc":
@@ -86,12 +93,12 @@ async def test_what_cannot_be_opened_fails_behind_its_answer_and_the_next_start_
 async def test_a_runtime_that_dies_while_it_opens_is_the_fault_of_what_it_opened(agent: Any, kit: Any, coord: Any, sigkill: Any) -> None:
     agent.environment["TESSERA_FAILPOINTS"] = "runtime.open=1*off->delay(30)"
     model = kit.make_linear(agent.repository, "ort")
-    await agent.start()
+    await agent.start(poison_first_back_off_s=60.0)  # not over before "c" is asked for, however long it takes to see that "b" failed
     await agent.start_instance("a", model.artifact, variant=variant("good"))
     opening = await agent.start_instance("b", model.artifact, variant=variant("bad"))
     client = await kit.direct(opening)
     waiting = asyncio.ensure_future(kit.exchange(client, opening.generation, np.ones((1, kit.width), np.float32)))
-    await asyncio.sleep(0.1)
+    await agent.until(lambda: _waited_for(agent, "b"))
     sigkill(opening.pid)
     with pytest.raises(TesseraError):
         await waiting
@@ -102,8 +109,7 @@ async def test_a_runtime_that_dies_while_it_opens_is_the_fault_of_what_it_opened
         await agent.start_instance("c", model.artifact, variant=variant("bad"))
     again = await agent.start_instance("d", model.artifact, variant=variant("good"))
     assert (again.state, again.runtime_id.startswith("rt-")) == ("ready", True)
-    await agent.until(lambda: _record(coord, "d"))
-    assert (await coord.instances()).keys() == {"d"}
+    await agent.until(lambda: _recorded(coord, {"d"}))
 
 
 async def test_an_agent_that_waits_for_a_load_to_adopt_can_be_stopped_and_leaves_it_to_the_next(agent: Any, kit: Any) -> None:

@@ -16,6 +16,14 @@ RANDOM = np.random.default_rng(8)
 ATEN = {"flavours": ["aten"], "warm_runtimes": 0}
 
 
+async def in_state(agent: Any, name: str, state: str) -> None:
+    async def seen() -> bool:
+        found = await agent.instance(name)
+        return found is not None and found.state == state
+
+    await agent.until(seen)
+
+
 async def become(agent: Any, name: str, artifact: str, donor: str) -> Any:
     return await agent.start_instance(name, artifact, start_path="transform", donor_instance_id=donor)
 
@@ -60,14 +68,15 @@ async def test_an_idle_model_becomes_another_one_and_answers_as_a_bound_one(agen
 
 
 async def test_a_request_for_the_donor_waits_and_is_sent_on(agent: Any, kit: Any) -> None:
-    agent.environment["TESSERA_FAILPOINTS"] = "runtime.open=1*off->delay(0.5)"
+    agent.environment["TESSERA_FAILPOINTS"] = "runtime.open=1*off->delay(3)"
     donor, other = kit.make_linear(agent.repository, "aten"), kit.make_linear(agent.repository, "aten", seed=1)
     await agent.start(**ATEN)
     first = await agent.start_instance("donor", donor.artifact)
     client = await kit.direct(first)
     x = inputs(kit.width)
     becoming = asyncio.ensure_future(become(agent, "other", other.artifact, "donor"))
-    await asyncio.sleep(0.2)
+    await in_state(agent, "other", "loading")
+    await agent.status()  # what its runtime answers after it has taken in the order that was sent by then
     asked = asyncio.ensure_future(kit.ask(client, first.generation, x))
     with pytest.raises(Conflict, match="not idle"):
         await become(agent, "rival", other.artifact, "donor")
@@ -85,7 +94,7 @@ async def test_a_runtime_that_is_killed_takes_both_along_and_each_can_start_agai
     await agent.start(**ATEN)
     first = await agent.start_instance("donor", donor.artifact)
     becoming = asyncio.ensure_future(become(agent, "other", other.artifact, "donor"))
-    await asyncio.sleep(0.3)
+    await in_state(agent, "other", "loading")
     sigkill(first.pid)
     with pytest.raises(TesseraError):
         await becoming

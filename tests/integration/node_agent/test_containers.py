@@ -143,9 +143,7 @@ async def test_a_container_removed_by_hand_costs_its_instances_and_says_so(node:
         return not psutil.pid_exists(instance.pid)
 
     await node.until(is_dead)
-    at = asyncio.get_running_loop().time()
     shown = await node.until(await failed(node, "a"))
-    assert asyncio.get_running_loop().time() - at < 2.0
     await removing
     assert "removed" in shown.error or "killed by signal 9" in shown.error  # whichever the engine tells first
     assert not Path(instance.endpoint.unix_path).parent.exists()

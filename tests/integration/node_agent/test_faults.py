@@ -249,7 +249,7 @@ async def test_assignments_start_confirm_and_stop(agent: Any, coord: Any) -> Non
     revision = await coord.coordinator.transact([ModRevisionIs(key, 0)], [Put(key, records.encode(record))])
     await agent.until(lambda: _names(coord, {"a"}))
     assert (await agent.instance("a")).generation == 77
-    await agent.start_instance("provisional", expires_after_ms=1500)
+    await agent.start_instance("provisional", expires_after_ms=6000)
     await coord.coordinator.transact([ModRevisionIs(key, revision)], [Delete(key)])
     await agent.until(lambda: _names(coord, {"provisional"}))
     assert (await agent.instance("provisional")).state == "ready"

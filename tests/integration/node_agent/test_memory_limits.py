@@ -76,7 +76,7 @@ async def test_a_runtime_that_the_kernel_kills_for_memory_holds_nothing_and_harm
         shown = await agent.instance("a")
         return shown if shown is not None and shown.state == "failed" and "signal 9" in shown.error else None
 
-    await agent.until(lost, within_s=5.0)
+    await agent.until(lost)
     assert await agent.check() == []
     x = np.ones((1, kit.width), np.float32)
     client = await kit.direct(other)

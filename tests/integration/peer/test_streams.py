@@ -203,9 +203,8 @@ def test_a_full_peer_says_so_and_the_next_source_is_taken(nodes: Any) -> None:
     data = blob_of(0, 5000)
     for store in (full, other):
         put(store, data)
-    with socket.create_connection(
-        ("127.0.0.1", int(a.peer_address.rpartition(":")[2]))
-    ) as taken:  # those who wait to be let in are let in in turn
+    with socket.create_connection(("127.0.0.1", int(a.peer_address.rpartition(":")[2]))) as taken:
+        # Whoever connects is let in or turned away in turn, so this one is in before the fetch is heard.
         blob = Blob(digest_of(data), 5000)
         assert nodes.fetcher().fetch([blob], "start-1", sources=[a, b]).bytes_from_peers == 5000
         assert nodes.sent(lambda counts: counts == [0, 5000])

@@ -48,11 +48,13 @@ from tessera.domain.records import (
 from tessera.domain.signature import Signature, TensorSpec
 from tessera.frames import FrameResponse, FrameServer, RequestHeader
 from tessera.frames.openinference import OutputTensor, encode_response, parse_request
+from tessera.frames.protowire import FieldLimit
 from tessera.gateway.adapters.scheduler import START
 from tessera.gateway.app import Doors, run
 from tessera.gateway.config import GatewayConfig
 from tessera.program import Stop
 from tessera.rpc import FramedServer, RpcServer
+from tessera.runtime.contents import gather
 from tessera.testing.builders import a_latency_row, a_profile
 from tessera.testing.coord import FakeCoordinator, FakeEtcd
 from tessera.wire import encode_variant_key
@@ -106,7 +108,7 @@ class EchoRuntime:
                 "OUTPUT0",
                 one.datatype,
                 one.shape,
-                bytes(raw[index]) if raw else next((name, values) for name, values in (one.contents or {}).items()),
+                bytes(raw[index]) if raw else next(iter(gather(one.contents or (), "contents", 100, FieldLimit(100)).items())),
             )
             for index, one in enumerate(request.inputs)
         ]

@@ -12,7 +12,10 @@ from tessera.domain.errors import InvalidInput
 from tessera.frames import head as heads
 from tessera.frames import openinference as oi
 from tessera.frames import protowire as wire
+from tessera.runtime import varints
+from tessera.runtime.contents import gather
 
+NUMBERS = {"bool_contents": "?", "int_contents": "i4", "int64_contents": "i8", "uint_contents": "u4", "uint64_contents": "u8"}
 NAMES = st.text(max_size=12)
 INT64 = st.integers(-(2**63), 2**63 - 1)
 FLOATS = st.floats(allow_nan=False, width=64)
@@ -51,11 +54,13 @@ def chosen(parameter: InferParameter):
 def plain_contents(contents) -> dict[str, list]:
     """Ours as protobuf would list it."""
     plain = {}
-    for name, values in contents.items():
+    for name, values in gather(contents, "contents", 1000, wire.FieldLimit(1000)).items():
         if name in ("fp32_contents", "fp64_contents"):
             code = "f" if name == "fp32_contents" else "d"
             values = list(struct.unpack(f"<{len(values) // struct.calcsize(code)}{code}", values))
-        plain[name] = [bytes(value) for value in values] if name == "bytes_contents" else list(values)
+        elif name in NUMBERS:
+            values = varints.decode(values, NUMBERS[name], varints.count(values), name).tolist()
+        plain[name] = values
     return plain
 
 
@@ -72,7 +77,8 @@ def same(request: oi.InferRequest, message: ModelInferRequest) -> None:
         assert (ours.contents is not None) == theirs.HasField("contents")
         if ours.contents is not None:
             listed = {field.name: list(values) for field, values in theirs.contents.ListFields()}
-            assert repr(plain_contents(ours.contents)) == repr(listed) or plain_contents(ours.contents) == listed
+            found = plain_contents(ours.contents)
+            assert {name: repr(values) for name, values in found.items()} == {name: repr(values) for name, values in listed.items()}
 
 
 @given(
@@ -108,6 +114,8 @@ def agrees_on(data: bytes) -> None:
         message = None
     try:
         request = oi.parse_request(data)
+        for tensor in request.inputs:
+            plain_contents(tensor.contents or ())
     except InvalidInput:
         assert message is None, "we refuse what protobuf takes"
         return
@@ -155,6 +163,48 @@ def test_raw_contents_are_views_of_the_request():
     assert oi.parse_request(data).raw_input_contents[0].obj is data
 
 
+def test_typed_contents_are_views_of_the_request_in_which_nothing_is_read():
+    data = ModelInferRequest(inputs=[{"contents": {"bytes_contents": [b""] * 100_000}}]).SerializeToString()
+    (contents,) = oi.parse_request(data).inputs[0].contents
+    assert contents.obj is data
+    assert len(contents) == 200_000
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [b"\x3a\x00", b"\x2a\x00", b"\x32\x00", b"\x22\x00", b"\x40\x01", b"\x4b\x4c"],
+    ids=["raw contents", "input", "output", "parameter", "unknown number", "unknown group"],
+)
+@pytest.mark.parametrize("outer", [b"", b"\x2a", b"\x32", b"\x22", b"\x22\x12"], ids=["itself", "input", "output", "entry", "value"])
+def test_fields_of_a_request_have_a_limit_wherever_they_stand(piece, outer):
+    def message(fields: int) -> bytes:
+        data = piece * (fields - len(outer))
+        for tag in reversed(outer):
+            data = bytes((tag,)) + wire.varint(len(data)) + data
+        return data
+
+    oi.parse_request(message(oi.MAX_REQUEST_FIELDS))
+    with pytest.raises(
+        InvalidInput, match=rf"fields '{oi.MAX_REQUEST_FIELDS + 1} or more': at most {oi.MAX_REQUEST_FIELDS} in one request$"
+    ):
+        oi.parse_request(message(oi.MAX_REQUEST_FIELDS + 1))
+
+
+def test_fields_of_all_parts_of_a_request_count_together():
+    one = b"\x2a\x04" + b"\x40\x01" * 2
+    oi.parse_request(one * (oi.MAX_REQUEST_FIELDS // 3))
+    with pytest.raises(InvalidInput, match="inputs fields"):
+        oi.parse_request(one * (oi.MAX_REQUEST_FIELDS // 3 + 1))
+
+
+@pytest.mark.parametrize(
+    "shape", [b"\x18\x01" * oi.MAX_REQUEST_FIELDS, b"\x1a" + wire.varint(oi.MAX_REQUEST_FIELDS) + b"\x01" * oi.MAX_REQUEST_FIELDS]
+)
+def test_dimensions_count_as_fields(shape):
+    with pytest.raises(InvalidInput, match=r"fields .* at most"):
+        oi.parse_request(b"\x2a" + wire.varint(len(shape)) + shape)
+
+
 @pytest.mark.parametrize("data", [b"\x0a\x05ab", b"\x0a\x01\xff", b"\x00", b"\x0f", b"\xff" * 11, b"\x0b\x08\x01"])
 def test_malformed_messages_name_what_is_wrong(data):
     with pytest.raises(InvalidInput) as caught:
@@ -199,7 +249,9 @@ def test_typed_response_is_what_protobuf_reads(kind, data):
     field = f"{kind}_contents"
     values = data.draw(CONTENTS.map(lambda contents: contents.get(field)).filter(bool))
     ours = values
-    if kind in ("fp32", "fp64"):
+    if kind in ("bool", "int", "int64", "uint", "uint64"):
+        ours = b"".join(map(wire.varint, values))
+    elif kind in ("fp32", "fp64"):
         ours = struct.pack(f"<{len(values)}{'f' if kind == 'fp32' else 'd'}", *values)
     message = ModelInferResponse.FromString(oi.encode_response("m", "1", "", [oi.OutputTensor("o", "X", [len(values)], (field, ours))]))
     assert list(getattr(message.outputs[0].contents, field)) == values

@@ -17,6 +17,7 @@ from tessera.domain.errors import (
 )
 from tessera.domain.signature import Signature
 from tessera.runtime.backends.interface import Tensor
+from tessera.runtime.contents import MAX_ELEMENTS
 from tessera.runtime.identity import InstancePhase
 from tessera.testing import LoopClock, run_virtual
 
@@ -319,6 +320,16 @@ async def test_bad_input_never_enters_the_queue():
     with pytest.raises(InvalidInput, match="1 to 4"):
         ask(instance, 1.0, 2.0, 3.0, 4.0, 5.0)
     assert instance.status().queue == 0
+
+
+async def test_an_answer_beyond_the_limits_is_told_as_what_the_caller_can_change():
+    model = Doubler()
+    model.output = Tensor("BYTES", np.full((1, MAX_ELEMENTS + 1), b"", object))
+    instance = make(model)
+    future = ask(instance, 1.0)
+    await model.step()
+    with pytest.raises(InvalidInput, match=f"^outputs elements {MAX_ELEMENTS + 1}: at most {MAX_ELEMENTS} of BYTES in one answer"):
+        future.result()
 
 
 async def test_idle_time_counts_from_the_last_answer():

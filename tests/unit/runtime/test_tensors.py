@@ -12,7 +12,8 @@ from tessera.domain.errors import Internal, InvalidInput
 from tessera.domain.signature import Signature, TensorSpec
 from tessera.frames.openinference import encode_response, parse_request
 from tessera.runtime.backends.interface import Tensor
-from tessera.runtime.tensors import CONTENTS_OF, check_request, join, joinable_key, output_tensors, split
+from tessera.runtime.contents import CONTENTS_OF
+from tessera.runtime.tensors import check_request, join, joinable_key, output_tensors, split
 from tessera.tensorstore.mapping import numpy_dtype
 
 ANY = Signature((TensorSpec("INPUT0", "ANY", (), True),), (TensorSpec("OUTPUT0", "ANY", (), True),), False)
@@ -169,16 +170,18 @@ def test_bytes_elements_in_both_forms(elements):
 
 
 @pytest.mark.parametrize(
-    ("raw", "words"),
+    ("raw", "count", "words"),
     [
-        (b"\x01\x00", "length of element 0 is cut off"),
-        (b"\x05\x00\x00\x00abc", "ends at byte 9 of 7"),
-        (b"\x00\x00\x00\x00" * 2, "elements 2: must be 1"),
+        (b"\x01\x00", 1, "raw bytes 2: cut off: the lengths alone of 1 elements of BYTES are 4 bytes"),
+        (b"\x01\x00\x00\x00a\x02\x00\x00", 2, "length of element 1 is cut off at byte 5"),
+        (b"\x05\x00\x00\x00abc", 1, "ends at byte 9 of 7"),
+        (b"\x04\x00\x00\x00abcd", 2, "elements 1: must be 2"),
+        (b"\x00\x00\x00\x00" * 3, 1, "elements '2 or more': must be 1"),
     ],
 )
-def test_malformed_bytes_elements(raw, words):
+def test_malformed_bytes_elements(raw, count, words):
     with pytest.raises(InvalidInput, match=words):
-        checked(message(INPUT0=("BYTES", [1], raw)), ANY)
+        checked(message(INPUT0=("BYTES", [count], raw)), ANY)
 
 
 @pytest.mark.parametrize(

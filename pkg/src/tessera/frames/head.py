@@ -43,7 +43,7 @@ def parse_head(data: Buffer) -> InferRequestHead:
         return plain
     head = InferRequestHead(items=0)
     parameter_bytes = 0
-    for number, kind, value in wire.fields(memoryview(data), "ModelInferRequest", MAX_HEAD_FIELDS):
+    for number, kind, value in wire.fields(memoryview(data), "ModelInferRequest", wire.FieldLimit(MAX_HEAD_FIELDS)):
         if number == 5 and kind == wire.LENGTH and not head.items:
             assert isinstance(value, memoryview)
             head.items = _items(value[:SHAPE_WITHIN_BYTES])

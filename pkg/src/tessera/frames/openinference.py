@@ -1,7 +1,8 @@
 """Open Inference messages read and written by hand: tensors stay views of the request's bytes.
 
 Reads what protobuf reads: unknown fields are skipped, the last of a singular field wins, packed and unpacked numbers are taken
-alike. Strings, dicts and small numbers are copied out; `raw_input_contents`, FP32 and FP64 contents and BYTES elements are views.
+alike. Strings, dicts and shapes are copied out; `raw_input_contents` and typed contents are views, which whoever knows the tensors
+decodes (`tessera.runtime.contents`).
 """
 
 from __future__ import annotations
@@ -17,26 +18,31 @@ from tessera.frames.codec import Buffer
 ParameterValue = bool | int | float | str | None
 """None: an entry without a value, which protobuf allows."""
 Parameters = dict[str, ParameterValue]
-ContentValues = list[int] | list[memoryview] | Buffer
+ContentValues = list[bytes] | Buffer
+"""BYTES as elements, all others packed: varints, or little-endian FP32 and FP64."""
 
-_CONTENT_FIELDS = {
+CONTENT_FIELDS = {
     1: "bool_contents", 2: "int_contents", 3: "int64_contents", 4: "uint_contents",
     5: "uint64_contents", 6: "fp32_contents", 7: "fp64_contents", 8: "bytes_contents",
 }  # fmt: skip
-_CONTENT_NUMBERS = {name: number for number, name in _CONTENT_FIELDS.items()}
-_FIXED_WIDTH = {6: 4, 7: 8}
+"""Of InferTensorContents."""
+MAX_REQUEST_FIELDS = 1 << 15
+"""Of a request, those of its inputs, outputs and parameters among them, each byte of a shape as one more: eight for each that a head may
+have (`tessera.frames.head`). They are read in some 50 ms."""
+
+_CONTENT_NUMBERS = {name: number for number, name in CONTENT_FIELDS.items()}
 _DOUBLE = struct.Struct("<d")
 
 
 @dataclass(slots=True)
 class InferInput:
-    """`contents`: field name of InferTensorContents -> values. Integers as a list, FP32/FP64 as little-endian bytes, BYTES as views."""
+    """`contents`: encoded InferTensorContents, of which nothing was read; protobuf merges them where they are several."""
 
     name: str = ""
     datatype: str = ""
     shape: list[int] = field(default_factory=list)
     parameters: Parameters = field(default_factory=dict)
-    contents: dict[str, ContentValues] | None = None
+    contents: list[memoryview] | None = None
 
 
 @dataclass(slots=True)
@@ -74,28 +80,30 @@ class OutputTensor:
 
 
 def parse_request(data: Buffer) -> InferRequest:
-    """Reads a ModelInferRequest; the views in it keep `data` alive.
+    """Reads a ModelInferRequest but for its tensors; the views in it keep `data` alive.
 
     Raises:
-        InvalidInput: `data` is no such message; names the field.
+        InvalidInput: `data` is no such message, or has more than `MAX_REQUEST_FIELDS`; names the field. What is wrong within typed contents
+            shows when they are decoded.
     """
     request = InferRequest()
-    for number, kind, value in wire.fields(memoryview(data), "ModelInferRequest"):
+    limit = wire.FieldLimit(MAX_REQUEST_FIELDS, " in one request")
+    for number, kind, value in wire.fields(memoryview(data), "ModelInferRequest", limit):
         if kind != wire.LENGTH:
             continue
         assert isinstance(value, memoryview)
         if number == 7:
             request.raw_input_contents.append(value)
         elif number == 5:
-            request.inputs.append(_input(value))
+            request.inputs.append(_input(value, limit))
         elif number == 6:
-            request.outputs.append(_requested(value))
+            request.outputs.append(_requested(value, limit))
         else:
-            read_address(request, number, value)
+            read_address(request, number, value, limit)
     return request
 
 
-def read_address(into: Addressed, number: int, value: memoryview) -> None:
+def read_address(into: Addressed, number: int, value: memoryview, limit: wire.FieldLimit | None = None) -> None:
     """Takes one field of a ModelInferRequest, of those that say where it goes. Raises: InvalidInput."""
     if number == 1:
         into.model_name = wire.text(value, "model_name")
@@ -104,13 +112,15 @@ def read_address(into: Addressed, number: int, value: memoryview) -> None:
     elif number == 3:
         into.id = wire.text(value, "id")
     elif number == 4:
-        _parameter_entry(value, into.parameters)
+        _parameter_entry(value, into.parameters, limit)
 
 
-def _input(data: memoryview) -> InferInput:
+def _input(data: memoryview, limit: wire.FieldLimit) -> InferInput:
     found = InferInput()
-    for number, kind, value in wire.fields(data, "inputs"):
+    for number, kind, value in wire.fields(data, "inputs", limit):
         if number == 3 and kind in (wire.LENGTH, wire.VARINT):
+            if isinstance(value, memoryview):
+                limit.take(len(value), "inputs.shape")
             found.shape.extend(wire.signed64(item) for item in wire.varints(kind, value, "inputs.shape"))
         elif kind != wire.LENGTH:
             continue
@@ -121,83 +131,31 @@ def _input(data: memoryview) -> InferInput:
             elif number == 2:
                 found.datatype = wire.text(value, "inputs.datatype")
             elif number == 4:
-                _parameter_entry(value, found.parameters)
+                _parameter_entry(value, found.parameters, limit)
             elif number == 5:
-                found.contents = found.contents if found.contents is not None else {}
-                _contents(value, found.contents)
+                found.contents = found.contents or []
+                found.contents.append(value)
     return found
 
 
-def _requested(data: memoryview) -> RequestedOutput:
+def _requested(data: memoryview, limit: wire.FieldLimit) -> RequestedOutput:
     found = RequestedOutput()
-    for number, kind, value in wire.fields(data, "outputs"):
+    for number, kind, value in wire.fields(data, "outputs", limit):
         if kind == wire.LENGTH and number == 1:
             assert isinstance(value, memoryview)
             found.name = wire.text(value, "outputs.name")
         elif kind == wire.LENGTH and number == 2:
             assert isinstance(value, memoryview)
-            _parameter_entry(value, found.parameters)
+            _parameter_entry(value, found.parameters, limit)
     return found
 
 
-def _contents(data: memoryview, into: dict[str, ContentValues]) -> None:
-    """Adds the values of one InferTensorContents; a field that is there but empty leaves no trace, as in protobuf."""
-    for number, kind, value in wire.fields(data, "contents"):
-        name = _CONTENT_FIELDS.get(number)
-        if name is None:
-            continue
-        if number == 8:
-            if kind == wire.LENGTH:
-                elements = into.setdefault(name, [])
-                assert isinstance(elements, list)
-                elements.append(value)  # type: ignore[arg-type]
-        elif number in _FIXED_WIDTH:
-            _fixed_contents(number, kind, value, into)
-        elif kind in (wire.LENGTH, wire.VARINT):
-            numbers = [_narrow(number, item) for item in wire.varints(kind, value, f"contents.{name}")]
-            if numbers:
-                before = into.setdefault(name, [])
-                assert isinstance(before, list)
-                before.extend(numbers)  # type: ignore[arg-type]
-
-
-def _fixed_contents(number: int, kind: int, value: int | memoryview, into: dict[str, ContentValues]) -> None:
-    name, width = _CONTENT_FIELDS[number], _FIXED_WIDTH[number]
-    if kind == (wire.FIXED32 if width == 4 else wire.FIXED64):
-        assert isinstance(value, int)
-        piece: Buffer = value.to_bytes(width, "little")
-    elif kind == wire.LENGTH:
-        assert isinstance(value, memoryview)
-        if len(value) % width:
-            raise InvalidInput(f"contents.{name}", None, f"{len(value)} bytes: must be a multiple of {width}")
-        piece = value
-    else:
-        return
-    if name not in into:
-        if len(piece):
-            into[name] = piece
-        return
-    before = into[name]
-    assert not isinstance(before, list)
-    into[name] = b"".join((before, piece))
-
-
-def _narrow(number: int, value: int) -> int:
-    if number == 1:
-        return int(value != 0)
-    if number == 2:
-        return ((value & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000
-    if number == 3:
-        return wire.signed64(value)
-    return value & 0xFFFFFFFF if number == 4 else value
-
-
-def _parameter_entry(data: memoryview, into: Parameters) -> None:
+def _parameter_entry(data: memoryview, into: Parameters, limit: wire.FieldLimit | None) -> None:
     """An entry with a field that an entry does not have is none: protobuf keeps it among the unknown fields."""
     key = ""
     chosen: ParameterValue = None
     foreign = False
-    for number, kind, value in wire.fields(data, "parameters"):
+    for number, kind, value in wire.fields(data, "parameters", limit):
         if kind != wire.LENGTH or number > 2:
             foreign = True
             continue
@@ -205,13 +163,13 @@ def _parameter_entry(data: memoryview, into: Parameters) -> None:
         if number == 1:
             key = wire.text(value, "parameters key")
         elif number == 2:
-            chosen = _parameter(value, chosen)
+            chosen = _parameter(value, chosen, limit)
     if not foreign:
         into[key] = chosen
 
 
-def _parameter(data: memoryview, chosen: ParameterValue) -> ParameterValue:
-    for number, kind, value in wire.fields(data, "parameters"):
+def _parameter(data: memoryview, chosen: ParameterValue, limit: wire.FieldLimit | None) -> ParameterValue:
+    for number, kind, value in wire.fields(data, "parameters", limit):
         if number == 3 and kind == wire.LENGTH:
             assert isinstance(value, memoryview)
             chosen = wire.text(value, "parameters value")
@@ -301,11 +259,8 @@ def _typed(name: str, values: ContentValues) -> bytes:
     tag = number << 3 | wire.LENGTH
     parts: list[Buffer] = []
     if isinstance(values, list):
-        if number == 8:
-            for element in values:
-                _put(parts, tag, element)  # type: ignore[arg-type]
-        elif values:
-            _put(parts, tag, b"".join(map(wire.varint, values)))  # type: ignore[arg-type]
+        for element in values:
+            _put(parts, tag, element)
     elif len(values):
         _put(parts, tag, values)
     return b"".join(parts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import sys
 from collections.abc import Iterator
 
 from tessera.domain.errors import InvalidInput
@@ -15,6 +14,27 @@ _U64 = (1 << 64) - 1
 _FIXED64 = struct.Struct("<Q")
 _FIXED32 = struct.Struct("<I")
 _SMALL = [bytes((number,)) for number in range(128)]
+
+
+class FieldLimit:
+    """How many fields may still be read, of one message or of several together: what a stranger sent may be nothing but fields, two bytes
+    each, and every one is a pass of a loop. `advice` ends the refusal: for which whole the limit holds, and what to do.
+    """
+
+    __slots__ = ("advice", "left", "limit")
+
+    def __init__(self, limit: int, advice: str = "") -> None:
+        self.limit = self.left = limit
+        self.advice = advice
+
+    def take(self, count: int, message: str) -> None:
+        """Raises: InvalidInput: fewer than `count` are left; names the message."""
+        self.left -= count
+        if self.left < 0:
+            raise self.exceeded(message)
+
+    def exceeded(self, message: str) -> InvalidInput:
+        return InvalidInput(f"{message} fields", f"{self.limit + 1} or more", f"at most {self.limit}{self.advice}")
 
 
 def varint(value: int) -> bytes:
@@ -71,19 +91,19 @@ def varints(kind: int, value: int | memoryview, field: str) -> list[int]:
     return numbers
 
 
-def fields(data: memoryview, message: str, limit: int = sys.maxsize) -> Iterator[tuple[int, int, int | memoryview]]:
+def fields(data: memoryview, message: str, limit: FieldLimit | None = None) -> Iterator[tuple[int, int, int | memoryview]]:
     """(field number, wire type, value) in order: an unsigned integer for numbers, a view for length-delimited ones; groups are skipped.
 
     Raises:
-        InvalidInput: the bytes are no message; names the message and the offset. Or they are more than `limit` fields, those in groups
-            among them.
+        InvalidInput: the bytes are no message; names the message and the offset. Or they are more fields than `limit` has left, those in
+            groups among them.
     """
     at, end = 0, len(data)
-    left = limit
     while at < end:
-        left -= 1
-        if left < 0:
-            raise _too_many(message, limit)
+        if limit is not None:
+            limit.left -= 1
+            if limit.left < 0:
+                raise limit.exceeded(message)
         tag = data[at]
         if tag < 128:
             at += 1
@@ -113,15 +133,9 @@ def fields(data: memoryview, message: str, limit: int = sys.maxsize) -> Iterator
             yield number, kind, code.unpack_from(data, at)[0]
             at += code.size
         elif kind == GROUP:
-            at, left = _skip_group(data, at, number, message, 1, left)
-            if left < 0:
-                raise _too_many(message, limit)
+            at = _skip_group(data, at, number, message, 1, limit)
         else:
             raise InvalidInput(message, None, f"malformed message: wire type {kind} of field {number} at byte {at}")
-
-
-def _too_many(message: str, limit: int) -> InvalidInput:
-    return InvalidInput(f"{message} fields", f"{limit + 1} or more", f"at most {limit}")
 
 
 def _long_tag(data: memoryview, at: int, message: str) -> tuple[int, int]:
@@ -132,17 +146,17 @@ def _long_tag(data: memoryview, at: int, message: str) -> tuple[int, int]:
     return tag, at
 
 
-def _skip_group(data: memoryview, at: int, group: int, message: str, depth: int, left: int) -> tuple[int, int]:
-    """The offset behind the end of an unknown group (deprecated, but valid protobuf), and how many fields of `left` remain (below 0: it
-    was given up)."""
+def _skip_group(data: memoryview, at: int, group: int, message: str, depth: int, limit: FieldLimit | None) -> int:
+    """The offset behind the end of an unknown group (deprecated, but valid protobuf); its end is no field."""
     if depth > _MAX_GROUP_DEPTH:
         raise InvalidInput(message, None, f"malformed message: groups nested deeper than {_MAX_GROUP_DEPTH}")
-    while at < len(data) and left >= 0:
-        left -= 1
+    while at < len(data):
         tag, at = _long_tag(data, at, message)
         number, kind = tag >> 3, tag & 7
         if kind == END_GROUP and number == group:
-            return at, left + 1
+            return at
+        if limit is not None:
+            limit.take(1, message)
         if number == 0 or kind == END_GROUP or kind > FIXED32:
             break
         if kind == VARINT:
@@ -151,9 +165,7 @@ def _skip_group(data: memoryview, at: int, group: int, message: str, depth: int,
             length, at = read_varint(data, at, message)
             at += length
         elif kind == GROUP:
-            at, left = _skip_group(data, at, number, message, depth + 1, left)
+            at = _skip_group(data, at, number, message, depth + 1, limit)
         else:
             at += 8 if kind == FIXED64 else 4
-    if left < 0:
-        return at, left
     raise InvalidInput(message, None, f"malformed message: group {group} does not end")

@@ -288,7 +288,8 @@ class Instance:
                 outputs = output_tensors(part, item.request.outputs, item.request.raw)
                 body = encode_response(item.model_name, self.identity.version, item.request_id, outputs)
             except Exception as error:
-                item.future.set_exception(Internal(f"{self.identity.variant}: the answer cannot be written: {error!r}"))
+                known = isinstance(error, TesseraError)
+                item.future.set_exception(error if known else Internal(f"{self.identity.variant}: the answer cannot be written: {error!r}"))
                 continue
             queue_us, opening_us = item.waited_us(running.started_s)
             item.future.set_result(FrameResponse(0, min(rows, 0xFFFF), queue_us, opening_us, run_us, body))

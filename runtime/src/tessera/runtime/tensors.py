@@ -8,21 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from tessera.domain.errors import Internal, InvalidInput
 from tessera.domain.signature import ANY_DATATYPE, DATATYPES, Signature, TensorSpec
 from tessera.frames.codec import Buffer
 from tessera.frames.openinference import ContentValues, InferInput, InferRequest, OutputTensor
+from tessera.runtime import varints
 from tessera.runtime.backends.interface import Tensor
-from tessera.tensorstore.mapping import numpy_dtype
-
-CONTENTS_OF: dict[str, str] = {
-    "BOOL": "bool_contents", "INT8": "int_contents", "INT16": "int_contents", "INT32": "int_contents", "INT64": "int64_contents",
-    "UINT8": "uint_contents", "UINT16": "uint_contents", "UINT32": "uint_contents", "UINT64": "uint64_contents",
-    "FP32": "fp32_contents", "FP64": "fp64_contents", "BYTES": "bytes_contents",
-}  # fmt: skip
-"""Datatype -> its field of InferTensorContents. FP16 and BF16 have none: raw only."""
+from tessera.runtime.contents import CONTENTS_OF, MAX_ELEMENTS, MAX_NUMBERS, Decoder
 
 _U32 = struct.Struct("<I")
 
@@ -40,7 +33,7 @@ class CheckedRequest:
 
 def check_request(request: InferRequest, signature: Signature, max_batch: int) -> CheckedRequest:
     """Raises:
-    InvalidInput: names the field, the value and the limit.
+    InvalidInput: names the field, the value and the limit; `Decoder` has those of how many values there may be.
     """
     raw = request.raw_input_contents
     if not request.inputs:
@@ -50,6 +43,7 @@ def check_request(request: InferRequest, signature: Signature, max_batch: int) -
     if raw and len(raw) != len(request.inputs):
         raise InvalidInput("raw_input_contents", len(raw), f"must have one entry for each of the {len(request.inputs)} inputs")
     tensors: dict[str, Tensor] = {}
+    decoder = Decoder()
     for index, tensor in enumerate(request.inputs):
         spec = signature.input(tensor.name)
         if spec is None:
@@ -59,7 +53,7 @@ def check_request(request: InferRequest, signature: Signature, max_batch: int) -
             raise InvalidInput("inputs.name", tensor.name, "is there twice")
         count = _check_spec(tensor, spec)
         data = raw[index] if raw else None
-        array = _array(tensor, count, data)
+        array = decoder.array(tensor, count, data)
         try:
             tensors[tensor.name] = Tensor(tensor.datatype, array.reshape(tensor.shape))
         except ValueError:  # no elements, but dimensions whose product no array has
@@ -107,71 +101,6 @@ def _rows(tensors: Mapping[str, Tensor], max_batch: int) -> int:
     return rows
 
 
-def _array(tensor: InferInput, count: int, raw: memoryview | None) -> npt.NDArray[np.generic]:
-    """A flat array of `count` elements, a view of the request where that is possible."""
-    if tensor.datatype == "BYTES":
-        elements = _bytes_elements(tensor, count, raw)
-        array = np.empty(count, dtype=object)
-        array[:] = elements
-        return array
-    dtype = numpy_dtype(tensor.datatype)
-    if raw is not None:
-        _check_length(tensor, "raw bytes", len(raw), count * dtype.itemsize)
-        found = np.frombuffer(raw, dtype) if count else np.empty(0, dtype)
-        return found if found.flags.aligned else found.copy()
-    return _typed_array(tensor, count, dtype)
-
-
-def _typed_array(tensor: InferInput, count: int, dtype: np.dtype[np.generic]) -> npt.NDArray[np.generic]:
-    values = _typed_values(tensor)
-    if not isinstance(values, list):
-        _check_length(tensor, "elements", len(values) // dtype.itemsize, count)
-        found = np.frombuffer(values, dtype) if count else np.empty(0, dtype)
-        return found if found.flags.aligned else found.copy()
-    _check_length(tensor, "elements", len(values), count)
-    if dtype.kind in "iu" and dtype.itemsize < 4 and values:
-        bits = dtype.itemsize * 8
-        low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if dtype.kind == "i" else (0, (1 << bits) - 1)
-        wrong = next((value for value in values if not low <= int(value) <= high), None)
-        if wrong is not None:
-            raise InvalidInput(f"inputs {tensor.name} contents", wrong, f"must be {low} to {high} for {tensor.datatype}")
-    return np.array(values, dtype=dtype)
-
-
-def _typed_values(tensor: InferInput) -> ContentValues:
-    field = CONTENTS_OF.get(tensor.datatype)
-    if field is None:
-        raise InvalidInput(f"inputs {tensor.name} contents", None, f"{tensor.datatype} has no typed contents: send raw_input_contents")
-    others = [name for name in tensor.contents or () if name != field]
-    if others:
-        raise InvalidInput(f"inputs {tensor.name} contents", others[0], f"{tensor.datatype} belongs into {field}")
-    return (tensor.contents or {}).get(field, [])
-
-
-def _bytes_elements(tensor: InferInput, count: int, raw: memoryview | None) -> list[bytes]:
-    if raw is None:
-        values = _typed_values(tensor)
-        _check_length(tensor, "elements", len(values), count)
-        return [bytes(value) for value in values]
-    elements: list[bytes] = []
-    at = 0
-    while at < len(raw):
-        if at + 4 > len(raw):
-            raise InvalidInput(f"inputs {tensor.name} raw bytes", None, f"length of element {len(elements)} is cut off at byte {at}")
-        end = at + 4 + int(_U32.unpack_from(raw, at)[0])
-        if end > len(raw):
-            raise InvalidInput(f"inputs {tensor.name} raw bytes", None, f"element {len(elements)} ends at byte {end} of {len(raw)}")
-        elements.append(bytes(raw[at + 4 : end]))
-        at = end
-    _check_length(tensor, "elements", len(elements), count)
-    return elements
-
-
-def _check_length(tensor: InferInput, unit: str, got: int, want: int) -> None:
-    if got != want:
-        raise InvalidInput(f"inputs {tensor.name} {unit}", got, f"must be {want} for {tensor.datatype} of shape {tensor.shape[:16]}")
-
-
 def _answer_raw(request: InferRequest) -> bool:
     wanted = request.parameters.get("binary_data_output")
     if wanted is None:
@@ -205,8 +134,17 @@ def _outputs(request: InferRequest, signature: Signature) -> tuple[str, ...]:
 
 
 def output_tensors(answers: Mapping[str, Tensor], names: tuple[str, ...], raw: bool) -> list[OutputTensor]:
-    """What `encode_response` wants. Typed where `raw` is False, except that FP16 and BF16, which have no typed form, make all raw."""
+    """What `encode_response` wants. Typed where `raw` is False, except that FP16 and BF16, which have no typed form, make all raw, and so
+    do more booleans and integers than `MAX_NUMBERS`.
+
+    Raises:
+        InvalidInput: more than `MAX_ELEMENTS` of BYTES, which are written one by one in either form.
+    """
+    elements = sum(answers[name].array.size for name in names if answers[name].datatype == "BYTES")
+    if elements > MAX_ELEMENTS:
+        raise InvalidInput("outputs elements", elements, f"at most {MAX_ELEMENTS} of BYTES in one answer: send less at a time")
     raw = raw or any(answers[name].datatype not in CONTENTS_OF for name in names)
+    raw = raw or sum(answers[name].array.size for name in names if answers[name].array.dtype.kind in "biu") > MAX_NUMBERS
     return [
         OutputTensor(
             name, answers[name].datatype, answers[name].array.shape, _raw_data(answers[name]) if raw else _typed_data(answers[name])
@@ -226,7 +164,7 @@ def _typed_data(tensor: Tensor) -> tuple[str, ContentValues]:
     field = CONTENTS_OF[tensor.datatype]
     if tensor.datatype in ("FP32", "FP64"):
         return field, _raw_data(tensor)
-    return field, tensor.array.reshape(-1).tolist()
+    return field, tensor.array.reshape(-1).tolist() if tensor.datatype == "BYTES" else varints.encode(tensor.array)
 
 
 def join(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -100,6 +100,7 @@ class AsyncClient:
         `model` is NAME, NAME@VERSION, NAME@VERSION/VARIANT, an alias or `task:NAME`; `objectives` is what the answer shall meet.
         `timeout_s` is the whole budget, queueing and starting included. `id` is echoed in the answer; `request_id` (32 hex digits, a W3C
         trace id) is what explain and trace know the request by, made up where it is not given; an error carries it as a note.
+        A request holds 64 MiB of numbers, or 131,072 texts (or `bytes`); so does an answer.
 
         Raises:
             InvalidInput, ModelNotFound, ResourceExhausted, Unavailable, DeadlineExceeded, Internal: see `tessera.domain.errors`.

@@ -90,7 +90,7 @@ def infer_request(
     objectives: Objectives | None = None,
     request_id: str = "",
 ) -> bytes:
-    """The encoded ModelInferRequest (raw contents).
+    """The encoded ModelInferRequest (raw contents). How many texts a request may have, the runtime says: `tessera.sdk.Client.infer`.
 
     Raises:
         InvalidInput: an array's dtype has no Open Inference name, an object in one is neither str nor bytes, a parameter's type is none of

@@ -17,6 +17,7 @@ from tessera.clock import SystemClock
 from tessera.domain.errors import FailedPrecondition, InvalidInput, Unavailable
 from tessera.domain.ids import InstanceId, RuntimeId, TrustDomain
 from tessera.node_agent.adapters import container_runtimes, process_runtimes
+from tessera.node_agent.adapters import processes as processes_adapter
 from tessera.node_agent.adapters.container_runtimes import ContainerRuntimes, ContainerSettings
 from tessera.node_agent.adapters.control import ControlClient
 from tessera.node_agent.adapters.controlled import hello_of
@@ -261,3 +262,73 @@ async def test_a_zygote_is_told_how_long_it_lives_without_an_agent(run: Path, mo
     with pytest.raises(FailedPrecondition, match="no more processes"):
         await processes(run).create("ort", RUNTIME, 1)
     assert asked[asked.index("--orphan-s") + 1] == "60.0"
+
+
+async def test_a_new_runtime_is_the_process_that_listens_whatever_its_zygote_says(run: Path, speak: Any) -> None:
+    stranger = speak(run / "stranger" / "some.sock", {})
+    speak(run / "zygote-ort.sock", {"ok": {"pid": stranger.pid}})
+    child = speak(run / RUNTIME / "control.sock", {"ok": {}})
+    runtimes = processes(run)
+    found: Any = await runtimes.create("ort", RUNTIME, 1)
+    assert found.hello.pid == child.pid
+    found.kill()
+    await asyncio.to_thread(child.wait, 5)
+    assert stranger.poll() is None
+    await runtimes.leave()
+
+
+def other_users_runtimes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever listens at a runtime's socket is another user's from here on."""
+    listening = ControlClient._peer
+
+    def peer(client: ControlClient) -> tuple[int, int]:
+        pid, user = listening(client)
+        return pid, user + client._name.startswith("runtime")
+
+    monkeypatch.setattr(ControlClient, "_peer", peer)
+
+
+def numbers_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever listened first has ended, and its number is another user's process by now."""
+    monkeypatch.setattr(processes_adapter, "_users_of", lambda pid: {os.geteuid() + 1})
+
+
+@pytest.mark.parametrize("whose", [other_users_runtimes, numbers_of_others])
+async def test_a_process_of_another_user_is_no_runtime_and_is_left_alone(
+    run: Path, speak: Any, monkeypatch: pytest.MonkeyPatch, whose: Any
+) -> None:
+    process = speak(run / RUNTIME / "control.sock", {"ok": {}})
+    speak(run / "zygote-ort.sock", {"ok": {"pid": process.pid}})
+    runtimes = processes(run)
+    await runtimes.prepare(["ort"])
+    whose(monkeypatch)
+    with pytest.raises(Unavailable, match="belongs to user"):
+        await runtimes.create("ort", RUNTIME, 1)
+    assert process.poll() is None
+    assert runtimes._live == {}
+    await runtimes.leave()
+
+
+async def test_a_lost_connection_is_made_anew_to_the_same_process_only(run: Path, speak: Any) -> None:
+    socket = run / RUNTIME / "control.sock"
+    first = speak(socket, {"ok": HELLO})
+    runtimes = processes(run)
+    (found,) = await runtimes.adopt()
+    found._client.close()  # type: ignore[attr-defined]
+    assert (await found.declare()).holds == frozenset()
+    found._client.close()  # type: ignore[attr-defined]
+    socket.unlink()
+    second = speak(socket, {"ok": HELLO})
+    with pytest.raises(Unavailable, match=f"process {second.pid} listens in place of {first.pid}"):
+        await found.declare()
+    await runtimes.leave()
+
+
+async def test_a_new_zygote_of_another_user_is_none(run: Path, speak: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(command: list[str], *more: Any) -> int:
+        return int(speak(run / "zygote-ort.sock", {"ok": {}}).pid)
+
+    monkeypatch.setattr(process_runtimes, "spawn_detached", start)
+    monkeypatch.setattr(ControlClient, "peer_user", os.geteuid() + 1)
+    with pytest.raises(FailedPrecondition, match="zygote ort belongs to user"):
+        await processes(run).create("ort", RUNTIME, 1)

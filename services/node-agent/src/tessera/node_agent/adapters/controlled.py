@@ -24,7 +24,7 @@ from tessera.domain.ids import (
 )
 from tessera.domain.instance import Stage, StageTime
 from tessera.node_agent.adapters.control import ControlClient
-from tessera.node_agent.adapters.processes import Watched, lower_priority, mapping_count
+from tessera.node_agent.adapters.processes import Watched, lower_priority, mapping_count, watch_listener
 from tessera.node_agent.core.fsck import Declaration
 from tessera.node_agent.core.slices import Slice
 from tessera.node_agent.ports import Becoming, HeldInstance, Hello, InstanceActivity, LoadReport, RuntimeActivity
@@ -134,8 +134,18 @@ class ControlledRuntime(ABC):
         if not self.alive:
             raise Unavailable(f"runtime {self._hello.runtime_id}: its process {self._hello.pid} has ended")
         if self._client.closed:
-            self._client = await ControlClient.connect(self._folder / "control.sock", f"runtime {self._hello.runtime_id}", CONNECT_S)
+            self._client = await self._connect_again()
         return await self._client.call(op, timeout_s, on_event, **fields)
+
+    async def _connect_again(self) -> ControlClient:
+        """Raises: Unavailable: nobody listens, or another process than before: its folder may hold a link to a stranger's socket by now."""
+        name = f"runtime {self._hello.runtime_id}"
+        client = await ControlClient.connect(self._folder / "control.sock", name, CONNECT_S)
+        found = client.peer_pid
+        if found != self._hello.pid:
+            client.close()
+            raise Unavailable(f"{name}: process {found} listens in place of {self._hello.pid}")
+        return client
 
     async def _ask(
         self,
@@ -280,17 +290,44 @@ async def connect(socket: Path, name: str, timeout_s: float, clock: Clock, watch
         await clock.sleep(SOCKET_POLL_S if watched is None else 10 * SOCKET_POLL_S)
 
 
+def user_id(user: int | None) -> int:
+    """The user id of a domain's processes; `user` None: our own."""
+    return os.geteuid() if user is None else user
+
+
 def check_user(client: ControlClient, name: str, user: int | None) -> None:
     """Who it is the kernel says: a socket's folder is its domain's to write, and what lies there may be anything. `user` None: our own.
 
     Raises:
         Unavailable: whoever listens is not of the user that it should be; the connection is closed.
     """
-    wanted = os.geteuid() if user is None else user
+    wanted = user_id(user)
     if client.peer_user != wanted:
         found = client.peer_user
         client.close()
         raise Unavailable(f"{name} belongs to user {found}, not to {wanted}")
+
+
+def watch_peer(client: ControlClient, name: str, user: int | None, ended: Callable[[], None] | None = None) -> Watched:
+    """Watches the process at the other end, which the kernel names: it will be signalled, so no number that anybody says will do.
+
+    Raises:
+        Unavailable: it has ended, or is not of the user that it should be.
+        UnseenProcess: its process cannot be seen from here.
+    """
+    check_user(client, name, user)
+    pid = client.peer_pid
+    if pid <= 0:
+        raise UnseenProcess(
+            f"{name}: its process cannot be seen from here, so its end would go unnoticed: run the node agent with the host's process ids "
+            "(pid: host)"
+        )
+    try:
+        return watch_listener(pid, user_id(user), ended)
+    except ProcessLookupError as error:
+        raise Unavailable(f"{name}: its process has ended") from error
+    except PermissionError as error:
+        raise Unavailable(f"{name}: {error}") from error
 
 
 async def _first_words(client: ControlClient, runtime_id: str, timeout_s: float, load_timeout_s: float) -> Message:
@@ -337,22 +374,12 @@ async def introduce(
         TesseraError: its answer is an error, or makes no sense.
     """
     name = f"runtime {runtime_id}"
-    check_user(client, name, user)
-    pid = client.peer_pid
-    if pid <= 0:
-        raise UnseenProcess(
-            f"{name}: its process cannot be seen from here, so its end would go unnoticed: run the node agent with the host's process ids "
-            "(pid: host)"
-        )
-    try:
-        watched = Watched(pid, ended)
-    except ProcessLookupError as error:
-        raise Unavailable(f"{name}: its process has ended") from error
+    watched = watch_peer(client, name, user, ended)
     try:
         answer = await _first_words(client, runtime_id, timeout_s, load_timeout_s)
         if answer.get("trust_domain") != trust_domain:
             raise FailedPrecondition(f"{name} is of trust domain {answer.get('trust_domain')!r}, in the folder of {trust_domain!r}")
-        hello = hello_of(answer, pid)
+        hello = hello_of(answer, watched.pid)
         if hello.runtime_id != runtime_id:
             raise Unavailable(f"{name} says that it is {hello.runtime_id!r}")
         return hello, watched

@@ -27,6 +27,7 @@ from tessera.node_agent.adapters.controlled import (
     check_user,
     connect,
     introduce,
+    watch_peer,
 )
 from tessera.node_agent.adapters.processes import Watched, kill_listener, log_tail, spawn_detached
 from tessera.node_agent.core.runtimes import adoption_patience_s
@@ -154,24 +155,26 @@ class ProcessRuntimes:
         for last in (False, True):
             zygote = await self._zygote(flavour)
             try:
-                pid = await self._fork(zygote, runtime_id, threads)
+                await self._fork(zygote, runtime_id, threads)
                 break
             except Unavailable:
                 # Died under our hands: once more with a new one. Where it only lost the connection, its child may have come up.
                 if last or (self._folder / runtime_id).exists():
                     raise
-        # What it would say to `hello` is known, and the way there and back is a twentieth of such a start.
-        hello = Hello(runtime_id, pid, flavour, threads, frozenset(), ())
-        client = await connect(self._folder / runtime_id / "control.sock", f"runtime {runtime_id}", CALL_S, self._clock)
+        name = f"runtime {runtime_id}"
+        client = await connect(self._folder / runtime_id / "control.sock", name, CALL_S, self._clock)
         try:
-            watched = Watched(pid, lambda: self._ended(runtime_id))
-        except ProcessLookupError as error:
+            watched = watch_peer(client, name, self._user, lambda: self._ended(runtime_id))
+        except BaseException:
             client.close()
-            raise Unavailable(f"runtime {runtime_id}: its process has ended") from error
+            raise
+        # What it would say to `hello` is known, and the way there and back is a twentieth of such a start.
+        hello = Hello(runtime_id, watched.pid, flavour, threads, frozenset(), ())
         return self._take_in(hello, client, watched)
 
-    async def _fork(self, zygote: _Zygote, runtime_id: RuntimeId, threads: int) -> int:
-        answer = await zygote.client.call(
+    async def _fork(self, zygote: _Zygote, runtime_id: RuntimeId, threads: int) -> None:
+        """What the zygote answers is not looked at: it may have been taken over, and the kernel says who the new runtime is."""
+        await zygote.client.call(
             "fork",
             CALL_S,
             runtime_id=runtime_id,
@@ -182,7 +185,6 @@ class ProcessRuntimes:
             seconds_orphan=self._orphan_s,
             idle_after_s=self._idle_after_s,
         )
-        return int(answer["pid"])
 
     async def end(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -271,8 +273,7 @@ class ProcessRuntimes:
             try:
                 client = await ControlClient.connect(socket, name, CONNECT_S)
                 undo.callback(client.close)  # a connection would keep it from ending as an orphan
-                check_user(client, name, self._user)
-                watched = Watched(client.peer_pid)  # it would be signalled: no number that it says itself
+                watched = watch_peer(client, name, self._user)
                 undo.callback(watched.release)
                 await client.call("hello", CALL_S)
             except (TesseraError, OSError) as error:
@@ -294,6 +295,7 @@ class ProcessRuntimes:
         watched = Watched(spawn_detached(command, log, environment))
         try:
             client = await connect(socket, f"zygote {flavour}", self._zygote_start_s, self._clock, watched)
+            check_user(client, f"zygote {flavour}", self._user)  # its place may hold a link to the zygote of another trust domain
             await client.call("hello", CALL_S)
         except TesseraError as error:
             watched.send(signal.SIGKILL)

@@ -79,6 +79,35 @@ class Watched:
             self._ended()
 
 
+def watch_listener(pid: int, user: int, ended: Callable[[], None] | None = None) -> Watched:
+    """Watches the process that the kernel names for a socket's listener. It names who began to listen; where that one has ended and left
+    the socket to another, its number may be a stranger's by now, whom nobody may signal for it: hence `user`, whose it must be wholly.
+
+    Raises:
+        ProcessLookupError: it has ended.
+        PermissionError: the process of that number is not this user's.
+    """
+    watched = Watched(pid, ended)
+    try:
+        users = _users_of(pid)  # after the pidfd was taken: if this is another one's already, what is watched has ended
+        if users != {user}:
+            raise PermissionError(f"process {pid} belongs to user {', '.join(map(str, sorted(users)))}, not to {user}")
+    except BaseException:
+        watched.release()
+        raise
+    return watched
+
+
+def _users_of(pid: int) -> set[int]:
+    """Real, effective, saved and file system user of a process. Raises: ProcessLookupError."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            (line,) = (line for line in file if line.startswith(b"Uid:"))
+    except FileNotFoundError as error:
+        raise ProcessLookupError(f"there is no process {pid}") from error
+    return set(map(int, line.split()[1:]))
+
+
 async def kill_listener(path: Path, timeout_s: float) -> int | None:
     """Kills whoever listens at a Unix socket, though it may answer nothing, and waits for its end. Returns its process id; None when
     nobody listens there, or nobody whom this process could name."""

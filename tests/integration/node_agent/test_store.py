@@ -157,11 +157,11 @@ async def test_a_runtime_that_cannot_say_what_it_holds_ends_with_the_next_agent(
 
 
 async def test_nobody_listening_is_nobody_killed(tmp_path: Path) -> None:
-    assert await kill_listener(tmp_path / "none.sock", 1.0) is None
+    assert await kill_listener(tmp_path / "none.sock", os.geteuid(), 1.0) is None
     server = await asyncio.start_unix_server(lambda reader, writer: None, tmp_path / "left.sock")
     server.close()
     await server.wait_closed()
-    assert await kill_listener(tmp_path / "left.sock", 1.0) is None
+    assert await kill_listener(tmp_path / "left.sock", os.geteuid(), 1.0) is None
 
 
 async def test_a_stranger_that_maps_a_blob_is_found_and_its_bytes_count_until_it_ends(agent: Any, kit: Any) -> None:

@@ -22,6 +22,7 @@ from tessera.node_agent.adapters.container_runtimes import ContainerRuntimes, Co
 from tessera.node_agent.adapters.control import ControlClient
 from tessera.node_agent.adapters.controlled import hello_of
 from tessera.node_agent.adapters.process_runtimes import ProcessRuntimes
+from tessera.node_agent.adapters.processes import kill_listener
 from tessera.node_agent.adapters.surroundings import store_identity
 from tessera.node_agent.core.containers import FoundContainer, Limits, Owner
 from tessera.program import Stop, Tasks
@@ -332,3 +333,47 @@ async def test_a_new_zygote_of_another_user_is_none(run: Path, speak: Any, monke
     monkeypatch.setattr(ControlClient, "peer_user", os.geteuid() + 1)
     with pytest.raises(FailedPrecondition, match="zygote ort belongs to user"):
         await processes(run).create("ort", RUNTIME, 1)
+
+
+async def test_who_listens_is_killed_where_it_may_be_a_runtime_only(run: Path, speak: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    me, socket = os.geteuid(), run / RUNTIME / "control.sock"
+    process = speak(socket, {})
+    (run / "link.sock").symlink_to(socket)
+    (run / "file.sock").touch()
+    for path, user in ((run / "link.sock", me), (run / "file.sock", me), (socket, me + 1)):
+        assert await kill_listener(path, user, 5.0) is None
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "getpid", lambda: process.pid)
+        assert await kill_listener(socket, me, 5.0) is None, "nobody ends itself"
+    with monkeypatch.context() as patched:
+        numbers_of_others(patched)
+        assert await kill_listener(socket, me, 5.0) is None
+    assert process.poll() is None
+    assert await kill_listener(socket, me, 5.0) == process.pid
+    await asyncio.to_thread(process.wait, 5)
+
+
+@pytest.mark.root
+async def test_a_process_is_not_killed_for_a_socket_of_another_user(run: Path, speak: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = speak(run / "control.sock", {})
+    os.chown(run / "control.sock", 60600, -1)
+    assert await kill_listener(run / "control.sock", 0, 5.0) is None, "root's process at another's socket"
+    monkeypatch.setattr(processes_adapter, "_users_of", lambda pid: {60600})
+    assert await kill_listener(run / "control.sock", 60600, 5.0) is None, "it began to listen as root"
+    assert process.poll() is None
+
+
+@pytest.mark.parametrize("link", [RUNTIME, f"{RUNTIME}/control.sock"])
+async def test_a_link_to_another_service_does_not_end_it_and_goes_with_the_strays(
+    tmp_path: Path, run: Path, speak: Any, monkeypatch: pytest.MonkeyPatch, link: str
+) -> None:
+    service = speak(tmp_path / "service" / "control.sock", {"ok": {}})
+    place = run / link
+    place.parent.mkdir(exist_ok=True)
+    place.symlink_to(tmp_path / "service" if link == RUNTIME else tmp_path / "service" / "control.sock")
+    monkeypatch.setattr(ControlClient, "peer_user", os.geteuid() + 1)
+    numbers_of_others(monkeypatch)
+    assert await processes(run).adopt() == ()
+    assert service.poll() is None
+    assert list(run.iterdir()) == []
+    assert (tmp_path / "service" / "control.sock").exists()

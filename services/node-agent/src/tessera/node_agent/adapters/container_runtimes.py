@@ -28,6 +28,7 @@ from tessera.node_agent.adapters.controlled import (
     UnseenProcess,
     connect,
     introduce,
+    remove_stray,
 )
 from tessera.node_agent.adapters.engine import Engine
 from tessera.node_agent.adapters.processes import Watched, kill_listener
@@ -347,6 +348,6 @@ class ContainerRuntimes:
 
     async def _clear(self, folder: Path) -> None:
         """A folder without a container: its runtime is dead, or a process from before containers were made, whose holds are nobody's."""
-        killed = await kill_listener(folder / "control.sock", END_MARGIN_S)
+        killed = await kill_listener(folder / "control.sock", self._settings.user[0], END_MARGIN_S)
         _log.info("removing what a dead runtime left", folder=folder.name, killed=killed)
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_stray(folder)

@@ -7,6 +7,7 @@ import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -306,6 +307,15 @@ def check_user(client: ControlClient, name: str, user: int | None) -> None:
         found = client.peer_user
         client.close()
         raise Unavailable(f"{name} belongs to user {found}, not to {wanted}")
+
+
+def remove_stray(folder: Path) -> None:
+    """Removes a runtime's folder as far as it can be; of a link only the link."""
+    if folder.is_symlink():
+        with suppress(OSError):
+            folder.unlink()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def watch_peer(client: ControlClient, name: str, user: int | None, ended: Callable[[], None] | None = None) -> Watched:

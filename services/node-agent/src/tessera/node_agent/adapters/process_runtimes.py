@@ -27,6 +27,8 @@ from tessera.node_agent.adapters.controlled import (
     check_user,
     connect,
     introduce,
+    remove_stray,
+    user_id,
     watch_peer,
 )
 from tessera.node_agent.adapters.processes import Watched, kill_listener, log_tail, spawn_detached
@@ -141,9 +143,9 @@ class ProcessRuntimes:
             raise
         except TesseraError as error:
             # What it holds is not known, and nothing may be reclaimed before it is: one that lives and does not say so ends here.
-            killed = await kill_listener(folder / "control.sock", END_MARGIN_S)
+            killed = await kill_listener(folder / "control.sock", user_id(self._user), END_MARGIN_S)
             _log.info("removing what a dead runtime left", folder=folder.name, reason=str(error), killed=killed)
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_stray(folder)
             return None
 
     async def prepare(self, flavours: Iterable[str]) -> None:

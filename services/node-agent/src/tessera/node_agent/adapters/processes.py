@@ -6,8 +6,10 @@ import asyncio
 import os
 import signal
 import socket
+import stat
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -108,15 +110,24 @@ def _users_of(pid: int) -> set[int]:
     return set(map(int, line.split()[1:]))
 
 
-async def kill_listener(path: Path, timeout_s: float) -> int | None:
-    """Kills whoever listens at a Unix socket, though it may answer nothing, and waits for its end. Returns its process id; None when
-    nobody listens there, or nobody whom this process could name."""
-    with socket.socket(socket.AF_UNIX) as probe:
+async def kill_listener(path: Path, user: int, timeout_s: float) -> int | None:
+    """Kills who listens at a Unix socket of `user`'s, though it may answer nothing, and waits for its end. Returns its process id; None
+    when nobody listens there, or nobody who may be a runtime of that user. The folder may be the user's to write: a link to another
+    service's socket kills nobody, nor does one of this process itself or of the first."""
+    with ExitStack() as opened:
+        probe = opened.enter_context(socket.socket(socket.AF_UNIX))
         probe.setblocking(False)
         try:
-            probe.connect(os.fspath(path))
-            pid, _, _ = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-            watched = Watched(pid)  # the connection stands: its process was this one when the pidfd was taken, or has just ended
+            place = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            opened.callback(os.close, place)
+            found = os.fstat(place)
+            if not stat.S_ISSOCK(found.st_mode) or found.st_uid != user:
+                return None
+            probe.connect(f"/proc/self/fd/{place}")  # what was looked at, whatever lies at `path` by now
+            pid, listener, _ = struct.unpack("iII", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            if listener != user or pid in (1, os.getpid()):
+                return None
+            watched = watch_listener(pid, user)
         except (OSError, OverflowError):
             return None
     await watched.end(timeout_s, signal.SIGKILL)

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from tessera.api.node.v1 import node_pb2
+from tessera.domain.ids import InstanceId
 from tessera.node_agent.adapters.machine import ProcMachine
 from tessera.node_agent.core.rates import Rate
+from tessera.node_agent.core.runtimes import Purpose
 from tessera.node_agent.server import NodeAgentServer
 
 
@@ -85,3 +87,18 @@ async def test_use_on_the_wire_and_in_metrics(node: Any) -> None:
     assert metric("memory_available_bytes") == 12 << 30
     assert metric("memory_pressure_ratio") == 0.25
     assert metric("store_unlinked_bytes", trust_domain="default") == 0
+
+
+async def test_a_runtime_is_heard_on_its_own_instances_only(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    await node.start("a", node.make_artifact())
+    (own,) = node.runtimes.live
+    await node.fleet.create("ort", Purpose.SHARED)
+    _, other = node.runtimes.live
+    monkeypatch.setattr(other, "loaded", own.loaded)  # it was taken over, and speaks for another runtime's instance
+    monkeypatch.setattr(own, "loaded", {})
+    await node.fleet.refresh(0.0)
+    assert node.table.get(InstanceId("a")).served == 0
+    assert node.fleet._served == {}
+    monkeypatch.setattr(own, "loaded", other.loaded)
+    await node.fleet.refresh(0.0)
+    assert node.table.get(InstanceId("a")).served == 7

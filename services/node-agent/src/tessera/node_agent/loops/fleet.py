@@ -327,7 +327,7 @@ class Fleet:
 
     async def refresh(self, memory_age_s: float) -> None:
         """Asks every runtime what it does now. One that does not answer in time keeps what it said before. Memory may have been looked at
-        `memory_age_s` seconds ago."""
+        `memory_age_s` seconds ago. What one says of instances that are not in it is passed over: it may have been taken over."""
         async with asyncio.TaskGroup() as group:
             for member in self.members:
                 group.create_task(self._refresh(member, memory_age_s))
@@ -346,7 +346,7 @@ class Fleet:
         now_s = self._clock.monotonic_s()
         member.cpu_cores = self._cpu.setdefault(member.runtime_id, self._rate()).note(member.activity.cpu_s, now_s)
         for activity in member.activity.instances:
-            if self._table.find(activity.instance_id) is not None:
+            if (found := self._table.find(activity.instance_id)) is not None and found.runtime_id == member.runtime_id:
                 per_s = self._served.setdefault(activity.instance_id, self._rate()).note(activity.served, now_s)
                 items_per_s = self._items.setdefault(activity.instance_id, self._rate()).note(activity.items, now_s)
                 self._table.note(

@@ -67,7 +67,7 @@ golden: setup ## re-write the golden files; review the difference
 	@TESSERA_WRITE_GOLDEN=1 $(PYTEST) tests/golden && git diff --stat tests/golden
 
 conformance: setup ## one suite per interface, over every implementation
-	@$(PYTEST) -n $(JOBS) --dist loadgroup tests/conformance
+	@$(PYTEST) $(PARALLEL) tests/conformance
 
 check: ## the quick half: format, lint, types, contracts, stubs, unit, conformance
 	@start=$$SECONDS; for part in proto-check lint types contracts unit conformance; do \

@@ -3,17 +3,17 @@ import, bake and compile them again."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
-HERE = Path(__file__).parent
-RUNTIME = HERE / "runtime"
+BAKED = "tests/conformance/runtime/"
 
 
-@pytest.hookimpl(tryfirst=True)  # workers read the groups in theirs
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.is_relative_to(HERE):
-            group = RUNTIME if item.path.parent == RUNTIME else item.path
-            item.add_marker(pytest.mark.xdist_group(group.relative_to(HERE).as_posix()))
+class Scheduling(LoadFileScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        return BAKED if nodeid.startswith(BAKED) else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling | None:
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None

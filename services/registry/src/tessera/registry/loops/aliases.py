@@ -42,7 +42,8 @@ class _Target:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """An alias as it was read (None: there is none), the model that it stands for, and which version of that answers for its name."""
+    """An alias as it was read (None: there is none), the model that it stands for, and where it follows that, which version answers for
+    the name (else 0)."""
 
     record: AliasRecord | None
     revision: int
@@ -170,7 +171,8 @@ class Aliases:
             raise AlreadyExists(f"{alias!r} is a model: an alias needs a name of its own")
         record, revision = await read_record(self._coordinator, AliasRecord, keys.alias(domain, alias))
         of = await self._model(domain, record.model) if record is not None else None
-        answering = VersionNumber(0) if of is None else await self._answering(of.model)
+        follows = record is not None and record.version is None
+        answering = await self._answering(of.model) if of is not None and follows else VersionNumber(0)
         return _Seen(record, revision, claim.mod_revision if claim is not None else 0, of, answering)
 
     async def _answering(self, model: ModelRecord) -> VersionNumber:

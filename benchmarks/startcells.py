@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
@@ -16,7 +17,7 @@ import numpy as np
 from benchmarks.arrivals import Arrival
 from benchmarks.embedded import platform
 from benchmarks.published import Known, Node, Plans, System
-from benchmarks.startmodels import FOLDER, MODELS
+from benchmarks.startmodels import BY_MODEL, FOLDER, MODELS
 from benchmarks.traces import Trace, azure, thinned
 from tessera.domain.errors import TesseraError
 from tessera.sdk import AsyncClient
@@ -180,18 +181,25 @@ def ours(transforms: bool, budget_bytes: int, schedule: Sequence[Arrival]) -> Ce
         return asyncio.run(_ours(schedule))
 
 
+async def asker(client: AsyncClient, by_node: Counter[str]) -> Answerer:
+    """Asks a platform; `by_node` counts who answered."""
+    given = {}
+    for model in MODELS:
+        names = [each.name for each in (await client.metadata(model.name)).inputs]
+        given[model.name] = dict(zip(names, model.arrays(), strict=True))
+
+    async def ask(name: str) -> tuple[str, bool, str]:
+        answer = await client.infer(f"{name}@1/{VARIANT}", given[name], timeout_s=60.0)
+        by_node[answer.node] += 1
+        return answer.start_path, BY_MODEL[name].right(next(iter(answer.outputs.values()))), answer.request_id
+
+    return ask
+
+
 async def _ours(schedule: Sequence[Arrival]) -> Cell:
     async with AsyncClient(state=STATE) as client:
-        given = {}
-        for model in MODELS:
-            names = [each.name for each in (await client.metadata(model.name)).inputs]
-            given[model.name] = dict(zip(names, model.arrays(), strict=True))
-        right = {model.name: model for model in MODELS}
+        ask = await asker(client, Counter())
         pids = _node_processes()
-
-        async def ask(name: str) -> tuple[str, bool, str]:
-            answer = await client.infer(f"{name}@1/{VARIANT}", given[name], timeout_s=60.0)
-            return answer.start_path, right[name].right(next(iter(answer.outputs.values()))), answer.request_id
 
         async def look() -> float:
             stores = [store.used_bytes for node in await client.nodes() for store in node.stores]

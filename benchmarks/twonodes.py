@@ -22,8 +22,7 @@ import numpy as np
 from benchmarks.arrivals import Arrival
 from benchmarks.embedded import platform
 from benchmarks.report import Report, median, percentile
-from benchmarks.startcells import COMPRESSED, GAVE_UP, MIB, STATE, VARIANT, Call, schedules, sent, settings
-from benchmarks.startmodels import MODELS
+from benchmarks.startcells import COMPRESSED, GAVE_UP, MIB, STATE, Call, asker, schedules, sent, settings
 from benchmarks.startpaths import prepare
 from tessera.policy.balance.registry import BALANCERS
 from tessera.sdk import AsyncClient
@@ -56,19 +55,8 @@ def run(balancer: str, store_bytes: int, schedule: Sequence[Arrival]) -> Found:
 
 async def _called(schedule: Sequence[Arrival]) -> Found:
     by_node = Counter[str]()
-    right = {model.name: model for model in MODELS}
     async with AsyncClient(state=STATE) as client:
-        given = {}
-        for model in MODELS:
-            names = [each.name for each in (await client.metadata(model.name)).inputs]
-            given[model.name] = dict(zip(names, model.arrays(), strict=True))
-
-        async def ask(name: str) -> tuple[str, bool, str]:
-            answer = await client.infer(f"{name}@1/{VARIANT}", given[name], timeout_s=60.0)
-            by_node[answer.node] += 1
-            return answer.start_path, right[name].right(next(iter(answer.outputs.values()))), answer.request_id
-
-        calls = await sent(schedule, ask)
+        calls = await sent(schedule, await asker(client, by_node))
         return Found(calls, sum(store.fetched_bytes for node in await client.nodes() for store in node.stores), by_node)
 
 

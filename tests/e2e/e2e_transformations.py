@@ -35,8 +35,10 @@ IDLE_S, REPORT_S, KEEP_ALIVE_S = 0.02, 0.1, 50.0
 ENV = {
     "TESSERA_TRANSFORM_IDLE_S": str(IDLE_S), "TESSERA_REPORT_S": str(REPORT_S), "TESSERA_INSTANCE_KEEP_ALIVE_S": str(KEEP_ALIVE_S),
     "TESSERA_AUTOSCALING_POLICY": "none", "TESSERA_MOVE_INTERFERED": "false", "TESSERA_EXPLANATIONS": "256",
+    "TESSERA_LEARN_START_TIMES": "false",
 }  # fmt: skip
 OTHER_PATHS_MS = 200.0
+"""What their profiles say, and what starts take corrects nothing of it: whoever can be made of something is."""
 SHAPES = {"narrow": (16, 0), "deeper": (24, 5), "wide": (24, 0), "deep": (16, 3)}
 """Width and blocks: from one to the next operations are written anew, added, taken away, and read from elsewhere."""
 FEATURES, CLASSES = 32, 10

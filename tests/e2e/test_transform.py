@@ -23,7 +23,7 @@ NETS = {"narrow": (1, 64), "sibling": (2, 64), "wide": (3, 96)}
 @pytest.fixture(scope="module")
 def changing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     folder = tmp_path_factory.mktemp("changing")
-    found = Platform(folder / "state", store="64M", env={"TESSERA_TRANSFORM_IDLE_S": str(IDLE_S)})
+    found = Platform(folder / "state", store="64M", env={"TESSERA_TRANSFORM_IDLE_S": str(IDLE_S), "TESSERA_LEARN_START_TIMES": "false"})
     try:
         found.up()
         with found.client() as client:

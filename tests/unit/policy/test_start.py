@@ -23,7 +23,7 @@ from tessera.domain.instance import InstanceState, StartPath
 from tessera.policy.placement.bytes_present import BytesPresentPlacement
 from tessera.policy.start import registry
 from tessera.policy.start.base import StartQuestion
-from tessera.policy.start.costs import CostModel
+from tessera.policy.start.costs import CostModel, StartsSeen
 from tessera.policy.view import NodeCondition, StoreView
 
 
@@ -90,6 +90,29 @@ def test_measured_costs_beat_assumed_ones() -> None:
     assert decision.chosen is not None
     assert (decision.chosen.start_path, decision.chosen.expected_ms, decision.chosen.measured) == (StartPath.FORK, 1.5, True)
     assert decision.losers[0].reason == "4.0 ms assumed; 2.5 ms more than fork on n1"
+
+
+def test_a_path_is_expected_to_take_what_it_took_lately() -> None:
+    """Whatever was measured before; of another class's nodes it says nothing."""
+    measured = {(key(), ProfileClass("p")): profile(StartPath.BIND, 1.5)}
+    seen = StartsSeen({(key(), ProfileClass("p"), StartPath.BIND): 20.0, (key(), ProfileClass("q"), StartPath.FORK): 1.0})
+    decision = decide([candidate()], [node()], profiles=measured, seen=seen)
+    assert decision.chosen is not None
+    assert (decision.chosen.start_path, decision.chosen.expected_ms, decision.chosen.reason) == (StartPath.FORK, 14.0, "14.0 ms assumed")
+    (lost,) = decision.losers
+    assert (lost.expected_ms, lost.measured, lost.reason) == (20.0, True, "20.0 ms as it took lately; 6.0 ms more than fork on n1")
+
+
+def test_a_path_whose_estimates_were_off_for_others_loses_trust() -> None:
+    here = (DOMAIN, "ort", ProfileClass("p"), StartPath.BIND)
+    decision = decide([candidate()], [node()], seen=StartsSeen(off={here: 4.0}))
+    assert decision.chosen is not None
+    assert decision.chosen.start_path is StartPath.FORK
+    assert decision.losers[0].reason == "16.0 ms assumed, times 4 as others' starts were off; 2.0 ms more than fork on n1"
+    for other in [(TrustDomain("another"), *here[1:]), (DOMAIN, "aten", *here[2:]), (*here[:2], ProfileClass("q"), here[3])]:
+        there = decide([candidate()], [node()], seen=StartsSeen(off={other: 4.0}))
+        assert there.chosen is not None
+        assert (there.chosen.start_path, there.chosen.reason) == (StartPath.BIND, "4.0 ms assumed")
 
 
 def test_fetching_is_priced_by_what_is_missing_here_not_by_the_profiles_fetch() -> None:

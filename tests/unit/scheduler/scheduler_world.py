@@ -53,7 +53,7 @@ class FakeNode:
         self.expires_s: dict[InstanceId, float] = {}
         self.reachable = True
         self.reporting = True
-        self.transform_ms = 3.0
+        self.transform_ms = self.bind_ms = 3.0
 
     async def load(self, order: StartOrder) -> None:
         """Three milliseconds, as a bind takes."""
@@ -158,6 +158,7 @@ class FakeNode:
         self.newest = term
 
     def _instance(self, order: StartOrder, state: InstanceState) -> ObservedInstance:
+        took_ms = self.bind_ms if order.start_path is StartPath.BIND else 3.0
         return ObservedInstance(
             instance_id=order.instance_id,
             node_id=self.node_id,
@@ -167,7 +168,7 @@ class FakeNode:
             state=state,
             start_path=order.start_path,
             fetched=False,
-            stages=(StageTime(Stage.LOAD, 3.0) if order.donor is None else StageTime(Stage.TRANSFORM, self.transform_ms),),
+            stages=(StageTime(Stage.LOAD, took_ms) if order.donor is None else StageTime(Stage.TRANSFORM, self.transform_ms),),
             host_id="h",
             unix_path="/run/r-1",
             relay_address="127.0.0.1:1",

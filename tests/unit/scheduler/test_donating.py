@@ -140,7 +140,7 @@ def test_a_transformation_that_nodes_refuse_costs_no_try_and_is_not_tried_again_
 
         def all_idle() -> None:
             for node in world.nodes.values():
-                node.behave = unable
+                node.behave, node.bind_ms = unable, 5.0
                 for item in node.live():
                     node.idle(item.instance_id, 120.0)
                 node.push()

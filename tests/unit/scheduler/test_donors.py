@@ -14,7 +14,7 @@ from tessera.domain.instance import InstanceState, Stage, StageTime, StartPath
 from tessera.domain.records import LoadCost, ProfileRecord, VariantRecord
 from tessera.policy.scaling.gaps import GapHistogram
 from tessera.policy.start.base import Donors, NoDonors
-from tessera.policy.start.costs import CostModel
+from tessera.policy.start.costs import NOTHING_SEEN, CostModel, StartsSeen
 from tessera.policy.transform.costs import ASSUMED_BASE_MS
 from tessera.policy.view import Candidate, InstanceView, NodeCondition, NodeView
 from tessera.scheduler.core.donors import MOST_DONORS, UNKNOWN, DonorRules, donors, replaced
@@ -45,12 +45,13 @@ def looked(
     profiles: dict[tuple[VariantKey, ProfileClass], ProfileRecord] | None = None,
     refused: dict[tuple[InstanceId, VariantKey], str] | None = None,
     blobs: dict[VariantKey, tuple[Blob, ...]] | None = None,
+    seen: StartsSeen = NOTHING_SEEN,
 ) -> tuple[Donors, NoDonors]:
     nodes = [node(*instances, condition=condition)]
     candidates = [Candidate(record(candidate), (blobs or {}).get(candidate))]
     return donors(
         candidates, nodes, record, lambda one, other: ms, lambda one, other: f"{one.key} has no plan to {other.key}",
-        gaps or {}, RULES, CostModel(), profiles or {}, refused or {}, (blobs or {}).get,
+        gaps or {}, RULES, CostModel(), profiles or {}, refused or {}, (blobs or {}).get, seen,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from tessera.domain.ids import InstanceId, NodeId, ProfileClass, VariantKey
 from tessera.domain.instance import StartPath
 from tessera.domain.records import ProfileRecord
 from tessera.policy.placement.filters import Refusal
+from tessera.policy.start.costs import NOTHING_SEEN, StartsSeen
 from tessera.policy.view import Candidate, InstanceView, NodeView
 
 OptionKey = tuple[VariantKey, NodeId, StartPath]
@@ -60,7 +61,7 @@ class StartQuestion:
     """Candidates in the gateway's order, nodes at one moment, and what is known about costs.
 
     `failed` maps options that were tried for this request to the words of their failure; they are not chosen again. `ready_within_ms`: who
-    waits is in time if the start takes no longer; None: nobody said.
+    waits is in time if the start takes no longer; None: nobody said. `seen`: what starts took lately.
     """
 
     candidates: tuple[Candidate, ...]
@@ -70,11 +71,12 @@ class StartQuestion:
     donors: Donors = field(default_factory=dict)
     ready_within_ms: float | None = None
     no_donors: NoDonors = field(default_factory=dict)
+    seen: StartsSeen = NOTHING_SEEN
 
 
 @dataclass(frozen=True, slots=True)
 class StartOption:
-    """One way to answer. `measured` says whether its path cost comes from a profile; refused options have no expected time.
+    """One way to answer. `measured`: its path cost comes from a profile or from earlier starts. Refused options have no expected time.
 
     `rank` is the candidate's place in the gateway's order (0 = its choice). `donor`: of a transformation; `price_ms` is what the option
     costs beyond its time, which counts in the choice alone.

@@ -122,11 +122,11 @@ class CheapestStart:
         self, question: StartQuestion, candidate: Candidate, rank: int, node: NodeView, placement: Placement, path: StartPath
     ) -> StartOption:
         profile = question.profiles.get((candidate.key, node.profile_class))
-        path_ms, measured = self.costs.path(path, candidate.record.backend, profile)
+        cost = self.costs.expected(path, candidate.record, node.profile_class, profile, question.seen)
         fetch_ms = self.costs.fetch_ms(placement.bytes_to_wait_for)
-        reason = f"{path_ms:.1f} ms {'measured' if measured else 'assumed'}{_fetch_words(placement, fetch_ms)}{_away_words(placement)}"
+        reason = f"{cost.ms:.1f} ms {cost.words}{_fetch_words(placement, fetch_ms)}{_away_words(placement)}"
         return StartOption(
-            candidate.key, rank, node.node_id, path, path_ms + fetch_ms, placement.bytes_to_fetch, measured, reason,
+            candidate.key, rank, node.node_id, path, cost.ms + fetch_ms, placement.bytes_to_fetch, cost.measured, reason,
             price_ms=placement.away_ms,
         )  # fmt: skip
 

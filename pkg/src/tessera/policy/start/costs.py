@@ -1,12 +1,14 @@
-"""What a start path is expected to cost: from the profile of this variant on this profile class, else a stated default."""
+"""What a start path is expected to cost: what it took lately here, else the profile of this variant on this profile class, else a stated
+default, either one corrected by how far others' starts by the same path were off."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from tessera.domain.ids import ProfileClass, TrustDomain, VariantKey
 from tessera.domain.instance import Stage, StartPath
-from tessera.domain.records import ProfileRecord
+from tessera.domain.records import ProfileRecord, VariantRecord
 
 DEFAULT_PATH_MS: Mapping[tuple[StartPath, str], float] = {
     (StartPath.BIND, "ort"): 4.0,
@@ -33,6 +35,36 @@ FALLBACK_PATH_MS: Mapping[StartPath, float] = {
 DEFAULT_MS_PER_BYTE = 2e-6
 """Fetching a missing byte: 500 MB/s from a local repository with hashing while writing."""
 
+StartKind = tuple[VariantKey, ProfileClass, StartPath]
+"""Starts that should take the same."""
+PathKind = tuple[TrustDomain, str, ProfileClass, StartPath]
+"""Starts whose estimates are off for the same reasons; the second one: a backend."""
+
+
+def path_kind(variant: VariantRecord, profile_class: ProfileClass, path: StartPath) -> PathKind:
+    return (variant.key.trust_domain, variant.backend, profile_class, path)
+
+
+@dataclass(frozen=True, slots=True)
+class StartsSeen:
+    """What starts took lately, fetching left out. `took_ms`: of a variant. `off`: took over expected (1: as expected), of variants of which
+    too few were seen. Who is in neither was expected right, as far as anybody knows."""
+
+    took_ms: Mapping[StartKind, float] = field(default_factory=dict)
+    off: Mapping[PathKind, float] = field(default_factory=dict)
+
+
+NOTHING_SEEN = StartsSeen()
+
+
+@dataclass(frozen=True, slots=True)
+class PathCost:
+    """`ms` without fetching. `measured`: from a profile or from starts of this variant; `words` say where it is from."""
+
+    ms: float
+    measured: bool
+    words: str
+
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
@@ -40,14 +72,28 @@ class CostModel:
     path_ms: Mapping[tuple[StartPath, str], float] = field(default_factory=lambda: DEFAULT_PATH_MS)
 
     def path(self, start_path: StartPath, backend: str, profile: ProfileRecord | None) -> tuple[float, bool]:
-        """(milliseconds without fetching, whether measured). A profile's fetch stage is left out: what is missing differs by node."""
-        if profile is not None and start_path is not StartPath.WARM:
-            measured = next((cost for cost in profile.load if cost.start_path is start_path), None)
-            if measured is not None:
-                return sum(stage.ms for stage in measured.stages if stage.stage is not Stage.FETCH), True
+        """(milliseconds without fetching, whether measured), before anything started. A profile's fetch stage is left out: what is missing
+        differs by node."""
         if start_path is StartPath.WARM:
             return 0.0, True
+        measured = next((cost for cost in profile.load if cost.start_path is start_path), None) if profile is not None else None
+        if measured is not None:
+            return sum(stage.ms for stage in measured.stages if stage.stage is not Stage.FETCH), True
         return self.path_ms.get((start_path, backend), FALLBACK_PATH_MS[start_path]), False
+
+    def expected(
+        self, path: StartPath, variant: VariantRecord, profile_class: ProfileClass, profile: ProfileRecord | None, seen: StartsSeen
+    ) -> PathCost:
+        """Of the next start. `profile`: the variant's on that class."""
+        took_ms = seen.took_ms.get((variant.key, profile_class, path))
+        if took_ms is not None:
+            return PathCost(took_ms, True, "as it took lately")
+        ms, measured = self.path(path, variant.backend, profile)
+        words = "measured" if measured else "assumed"
+        off = seen.off.get(path_kind(variant, profile_class, path))
+        if off is None:
+            return PathCost(ms, measured, words)
+        return PathCost(ms * off, measured, f"{words}, times {off:.2g} as others' starts were off")
 
     def fetch_ms(self, bytes_to_fetch: float) -> float:
         return bytes_to_fetch * self.ms_per_byte

@@ -214,6 +214,7 @@ def instance_message(item: InstanceSummary, me: NodeIdentity) -> node_pb2.Instan
         fetched_from_peers_bytes=instance.fetched_from_peers_bytes,
         items_per_s=instance.items_per_s,
         run_items=instance.run_items,
+        opening=instance.opening,
     )
     endpoint = _endpoint(instance, me)
     if endpoint is not None:

@@ -46,6 +46,7 @@ from tessera.scheduler.loops.balancing import Balancing
 from tessera.scheduler.loops.donating import Donating
 from tessera.scheduler.loops.judging import Judge
 from tessera.scheduler.loops.leading import Elector, LeaderFollower, Leading
+from tessera.scheduler.loops.learning import Learning
 from tessera.scheduler.loops.moving import Mover
 from tessera.scheduler.loops.pooling import NodePool
 from tessera.scheduler.loops.pulse import Pulse
@@ -136,6 +137,7 @@ class Scheduler:
         self._blobs = BlobLists(config.repository_url, config.artifact_cache, options=config.repository_options)
         domains = [TrustDomain(name) for name in config.trust_domains]
         self.records = EtcdRecords(coordinator, domains, changed.fire, self._variant_ready)
+        learning = Learning(clock, self.cluster, self.records, costs, learns=config.learn_start_times)
         rules = DonorRules(config.transform_idle_s, config.instance_keep_alive_s) if config.transform_idle_s else None
         self._plans = GraphPlans(self._blobs.read, clock, self.leading.until_ours)
         self._balancing = self._balances(config, domains, clock)
@@ -164,7 +166,8 @@ class Scheduler:
                 patience_s=config.patience_s,
                 attempts=config.start_attempts,
             ),
-            donors=Donating(clock, self.cluster, self.records, self._plans, self._blobs, rules, costs),
+            donors=Donating(clock, self.cluster, self.records, self._plans, self._blobs, rules, costs, learning),
+            learning=learning,
         )
         self.reconciler = Reconciler(
             clock=clock,
@@ -178,6 +181,7 @@ class Scheduler:
             wake=wake,
             meter=meter,
             limits=Limits(provisional_s=config.provisional_s, node_lost_s=config.node_lost_s),
+            learning=learning,
             period_s=config.reconcile_s,
         )
         self.autoscaler = Autoscaler(

@@ -79,6 +79,8 @@ class SchedulerConfig(ServiceConfig):
     move_interfered: bool = True
     """An instance whose runs are slowed down is started on a less busy node, then ended."""
     fetch_ms_per_mib: float = Field(2.1, ge=0.0)
+    learn_start_times: bool = True
+    """What a start path is expected to take is corrected by what its starts took; else it is what the profile says, whatever they took."""
     transform_idle_s: float = Field(60.0, ge=0.0)
     """How long nobody has asked an `aten` instance that another one may be made of (published: 60 s); 0: none is."""
     explanations: int = Field(4096, ge=1)

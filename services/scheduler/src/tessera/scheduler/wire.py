@@ -58,6 +58,7 @@ def instance_of(message: node_pb2.Instance, node_id: NodeId, field: str = "insta
         run_ms=message.run_p50_ms,
         run_items=message.run_items,
         parked=message.parked,
+        opening=message.opening,
     )
 
 

@@ -22,7 +22,7 @@ from tessera.domain.records import ProfileRecord, VariantRecord
 from tessera.domain.transformation import MetaOperator, StepSum
 from tessera.policy.scaling.gaps import BIN_S, GapHistogram
 from tessera.policy.start.base import Donor, Donors, NoDonor, NoDonors
-from tessera.policy.start.costs import CostModel
+from tessera.policy.start.costs import CostModel, StartsSeen
 from tessera.policy.transform.costs import REPLACED
 from tessera.policy.view import Candidate, InstanceView, NodeCondition, NodeView
 
@@ -62,6 +62,7 @@ def donors(
     profiles: Mapping[tuple[VariantKey, ProfileClass], ProfileRecord],
     refused: Mapping[tuple[InstanceId, VariantKey], str],
     blobs_of: BlobsOf,
+    seen: StartsSeen,
 ) -> tuple[Donors, NoDonors]:
     """Of every candidate on every usable node, those that there are, and where none is left of the idle instances of its backend, why.
     `refused`: who is not to be asked to become what, with what was said to that."""
@@ -81,7 +82,13 @@ def donors(
                 and there.backend == candidate.record.backend
             ]
             able_ones = (
-                Donor(item.instance_id, item.variant, ms, _return_ms(there, node, costs, profiles), _again(item, gaps, rules.keep_alive_s))
+                Donor(
+                    item.instance_id,
+                    item.variant,
+                    ms,
+                    _return_ms(there, node, costs, profiles, seen),
+                    _again(item, gaps, rules.keep_alive_s),
+                )
                 for item, there in alike
                 if (item.instance_id, candidate.key) not in refused
                 and (there.backend == PLANNED or not item.parked)
@@ -140,9 +147,13 @@ def replaced(source: VariantRecord, target: VariantRecord) -> tuple[StepSum, ...
 
 
 def _return_ms(
-    there: VariantRecord, node: NodeView, costs: CostModel, profiles: Mapping[tuple[VariantKey, ProfileClass], ProfileRecord]
+    there: VariantRecord,
+    node: NodeView,
+    costs: CostModel,
+    profiles: Mapping[tuple[VariantKey, ProfileClass], ProfileRecord],
+    seen: StartsSeen,
 ) -> float:
-    return costs.path(StartPath.BIND, there.backend, profiles.get((there.key, node.profile_class)))[0]
+    return costs.expected(StartPath.BIND, there, node.profile_class, profiles.get((there.key, node.profile_class)), seen).ms
 
 
 def _again(item: InstanceView, gaps: Mapping[VariantKey, GapHistogram], keep_alive_s: float) -> float:

@@ -23,7 +23,8 @@ class ObservedInstance:
     """An instance as its agent reports it, with all that a gateway needs to reach it.
 
     `in_flight`: requests that wait or execute. `run_ms` and `run_items`: median and mean batch of the runs that ended in the last report
-    interval, 0 when none did; the rates are over that interval too.
+    interval, 0 when none did; the rates are over that interval too. `opening`: its runtime opens it while it is ready already, and
+    `stages` are not its last ones.
     """
 
     instance_id: InstanceId
@@ -47,6 +48,7 @@ class ObservedInstance:
     run_ms: float = 0.0
     run_items: float = 0.0
     parked: bool = False
+    opening: bool = False
 
     def view(self) -> InstanceView:
         return InstanceView(self.instance_id, self.variant, self.generation, self.state, self.idle_s, self.parked)

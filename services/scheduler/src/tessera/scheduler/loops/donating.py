@@ -20,6 +20,7 @@ from tessera.scheduler.core.cluster import Cluster
 from tessera.scheduler.core.donors import PLANNED, DonorRules, donors, replaced
 from tessera.scheduler.core.observed import ObservedInstance
 from tessera.scheduler.core.transform_costs import Place, TransformCosts
+from tessera.scheduler.loops.learning import Learning
 from tessera.scheduler.ports import ArtifactBlobs, Plans, Records
 
 TRANSFORMED = (Stage.MAP, Stage.TRANSFORM)
@@ -44,6 +45,7 @@ class Donating:
         blobs: ArtifactBlobs,
         rules: DonorRules | None,
         costs: CostModel,
+        learning: Learning,
     ) -> None:
         self._clock = clock
         self._cluster = cluster
@@ -52,6 +54,7 @@ class Donating:
         self._blobs = blobs
         self._rules = rules
         self._costs = costs
+        self._learning = learning
         self._transform_costs = TransformCosts()
         self._taken: set[InstanceId] = set()
         self._refused: OrderedDict[tuple[NodeId, RuntimeId, VariantKey], tuple[float, str]] = OrderedDict()
@@ -80,7 +83,7 @@ class Donating:
             some = [node for node in nodes if node.profile_class == profile_class]
             made, none = donors(
                 candidates, some, self._records.variant, transform_ms, self._why_not, gaps, self._rules, self._costs,
-                self._records.profiles(), refused, self._blobs_of,
+                self._records.profiles(), refused, self._blobs_of, self._learning.seen,
             )  # fmt: skip
             found |= made
             nobody |= none

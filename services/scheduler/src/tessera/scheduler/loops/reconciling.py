@@ -35,6 +35,7 @@ from tessera.scheduler.core.assignments import (
 from tessera.scheduler.core.cluster import Cluster
 from tessera.scheduler.core.observed import ObservedInstance
 from tessera.scheduler.loops.leading import Leading
+from tessera.scheduler.loops.learning import Learning
 from tessera.scheduler.loops.replacing import require_etcd
 from tessera.scheduler.loops.starting import Starter
 from tessera.scheduler.ports import Agents, Meter, Records, StartOrder
@@ -63,6 +64,7 @@ class Reconciler:
         wake: asyncio.Event,
         meter: Meter,
         limits: Limits,
+        learning: Learning,
         period_s: float = 1.0,
     ) -> None:
         self._clock = clock
@@ -76,6 +78,7 @@ class Reconciler:
         self._wake = wake
         self._meter = meter
         self._limits = limits
+        self._learning = learning
         self._period_s = period_s
         self._ahead: Ahead[AssignmentRecord] = Ahead(lambda shown, written: (shown is None) == (written is None))
 
@@ -106,6 +109,7 @@ class Reconciler:
 
     async def once(self, leadership: Leadership) -> None:
         """One pass: propose, compare, act."""
+        self._learning.look()
         await self._end_idle()
         now_s = self._clock.monotonic_s()
         recorded = self._recorded(now_s)

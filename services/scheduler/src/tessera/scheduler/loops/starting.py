@@ -30,6 +30,7 @@ from tessera.scheduler.core.snapshot import with_coming
 from tessera.scheduler.core.sources import sources_of
 from tessera.scheduler.loops.donating import Donating
 from tessera.scheduler.loops.leading import Leading
+from tessera.scheduler.loops.learning import Learning
 from tessera.scheduler.loops.pulse import Pulse
 from tessera.scheduler.ports import Agents, ArtifactBlobs, Meter, RandomBytes, Records, StartOrder
 from tessera.telemetry import get_logger, span
@@ -100,6 +101,7 @@ class Starter:
         meter: Meter,
         limits: StartLimits,
         donors: Donating,
+        learning: Learning,
     ) -> None:
         """`changed` fires when a report or a record came in; `wake` is set when there is a record to write."""
         self._clock = clock
@@ -117,6 +119,7 @@ class Starter:
         self._meter = meter
         self._limits = limits
         self._donors = donors
+        self._learning = learning
         self._flights: MergeTable[Flight] = MergeTable()
 
     @property
@@ -210,8 +213,10 @@ class Starter:
         with span("tessera.scheduler.decide", request_id=request.request_id) as found:
             candidates, unusable = self._candidates(request.candidates)
             donors, no_donors = self._donors.of(candidates, nodes) if tried.transformations < self._limits.attempts else ({}, {})
-            profiles, within_ms = self._records.profiles(), request.ready_within_ms
-            question = StartQuestion(candidates, tuple(nodes), profiles, tried.words(), donors, within_ms, no_donors)
+            question = StartQuestion(
+                candidates, tuple(nodes), self._records.profiles(), tried.words(), donors, request.ready_within_ms, no_donors,
+                self._learning.seen,
+            )  # fmt: skip
             decision = self._policy.decide(question)
             if unusable:
                 text = "; ".join(part for part in (decision.explanation, *unusable) if part)

@@ -1,0 +1,120 @@
+"""What starts took, and what the next ones are expected to take by that."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from scheduler_builders import DOMAIN, instance, key, node
+from scheduler_world import World, until
+
+from tessera.coord import keys
+from tessera.domain.ids import NodeId, ProfileClass
+from tessera.domain.instance import InstanceState, Stage, StageTime, StartPath
+from tessera.domain.records import LoadCost, ProfileRecord
+from tessera.scheduler.core.observed import ObservedInstance
+from tessera.scheduler.core.start_times import FORGET_S, LEAST, LEAST_OFF, MOST_OFF, WINDOW, StartTimes
+from tessera.testing import run_virtual
+
+CLASS = ProfileClass("p")
+BIND = (key(), CLASS, StartPath.BIND)
+BINDS = (DOMAIN, "ort", CLASS, StartPath.BIND)
+LATER = instance("i-2", stages=(StageTime(Stage.FETCH, 90.0), StageTime(Stage.MAP, 1.0), StageTime(Stage.LOAD, 5.0)))
+
+
+def ended(times: StartTimes, *instances: ObservedInstance) -> list[tuple[str, float]]:
+    return [(item.instance_id, took_ms) for item, profile_class, took_ms in times.ended([node("n1", instances)]) if profile_class == CLASS]
+
+
+def looked() -> StartTimes:
+    """At the node once, when `i-1` was ready there."""
+    times = StartTimes()
+    assert ended(times, instance("i-1")) == []
+    return times
+
+
+def test_a_start_counts_once_when_its_end_is_reported_and_without_its_fetch() -> None:
+    times = looked()
+    assert ended(times, instance("i-1"), LATER) == [("i-2", 6.0)]
+    assert ended(times, instance("i-1"), LATER) == []
+
+
+def test_whoever_was_ready_at_the_first_look_at_its_node_says_nothing() -> None:
+    """Another leader's starts, or those before a node came back."""
+    times = looked()
+    assert times.ended([node("n2", [instance("i-9", "n2")]), node("n1", [instance("i-1")])]) == []
+    assert ended(times) == [], "n2 is gone"
+    assert times.ended([node("n2", [instance("i-9", "n2"), instance("i-8", "n2")]), node("n1")]) == []
+
+
+@pytest.mark.parametrize("unended", [replace(LATER, opening=True), replace(LATER, state=InstanceState.LOADING)])
+def test_one_that_is_being_opened_counts_when_that_is_over(unended: ObservedInstance) -> None:
+    """Its answer was early, and has the stages until then."""
+    times = looked()
+    assert ended(times, unended) == []
+    assert ended(times, LATER) == [("i-2", 6.0)]
+
+
+@pytest.mark.parametrize("other", [replace(LATER, start_path=StartPath.TRANSFORM), replace(LATER, stages=())])
+def test_transformations_are_learnt_elsewhere_and_what_took_nothing_is_none(other: ObservedInstance) -> None:
+    assert ended(looked(), other) == []
+
+
+def test_the_median_of_a_variants_last_starts_is_what_it_takes() -> None:
+    times = StartTimes()
+    for took_ms in [30.0] * (LEAST - 1):
+        times.note(BIND, BINDS, took_ms, 5.0, 0.0)
+    assert dict(times.seen.took_ms) == {}, "too few"
+    times.note(BIND, BINDS, 900.0, 5.0, 0.0)
+    assert dict(times.seen.took_ms) == {BIND: 30.0}
+    for took_ms in [7.0] * WINDOW:
+        times.note(BIND, BINDS, took_ms, 5.0, 0.0)
+    assert dict(times.seen.took_ms) == {BIND: 7.0}, "earlier ones are out of the window"
+
+
+def test_a_backends_starts_say_how_far_estimates_are_off_and_not_beyond_all_bounds() -> None:
+    times = StartTimes()
+    for at in range(LEAST_OFF):
+        assert dict(times.seen.off) == {}
+        times.note((key(model=f"m-{at}"), CLASS, StartPath.BIND), BINDS, 1e6 if at % 2 else 15.0, 5.0, 0.0)
+    assert dict(times.seen.off) == {BINDS: (3.0 + MOST_OFF) / 2}
+    assert dict(times.seen.took_ms) == {}
+
+
+def test_what_was_seen_is_forgotten_and_what_is_seen_again_stays() -> None:
+    times, other = StartTimes(), (key(model="other"), CLASS, StartPath.BIND)
+    for start, at_s in [(BIND, 0.0), (other, 1.0)] * LEAST_OFF:
+        times.note(start, BINDS, 30.0, 5.0, at_s)
+    times.note(BIND, BINDS, 30.0, 5.0, 2.0)
+    times.forget(FORGET_S + 1.0)
+    assert (list(times.seen.took_ms), list(times.seen.off)) == ([BIND], [BINDS])
+    times.forget(FORGET_S + 2.0)
+    assert (dict(times.seen.took_ms), dict(times.seen.off)) == ({}, {})
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_a_path_that_takes_longer_than_expected_is_taken_no_more_until_that_is_long_ago(learns: bool) -> None:
+    """Binding is profiled at 2 ms and forking assumed at 14; on this node a bind takes 50."""
+    then = StartPath.FORK if learns else StartPath.BIND
+
+    async def main() -> None:
+        async with World() as world:
+            cost = LoadCost(StartPath.BIND, (StageTime(Stage.LOAD, 2.0),))
+            await world.put(keys.profile(key(), CLASS), ProfileRecord(key(), CLASS, (cost,), (), 0.0))
+            scheduler = await world.add_scheduler(learn_start_times=learns)
+            world.nodes["n1"].bind_ms = 50.0
+            await world.clock.sleep(2.0)  # the leader has looked at its nodes once
+
+            async def path() -> StartPath:
+                answer = await world.start(scheduler)
+                await until(lambda: len(world.recorded()) == 1, 2.0)
+                await world.clock.sleep(2.0)
+                await scheduler.reconciler.stop(NodeId("n1"), answer.instance.instance_id)
+                await until(lambda: not world.recorded(), 5.0)
+                return answer.instance.start_path
+
+            assert [await path() for _ in range(LEAST + 1)] == [StartPath.BIND] * LEAST + [then]
+            await world.clock.sleep(FORGET_S)
+            assert await path() is StartPath.BIND
+
+    run_virtual(main)

@@ -1,7 +1,8 @@
 """Published ways to start a model, each with what it may use: containers (`container`) on one node under a memory budget.
 
-Whoever has the model answers, one request at a time. Else room is made (the container that has been idle for the longest goes) and a start
-is made by the system's own rule. What is kept, and when something counts as idle, is the same for all.
+Whoever has the model answers, one request at a time. Else room is made (the model that has been idle for the longest goes) and a start is
+made by the system's own rule. What is kept, and when something counts as idle, is the same for all. A system that reuses runtimes reuses
+those of models that go to make room, too, as ours does.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from tessera.policy.transform.structure import Structure, structure_of
 
 COPY_MS_PER_MIB = 0.25
 FIRST_SCRATCH_MS = 500.0
-"""What loading a model from scratch is taken to cost until it was done once."""
+"""What loading a model from scratch is taken to cost until the system did it once."""
 
 
 @dataclass(frozen=True)
@@ -222,8 +223,10 @@ class Node:
         runtime, path = None, "fresh"
         if donor is not None:
             del self._held[donor.known.model.name]
-            runtime, path = donor.runtime, "reused"
-        await self._reserve(name)
+        gone = await self._reserve(name, spare=donor is None and self.system.reuses)
+        before = donor or gone
+        if before is not None:
+            runtime, path = before.runtime, "reused"
         try:
             if self.system.maps:
                 runtime, path = min(self._shared, key=lambda one: sum(held.runtime is one for held in self._held.values())), "mapped"
@@ -236,8 +239,8 @@ class Node:
                 await runtime.do("transform", name=name, donor=donor.known.model.name, delta=delta)
                 path = "transformed"
             else:
-                if donor is not None:
-                    await runtime.do("drop", name=donor.known.model.name)
+                if before is not None:
+                    await runtime.do("drop", name=before.known.model.name)
                 begun = time.perf_counter()
                 if self.system.maps:
                     await runtime.do("map", name=name, store=str(self.store))
@@ -262,20 +265,26 @@ class Node:
         """The published safeguard."""
         return self.system.transforms and self.plans.ms(donor, wanted) < self.scratch_ms.get(wanted.model.name, FIRST_SCRATCH_MS)
 
-    async def _reserve(self, name: str) -> None:
+    async def _reserve(self, name: str, spare: bool) -> Held | None:
+        """Makes room. `spare`: the first that goes is returned with its runtime, which lives on."""
+        gone: Held | None = None
         async with self._changed:
             while self._bytes(name) > self.budget_bytes:
                 idle = [held for held in self._held.values() if not held.busy]
-                if idle:
+                if idle and spare and gone is None:
+                    gone = min(idle, key=lambda held: held.last_s)
+                    del self._held[gone.known.model.name]
+                elif idle:
                     await self._evict(min(idle, key=lambda held: held.last_s))
                 else:
                     await self._changed.wait()
             self._reserved.add(name)
+        return gone
 
     async def _expire(self) -> None:
-        now_s = self.now_s()
-        for held in [held for held in self._held.values() if not held.busy and now_s - held.last_s > self.keep_alive_s]:
-            await self._evict(held)
+        for held in list(self._held.values()):
+            if not held.busy and self.now_s() - held.last_s > self.keep_alive_s:  # looked at after the one before it has ended
+                await self._evict(held)
 
     async def _evict(self, held: Held) -> None:
         if self._held.pop(held.known.model.name, None) is None:

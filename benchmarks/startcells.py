@@ -102,7 +102,8 @@ def _compressed(trace: Trace, duration_s: float) -> list[Arrival]:
 
 
 async def sent(schedule: Sequence[Arrival], ask: Answerer) -> list[Call]:
-    """Latencies count from when a call was due. Who has no answer `PATIENCE_S` after the last call gives up: it waited so long."""
+    """Latencies count from when a call was due. Who has no answer `PATIENCE_S` after the last call gives up: it waited so long, and so did
+    who was refused, whenever that was: no system may be quick by refusing."""
     began_s = time.perf_counter()
 
     async def one(call: Call) -> None:
@@ -123,6 +124,10 @@ async def sent(schedule: Sequence[Arrival], ask: Answerer) -> list[Call]:
         _, late = await asyncio.wait(asked, timeout=PATIENCE_S)
         for task in late:
             task.cancel()
+    ended_s = time.perf_counter() - began_s
+    for call in calls:
+        if call.error:
+            call.ms = (ended_s - call.at_s) * 1e3
     return calls
 
 
@@ -142,10 +147,8 @@ async def sampled(look: Callable[[], Awaitable[float]]) -> AsyncIterator[list[fl
         task.cancel()
 
 
-async def published(
-    system: System, known: Mapping[str, Known], plans: Plans, budget_bytes: int, schedule: Sequence[Arrival], scratch_ms: dict[str, float]
-) -> Cell:
-    node = Node(system, known, plans, budget_bytes, KEEP_ALIVE_S, IDLE_S, scratch_ms)
+async def published(system: System, known: Mapping[str, Known], plans: Plans, budget_bytes: int, schedule: Sequence[Arrival]) -> Cell:
+    node = Node(system, known, plans, budget_bytes, KEEP_ALIVE_S, IDLE_S)
     await node.open()
 
     async def ask(name: str) -> tuple[str, bool, str]:

@@ -91,7 +91,6 @@ def cell(
     known: Mapping[str, Known],
     plans: Plans,
     minutes: float,
-    scratch_ms: dict[str, float],
 ) -> Cell:
     path = FOLDER / "cells" / f"{minutes:g}" / trace.replace(" ", "-").replace(",", "") / f"{name.replace(' ', '-')}.json"
     if not path.exists():
@@ -101,7 +100,7 @@ def cell(
             found = ours(name == OURS, budget_bytes, schedule)
         else:
             (system,) = [one for one in SYSTEMS if one.name == name]
-            found = asyncio.run(published(system, known, plans, budget_bytes, schedule, scratch_ms))
+            found = asyncio.run(published(system, known, plans, budget_bytes, schedule))
         found.kept(path)
     return Cell.of(path)
 
@@ -133,17 +132,23 @@ def goals(report: Report, trace: str, cells: Mapping[str, Cell]) -> None:
     )
 
 
+def starts(calls: Sequence[Call]) -> list[Call]:
+    """One of those that waited for each start: all of them are told what it took."""
+    return list({(call.model, call.path, call.start_ms): call for call in calls if call.start_ms}.values())
+
+
 def true_ms(cells: Sequence[Cell]) -> dict[tuple[str, str], float]:
     """By model and path, where it was seen often enough."""
     found: dict[tuple[str, str], list[float]] = {}
-    for call in (call for each in cells for call in each.calls if call.start_ms):
-        found.setdefault((call.model, call.path), []).append(call.start_ms)
+    for each in cells:
+        for call in starts(each.calls):
+            found.setdefault((call.model, call.path), []).append(call.start_ms)
     return {key: median(took) for key, took in found.items() if len(took) >= LEAST_STARTS}
 
 
 def regret_row(report: Report, trace: str, calls: Sequence[Call], known_ms: Mapping[tuple[str, str], float]) -> None:
     regrets, unknown = [], 0
-    for call in (call for call in calls if call.options):
+    for call in (call for call in starts(calls) if call.options):
         offered = [known_ms[call.model, path] for path in {path for path, _, _ in call.options} if (call.model, path) in known_ms]
         if (call.model, call.path) in known_ms and len(offered) > 1:
             regrets.append(known_ms[call.model, call.path] - min(offered))
@@ -175,7 +180,7 @@ def main() -> None:
         shutil.rmtree(FOLDER / "cells", ignore_errors=True)
     report = Report("startpaths")
     known = prepare()
-    plans, scratch_ms = Plans(known), dict[str, float]()
+    plans = Plans(known)
     for name, words in MAY_USE.items():
         report.row(system=name, paths=f"may use: {words}")
     found: dict[str, dict[str, Cell]] = {}
@@ -183,7 +188,7 @@ def main() -> None:
         lasts = poisson_minutes if trace in POISSON else minutes
         turn = at % len(NAMES)
         order = (*NAMES[turn:], *NAMES[:turn])  # another one first each time
-        found[trace] = {name: cell(name, trace, schedule, known, plans, lasts, scratch_ms) for name in order}
+        found[trace] = {name: cell(name, trace, schedule, known, plans, lasts) for name in order}
     summed_up(report, found)
     report.finish()
 

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks import published
+from benchmarks.arrivals import Arrival
 from benchmarks.published import SYSTEMS, Known, Node
 from benchmarks.report import Report
-from benchmarks.startcells import MOST_PER_S, Call, Cell, _compressed, schedules
+from benchmarks.startcells import MOST_PER_S, Call, Cell, _compressed, schedules, sent
 from benchmarks.startmodels import MODELS
 from benchmarks.startpaths import LEAST_STARTS, NAMES, PLAIN, goals, regret_row, summed_up, true_ms
 from benchmarks.traces import generated, thinned
 from tessera.domain.artifact import Blob
+from tessera.domain.errors import ResourceExhausted
 from tessera.domain.ids import Digest
 from tessera.policy.transform.structure import Structure
 from tessera.testing import run_virtual
@@ -75,7 +77,7 @@ def at_work(name: str, monkeypatch: pytest.MonkeyPatch, budget_mib: int, *calls:
     paths = []
 
     async def main() -> None:
-        node = Node(system, known(), Plans(), budget_mib * MIB, 100.0, 5.0, {}, lambda: now[0])  # type: ignore[arg-type]
+        node = Node(system, known(), Plans(), budget_mib * MIB, 100.0, 5.0, now_s=lambda: now[0])  # type: ignore[arg-type]
         await node.open()
         for model, after_s in calls:
             now[0] += after_s
@@ -103,6 +105,55 @@ def test_an_idle_runtime_is_taken_once_it_has_been_idle_long_enough(monkeypatch:
     paths = at_work("pagurus", monkeypatch, 600, ("resnet18", 0), ("resnet18-1", 1), ("mobilenetv2_w1", 6))
     assert paths == ["fresh", "fresh", "reused"]
     assert Process.made[0].did[-4:] == ["drop resnet18", "load mobilenetv2_w1", "run mobilenetv2_w1", "end"]
+
+
+@pytest.mark.parametrize("name", ["pagurus", "optimus"])
+def test_the_runtime_of_a_model_that_makes_room_is_reused_however_short_its_idleness(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = at_work(name, monkeypatch, 100, ("resnet18", 0), ("mobilenetv2_w1", 1), ("resnet18", 1))
+    assert paths == ["fresh", "reused", "reused"]
+    (process,) = Process.made
+    assert [did.split()[0] for did in process.did if "flatten" not in did] == [*["load", "run", "drop"] * 2, "load", "run", "end"]
+
+
+def test_a_model_that_is_called_while_another_one_expires_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(published, "Runtime", Process)
+    Process.made = []
+    (system,) = [one for one in SYSTEMS if one.name == "always-fresh"]
+    now = [0.0]
+
+    async def end(self: Process) -> None:
+        await asyncio.sleep(1)
+        self.did.append("end")
+
+    async def main() -> None:
+        node = Node(system, known(), Plans(), 600 * MIB, 100.0, 5.0, now_s=lambda: now[0])  # type: ignore[arg-type]
+        await node.open()
+        for model in ("resnet18", "resnet18-1"):
+            await node.call(model)
+        monkeypatch.setattr(Process, "end", end)
+        now[0] += 101.0
+        third = asyncio.create_task(node.call("mobilenetv2_w1"))
+        await asyncio.sleep(0.5)
+        assert await node.call("resnet18-1") == ("warm", True)
+        await third
+        await node.close()
+
+    run_virtual(main)
+    assert Process.made[1].did == ["load resnet18-1", "run resnet18-1", "run resnet18-1", "end"]
+
+
+def test_who_is_refused_waited_to_the_end() -> None:
+    async def refusing(name: str) -> tuple[str, bool, str]:
+        if name == MODELS[0].name:
+            raise ResourceExhausted("no room")
+        return "warm", True, ""
+
+    async def main() -> None:
+        calls = await sent([Arrival(0.0, 0), Arrival(0.3, 1)], refusing)
+        assert calls[0].error == "resource_exhausted: no room"
+        assert calls[0].ms >= 300.0 > calls[1].ms
+
+    asyncio.run(main())
 
 
 def test_the_cheapest_donor_unless_loading_is_cheaper(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +195,8 @@ def started(path: str, ms: float) -> Call:
 
 
 def test_regret_is_what_the_best_of_those_offered_would_have_saved() -> None:
-    calls = [started("bind", 10.0)] * LEAST_STARTS + [started("transform", 4.0)] * LEAST_STARTS
+    calls = [started(path, ms + at) for path, ms in (("bind", 10.0), ("transform", 4.0)) for at in range(LEAST_STARTS)]
+    calls += calls[:1] * 3  # who waited for the first one, too
     report = Report("startpaths")
     regret_row(
         report,

@@ -45,12 +45,14 @@ async def test_the_answer_travels_while_a_known_graph_is_opened_and_every_stage_
     np.testing.assert_allclose(kit.output(later.body), sibling.expected(x), atol=1e-4)
     assert (warm.opening_us, late.opening_us > late.queue_us, later.opening_us > later.queue_us) == (0, True, True)
     client.close()
+    assert (first.opening, again.opening, first.fetched_bytes > 0, again.fetched_bytes) == (False, True, True, 0)
     told = {time.stage: time.ms for time in again.stages}
     record = await agent.until(lambda: _record(coord, "b"))
     for stages in (record.stages, (await agent.instance("b")).stages):
         shown = {str(time.stage): time.ms for time in stages}
         assert shown.keys() == told.keys() == {"map", "load"}
         assert shown["load"] > 2000 > told["load"]
+    assert not (await agent.instance("b")).opening
 
 
 async def _record(coord: Any, name: str) -> Any:

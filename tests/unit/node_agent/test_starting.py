@@ -317,6 +317,21 @@ async def test_a_corrupted_blob_is_quarantined_fetched_again_and_never_served(no
     assert third.runtime_id == second.runtime_id  # nothing new goes into the tainted one
 
 
+async def test_who_is_gone_from_its_runtime_when_it_is_withdrawn_costs_nobody_the_runtime(node: Any) -> None:
+    """It has become another one, say, which its agent is about to hear."""
+    artifact = node.make_artifact(1, tensors=3)
+    first = await node.start("a", artifact)
+    other = await node.start("o", node.make_artifact(2))
+    runtime = node.runtimes.all[first.runtime_id]
+    del runtime.loaded["a"], runtime.mapped["a"]
+    node.corrupt(sorted(first.blobs - {artifact})[0])
+    await node.start("b", artifact)
+    await asyncio.sleep(0.05)
+    assert (runtime.alive, runtime.unloads) == (True, [("a", 0)])
+    assert node.table.get(other.instance_id).state is READY
+    assert node.store.holders()[first.runtime_id] == other.blobs
+
+
 async def test_what_takes_the_place_of_corrupted_bytes_may_come_from_neighbours_that_nobody_named(
     node: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -189,7 +189,7 @@ async def test_a_donor_must_be_there_ready_and_in_a_runtime_that_takes_it(node: 
         await become(node, "i1", long, "nobody")
     await node.start("donor", short)
     await node.starter.stop(InstanceId("donor"), "unwanted")
-    with pytest.raises(FailedPrecondition, match=r"donor donor .* is gone, not ready"):
+    with pytest.raises(Conflict, match=r"donor donor .* is gone, not ready"):
         await become(node, "i2", long, "donor")
     await node.start("int8", node.make_artifact())
     with pytest.raises(FailedPrecondition, match="donor int8: no runtime to bind into: 1 of flavour ort"):

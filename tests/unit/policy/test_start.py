@@ -22,7 +22,7 @@ from tessera.domain.ids import (
 from tessera.domain.instance import InstanceState, StartPath
 from tessera.policy.placement.bytes_present import BytesPresentPlacement
 from tessera.policy.start import registry
-from tessera.policy.start.base import StartQuestion
+from tessera.policy.start.base import Donor, StartQuestion
 from tessera.policy.start.costs import CostModel, StartsSeen
 from tessera.policy.view import NodeCondition, StoreView
 
@@ -104,15 +104,39 @@ def test_a_path_is_expected_to_take_what_it_took_lately() -> None:
 
 
 def test_a_path_whose_estimates_were_off_for_others_loses_trust() -> None:
-    here = (DOMAIN, "ort", ProfileClass("p"), StartPath.BIND)
+    here = (DOMAIN, "ort", ProfileClass("p"), StartPath.BIND, False)
     decision = decide([candidate()], [node()], seen=StartsSeen(off={here: 4.0}))
     assert decision.chosen is not None
     assert decision.chosen.start_path is StartPath.FORK
     assert decision.losers[0].reason == "16.0 ms assumed, times 4 as others' starts were off; 2.0 ms more than fork on n1"
-    for other in [(TrustDomain("another"), *here[1:]), (DOMAIN, "aten", *here[2:]), (*here[:2], ProfileClass("q"), here[3])]:
+    others = [(TrustDomain("another"), *here[1:]), (DOMAIN, "aten", *here[2:]), (*here[:2], ProfileClass("q"), *here[3:])]
+    for other in [*others, (*here[:4], True)]:
         there = decide([candidate()], [node()], seen=StartsSeen(off={other: 4.0}))
         assert there.chosen is not None
         assert (there.chosen.start_path, there.chosen.reason) == (StartPath.BIND, "4.0 ms assumed")
+
+
+def test_what_was_measured_is_believed_though_assumptions_were_off() -> None:
+    """And the other way round."""
+    measured = {(key(), ProfileClass("p")): profile(StartPath.BIND, 3.0)}
+    assumed_off = StartsSeen(off={(DOMAIN, "ort", ProfileClass("p"), StartPath.BIND, False): 8.0})
+    decision = decide([candidate()], [node()], profiles=measured, seen=assumed_off)
+    assert decision.chosen is not None
+    assert (decision.chosen.start_path, decision.chosen.reason) == (StartPath.BIND, "3.0 ms measured")
+    measured_off = StartsSeen(off={(DOMAIN, "ort", ProfileClass("p"), StartPath.BIND, True): 8.0})
+    decision = decide([candidate()], [node()], profiles=measured, seen=measured_off)
+    assert decision.chosen is not None
+    assert decision.chosen.start_path is StartPath.FORK
+    assert decision.losers[0].expected_ms == 24.0
+
+
+def test_fetching_is_expected_to_take_what_it_took_that_node_lately() -> None:
+    slow = StartsSeen(ms_per_byte={NodeId("n1"): 1e-4})
+    decision = decide([candidate(size_bytes=1_000_000)], [node("n1"), node("n2")], seen=slow)
+    assert decision.chosen is not None
+    assert (decision.chosen.node_id, decision.chosen.expected_ms) == ("n2", 4.0 + 2.0)
+    lost = next(loser for loser in decision.losers if loser.node_id == "n1" and loser.start_path is StartPath.BIND)
+    assert lost.expected_ms == 4.0 + 100.0
 
 
 def test_fetching_is_priced_by_what_is_missing_here_not_by_the_profiles_fetch() -> None:
@@ -293,6 +317,28 @@ def test_safety_of_every_decision(nodes, size, random, data) -> None:  # type: i
     shuffled = list(nodes)
     random.shuffle(shuffled)
     assert decide(candidates, shuffled, failed=failed) == decision
+
+
+@given(nodes_strategy, st.data())
+def test_the_safeguard_holds_whatever_was_seen(nodes, data) -> None:  # type: ignore[no-untyped-def]
+    """A transformation is never expected to take longer than the best other path of its model there: Optimus allows 5 % or 1 ms."""
+    wanted, times = candidate("aten-fp32", 1000, backend="aten", build_class=None), st.floats(0.1, 100.0)
+    kinds = [(wanted.key, ProfileClass("p"), path) for path in (StartPath.BIND, StartPath.FORK)]
+    paths = [(DOMAIN, "aten", ProfileClass("p"), path, False) for _, _, path in kinds]
+    seen = StartsSeen(
+        data.draw(st.dictionaries(st.sampled_from(kinds), times)),
+        data.draw(st.dictionaries(st.sampled_from(paths), st.floats(0.125, 8.0))),
+        {item.node_id: 1e-3 for item in nodes if data.draw(st.booleans())},
+    )
+    a_donor = st.builds(Donor, st.just(InstanceId("i-old")), st.just(key("aten-old")), times, times, st.floats(0.0, 1.0))
+    donors = {(wanted.key, item.node_id): (data.draw(a_donor),) for item in nodes if data.draw(st.booleans())}
+    within_ms = data.draw(st.none() | times)
+    decision = decide([wanted], nodes, donors=donors, seen=seen, ready_within_ms=within_ms)
+    chosen = decision.chosen
+    if chosen is not None and chosen.start_path is StartPath.TRANSFORM:
+        others = [loser for loser in decision.losers if not loser.refused and loser.start_path is not StartPath.TRANSFORM]
+        assert all(chosen.expected_ms <= loser.expected_ms for loser in others)
+        assert any(loser.node_id == chosen.node_id for loser in others)
 
 
 def test_an_unknown_policy_is_refused_by_name() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import torch
 from hypothesis import strategies as st
 
 from tessera.domain.ids import Digest
@@ -14,8 +15,13 @@ from tessera.policy.transform.delta import delta_of
 from tessera.policy.transform.plan import plan
 from tessera.policy.transform.structure import Program, structure_of
 
-WEIGHTS = {"aten.mul.Tensor": 1, "aten.addcmul.default": 2, "aten.relu.default": 0, "aten.add.Tensor": 0, "aten.cat.default": 0}
+HALF, SIZED = "half", "sized"
+"""A product with a tensor of half the precision; a view by a size that is asked for when it runs."""
+WEIGHTS = {
+    "aten.mul.Tensor": 1, "aten.addcmul.default": 2, "aten.relu.default": 0, "aten.add.Tensor": 0, "aten.cat.default": 0, HALF: 1, SIZED: 0,
+}  # fmt: skip
 """What each kind reads beside values."""
+DTYPES = {"FP32": torch.float32, "FP16": torch.float16}
 
 rows = st.lists(
     st.tuples(
@@ -30,10 +36,13 @@ rows = st.lists(
 
 def a_graph(made: list[tuple[str, int, int, int]], inputs: tuple[str, ...] = ("x",)) -> bytes:
     tensors: dict[str, dict[str, Any]] = {}
-    named = [[f"{which}.{number}.{size}" for number in range(WEIGHTS[kind])] for kind, size, which, _ in made]
+    named = [
+        [f"{'half.' if kind == HALF else ''}{which}.{number}.{size}" for number in range(WEIGHTS[kind])] for kind, size, which, _ in made
+    ]
     for names in named:
         for name in names:
-            tensors.setdefault(name, {"name": name, "slot": len(inputs) + len(tensors), "dtype": "FP32", "shape": [int(name[-1])]})
+            dtype = "FP16" if name.startswith("half") else "FP32"
+            tensors.setdefault(name, {"name": name, "slot": len(inputs) + len(tensors), "dtype": dtype, "shape": [int(name[-1])]})
     values = list(range(len(inputs)))
     nodes = []
     for (kind, _, _, back), names in zip(made, named, strict=True):
@@ -47,7 +56,11 @@ def a_graph(made: list[tuple[str, int, int, int]], inputs: tuple[str, ...] = ("x
         elif kind == "aten.cat.default":
             # folded back to the size of one: every value has four elements
             arguments = [[{"slot": values[-1]}, {"slot": values[-1]}], 0]
-        nodes.append([kind, arguments, keywords, len(inputs) + len(tensors) + len(nodes)])
+        elif kind == SIZED:
+            nodes.append(["aten.sym_size.int", [here, 0], {}, len(inputs) + len(tensors) + len(nodes)])
+            arguments = [here, [{"slot": nodes[-1][3]}]]
+        operator = {HALF: "aten.mul.Tensor", SIZED: "aten.view.default"}.get(kind, kind)
+        nodes.append([operator, arguments, keywords, len(inputs) + len(tensors) + len(nodes)])
         if kind == "aten.cat.default":
             nodes.append(["aten.slice.Tensor", [{"slot": nodes[-1][3]}, 0, back, back + 4], {}, nodes[-1][3] + 1])
         values.append(nodes[-1][3])

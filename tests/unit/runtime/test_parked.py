@@ -94,6 +94,16 @@ async def test_what_has_something_to_do_is_not_parked(clock):
     assert instance.park() is None  # it is being opened
 
 
+@pytest.mark.parametrize(("used", "idle_s"), [(True, 0.0), (False, 15.0)])
+async def test_a_donor_of_which_nothing_was_made_is_as_idle_as_it_was(clock, used, idle_s):
+    instance = make(Doubler(), clock)
+    clock.now_s += 5.0
+    instance.reserve()
+    clock.now_s += 10.0
+    instance.release(used=used)
+    assert instance.idle_s == idle_s
+
+
 async def test_what_answers_in_microseconds_is_never_parked(clock):
     instance = make(Doubler(inline=True), clock)
     clock.now_s += 1000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -114,6 +115,22 @@ async def test_a_chain_of_siblings_answers_as_fresh_loads_do(world: World) -> No
     assert world.running.holds.held() == held
     for model in models:
         assert await world.fresh(model) == fresh[model]
+
+
+async def test_what_stays_must_be_the_mapping_that_the_session_reads(world: World) -> None:
+    """A file that was touched and sealed again is mapped anew for the target, while the session goes on reading the mapping before."""
+    one, other = world.put(1), world.put(1, matrix_seed=2)
+    fresh = {each: await world.fresh(each) for each in (one, other)}
+    await world.load("donor", 1, one)
+    blobs = world.running.config.store / "blobs"
+    (conv,) = [ref.digest for ref in artifacts.decode((blobs / one).read_bytes()).tensors if ref.slot == "conv_weight"]
+    touched = os.stat(blobs / conv)
+    os.utime(blobs / conv, ns=(touched.st_atime_ns, touched.st_mtime_ns + 1_000_000_000))
+    with pytest.raises(FailedPrecondition, match=f"blob {conv} was mapped anew"):
+        await world.load("other", 2, other, donor="donor")
+    assert await world.answer(1) == fresh[one]
+    await world.load("bound", 3, other)
+    assert await world.answer(3) == fresh[other]
 
 
 async def test_a_parked_sibling_opens_over_its_own_bytes_again(world: World) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from live_programs import a_graph, delta, hash_of, rows
+from live_programs import DTYPES, HALF, SIZED, a_graph, delta, hash_of, rows
 
 from tessera.domain.errors import FailedPrecondition, InvalidInput, Unsupported
 from tessera.policy.transform import registry
@@ -36,7 +36,7 @@ def answers(found: Plan) -> list[torch.Tensor]:
     bound: list[Any] = [None] * found.slots
     for each in found.tensors:
         seed = torch.Generator().manual_seed(hash_of(each.name))
-        bound[each.slot] = torch.rand(each.shape, generator=seed)
+        bound[each.slot] = torch.rand(each.shape, generator=seed).to(DTYPES[each.dtype])
     given_ = {port.name: torch.rand(4, generator=torch.Generator().manual_seed(hash_of(port.name))) for port in found.inputs}
     return execute(found, bound, given_)
 
@@ -51,6 +51,22 @@ def test_a_chain_of_transformations_ends_in_the_program_that_a_fresh_load_has(ma
         assert without_slots(live) == without_slots(fresh)
         for one, other in zip(answers(live), answers(fresh), strict=True):
             assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("planner", sorted(registry.PLANNERS))
+def test_what_differs_in_dtype_alone_is_bound_anew_and_sizes_are_asked_for_again(planner: str) -> None:
+    """From full precision to half of it and back, under a size that varies."""
+    full, half = ([(kind, 4, 0, 0), (SIZED, 1, 0, 0)] for kind in ("aten.mul.Tensor", HALF))
+    live = read_plan(a_graph(full))
+    for source, target, dtype in ((full, half, "FP16"), (half, full, "FP32")):
+        live = transform(live, read_delta(delta(a_graph(source), a_graph(target), planner)))
+        assert [each.dtype for each in live.tensors] == [dtype]
+        for length in (4, 1):
+            given_ = {"x": torch.rand(length)}
+            bound = [None] * live.slots
+            bound[live.tensors[0].slot] = weights = torch.rand(4).to(DTYPES[dtype])
+            answer = execute(live, bound, given_)[0]
+            assert torch.equal(answer, given_["x"] * weights)
 
 
 def test_the_old_plan_is_as_it_was_and_slots_do_not_grow() -> None:

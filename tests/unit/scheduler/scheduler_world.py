@@ -54,6 +54,8 @@ class FakeNode:
         self.reachable = True
         self.reporting = True
         self.transform_ms = self.bind_ms = 3.0
+        self.binds = StartPath.BIND
+        """What comes of an order to bind."""
 
     async def load(self, order: StartOrder) -> None:
         """Three milliseconds, as a bind takes."""
@@ -166,7 +168,7 @@ class FakeNode:
             generation=Generation(order.generation),
             runtime_id=RuntimeId("r-1"),
             state=state,
-            start_path=order.start_path,
+            start_path=self.binds if order.start_path is StartPath.BIND else order.start_path,
             fetched=False,
             stages=(StageTime(Stage.LOAD, took_ms) if order.donor is None else StageTime(Stage.TRANSFORM, self.transform_ms),),
             host_id="h",

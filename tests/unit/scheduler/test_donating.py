@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 import pytest
 from scheduler_builders import key, variant
-from scheduler_world import DOMAIN, World, until
+from scheduler_world import DOMAIN, World, failing, until
 
 from tessera.coord import keys
-from tessera.domain.errors import Conflict, FailedPrecondition
+from tessera.domain.errors import Conflict, DataCorrupted, DeadlineExceeded, FailedPrecondition, NotFound, TesseraError
 from tessera.domain.ids import Digest, InstanceId, NodeId, ProfileClass, RequestId, RuntimeId
 from tessera.domain.instance import InstanceState, Stage, StageTime, StartPath
 from tessera.domain.records import LoadCost, ProfileRecord
@@ -161,12 +162,35 @@ def test_a_transformation_that_nodes_refuse_costs_no_try_and_is_not_tried_again_
     in_world(scenario)
 
 
+@pytest.mark.parametrize(
+    ("error", "path"),
+    [(FailedPrecondition("its runtime takes nothing else"), StartPath.BIND)]
+    + [(error, StartPath.TRANSFORM) for error in (DeadlineExceeded("it is fetching"), NotFound("blob 12"), DataCorrupted("blob 12"))],
+)
+def test_only_what_a_runtime_refused_is_not_asked_of_it_again(error: TesseraError, path: StartPath) -> None:
+    """That bytes were late, missing or wrong says nothing of the donor."""
+
+    async def scenario(world: World, scheduler: Scheduler) -> None:
+        node = world.nodes["n1"]
+        node.behave = failing(error)
+        with contextlib.suppress(TesseraError):
+            await world.start(scheduler, NEW.variant)
+        donor = node.orders[0].instance_id
+        for other in [item.instance_id for item in node.live() if item.instance_id != donor]:
+            await scheduler.reconciler.stop(node.node_id, other)
+        node.idle(donor, 120.0)
+        node.push()
+        assert (await world.start(scheduler, NEW.variant)).instance.start_path is path
+
+    in_world(scenario)
+
+
 def test_refusals_are_kept_within_bounds() -> None:
     async def scenario(world: World, scheduler: Scheduler) -> None:
         donors, donor = scheduler.starter._donors, world.nodes["n1"].orders[0].instance_id
         for at in range(MOST_REFUSED + 1):
-            donors.refused(donor, key(f"aten-{at}"), "full")
-        donors.refused(InstanceId("i-gone"), NEW, "full")
+            donors.failed(donor, key(f"aten-{at}"), FailedPrecondition("full"))
+        donors.failed(InstanceId("i-gone"), NEW, FailedPrecondition("full"))
         assert len(donors._refused) == MOST_REFUSED
 
     in_world(scenario)

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scheduler_builders import DOMAIN, instance, key, node, node_record, report
 
+from tessera.api.node.v1 import node_pb2
 from tessera.domain.errors import FailedPrecondition
 from tessera.domain.ids import BuildClass, Digest, InstanceId, NodeId, TrustDomain
 from tessera.domain.instance import InstanceState
@@ -14,6 +15,8 @@ from tessera.policy.view import NodeCondition
 from tessera.scheduler.core import observed
 from tessera.scheduler.core.observed import ANSWER_AHEAD_S, fold
 from tessera.scheduler.core.snapshot import node_views, with_coming
+from tessera.scheduler.wire import instance_of
+from tessera.wire import encode_variant_key
 
 digest_sets = st.frozensets(st.integers(0, 9).map(lambda number: Digest(f"{number:064x}")), max_size=6)
 
@@ -28,6 +31,15 @@ def test_digests_are_the_sum_of_a_full_report_and_its_changes(
         expected = (expected | added) - removed
     assert found.stores[DOMAIN].digests == expected
     assert fold(found, report(added=frozenset()), 1, 2.0).stores[DOMAIN].digests == frozenset(), "a full report forgets what was there"
+
+
+def test_a_message_says_whether_stages_are_the_last_ones_and_how_much_was_fetched() -> None:
+    wanted = encode_variant_key(key())
+    message = node_pb2.Instance(
+        instance_id="i-1", generation=7, variant=wanted, state="ready", start_path="bind", opening=True, fetched_bytes=5
+    )
+    found = instance_of(message, NodeId("n1"))
+    assert (found.opening, found.fetched_bytes) == (True, 5)
 
 
 def test_a_stream_begins_with_a_full_report() -> None:

@@ -124,6 +124,25 @@ def test_a_low_node_is_emptied_before_it_is_taken_away() -> None:
     run_virtual(main)
 
 
+def test_what_is_about_to_become_another_model_takes_nobodys_place() -> None:
+    async def main() -> None:
+        async with World() as world:
+            scheduler, provider = await pooled(world, autoscaling_policy="none")
+            (there,) = world.nodes["n1"].live()
+            used(world, 0.5)
+            await world.add_node("extra-0", cpu_count=8)
+            provider.made.add(NodeId("extra-0"))
+            await until(lambda: NodeId("extra-0") in scheduler.cluster.observed)
+            moved = await scheduler.starter.add(key("ort-fp32"), [NodeId("extra-0")], 5.0)
+            world.nodes["extra-0"].idle(moved.instance_id, 0.0)
+            scheduler.starter._donors.take(there.instance_id)
+            used(world, 0.0)
+            await until(lambda: bool(provider.removed))
+            assert len(world.nodes["n1"].live()) == 2
+
+    run_virtual(main)
+
+
 def test_a_node_whose_load_has_nowhere_to_go_stays() -> None:
     async def main() -> None:
         async with World() as world:

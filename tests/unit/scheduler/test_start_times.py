@@ -13,12 +13,12 @@ from tessera.domain.ids import NodeId, ProfileClass
 from tessera.domain.instance import InstanceState, Stage, StageTime, StartPath
 from tessera.domain.records import LoadCost, ProfileRecord
 from tessera.scheduler.core.observed import ObservedInstance
-from tessera.scheduler.core.start_times import FORGET_S, LEAST, LEAST_OFF, MOST_OFF, WINDOW, StartTimes
+from tessera.scheduler.core.start_times import FORGET_S, LEAST, LEAST_BYTES, LEAST_OFF, MOST_OFF, WINDOW, StartTimes
 from tessera.testing import run_virtual
 
 CLASS = ProfileClass("p")
 BIND = (key(), CLASS, StartPath.BIND)
-BINDS = (DOMAIN, "ort", CLASS, StartPath.BIND)
+BINDS = (DOMAIN, "ort", CLASS, StartPath.BIND, False)
 LATER = instance("i-2", stages=(StageTime(Stage.FETCH, 90.0), StageTime(Stage.MAP, 1.0), StageTime(Stage.LOAD, 5.0)))
 
 
@@ -55,9 +55,13 @@ def test_one_that_is_being_opened_counts_when_that_is_over(unended: ObservedInst
     assert ended(times, LATER) == [("i-2", 6.0)]
 
 
-@pytest.mark.parametrize("other", [replace(LATER, start_path=StartPath.TRANSFORM), replace(LATER, stages=())])
-def test_transformations_are_learnt_elsewhere_and_what_took_nothing_is_none(other: ObservedInstance) -> None:
-    assert ended(looked(), other) == []
+TURNED_BACK = (StageTime(Stage.TRANSFORM, 4.0), StageTime(Stage.MAP, 1.0), StageTime(Stage.LOAD, 5.0))
+"""A transformation that met wrong bytes, and was bound in another runtime then."""
+
+
+@pytest.mark.parametrize("stages", [(StageTime(Stage.TRANSFORM, 4.0),), TURNED_BACK, ()])
+def test_transformations_are_learnt_elsewhere_and_what_took_nothing_is_none(stages: tuple[StageTime, ...]) -> None:
+    assert ended(looked(), replace(LATER, stages=stages)) == []
 
 
 def test_the_median_of_a_variants_last_starts_is_what_it_takes() -> None:
@@ -81,15 +85,34 @@ def test_a_backends_starts_say_how_far_estimates_are_off_and_not_beyond_all_boun
     assert dict(times.seen.took_ms) == {}
 
 
+def test_one_variant_that_is_started_all_the_time_does_not_speak_for_its_backend() -> None:
+    times = StartTimes()
+    for _ in range(10 * LEAST_OFF):
+        times.note(BIND, BINDS, 30.0, 5.0, 0.0)
+    assert (dict(times.seen.took_ms), dict(times.seen.off)) == ({BIND: 30.0}, {})
+
+
+def test_the_median_of_a_nodes_last_fetches_is_what_a_byte_takes_there() -> None:
+    times = StartTimes()
+    for mib in [1, 2, 4]:
+        assert dict(times.seen.ms_per_byte) == {}
+        times.note_fetch(NodeId("n1"), mib * LEAST_BYTES, 3.0 * mib * LEAST_BYTES, 0.0)
+        times.note_fetch(NodeId("n1"), LEAST_BYTES - 1, 1e12, 0.0)
+    assert dict(times.seen.ms_per_byte) == {"n1": 3.0}
+    times.forget(FORGET_S)
+    assert dict(times.seen.ms_per_byte) == {}
+
+
 def test_what_was_seen_is_forgotten_and_what_is_seen_again_stays() -> None:
-    times, other = StartTimes(), (key(model="other"), CLASS, StartPath.BIND)
-    for start, at_s in [(BIND, 0.0), (other, 1.0)] * LEAST_OFF:
+    times = StartTimes()
+    others = [(key(model=f"m-{at}"), CLASS, StartPath.BIND) for at in range(LEAST_OFF)]
+    for start, at_s in [(BIND, 0.0)] * LEAST + [(other, 1.0) for other in others] * LEAST:
         times.note(start, BINDS, 30.0, 5.0, at_s)
     times.note(BIND, BINDS, 30.0, 5.0, 2.0)
     times.forget(FORGET_S + 1.0)
-    assert (list(times.seen.took_ms), list(times.seen.off)) == ([BIND], [BINDS])
+    assert (list(times.seen.took_ms), list(times.seen.off)) == ([BIND], [])
     times.forget(FORGET_S + 2.0)
-    assert (dict(times.seen.took_ms), dict(times.seen.off)) == ({}, {})
+    assert dict(times.seen.took_ms) == {}
 
 
 @pytest.mark.parametrize("learns", [True, False])
@@ -116,5 +139,45 @@ def test_a_path_that_takes_longer_than_expected_is_taken_no_more_until_that_is_l
             assert [await path() for _ in range(LEAST + 1)] == [StartPath.BIND] * LEAST + [then]
             await world.clock.sleep(FORGET_S)
             assert await path() is StartPath.BIND
+
+    run_virtual(main)
+
+
+def test_where_binding_means_a_new_runtime_after_all_that_is_what_binding_takes() -> None:
+    """Its runtimes are full, say: the agent forks, and says so."""
+
+    async def main() -> None:
+        async with World() as world:
+            scheduler = await world.add_scheduler()
+            node = world.nodes["n1"]
+            node.bind_ms, node.binds = 50.0, StartPath.FORK
+            await world.clock.sleep(2.0)
+            for _ in range(LEAST):
+                answer = await world.start(scheduler)
+                assert (node.orders[-1].start_path, answer.instance.start_path) == (StartPath.BIND, StartPath.FORK)
+                await world.clock.sleep(2.0)
+                await scheduler.reconciler.stop(NodeId("n1"), answer.instance.instance_id)
+                await until(lambda: not world.recorded(), 5.0)
+            await world.start(scheduler)
+            assert node.orders[-1].start_path is StartPath.FORK
+
+    run_virtual(main)
+
+
+def test_a_slow_fetch_is_expected_again_on_that_node_and_not_in_the_next_term() -> None:
+    async def main() -> None:
+        async with World() as world:
+            scheduler = await world.add_scheduler()
+            await world.clock.sleep(2.0)
+            node = world.nodes["n1"]
+            fetched = {"stages": (StageTime(Stage.FETCH, 5e6), StageTime(Stage.LOAD, 3.0)), "fetched_bytes": 5 * LEAST_BYTES}
+            node.instances.update({each.instance_id: each for each in (instance(f"i-{at}", **fetched) for at in range(LEAST))})
+            await world.clock.sleep(2.0)
+            seen = scheduler.starter._learning.seen
+            assert dict(seen.ms_per_byte) == {"n1": pytest.approx(1e6 / LEAST_BYTES)}
+            scheduler._forget()
+            assert dict(scheduler.starter._learning.seen.ms_per_byte) == {}
+            await world.clock.sleep(2.0)
+            assert dict(scheduler.starter._learning.seen.ms_per_byte) == {}, "ready at the first look of the term"
 
     run_virtual(main)

@@ -318,9 +318,11 @@ class Instance:
             self.release()
             raise
 
-    def release(self) -> None:
+    def release(self, used: bool = True) -> None:
+        """`used` False: it has been idle all the while."""
         self._exclusive = False
-        self._last_s = self._clock.monotonic_s()
+        if used:
+            self._last_s = self._clock.monotonic_s()
         self._dispatch()
 
     def reserve(self, least_idle_s: float = 0.0) -> None:

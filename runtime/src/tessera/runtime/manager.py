@@ -198,7 +198,7 @@ class InstanceManager:
     async def _leave(self, donor: _Held, spent: bool) -> None:
         """A donor of which nothing was made: it goes on, or is gone."""
         if not spent:
-            donor.instance.release()
+            donor.instance.release(used=False)
         elif donor.instance.hand_over():
             await self._take_out(donor)
 

@@ -50,7 +50,8 @@ def checked(source: Artifact, there: MappedBlobs, seats: Seats, target: Artifact
     """How what is open of the source, with some of its blobs in `seats`, gets the bytes of the target, whose graph it has.
 
     Raises:
-        FailedPrecondition: its tensors do not lie as the artifact's do, or somebody else reads what would be mapped over; names the first.
+        FailedPrecondition: its tensors do not lie as the artifact's do, somebody else reads what would be mapped over, or the target has
+            another mapping of what stays; names the first.
     """
     pairs: list[tuple[memoryview, memoryview]] = []
     after: Seats = {}
@@ -68,6 +69,9 @@ def checked(source: Artifact, there: MappedBlobs, seats: Seats, target: Artifact
                 if regions.get(address_of(view)) != (length, 0, file.device, file.inode):
                     raise FailedPrecondition(f"blob {digest}: {len(view)} bytes at {address_of(view):#x} are no mapping of its file")
             pairs.append((seat, new.view))
+        elif seat is None and blobs.mapped(digest).view is not here.view:
+            # What is open reads the mapping before; nothing would know later on where it reads.
+            raise FailedPrecondition(f"blob {digest} was mapped anew")
         if seat is not None:
             after[other.digest] = seat
     before = {ref.slot: ref.digest for ref in source.tensors}

@@ -107,7 +107,7 @@ class CheapestStart:
         if not donors:
             return None
         best = min(donors, key=lambda donor: (donor.worth_ms, -donor.freed_bytes, donor.instance_id))
-        fetch_ms = self.costs.fetch_ms(placement.bytes_to_wait_for)
+        fetch_ms = self.costs.fetch_ms(placement.bytes_to_wait_for, node.node_id, question.seen)
         reason = f"out of {best.instance_id} ({best.variant}): {best.transform_ms:.1f} ms planned{_fetch_words(placement, fetch_ms)}"
         reason += f", and {best.opportunity_ms:.1f} ms for its model, which comes back with a chance of {best.again:.0%}"
         reason += f", and its end frees {size_words(best.freed_bytes)}" if best.freed_bytes else ""
@@ -123,7 +123,7 @@ class CheapestStart:
     ) -> StartOption:
         profile = question.profiles.get((candidate.key, node.profile_class))
         cost = self.costs.expected(path, candidate.record, node.profile_class, profile, question.seen)
-        fetch_ms = self.costs.fetch_ms(placement.bytes_to_wait_for)
+        fetch_ms = self.costs.fetch_ms(placement.bytes_to_wait_for, node.node_id, question.seen)
         reason = f"{cost.ms:.1f} ms {cost.words}{_fetch_words(placement, fetch_ms)}{_away_words(placement)}"
         return StartOption(
             candidate.key, rank, node.node_id, path, cost.ms + fetch_ms, placement.bytes_to_fetch, cost.measured, reason,

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from tessera.domain.ids import ProfileClass, TrustDomain, VariantKey
+from tessera.domain.ids import NodeId, ProfileClass, TrustDomain, VariantKey
 from tessera.domain.instance import Stage, StartPath
 from tessera.domain.records import ProfileRecord, VariantRecord
 
@@ -33,25 +33,26 @@ FALLBACK_PATH_MS: Mapping[StartPath, float] = {
 """For a backend that has no line above: pessimistic, so that a measured path wins."""
 
 DEFAULT_MS_PER_BYTE = 2e-6
-"""Fetching a missing byte: 500 MB/s from a local repository with hashing while writing."""
+"""Fetching a missing byte: 500 MB/s from a local repository with hashing while writing. Where a node fetched lately, what it took there."""
 
 StartKind = tuple[VariantKey, ProfileClass, StartPath]
 """Starts that should take the same."""
-PathKind = tuple[TrustDomain, str, ProfileClass, StartPath]
-"""Starts whose estimates are off for the same reasons; the second one: a backend."""
+PathKind = tuple[TrustDomain, str, ProfileClass, StartPath, bool]
+"""Starts whose estimates are off for the same reasons. The second one: a backend. The last: whether they were measured, else assumed."""
 
 
-def path_kind(variant: VariantRecord, profile_class: ProfileClass, path: StartPath) -> PathKind:
-    return (variant.key.trust_domain, variant.backend, profile_class, path)
+def path_kind(variant: VariantRecord, profile_class: ProfileClass, path: StartPath, measured: bool) -> PathKind:
+    return (variant.key.trust_domain, variant.backend, profile_class, path, measured)
 
 
 @dataclass(frozen=True, slots=True)
 class StartsSeen:
-    """What starts took lately, fetching left out. `took_ms`: of a variant. `off`: took over expected (1: as expected), of variants of which
-    too few were seen. Who is in neither was expected right, as far as anybody knows."""
+    """What starts took lately. `took_ms`: of a variant, fetching left out. `off`: took over expected (1: as expected), of variants of which
+    too few were seen. `ms_per_byte`: fetching, by the node that fetches. Who is in none was expected right, as far as anybody knows."""
 
     took_ms: Mapping[StartKind, float] = field(default_factory=dict)
     off: Mapping[PathKind, float] = field(default_factory=dict)
+    ms_per_byte: Mapping[NodeId, float] = field(default_factory=dict)
 
 
 NOTHING_SEEN = StartsSeen()
@@ -90,10 +91,10 @@ class CostModel:
             return PathCost(took_ms, True, "as it took lately")
         ms, measured = self.path(path, variant.backend, profile)
         words = "measured" if measured else "assumed"
-        off = seen.off.get(path_kind(variant, profile_class, path))
+        off = seen.off.get(path_kind(variant, profile_class, path, measured))
         if off is None:
             return PathCost(ms, measured, words)
         return PathCost(ms * off, measured, f"{words}, times {off:.2g} as others' starts were off")
 
-    def fetch_ms(self, bytes_to_fetch: float) -> float:
-        return bytes_to_fetch * self.ms_per_byte
+    def fetch_ms(self, bytes_to_fetch: float, node_id: NodeId, seen: StartsSeen) -> float:
+        return bytes_to_fetch * seen.ms_per_byte.get(node_id, self.ms_per_byte)

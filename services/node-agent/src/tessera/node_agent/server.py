@@ -215,6 +215,7 @@ def instance_message(item: InstanceSummary, me: NodeIdentity) -> node_pb2.Instan
         items_per_s=instance.items_per_s,
         run_items=instance.run_items,
         opening=instance.opening,
+        fetched_bytes=instance.fetched_bytes,
     )
     endpoint = _endpoint(instance, me)
     if endpoint is not None:

@@ -137,9 +137,10 @@ class Scheduler:
         self._blobs = BlobLists(config.repository_url, config.artifact_cache, options=config.repository_options)
         domains = [TrustDomain(name) for name in config.trust_domains]
         self.records = EtcdRecords(coordinator, domains, changed.fire, self._variant_ready)
-        learning = Learning(clock, self.cluster, self.records, costs, learns=config.learn_start_times)
+        self._learning = Learning(clock, self.cluster, self.records, costs, learns=config.learn_start_times)
         rules = DonorRules(config.transform_idle_s, config.instance_keep_alive_s) if config.transform_idle_s else None
         self._plans = GraphPlans(self._blobs.read, clock, self.leading.until_ours)
+        self._donating = Donating(clock, self.cluster, self.records, self._plans, self._blobs, rules, costs, self._learning)
         self._balancing = self._balances(config, domains, clock)
         self._plans_wanted = rules is not None or self._balancing is not None
         placement = placements.make(config.placement_policy)
@@ -166,8 +167,8 @@ class Scheduler:
                 patience_s=config.patience_s,
                 attempts=config.start_attempts,
             ),
-            donors=Donating(clock, self.cluster, self.records, self._plans, self._blobs, rules, costs, learning),
-            learning=learning,
+            donors=self._donating,
+            learning=self._learning,
         )
         self.reconciler = Reconciler(
             clock=clock,
@@ -181,7 +182,7 @@ class Scheduler:
             wake=wake,
             meter=meter,
             limits=Limits(provisional_s=config.provisional_s, node_lost_s=config.node_lost_s),
-            learning=learning,
+            learning=self._learning,
             period_s=config.reconcile_s,
         )
         self.autoscaler = Autoscaler(
@@ -232,10 +233,16 @@ class Scheduler:
             agents=agents,
             changed=changed,
         )
-        self._elector = Elector(coordinator, self.leading, clock, lease_ttl_s=config.lease_ttl_s, on_end=self.cluster.reset)
+        self._elector = Elector(coordinator, self.leading, clock, lease_ttl_s=config.lease_ttl_s, on_end=self._forget)
         self._follower = LeaderFollower(coordinator, self.leading, clock)
         self._presence = ServiceRecord("scheduler", address, address, {"start_address": config.advertised(config.start_address)})
         self._coordinator, self._clock, self._lease_ttl_s = coordinator, clock, config.lease_ttl_s
+
+    def _forget(self) -> None:
+        """The term is over."""
+        self.cluster.reset()
+        self._learning.reset()
+        self._donating.reset()
 
     def start(self) -> None:
         for view in self.records.views:

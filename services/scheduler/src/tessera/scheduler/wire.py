@@ -59,6 +59,7 @@ def instance_of(message: node_pb2.Instance, node_id: NodeId, field: str = "insta
         run_items=message.run_items,
         parked=message.parked,
         opening=message.opening,
+        fetched_bytes=message.fetched_bytes,
     )
 
 

@@ -201,6 +201,7 @@ class Instance(_message.Message):
     LOAD_STATE_FIELD_NUMBER: _builtins.int
     LOAD_REASON_FIELD_NUMBER: _builtins.int
     OPENING_FIELD_NUMBER: _builtins.int
+    FETCHED_BYTES_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     generation: _builtins.int
     runtime_id: _builtins.str
@@ -236,6 +237,8 @@ class Instance(_message.Message):
     load_reason: _builtins.str
     opening: _builtins.bool
     """its runtime opens it while it is ready already: its stages are not its last ones"""
+    fetched_bytes: _builtins.int
+    """by its own start, wherever from"""
     @_builtins.property
     def variant(self) -> _common_pb2.VariantKey: ...
     @_builtins.property
@@ -274,10 +277,11 @@ class Instance(_message.Message):
         load_state: _builtins.str = ...,
         load_reason: _builtins.str = ...,
         opening: _builtins.bool = ...,
+        fetched_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "variant", b"variant"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "endpoint", b"endpoint", "error", b"error", "executing", b"executing", "fetched", b"fetched", "fetched_from_peers_bytes", b"fetched_from_peers_bytes", "generation", b"generation", "idle_s", b"idle_s", "instance_id", b"instance_id", "items_per_s", b"items_per_s", "load_reason", b"load_reason", "load_state", b"load_state", "max_batch", b"max_batch", "opening", b"opening", "parked", b"parked", "pid", b"pid", "private_bytes", b"private_bytes", "queue", b"queue", "requests_per_s", b"requests_per_s", "run_items", b"run_items", "run_p50_ms", b"run_p50_ms", "run_p99_ms", b"run_p99_ms", "runtime_id", b"runtime_id", "served", b"served", "shared_bytes", b"shared_bytes", "stages", b"stages", "start_path", b"start_path", "state", b"state", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "endpoint", b"endpoint", "error", b"error", "executing", b"executing", "fetched", b"fetched", "fetched_bytes", b"fetched_bytes", "fetched_from_peers_bytes", b"fetched_from_peers_bytes", "generation", b"generation", "idle_s", b"idle_s", "instance_id", b"instance_id", "items_per_s", b"items_per_s", "load_reason", b"load_reason", "load_state", b"load_state", "max_batch", b"max_batch", "opening", b"opening", "parked", b"parked", "pid", b"pid", "private_bytes", b"private_bytes", "queue", b"queue", "requests_per_s", b"requests_per_s", "run_items", b"run_items", "run_p50_ms", b"run_p50_ms", "run_p99_ms", b"run_p99_ms", "runtime_id", b"runtime_id", "served", b"served", "shared_bytes", b"shared_bytes", "stages", b"stages", "start_path", b"start_path", "state", b"state", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

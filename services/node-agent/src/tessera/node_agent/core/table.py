@@ -47,6 +47,7 @@ class Instance:
     max_batch: int = 1
     fetch_done_bytes: int = 0
     fetch_total_bytes: int = 0
+    fetched_bytes: int = 0
     fetched_from_peers_bytes: int = 0
     idle_s: float = 0.0
     served: int = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from tessera.domain.errors import DataCorrupted, TesseraError
+from tessera.domain.errors import DataCorrupted, NotFound, TesseraError
 from tessera.domain.ids import Digest, InstanceId
 from tessera.domain.instance import InstanceState, Stage
 from tessera.domain.source import Source
@@ -67,7 +67,10 @@ class Corruption:
         assert instance.runtime_id is not None
         try:
             await self._fleet.get(instance.runtime_id).unload(instance.instance_id, 0)
-            self._fleet.unpin(instance.runtime_id, instance.blobs)
+        except NotFound:
+            pass  # it has become another one meanwhile, or was let go of
         except TesseraError as error:
             _log.warning("a runtime keeps corrupted bytes and is killed", runtime_id=instance.runtime_id, reason=str(error))
             await self._fleet.kill(instance.runtime_id)
+            return
+        self._fleet.unpin(instance.runtime_id, instance.blobs)

@@ -47,5 +47,6 @@ class FetchProgress:
 
 def note_fetched(table: InstanceTable, instance_id: InstanceId, fetched: Fetched, now_s: float) -> None:
     """All of it is here."""
-    table.note(instance_id, fetched=fetched.bytes_fetched > 0, fetched_from_peers_bytes=fetched.bytes_from_peers)
+    done = {"fetched": fetched.bytes_fetched > 0, "fetched_bytes": fetched.bytes_fetched}
+    table.note(instance_id, **done, fetched_from_peers_bytes=fetched.bytes_from_peers)
     table.tell(instance_id, now_s, f"{fetched.bytes_fetched} bytes fetched, {fetched.bytes_from_peers} of them from other nodes")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from tessera.clock import Clock
-from tessera.domain.errors import DataCorrupted, FailedPrecondition, Internal, TesseraError, Unavailable, Unsupported
+from tessera.domain.errors import Conflict, DataCorrupted, FailedPrecondition, Internal, TesseraError, Unavailable, Unsupported
 from tessera.domain.ids import Digest, InstanceId, RuntimeId
 from tessera.domain.instance import InstanceState, StartPath
 from tessera.node_agent.core.artifacts import Load
@@ -65,7 +65,8 @@ class Transformer:
 
         Raises:
             NotFound: the donor is not on this node.
-            FailedPrecondition: it is not ready, or its runtime takes nothing like this.
+            Conflict: it is not ready.
+            FailedPrecondition: it is of another trust domain, or its runtime takes nothing like this.
         """
         donor = self._donor(instance)
         wanted = Wanted(load.flavour, self._fleet.trust_domain, self._fleet.threads, load.blobs, StartPath.BIND, isolated)
@@ -86,7 +87,7 @@ class Transformer:
         Where no delta came with the order, a pair of graphs takes a plan the first time, in a thread; one graph takes none.
 
         Raises:
-            NotFound, FailedPrecondition: as `place`. The latter also where one of the graphs cannot be planned: loading them by
+            NotFound, Conflict, FailedPrecondition: as `place`. The last also where one of the graphs cannot be planned: loading them by
                 themselves says what is wrong with them.
         """
         donor = self._donor(instance)
@@ -138,8 +139,10 @@ class Transformer:
         if instance.donor is None:
             raise FailedPrecondition(f"instance {instance.instance_id}: no donor is named")
         donor = self._table.get(instance.donor)
-        if donor.state is not InstanceState.READY or donor.opening or donor.variant.trust_domain != instance.variant.trust_domain:
-            raise FailedPrecondition(f"donor {donor.instance_id} ({donor.variant}) is {donor.whereabouts}, not ready in this trust domain")
+        if donor.variant.trust_domain != instance.variant.trust_domain:
+            raise FailedPrecondition(f"donor {donor.instance_id} ({donor.variant}) is of another trust domain")
+        if donor.state is not InstanceState.READY or donor.opening:
+            raise Conflict(f"donor {donor.instance_id} ({donor.variant}) is {donor.whereabouts}, not ready")
         return donor
 
     def _delta(self, pair: tuple[Digest, Digest]) -> bytes:

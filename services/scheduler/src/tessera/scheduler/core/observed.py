@@ -49,6 +49,7 @@ class ObservedInstance:
     run_items: float = 0.0
     parked: bool = False
     opening: bool = False
+    fetched_bytes: int = 0
 
     def view(self) -> InstanceView:
         return InstanceView(self.instance_id, self.variant, self.generation, self.state, self.idle_s, self.parked)

@@ -1,8 +1,9 @@
 """What starts took, for the next estimates: a start path whose estimates were wrong is expected to take what it takes.
 
-Of a variant that was started often enough lately, the median; of others, the median of how far starts of its backend by that path were off
-on that class of nodes. What was seen is forgotten after a while: a path that was slow for a moment must get its chance again, and who is
-not chosen is never seen. In memory, of one leader. Departs from Optimus, whose safeguard compares estimates that nothing corrects.
+Of a variant that was started often enough lately, the median; of others, the median of how far such starts of their backend by that path
+were off on that class of nodes (measured estimates and assumed ones apart). Of fetching, the median of what a byte took on the node. What
+was seen is forgotten after a while: a path that was slow for a moment must get its chance again, and who is not chosen is never seen. In
+memory, of one term. Departs from Optimus, whose safeguard compares estimates that nothing corrects.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from tessera.domain.ids import InstanceId, NodeId, ProfileClass
-from tessera.domain.instance import InstanceState, Stage, StartPath
+from tessera.domain.instance import InstanceState, Stage
 from tessera.policy.start.costs import PathKind, StartKind, StartsSeen
 from tessera.scheduler.core.observed import ObservedInstance, ObservedNode
 
-LEARNT = frozenset({StartPath.BIND, StartPath.FORK, StartPath.CONTAINER})
-"""What transformations take is learnt by their steps (`transform_costs`)."""
 LEAST, WINDOW = 3, 8
-"""Starts of a variant by a path: that say something, and that are kept."""
+"""Starts of a variant by a path, and fetches of a node: that say something, and that are kept."""
 LEAST_OFF, WINDOW_OFF = 8, 64
-"""The same of a backend's."""
+"""Starts of a backend by a path, of variants of which too few were seen."""
+LEAST_BYTES = 1 << 20
+"""Of a fetch that says something."""
 FORGET_S = 600.0
 """After the last start of its kind."""
 MOST_OFF = 8.0
@@ -38,19 +39,22 @@ class StartTimes:
     def __init__(self) -> None:
         self._took: Windows[StartKind] = OrderedDict()
         self._off: Windows[PathKind] = OrderedDict()
+        self._fetched: Windows[NodeId] = OrderedDict()
         self._took_ms: dict[StartKind, float] = {}
         self._off_by: dict[PathKind, float] = {}
+        self._ms_per_byte: dict[NodeId, float] = {}
         self._known: frozenset[InstanceId] = frozenset()
         self._nodes: frozenset[NodeId] = frozenset()
 
     @property
     def seen(self) -> StartsSeen:
         """Of this moment: valid until the next change here."""
-        return StartsSeen(self._took_ms, self._off_by)
+        return StartsSeen(self._took_ms, self._off_by, self._ms_per_byte)
 
     def ended(self, nodes: Iterable[ObservedNode]) -> list[tuple[ObservedInstance, ProfileClass, float]]:
         """Starts whose end is reported for the first time, with the class of their nodes and what they took without fetching (ms, more than
-        0). Whoever was ready at the first look at its node is passed over: nobody knows since when."""
+        0). Passed over: whoever was ready at the first look at its node, since nobody knows since when; and transformations, finished or
+        not, which are learnt by their steps (`transform_costs`)."""
         found: list[tuple[ObservedInstance, ProfileClass, float]] = []
         known: set[InstanceId] = set()
         looked_at: set[NodeId] = set()
@@ -60,7 +64,9 @@ class StartTimes:
                 if item.state is not InstanceState.READY or item.opening:
                     continue
                 known.add(item.instance_id)
-                if item.instance_id in self._known or node.report.node_id not in self._nodes or item.start_path not in LEARNT:
+                if item.instance_id in self._known or node.report.node_id not in self._nodes:
+                    continue
+                if any(stage.stage is Stage.TRANSFORM for stage in item.stages):
                     continue
                 took_ms = sum(stage.ms for stage in item.stages if stage.stage is not Stage.FETCH)
                 if took_ms > 0:
@@ -73,15 +79,25 @@ class StartTimes:
         window = _noted(self._took, start, took_ms, now_s, WINDOW)
         if len(window) >= LEAST:
             self._took_ms[start] = statistics.median(window)
+            return  # one that is started all the time must not speak for the others
         window = _noted(self._off, path, min(max(took_ms / expected_ms, 1 / MOST_OFF), MOST_OFF), now_s, WINDOW_OFF)
         if len(window) >= LEAST_OFF:
             self._off_by[path] = statistics.median(window)
+
+    def note_fetch(self, node_id: NodeId, fetched_bytes: int, took_ms: float, now_s: float) -> None:
+        if fetched_bytes < LEAST_BYTES:
+            return
+        window = _noted(self._fetched, node_id, took_ms / fetched_bytes, now_s, WINDOW)
+        if len(window) >= LEAST:
+            self._ms_per_byte[node_id] = statistics.median(window)
 
     def forget(self, now_s: float) -> None:
         for start in _old(self._took, now_s):
             self._took_ms.pop(start, None)
         for path in _old(self._off, now_s):
             self._off_by.pop(path, None)
+        for node_id in _old(self._fetched, now_s):
+            self._ms_per_byte.pop(node_id, None)
 
 
 def _noted(windows: Windows[KeyT], key: KeyT, value: float, now_s: float, most: int) -> deque[float]:

@@ -14,6 +14,8 @@ from tessera.policy.transform.fitting import LEAST_OBSERVATIONS, refit
 
 WINDOW = 64
 """The last transformations of a class, from which its costs are corrected."""
+FORGET_S = 600.0
+"""After the last one: what was slow for a moment must get its chance again, and what is not chosen is never seen."""
 KEPT_SUMS = 4096
 """Of pairs of graphs, on each class."""
 
@@ -33,9 +35,14 @@ class TransformCosts:
         """Of a plan between two graphs."""
         return self._of(place, record).ms(pair, steps)
 
-    def note(self, place: Place, record: MetaCostRecord | None, steps: tuple[StepSum, ...], took_ms: float) -> None:
+    def note(self, place: Place, record: MetaCostRecord | None, steps: tuple[StepSum, ...], took_ms: float, now_s: float) -> None:
         """`took_ms` more than 0."""
-        self._of(place, record).note(Observation(steps, took_ms))
+        self._of(place, record).note(Observation(steps, took_ms), now_s)
+
+    def forget(self, now_s: float) -> None:
+        """What was seen of classes on which nothing has been transformed for long."""
+        for known in self._classes.values():
+            known.forget(now_s)
 
     def _of(self, place: Place, record: MetaCostRecord | None) -> _ClassCosts:
         known = self._classes.get(place)
@@ -49,6 +56,7 @@ class TransformCosts:
 class _ClassCosts:
     def __init__(self, record: MetaCostRecord | None) -> None:
         self._seen: deque[Observation] = deque(maxlen=WINDOW)
+        self._seen_s = 0.0
         self._sums: dict[Pair, float] = {}
         self.measured(record)
 
@@ -65,9 +73,15 @@ class _ClassCosts:
             found = self._sums[pair] = self._costs.ms(steps)
         return found
 
-    def note(self, seen: Observation) -> None:
+    def note(self, seen: Observation, now_s: float) -> None:
         self._seen.append(seen)
+        self._seen_s = now_s
         self._corrected()
+
+    def forget(self, now_s: float) -> None:
+        if self._seen and self._seen_s + FORGET_S <= now_s:
+            self._seen.clear()
+            self._corrected()
 
     def _corrected(self) -> None:
         base = NOT_MEASURED if self.record is None else costs_of(self.record)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from tessera.clock import Clock
 from tessera.domain.artifact import Blob
+from tessera.domain.errors import FailedPrecondition, Internal, InvalidInput, TesseraError, Unsupported
 from tessera.domain.ids import InstanceId, NodeId, ProfileClass, RuntimeId, VariantKey
 from tessera.domain.instance import Stage
 from tessera.domain.records import MetaCostRecord, VariantRecord
@@ -29,6 +30,8 @@ NOTE_AFTER_S = 0.002
 REFUSED_S = 60.0
 """How long a runtime that refused to make something of an instance is not asked to again: most of what it says so for stays (it holds what
 crashed another one, its sessions cannot be mapped over), and each start would hear it first."""
+REFUSALS = (FailedPrecondition, Internal, InvalidInput, Unsupported)
+"""What a runtime that says it will say again. A donor that is not idle may be soon, and bytes that do not come say nothing of it."""
 MOST_REFUSED = 1024
 """Refusals that are kept: the latest."""
 
@@ -76,6 +79,7 @@ class Donating:
         nobody: dict[tuple[VariantKey, NodeId], NoDonor] = {}
         if self._rules is None:
             return found, nobody
+        self._transform_costs.forget(self._clock.monotonic_s())
         refused = self._refused_by(candidates)
         gaps = self._cluster.usage.gaps
         for profile_class in sorted({node.profile_class for node in nodes}):
@@ -97,13 +101,17 @@ class Donating:
         """That start is over."""
         self._taken.discard(donor)
 
-    def refused(self, donor: InstanceId, target: VariantKey, words: str) -> None:
-        """Nothing was made of it, as `words` say: no decision is offered an instance in its runtime for that target for `REFUSED_S`."""
+    def reset(self) -> None:
+        """Another leads: a leader begins with what was measured."""
+        self._transform_costs = TransformCosts()
+
+    def failed(self, donor: InstanceId, target: VariantKey, error: TesseraError) -> None:
+        """Nothing was made of it. Where its runtime refused, no decision is offered an instance there for that target for `REFUSED_S`."""
         there = self._cluster.find(donor)
-        if there is None:
+        if there is None or not isinstance(error, REFUSALS):
             return
         where = (there.node_id, there.runtime_id, target)
-        self._refused[where] = (self._clock.monotonic_s() + REFUSED_S, f"its runtime refused a moment ago: {words}")
+        self._refused[where] = (self._clock.monotonic_s() + REFUSED_S, f"its runtime refused a moment ago: {error.message}")
         self._refused.move_to_end(where)
         if len(self._refused) > MOST_REFUSED:
             self._refused.popitem(last=False)
@@ -144,7 +152,7 @@ class Donating:
         steps = self._steps(source, target)
         if steps is not None:
             place, record = self._place(target, node.report.profile_class)
-            note = functools.partial(self._transform_costs.note, place, record, steps, took_ms)
+            note = functools.partial(self._transform_costs.note, place, record, steps, took_ms, self._clock.monotonic_s())
             asyncio.get_running_loop().call_later(NOTE_AFTER_S, note)
 
     def _transform_ms(self, profile_class: ProfileClass, source: VariantRecord, target: VariantRecord) -> float | None:

@@ -222,14 +222,14 @@ class NodePool:
 
     def _elsewhere(self, item: ObservedInstance) -> ObservedInstance | None:
         """A ready instance of the same variant on a node that stays."""
-        stopping = self._cluster.desired.stopping()
+        ending = self._cluster.desired.stopping() | self._starter.donors
         return next(
             (
                 other
                 for node_id, node in self._cluster.observed.items()
                 if node.live and node_id not in self._cluster.closed
                 for other in node.instances
-                if other.variant == item.variant and other.state is InstanceState.READY and other.instance_id not in stopping
+                if other.variant == item.variant and other.state is InstanceState.READY and other.instance_id not in ending
             ),
             None,
         )

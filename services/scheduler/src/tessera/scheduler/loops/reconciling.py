@@ -158,7 +158,7 @@ class Reconciler:
     async def _end_idle(self) -> None:
         """Lets the policy propose stops, and vets each one. Nothing ends while etcd is away: its record could not be deleted."""
         self._cluster.note_usage(self._clock.monotonic_s())
-        views = self._cluster.views(self._records.nodes(), {})
+        views = self._cluster.views(self._records.nodes(), {}, also=self._starter.donors)
         proposals = [item for item in self._keep_alive.propose(views, self._cluster.usage.gaps) if self._may_end(item)]
         if not proposals or not await self._etcd_answers():
             return

@@ -127,6 +127,11 @@ class Starter:
         """Variants of the starts in flight."""
         return self._flights.variants()
 
+    @property
+    def donors(self) -> frozenset[InstanceId]:
+        """Donors of the starts in flight: what is ready still, and about to be something else."""
+        return self._donors.taken
+
     async def start(self, request: StartRequest) -> StartAnswer:
         """Answers with a ready instance of one of the candidates.
 
@@ -213,10 +218,8 @@ class Starter:
         with span("tessera.scheduler.decide", request_id=request.request_id) as found:
             candidates, unusable = self._candidates(request.candidates)
             donors, no_donors = self._donors.of(candidates, nodes) if tried.transformations < self._limits.attempts else ({}, {})
-            question = StartQuestion(
-                candidates, tuple(nodes), self._records.profiles(), tried.words(), donors, request.ready_within_ms, no_donors,
-                self._learning.seen,
-            )  # fmt: skip
+            profiles, within_ms, seen = self._records.profiles(), request.ready_within_ms, self._learning.seen
+            question = StartQuestion(candidates, tuple(nodes), profiles, tried.words(), donors, within_ms, no_donors, seen)
             decision = self._policy.decide(question)
             if unusable:
                 text = "; ".join(part for part in (decision.explanation, *unusable) if part)
@@ -334,8 +337,8 @@ class Starter:
                 self._cluster.failed(order.instance_id)
                 if not outcome.unreachable:
                     self._cluster.refused(order.node_id, order.instance_id)
-                if order.donor is not None and not outcome.error.retryable:  # one that is not idle any more may be soon
-                    self._donors.refused(order.donor, order.variant, outcome.error.message)
+                if order.donor is not None:
+                    self._donors.failed(order.donor, order.variant, outcome.error)
             else:
                 self._cluster.answered(outcome, self._clock.monotonic_s())
                 if order.donor is not None and outcome.start_path is StartPath.TRANSFORM:

@@ -175,6 +175,11 @@ async def test_whatever_goes_wrong_leaves_the_donor_as_it_was(world: World, brok
     assert await world.answer(1) == before
     with pytest.raises(WrongGeneration):
         await world.ask(2)
+    (donor,) = world.running.instances
+    idle_s = donor.idle_s
+    with pytest.raises(kinds[broken]):
+        await world.load("other", 3, world.long, "donor", given)
+    assert donor.idle_s >= idle_s > 0.0, "nobody used it"
 
 
 async def test_a_parked_donor_and_one_of_the_same_graph_do_as_well(world: World) -> None:

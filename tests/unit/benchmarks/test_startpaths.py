@@ -11,7 +11,7 @@ from benchmarks import published
 from benchmarks.arrivals import Arrival
 from benchmarks.published import SYSTEMS, Known, Node
 from benchmarks.report import Report
-from benchmarks.startcells import MOST_PER_S, Call, Cell, _compressed, schedules, sent
+from benchmarks.startcells import MOST_PER_S, PATIENCE_S, Call, Cell, _compressed, schedules, sent
 from benchmarks.startmodels import MODELS
 from benchmarks.startpaths import LEAST_STARTS, NAMES, PLAIN, goals, regret_row, summed_up, true_ms
 from benchmarks.traces import generated, thinned
@@ -149,9 +149,11 @@ def test_who_is_refused_waited_to_the_end() -> None:
         return "warm", True, ""
 
     async def main() -> None:
-        calls = await sent([Arrival(0.0, 0), Arrival(0.3, 1)], refusing)
+        calls = await sent([Arrival(0.0, 0), Arrival(0.1, 1), Arrival(0.3, 0)], refusing)
         assert calls[0].error == "resource_exhausted: no room"
-        assert calls[0].ms >= 300.0 > calls[1].ms
+        assert calls[0].ms == pytest.approx(1e3 * (0.3 + PATIENCE_S))
+        assert calls[2].ms == pytest.approx(1e3 * PATIENCE_S), "as who never had an answer"
+        assert calls[1].ms < 300.0
 
     asyncio.run(main())
 

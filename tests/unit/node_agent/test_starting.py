@@ -20,7 +20,7 @@ from tessera.domain.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from tessera.domain.ids import InstanceId, NodeId, Term, TrustDomain
+from tessera.domain.ids import Digest, InstanceId, NodeId, Term, TrustDomain
 from tessera.domain.instance import InstanceState, Stage, StartPath
 from tessera.domain.source import Source
 from tessera.node_agent.core.demand import HORIZON_S
@@ -179,7 +179,10 @@ async def test_a_full_file_system_within_the_budget_is_given_a_moment(node: Any,
     start = asyncio.ensure_future(node.start("a", artifact))
     await asyncio.wait([start], timeout=0.5)
     full = False
-    assert (await in_time(node, start)).state is READY
+    found = await in_time(node, start)
+    assert (found.state, found.fetched, found.fetched_bytes) == (READY, True, 0), "its fetch was waiting, too"
+    found = await node.start("b", node.make_artifact(2))
+    assert found.fetched_bytes > 0
 
 
 async def test_a_budget_that_ends_leaves_the_start_going(node: Any) -> None:
@@ -330,6 +333,29 @@ async def test_who_is_gone_from_its_runtime_when_it_is_withdrawn_costs_nobody_th
     assert (runtime.alive, runtime.unloads) == (True, [("a", 0)])
     assert node.table.get(other.instance_id).state is READY
     assert node.store.holders()[first.runtime_id] == other.blobs
+
+
+async def test_one_that_drains_on_corrupted_bytes_costs_its_runtime(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its runtime says of it that it is not there, too, and answers what waits."""
+    artifact = node.make_artifact(1, tensors=3)
+    first = await node.start("a", artifact)
+    runtime, over = node.runtimes.all[first.runtime_id], asyncio.Event()
+
+    async def unload(instance_id: InstanceId, drain_ms: int) -> frozenset[Digest]:
+        if drain_ms:
+            await over.wait()
+        raise NotFound(f"instance {instance_id}")
+
+    monkeypatch.setattr(runtime, "unload", unload)
+    stopping = asyncio.ensure_future(node.starter.stop(InstanceId("a"), "unwanted", drain_ms=5000))
+    await asyncio.sleep(0)
+    assert node.table.get(InstanceId("a")).state is InstanceState.DRAINING
+    node.corrupt(sorted(first.blobs - {artifact})[0])
+    second = await node.start("b", artifact)
+    await asyncio.sleep(0.05)
+    assert (runtime.alive, second.runtime_id != first.runtime_id) == (False, True)
+    over.set()
+    await stopping
 
 
 async def test_what_takes_the_place_of_corrupted_bytes_may_come_from_neighbours_that_nobody_named(

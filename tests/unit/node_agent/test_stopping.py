@@ -18,9 +18,9 @@ GONE = InstanceState.GONE
 
 
 async def stop_noted(node: Any) -> None:
-    """Waits until the start of `a` knows that it is to end: the stop's term is on disk before that."""
+    """Waits until the start of `a` knows that it is to end, or has ended by that: the stop's term is on disk before that."""
     async with asyncio.timeout(5):
-        while not node.starter._flights[A].stop_reason:  # noqa: ASYNC110 - a word, no event
+        while (flight := node.starter._flights.get(A)) is not None and not flight.stop_reason:  # noqa: ASYNC110 - a word, no event
             await asyncio.sleep(0.001)
 
 

@@ -108,7 +108,7 @@ def test_a_path_whose_estimates_were_off_for_others_loses_trust() -> None:
     decision = decide([candidate()], [node()], seen=StartsSeen(off={here: 4.0}))
     assert decision.chosen is not None
     assert decision.chosen.start_path is StartPath.FORK
-    assert decision.losers[0].reason == "16.0 ms assumed, times 4 as others' starts were off; 2.0 ms more than fork on n1"
+    assert decision.losers[0].reason == "16.0 ms assumed, times 4 as such starts were off; 2.0 ms more than fork on n1"
     others = [(TrustDomain("another"), *here[1:]), (DOMAIN, "aten", *here[2:]), (*here[:2], ProfileClass("q"), *here[3:])]
     for other in [*others, (*here[:4], True)]:
         there = decide([candidate()], [node()], seen=StartsSeen(off={other: 4.0}))

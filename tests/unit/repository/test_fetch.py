@@ -230,7 +230,7 @@ def test_what_another_call_copies_takes_room_once(counting: CountingRepository, 
         early = wait((second,), timeout=0.2).done  # it waits; for want of room it would have failed by now
         counting.go_on.set()
         assert not early
-        assert [call.result(30).bytes_fetched for call in (first, second)] == [3 * MIB, 0]
+        assert [(call.result(30).bytes_fetched, call.result(30).waited) for call in (first, second)] == [(3 * MIB, False), (0, True)]
 
 
 def test_the_first_error_stops_the_other_blobs(counting: CountingRepository, store: LocalTensorStore) -> None:

@@ -20,6 +20,7 @@ from tessera.policy.transform.fitting import LEAST_OBSERVATIONS
 from tessera.policy.view import RuntimeView
 from tessera.scheduler.adapters.graph_plans import GraphPlans
 from tessera.scheduler.app import Scheduler
+from tessera.scheduler.core.transform_costs import FORGET_S
 from tessera.scheduler.loops.donating import MOST_REFUSED, REFUSED_S
 from tessera.scheduler.loops.starting import StartLimits, StartRequest
 from tessera.scheduler.ports import StartOrder
@@ -249,6 +250,54 @@ def test_transformations_that_take_longer_than_expected_are_made_no_more() -> No
             node.idle(answer.instance.instance_id, 120.0)
             node.push()
         assert paths == [StartPath.TRANSFORM] * LEAST_OBSERVATIONS + [StartPath.BIND]
+
+    in_world(scenario)
+
+
+@pytest.mark.parametrize("how", ["time", "term"])
+def test_corrections_of_transformations_wear_off_and_end_with_the_term(how: str) -> None:
+    async def scenario(world: World, scheduler: Scheduler) -> None:
+        donors, now_s = scheduler.starter._donors, world.clock.monotonic_s()
+        source, target = (scheduler.records.variant(each) for each in (OLD, NEW))
+        assert source is not None
+        assert target is not None
+        before_ms = donors._transform_ms(ProfileClass("p"), source, target)
+        place, record = donors._place(target, ProfileClass("p"))
+        for _ in range(LEAST_OBSERVATIONS):
+            donors._transform_costs.note(place, record, STEPS, 300.0, now_s)
+        assert donors._transform_ms(ProfileClass("p"), source, target) == pytest.approx(300.0)
+        if how == "term":
+            scheduler._forget()
+        else:
+            await world.clock.sleep(FORGET_S)
+            donors.of((), scheduler.starter._views())
+        assert donors._transform_ms(ProfileClass("p"), source, target) == before_ms
+
+    in_world(scenario)
+
+
+@pytest.mark.parametrize("during", [False, True])
+def test_a_donor_is_not_ended_for_idleness(during: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Taken before its time came, or while etcd is asked whether it answers."""
+
+    async def scenario(world: World, scheduler: Scheduler) -> None:
+        (donor,) = world.nodes["n1"].live()
+        answers = scheduler.reconciler._etcd_answers
+
+        async def asked() -> bool:
+            scheduler.starter._donors.take(donor.instance_id)
+            return await answers()
+
+        if during:
+            monkeypatch.setattr(scheduler.reconciler, "_etcd_answers", asked)
+        else:
+            scheduler.starter._donors.take(donor.instance_id)
+        world.nodes["n1"].idle(donor.instance_id, 1e6)
+        await asyncio.sleep(5.0)
+        assert [item.instance_id for item in world.nodes["n1"].live()] == [donor.instance_id]
+        scheduler.starter._donors.release(donor.instance_id)
+        monkeypatch.setattr(scheduler.reconciler, "_etcd_answers", answers)
+        await until(lambda: not world.nodes["n1"].live(), 10.0)
 
     in_world(scenario)
 

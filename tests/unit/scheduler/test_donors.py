@@ -65,6 +65,12 @@ def test_an_instance_that_nobody_asks_is_a_donor() -> None:
     assert donor.worth_ms == 1.5 + UNKNOWN * 5.0
 
 
+def test_what_its_model_costs_later_is_what_binding_it_took_lately() -> None:
+    seen = StartsSeen({(OLD, ProfileClass("p"), StartPath.BIND): 50.0})
+    (donor,) = found(idle(OLD), seen=seen)[NEW, NodeId("n1")]
+    assert (donor.return_ms, donor.opportunity_ms) == (50.0, UNKNOWN * 50.0)
+
+
 @pytest.mark.parametrize(
     "nobody",
     [

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from scheduler_builders import DOMAIN, instance, key, node
-from scheduler_world import World, until
+from scheduler_world import World, slow, until
 
 from tessera.coord import keys
 from tessera.domain.ids import NodeId, ProfileClass
@@ -55,13 +55,8 @@ def test_one_that_is_being_opened_counts_when_that_is_over(unended: ObservedInst
     assert ended(times, LATER) == [("i-2", 6.0)]
 
 
-TURNED_BACK = (StageTime(Stage.TRANSFORM, 4.0), StageTime(Stage.MAP, 1.0), StageTime(Stage.LOAD, 5.0))
-"""A transformation that met wrong bytes, and was bound in another runtime then."""
-
-
-@pytest.mark.parametrize("stages", [(StageTime(Stage.TRANSFORM, 4.0),), TURNED_BACK, ()])
-def test_transformations_are_learnt_elsewhere_and_what_took_nothing_is_none(stages: tuple[StageTime, ...]) -> None:
-    assert ended(looked(), replace(LATER, stages=stages)) == []
+def test_what_took_nothing_is_no_start() -> None:
+    assert ended(looked(), replace(LATER, stages=())) == []
 
 
 def test_the_median_of_a_variants_last_starts_is_what_it_takes() -> None:
@@ -160,6 +155,51 @@ def test_where_binding_means_a_new_runtime_after_all_that_is_what_binding_takes(
                 await until(lambda: not world.recorded(), 5.0)
             await world.start(scheduler)
             assert node.orders[-1].start_path is StartPath.FORK
+
+    run_virtual(main)
+
+
+def test_transformations_are_learnt_elsewhere_and_what_they_fetched_here() -> None:
+    """One that met wrong bytes and was bound in another runtime then says nothing of binding either."""
+
+    async def main() -> None:
+        async with World() as world:
+            scheduler = await world.add_scheduler()
+            await world.clock.sleep(2.0)
+            turned_back = (
+                StageTime(Stage.FETCH, 5e6),
+                StageTime(Stage.TRANSFORM, 4.0),
+                StageTime(Stage.MAP, 1.0),
+                StageTime(Stage.LOAD, 5.0),
+            )
+            there = [instance(f"i-{at}", stages=turned_back, fetched_bytes=5 * LEAST_BYTES) for at in range(LEAST)]
+            world.nodes["n1"].instances.update({each.instance_id: each for each in there})
+            await world.clock.sleep(2.0)
+            seen = scheduler.starter._learning.seen
+            assert (dict(seen.took_ms), list(seen.ms_per_byte)) == ({}, ["n1"])
+
+    run_virtual(main)
+
+
+def test_a_start_that_is_taken_up_again_is_no_bind() -> None:
+    """Its agent was at it for a leader before, or for a request that gave up."""
+
+    async def main() -> None:
+        async with World() as world:
+            node = world.nodes["n1"]
+            scheduler = await world.add_scheduler()
+            await world.clock.sleep(2.0)
+            for at in range(LEAST):
+                begun = instance(f"i-{at}", state=InstanceState.LOADING, start_path=StartPath.FORK)
+                node.instances[begun.instance_id] = begun
+                node.behave = slow(1.0)
+                node.push()
+                answer = await world.start(scheduler)
+                assert answer.instance.instance_id == begun.instance_id
+                await world.clock.sleep(2.0)
+                await scheduler.reconciler.stop(NodeId("n1"), begun.instance_id)
+                await until(lambda: not world.recorded(), 5.0)
+            assert [path for _, _, path in scheduler.starter._learning.seen.took_ms] == [StartPath.FORK]
 
     run_virtual(main)
 

@@ -32,15 +32,19 @@ _CANCEL_POLL_S = 0.05
 @dataclass(frozen=True, slots=True)
 class Fetched:
     """`digests` were copied by this call, `bytes_fetched` in all, `bytes_from_peers` of them from other nodes; what was there or came by
-    another call is not among them."""
+    another call is not among them. `waited`: for another call's copying, too."""
 
     bytes_fetched: int
     digests: tuple[Digest, ...]
     bytes_from_peers: int = 0
+    waited: bool = False
 
     def __add__(self, other: Fetched) -> Fetched:
         return Fetched(
-            self.bytes_fetched + other.bytes_fetched, self.digests + other.digests, self.bytes_from_peers + other.bytes_from_peers
+            self.bytes_fetched + other.bytes_fetched,
+            self.digests + other.digests,
+            self.bytes_from_peers + other.bytes_from_peers,
+            self.waited or other.waited,
         )
 
 
@@ -168,7 +172,8 @@ class Fetcher:
             copied = self._run(missing, call)
             pins.keep()
         digests = tuple(blob.digest for blob, _ in copied)
-        return Fetched(sum(blob.size_bytes for blob, _ in copied), digests, sum(from_peers for _, from_peers in copied))
+        waited = len(copied) < len(missing)
+        return Fetched(sum(blob.size_bytes for blob, _ in copied), digests, sum(from_peers for _, from_peers in copied), waited)
 
     def _run(self, missing: list[Blob], call: _Call) -> list[tuple[Blob, int]]:
         """Copies in threads; the first error stops the others between two parts and is raised. Returns what was copied, and how many

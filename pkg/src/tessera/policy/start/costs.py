@@ -1,5 +1,5 @@
 """What a start path is expected to cost: what it took lately here, else the profile of this variant on this profile class, else a stated
-default, either one corrected by how far others' starts by the same path were off."""
+default, either one corrected by how far such starts by the same path were off."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class CostModel:
         off = seen.off.get(path_kind(variant, profile_class, path, measured))
         if off is None:
             return PathCost(ms, measured, words)
-        return PathCost(ms * off, measured, f"{words}, times {off:.2g} as others' starts were off")
+        return PathCost(ms * off, measured, f"{words}, times {off:.2g} as such starts were off")
 
     def fetch_ms(self, bytes_to_fetch: float, node_id: NodeId, seen: StartsSeen) -> float:
         return bytes_to_fetch * seen.ms_per_byte.get(node_id, self.ms_per_byte)

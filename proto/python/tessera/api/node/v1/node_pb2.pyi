@@ -238,7 +238,7 @@ class Instance(_message.Message):
     opening: _builtins.bool
     """its runtime opens it while it is ready already: its stages are not its last ones"""
     fetched_bytes: _builtins.int
-    """by its own start, wherever from"""
+    """what its fetch stage was for, wherever from; 0 where some of that was waiting"""
     @_builtins.property
     def variant(self) -> _common_pb2.VariantKey: ...
     @_builtins.property

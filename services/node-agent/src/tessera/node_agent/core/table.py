@@ -25,8 +25,9 @@ class Instance:
     """A variant on its way into a runtime, in it, or on its way out.
 
     `expires_at_s` (monotonic) is the end of a provisional assignment; None once a record in etcd has confirmed it. Sizes in bytes,
-    `stages` in milliseconds; while it is FETCHING, `fetch_done_bytes` of `fetch_total_bytes` are here. `opening`: its runtime opens it
-    while it is READY already. `donor`: what it is made of. `error` says why it failed.
+    `stages` in milliseconds; while it is FETCHING, `fetch_done_bytes` of `fetch_total_bytes` are here. `fetched_bytes`: what its fetch
+    stage was for, 0 where some of that was waiting. `opening`: its runtime opens it while it is READY already. `donor`: what it is made of.
+    `error` says why it failed.
     """
 
     instance_id: InstanceId

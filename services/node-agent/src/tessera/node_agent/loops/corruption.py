@@ -46,6 +46,7 @@ class Corruption:
             _, fetched = await self._larder.fetch(load.artifact, instance_id, None, sources or None)
         if fetched.bytes_fetched:
             self._table.note(instance_id, fetched=True)
+        self._table.note(instance_id, fetched_bytes=0)  # the stage is of more than a fetch
 
     def _quarantine(self, bad: frozenset[Digest], load: Load, found_by: InstanceId) -> None:
         for other in self._table:
@@ -59,18 +60,19 @@ class Corruption:
         self._fleet.taint(instance.runtime_id)
         if instance.state not in (InstanceState.READY, InstanceState.DRAINING):
             return  # its own load finds out
+        draining = instance.state is InstanceState.DRAINING
         error = DataCorrupted(f"instance {instance.instance_id} mapped {', '.join(sorted(bad & instance.blobs))}, which was corrupted")
         self._fail(instance.instance_id, error)
-        self._tasks.start(f"unload {instance.instance_id}", self._unload(instance))
+        self._tasks.start(f"unload {instance.instance_id}", self._unload(instance, draining))
 
-    async def _unload(self, instance: Instance) -> None:
+    async def _unload(self, instance: Instance, draining: bool) -> None:
         assert instance.runtime_id is not None
         try:
             await self._fleet.get(instance.runtime_id).unload(instance.instance_id, 0)
-        except NotFound:
-            pass  # it has become another one meanwhile, or was let go of
         except TesseraError as error:
-            _log.warning("a runtime keeps corrupted bytes and is killed", runtime_id=instance.runtime_id, reason=str(error))
-            await self._fleet.kill(instance.runtime_id)
-            return
+            # Not there: it has become another one meanwhile. One that is draining is not found either, and answers on.
+            if draining or not isinstance(error, NotFound):
+                _log.warning("a runtime keeps corrupted bytes and is killed", runtime_id=instance.runtime_id, reason=str(error))
+                await self._fleet.kill(instance.runtime_id)
+                return
         self._fleet.unpin(instance.runtime_id, instance.blobs)

@@ -45,8 +45,8 @@ class FetchProgress:
             self._table.tell(self._instance_id, now_s, f"{done} of {total} bytes fetched")
 
 
-def note_fetched(table: InstanceTable, instance_id: InstanceId, fetched: Fetched, now_s: float) -> None:
-    """All of it is here."""
-    done = {"fetched": fetched.bytes_fetched > 0, "fetched_bytes": fetched.bytes_fetched}
-    table.note(instance_id, **done, fetched_from_peers_bytes=fetched.bytes_from_peers)
+def note_fetched(table: InstanceTable, instance_id: InstanceId, fetched: Fetched, now_s: float, made_room: bool) -> None:
+    """All of it is here. `made_room`: it had to wait for that."""
+    timed_bytes = 0 if made_room or fetched.waited else fetched.bytes_fetched
+    table.note(instance_id, fetched=fetched.bytes_fetched > 0, fetched_bytes=timed_bytes, fetched_from_peers_bytes=fetched.bytes_from_peers)
     table.tell(instance_id, now_s, f"{fetched.bytes_fetched} bytes fetched, {fetched.bytes_from_peers} of them from other nodes")

@@ -265,20 +265,20 @@ class Starter:
         with watch.stage(Stage.FETCH):
             await failpoint.async_hit("node_agent.before_fetch")
             try:
-                load, fetched = await self._fetch_into_room(instance_id, artifact, flight)
+                load, fetched, tries = await self._fetch_into_room(instance_id, artifact, flight)
             except ResourceExhausted as error:
                 raise unfit(self._table.get(instance_id).variant, error, self._table, self._larder.sizes()) from error
-        note_fetched(self._table, instance_id, fetched, self._clock.monotonic_s())
+        note_fetched(self._table, instance_id, fetched, self._clock.monotonic_s(), made_room=tries > 0)
         return load
 
-    async def _fetch_into_room(self, instance_id: InstanceId, artifact: Digest, flight: Flight) -> tuple[Load, Fetched]:
-        """Where the store is full of what idle instances hold, these make room, for as long as the start is wanted."""
+    async def _fetch_into_room(self, instance_id: InstanceId, artifact: Digest, flight: Flight) -> tuple[Load, Fetched, int]:
+        """Where the store is full of what idle instances hold, these make room, for as long as the start is wanted: so often."""
         follow, check_wanted = FetchProgress(self._table, instance_id, self._clock), partial(flight.check_wanted, instance_id)
         tries = 0
         while True:
             check_wanted()  # a fetch that finds no room does not look at `cancel`
             try:
-                return await self._larder.fetch(artifact, instance_id, flight.cancel, flight.sources, follow)
+                return *await self._larder.fetch(artifact, instance_id, flight.cancel, flight.sources, follow), tries
             except ResourceExhausted:
                 if (tries := tries + 1) == ROOM_TRIES:
                     raise

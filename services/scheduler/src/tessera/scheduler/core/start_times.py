@@ -53,8 +53,7 @@ class StartTimes:
 
     def ended(self, nodes: Iterable[ObservedNode]) -> list[tuple[ObservedInstance, ProfileClass, float]]:
         """Starts whose end is reported for the first time, with the class of their nodes and what they took without fetching (ms, more than
-        0). Passed over: whoever was ready at the first look at its node, since nobody knows since when; and transformations, finished or
-        not, which are learnt by their steps (`transform_costs`)."""
+        0). Whoever was ready at the first look at its node is passed over: nobody knows since when."""
         found: list[tuple[ObservedInstance, ProfileClass, float]] = []
         known: set[InstanceId] = set()
         looked_at: set[NodeId] = set()
@@ -65,8 +64,6 @@ class StartTimes:
                     continue
                 known.add(item.instance_id)
                 if item.instance_id in self._known or node.report.node_id not in self._nodes:
-                    continue
-                if any(stage.stage is Stage.TRANSFORM for stage in item.stages):
                     continue
                 took_ms = sum(stage.ms for stage in item.stages if stage.stage is not Stage.FETCH)
                 if took_ms > 0:

@@ -45,7 +45,10 @@ class Learning:
         self._times.forget(now_s)
 
     def _note(self, item: ObservedInstance, profile_class: ProfileClass, took_ms: float, now_s: float) -> None:
-        """For the path that was chosen: where binding meant a new runtime after all, that is what choosing it costs."""
+        """For the path that was chosen: where binding meant a new runtime after all, that is what choosing it costs. What began as a
+        transformation, finished or not, is learnt by its steps (`transform_costs`)."""
+        if any(stage.stage is Stage.TRANSFORM for stage in item.stages):
+            return
         assignment = self._cluster.desired.assignments.get(item.instance_id)
         path = assignment.record.start_path if assignment is not None else item.start_path
         variant = self._records.variant(item.variant)

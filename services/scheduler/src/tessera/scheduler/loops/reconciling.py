@@ -158,7 +158,7 @@ class Reconciler:
     async def _end_idle(self) -> None:
         """Lets the policy propose stops, and vets each one. Nothing ends while etcd is away: its record could not be deleted."""
         self._cluster.note_usage(self._clock.monotonic_s())
-        views = self._cluster.views(self._records.nodes(), {}, also=self._starter.donors)
+        views = self._cluster.views(self._records.nodes(), {})
         proposals = [item for item in self._keep_alive.propose(views, self._cluster.usage.gaps) if self._may_end(item)]
         if not proposals or not await self._etcd_answers():
             return
@@ -171,6 +171,8 @@ class Reconciler:
                 self._meter.stopped(self._keep_alive.name)
 
     def _may_end(self, proposal: StopProposal) -> bool:
+        if proposal.instance_id in self._starter.donors:
+            return False  # a start is about to make another one of it
         shown = self._cluster.find(proposal.instance_id)
         assignment = self._cluster.desired.assignments.get(proposal.instance_id)
         return vet_stop(shown, assignment, self._starter.waited_for, shown is not None) is None

@@ -309,7 +309,7 @@ class Starter:
             generation = int.from_bytes(self._random_bytes(8), "big") or 1
             names = (option.node_id, InstanceId(f"i-{self._random_bytes(8).hex()}"), Generation(generation))
         budget_s = max(request.budget_s, self._limits.least_budget_s)
-        path, donor = (option.start_path, option.donor) if there is None else (StartPath.BIND, None)
+        path, donor = (option.start_path, option.donor) if there is None else (there.start_path.again, None)
         sources = self._sources(option.variant, artifact, names[0])
         # No record stands behind it while it is waited for.
         expires_after_s = budget_s + self._limits.provisional_s

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from benchmarks.population import PACKED_BELOW_BYTES
-from tessera.domain.artifact import Blob
+from tessera.domain.artifact import PACK_THRESHOLD_BYTES, Blob
 from tessera.domain.ids import Digest
 from tessera.policy.transform.structure import Operation, Origin, OriginKind, Structure, Tensor
 
@@ -116,7 +115,7 @@ def siblings(count: int, graphs: Mapping[Digest, Structure], seed: int) -> list[
     while len(found) < count:
         graph = names[int(draw.integers(len(names)))]
         sizes = [tensor.size_bytes for tensor in graphs[graph].tensors]
-        large = [size for size in sizes if size >= PACKED_BELOW_BYTES]
+        large = [size for size in sizes if size >= PACK_THRESHOLD_BYTES]
         own = large[len(large) - math.ceil(OWN_SHARE * len(large)) :]
         trunk = tuple(blob(size) for size in large[: len(large) - len(own)])
         packed = sum(sizes) - sum(large)

@@ -12,6 +12,7 @@ from functools import cache
 import numpy as np
 
 from benchmarks.models import BY_NAME, build_module
+from tessera.domain.artifact import PACK_THRESHOLD_BYTES
 from tessera.domain.ids import Digest
 
 ARCHITECTURES = {
@@ -26,7 +27,6 @@ ARCHITECTURES = {
 
 SINGLE_SHARE = 0.3
 SIBLINGS = (2, 3, 4, 6, 8, 12, 16)
-PACKED_BELOW_BYTES = 16384
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def populate(functions: int, seed: int) -> Population:
         architecture = str(draw.choice(list(ARCHITECTURES)))
         siblings = 1 if draw.uniform() < SINGLE_SHARE else int(draw.choice(SIBLINGS))
         tensors = tensor_sizes(architecture)
-        large = {name: size for name, size in tensors.items() if size >= PACKED_BELOW_BYTES}
+        large = {name: size for name, size in tensors.items() if size >= PACK_THRESHOLD_BYTES}
         packed = sum(tensors.values()) - sum(large.values())
         own = [name for name in large if siblings == 1 or name.startswith(ARCHITECTURES[architecture])]
         trunk = tuple(blob(size) for name, size in large.items() if name not in own)

@@ -20,7 +20,7 @@ from tessera.policy.transform.fitting import LEAST_OBSERVATIONS
 from tessera.policy.view import RuntimeView
 from tessera.scheduler.adapters.graph_plans import GraphPlans
 from tessera.scheduler.app import Scheduler
-from tessera.scheduler.core.transform_costs import FORGET_S
+from tessera.scheduler.core.start_times import FORGET_S
 from tessera.scheduler.loops.donating import MOST_REFUSED, REFUSED_S
 from tessera.scheduler.loops.starting import StartLimits, StartRequest
 from tessera.scheduler.ports import StartOrder

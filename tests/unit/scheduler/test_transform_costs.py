@@ -10,7 +10,8 @@ from tessera.domain.transformation import MetaOperator, StepSum
 from tessera.policy.transform.costs import REPLACED, MetaCosts
 from tessera.policy.transform.fitting import LEAST_OBSERVATIONS
 from tessera.scheduler.core import transform_costs
-from tessera.scheduler.core.transform_costs import FORGET_S, NOT_MEASURED, TransformCosts
+from tessera.scheduler.core.start_times import FORGET_S
+from tessera.scheduler.core.transform_costs import NOT_MEASURED, TransformCosts
 from tessera.testing.builders import a_meta_cost_record
 
 HERE, THERE = ((TrustDomain("default"), ProfileClass(name), "aten") for name in ("here", "there"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -73,3 +74,8 @@ class Stage(StrEnum):
 class StageTime:
     stage: Stage
     ms: float
+
+
+def without_fetch_ms(stages: Iterable[StageTime]) -> float:
+    """What a start took beside fetching, in ms: what is missing differs by node."""
+    return sum(stage.ms for stage in stages if stage.stage is not Stage.FETCH)

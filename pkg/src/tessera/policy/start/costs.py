@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tessera.domain.ids import NodeId, ProfileClass, TrustDomain, VariantKey
-from tessera.domain.instance import Stage, StartPath
+from tessera.domain.instance import StartPath, without_fetch_ms
 from tessera.domain.records import ProfileRecord, VariantRecord
 
 DEFAULT_PATH_MS: Mapping[tuple[StartPath, str], float] = {
@@ -79,7 +79,7 @@ class CostModel:
             return 0.0, True
         measured = next((cost for cost in profile.load if cost.start_path is start_path), None) if profile is not None else None
         if measured is not None:
-            return sum(stage.ms for stage in measured.stages if stage.stage is not Stage.FETCH), True
+            return without_fetch_ms(measured.stages), True
         return self.path_ms.get((start_path, backend), FALLBACK_PATH_MS[start_path]), False
 
     def expected(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tessera.domain.ids import ProfileClass, VariantKey
-from tessera.domain.instance import Stage, StartPath
+from tessera.domain.instance import StartPath, without_fetch_ms
 from tessera.domain.records import LatencyRow, LoadCost, ProfileRecord
 from tessera.profiler.core.grid import cell_of
 
@@ -53,10 +53,6 @@ def cheapest(loads: Iterable[LoadCost]) -> dict[StartPath, LoadCost]:
     found: dict[StartPath, LoadCost] = {}
     for load in loads:
         known = found.get(load.start_path)
-        if known is None or _own_ms(load) < _own_ms(known):
+        if known is None or without_fetch_ms(load.stages) < without_fetch_ms(known.stages):
             found[load.start_path] = load
     return found
-
-
-def _own_ms(load: LoadCost) -> float:
-    return sum(stage.ms for stage in load.stages if stage.stage is not Stage.FETCH)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from tessera.domain.ids import InstanceId, NodeId, ProfileClass
-from tessera.domain.instance import InstanceState, Stage
+from tessera.domain.instance import InstanceState, without_fetch_ms
 from tessera.policy.start.costs import PathKind, StartKind, StartsSeen
 from tessera.scheduler.core.observed import ObservedInstance, ObservedNode
 
@@ -65,7 +65,7 @@ class StartTimes:
                 known.add(item.instance_id)
                 if item.instance_id in self._known or node.report.node_id not in self._nodes:
                     continue
-                took_ms = sum(stage.ms for stage in item.stages if stage.stage is not Stage.FETCH)
+                took_ms = without_fetch_ms(item.stages)
                 if took_ms > 0:
                     found.append((item, node.report.profile_class, took_ms))
         self._known, self._nodes = frozenset(known), frozenset(looked_at)

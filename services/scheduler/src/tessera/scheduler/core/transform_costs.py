@@ -11,11 +11,10 @@ from tessera.domain.records import MetaCostRecord
 from tessera.domain.transformation import MetaOperator, Observation, StepSum
 from tessera.policy.transform.costs import REPLACED, MetaCosts, costs_of
 from tessera.policy.transform.fitting import LEAST_OBSERVATIONS, refit
+from tessera.scheduler.core.start_times import FORGET_S
 
 WINDOW = 64
 """The last transformations of a class, from which its costs are corrected."""
-FORGET_S = 600.0
-"""After the last one: what was slow for a moment must get its chance again, and what is not chosen is never seen."""
 KEPT_SUMS = 4096
 """Of pairs of graphs, on each class."""
 
